@@ -1,0 +1,2 @@
+"""The REST API: schema, server, client.
+"""

@@ -1,0 +1,2 @@
+"""Rules, walls and conditions. Pure; no I/O.
+"""

@@ -1,0 +1,2 @@
+"""The Python client for programs.
+"""

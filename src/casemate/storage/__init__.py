@@ -1,0 +1,4 @@
+"""Layers, writable roots and volumes as mounts.
+
+Nothing here parses what is inside a layer or a volume.
+"""

@@ -1,0 +1,2 @@
+"""Admission: the step between "resolved to a digest" and "run". Pure; no I/O.
+"""
