@@ -120,7 +120,7 @@ class DiskFull(CasemateError):
     code = "disk.full"
     status = 507
     title = "No space is left on the device"
-    remedy = "Free space: `casemate system df` shows what takes it, `casemate system prune` and `casemate image prune` free it."
+    remedy = "`casemate system df` shows what takes the space; `casemate system prune` and `image prune` free it."
     retryable = True
 
 

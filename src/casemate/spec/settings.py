@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import get_args
 
 from casemate.spec.errors import InvalidArgument
 
@@ -24,7 +23,7 @@ class SettingInvalid(InvalidArgument):
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One row: *name* ``section.key``, the *default* (its type is the setting's type), *why* that default, *unit*, range."""
+    """One row: *name* ``section.key``, *default* (its type is the setting's), *why* that default, *unit*, range."""
 
     name: str
     default: Value
@@ -50,7 +49,7 @@ class Setting:
             low, high = self.minimum, self.maximum
             if (low is not None and value < low) or (high is not None and value > high):
                 raise SettingInvalid(f"{self.name}: {value} is outside {low}..{high} {self.unit}".rstrip())
-        assert isinstance(value, get_args(Value)[:3])
+        assert isinstance(value, str | int)
         return value
 
     def parse(self, text: str) -> Value:
@@ -80,26 +79,65 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("daemon.group", "casemate", "members of this group may use the API socket"),
     Setting("runtime.namespace", "auto", "auto, crun or runc: auto probes crun, then runc, by running a container"),
     Setting("runtime.stop_timeout", 10, "what Docker and Podman wait before KILL", "s", 0, 86_400),
-    Setting("network.pool", "10.209.0.0/16", "pods get /32 addresses from it; overlaps with neither Docker's nor Podman's default"),
+    Setting(
+        "network.pool",
+        "10.209.0.0/16",
+        "pods get /32 addresses from it; overlaps with neither Docker's nor Podman's default",
+    ),
     Setting("network.dns", (), "resolvers for pods; empty: those of the host that a pod can reach"),
     Setting("network.mtu", 0, "0: that of the interface with the default route", "bytes", 0, 65_535),
-    Setting("userns.first_id", 1_000_000_000, "first host uid of the pods' ranges: above what useradd gives to people", "", 100_000, 4_000_000_000),
+    Setting("network.table", "casemate", "name of our nftables table: whatever we create in the kernel bears our name"),
+    Setting(
+        "network.link_prefix", "cm-", "prefix of our interfaces' names; 8 hexadecimal digits of the pod's id follow"
+    ),
+    Setting("cgroup.parent", "casemate", "the cgroup below which every pod has its own, in each hierarchy"),
+    Setting(
+        "userns.first_id",
+        1_000_000_000,
+        "first host uid of the pods' ranges: above what useradd gives to people",
+        "",
+        100_000,
+        4_000_000_000,
+    ),
     Setting("userns.ranges", 20_000, "how many pods can have a range of their own at one time", "pods", 1, 30_000),
-    Setting("limits.pids", 4096, "default --pids-limit: stops a fork bomb, enough for a JVM or a build", "processes", 1, 4_194_304),
+    Setting(
+        "limits.pids",
+        4096,
+        "default --pids-limit: stops a fork bomb, enough for a JVM or a build",
+        "processes",
+        1,
+        4_194_304,
+    ),
     Setting("limits.containers", 10_000, "bound on containers in the store", "containers", 1, 1_000_000),
-    Setting("limits.writable_bytes", 0, "0: none; otherwise the bound on a container's writable layer", "bytes", 0, 1 << 50),
+    Setting(
+        "limits.writable_bytes", 0, "0: none; otherwise the bound on a container's writable layer", "bytes", 0, 1 << 50
+    ),
     Setting("logs.max_bytes", 10 << 20, "a container's log is rotated at this size", "bytes", 1 << 12, 1 << 40),
     Setting("image.parallel_layers", 3, "downloads at a time in one pull: what Docker uses", "layers", 1, 16),
-    Setting("image.max_manifest_bytes", 4 << 20, "manifests above are refused (registries bound them at 4 MiB)", "bytes", 1 << 10, 64 << 20),
-    Setting("image.max_layer_bytes", 64 << 30, "bound on one layer unpacked: stops a decompression bomb", "bytes", 1 << 20, 1 << 45),
-    Setting("image.max_ratio", 1000, "bound on unpacked to packed size: gzip reaches 1032 only with zeros", "", 10, 100_000),
+    Setting(
+        "image.max_manifest_bytes",
+        4 << 20,
+        "manifests above are refused (registries bound them at 4 MiB)",
+        "bytes",
+        1 << 10,
+        64 << 20,
+    ),
+    Setting(
+        "image.max_layer_bytes",
+        64 << 30,
+        "bound on one layer unpacked: stops a decompression bomb",
+        "bytes",
+        1 << 20,
+        1 << 45,
+    ),
+    Setting("image.max_ratio", 1000, "bound on unpacked to packed size: gzip reaches 1032 on zeros", "", 10, 100_000),
     Setting("image.max_layer_files", 2_000_000, "bound on entries in one layer", "files", 1000, 100_000_000),
     Setting("registry.mirrors", (), "host=mirror pairs, tried in order before the host itself"),
     Setting("registry.insecure", (), "registries (host or host:port) that may be spoken to over plain HTTP"),
     Setting("api.tls_listen", "", "address:port for TLS with client certificates; empty: off"),
     Setting("api.tls_certificate", "/etc/casemate/tls/server.crt", "server certificate chain, PEM"),
     Setting("api.tls_key", "/etc/casemate/tls/server.key", "server key, PEM, readable by casemate only"),
-    Setting("api.tls_client_ca", "/etc/casemate/tls/client-ca.crt", "authority that client certificates must come from"),
+    Setting("api.tls_client_ca", "/etc/casemate/tls/client-ca.crt", "authority of the client certificates"),
     Setting("grants.host_paths", (), "users, or @groups, that may bind host paths; root always may"),
     Setting("grants.devices", (), "users, or @groups, that may pass devices; root always may"),
     Setting("grants.capabilities", (), "users, or @groups, that may add capabilities; root always may"),
