@@ -1,2 +1,1 @@
-"""The REST API: schema, server, client.
-"""
+"""The REST API: schema, server, client."""

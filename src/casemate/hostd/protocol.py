@@ -162,6 +162,9 @@ class ContainerRun(Operation, frozen=True, tag="container.run"):
 class ContainerStart(Operation, frozen=True, tag="container.start"):
     """Starts a created container; an exited one is prepared anew (same record) and started.
 
+    What a reboot, or the end of the pod's last container, took away (mounts, namespaces, interface) is made
+    anew from hostd's own record, which also keeps what was granted: no caller is needed.
+
     With *attach* as in ContainerRun. Answers :class:`Started`.
     """
 
