@@ -445,12 +445,12 @@ class Progress(Value, frozen=True):
 
 
 class EventRow(Value, frozen=True):
-    """An event of the node: what happened to which object, and why."""
+    """An event of the node: what happened to which subject, and why."""
 
     number: int
     at: str
     kind: str
-    object: str
+    subject: str
     action: str
     project: str = "default"
     name: str = ""
@@ -464,7 +464,7 @@ class AuditRow(Value, frozen=True):
     at: str
     who: str
     action: str
-    object: str
+    subject: str
     answer: str
     facts: dict[str, object]
     chain: str
