@@ -1,0 +1,52 @@
+"""A user namespace as an open descriptor: what an idmapped mount takes its map from.
+
+The namespace is created by a child that does nothing but exit (see :func:`casemate.host.syscalls.clone_and_exit`).
+Until it is reaped, a zombie still has its credentials, and through them its user namespace: its maps can be
+written and its namespace opened. So no helper program runs, nothing waits on a pipe, and a daemon killed in
+between leaves nothing. Measured: 0.7 ms, against 2 to 3 ms with util-linux' ``unshare`` (decision 0020).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+
+from casemate.host import syscalls
+from casemate.spec.errors import HostLacks
+
+#: Highest id plus one: (uid_t)-1 is no id.
+_ID_END = (1 << 32) - 1
+
+
+class UserNamespacesMissing(HostLacks):
+    code = "host.user_namespaces_missing"
+    title = "The host does not let us create user namespaces"
+    remedy = "Raise the limit: `sysctl user.max_user_namespaces=65536`; the kernel needs CONFIG_USER_NS."
+
+
+def userns_fd(first_id: int, count: int) -> int:
+    """A user namespace in which uid and gid 0..*count*-1 are *first_id*.. outside; the caller closes it.
+
+    Raises :class:`UserNamespacesMissing` where the kernel refuses, ``ValueError`` for ids that do not exist.
+    """
+    if first_id < 0 or count < 1 or first_id + count > _ID_END:
+        raise ValueError(f"ids {first_id}..{first_id + count - 1} are not all below {_ID_END}")
+    # A signal in the child would run Python's C handler on our memory.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        pid = syscalls.clone_and_exit(syscalls.CLONE_NEWUSER)
+    except OSError as error:
+        raise UserNamespacesMissing(f"clone with CLONE_NEWUSER: {error.strerror}") from error
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    try:
+        line = f"0 {first_id} {count}\n".encode()
+        for name in ("uid_map", "gid_map"):
+            number = os.open(f"/proc/{pid}/{name}", os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                os.write(number, line)
+            finally:
+                os.close(number)
+        return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        os.waitpid(pid, 0)
