@@ -39,7 +39,7 @@ def machine() -> str:
 
 def run(argv: Sequence[str], **more: object) -> subprocess.CompletedProcess[bytes]:
     """A checked run that shows what the program said when it fails."""
-    done = subprocess.run(list(argv), capture_output=True, timeout=600, **more)  # type: ignore[call-overload]
+    done = subprocess.run(list(argv), capture_output=True, timeout=600, check=False, **more)  # type: ignore[call-overload]
     if done.returncode != 0:
         raise SystemExit(
             f"{' '.join(argv)} ended with {done.returncode}: {done.stderr.decode(errors='replace')[-2000:]}"
@@ -116,7 +116,7 @@ def docker(folder: Path, archive: Path) -> Iterator[list[str]]:
     client = ["docker", "--host", f"unix://{socket}"]
     try:
         for _ in range(150):
-            if subprocess.run([*client, "version"], capture_output=True, timeout=20).returncode == 0:
+            if subprocess.run([*client, "version"], capture_output=True, timeout=20, check=False).returncode == 0:
                 break
             time.sleep(0.2)
         else:
@@ -142,7 +142,13 @@ def podman(folder: Path, archive: Path) -> Iterator[list[str]]:
     """
     conf = folder / "containers.conf"
     conf.write_text(
-        '[containers]\ndefault_ulimits = ["nofile=1024:1024", "nproc=1024:1024"]\n[engine]\ncgroup_manager="cgroupfs"\nevents_logger="file"\n'
+        '[containers]
+default_ulimits = ["nofile=1024:1024", "nproc=1024:1024"]
+'
+        '[engine]
+cgroup_manager="cgroupfs"
+events_logger="file"
+'
     )
     hide = 'umount /sys/fs/cgroup/unified 2>/dev/null; exec "$@"'
     argv = [
@@ -154,9 +160,9 @@ def podman(folder: Path, archive: Path) -> Iterator[list[str]]:
     try:
         yield argv
     finally:
-        subprocess.run([*argv, "rm", "-fa"], capture_output=True, timeout=120)
-        subprocess.run([*argv, "rmi", "-fa"], capture_output=True, timeout=120)
+        subprocess.run([*argv, "rm", "-fa"], capture_output=True, timeout=120, check=False)
+        subprocess.run([*argv, "rmi", "-fa"], capture_output=True, timeout=120, check=False)
         for row in reversed(Path("/proc/self/mounts").read_text().splitlines()):
             target = row.split()[1]
             if target.startswith(str(folder)):
-                subprocess.run(["umount", "-l", target], capture_output=True)
+                subprocess.run(["umount", "-l", target], capture_output=True, check=False)

@@ -68,14 +68,15 @@ def main() -> None:
         conmon = [pss_kib(p) for p in processes("conmon", "casemate")]
         sleepers = [pss_kib(p) for p in processes("sleep 100000") if p not in processes("conmon")]
         print(
-            f"{count} idle containers: PSS of conmon {sum(conmon) / count:.0f} KiB + container {sum(sleepers) / count:.0f} KiB "
-            f"= {(sum(conmon) + sum(sleepers)) / count / 1024:.2f} MiB each; MemAvailable fell by {fell / 1024:.2f} MiB each   (budget 2 MiB)"
+            f"{count} idle containers: PSS of conmon {sum(conmon) / count:.0f} KiB + container "
+            f"{sum(sleepers) / count:.0f} KiB = {(sum(conmon) + sum(sleepers)) / count / 1024:.2f} MiB each; "
+            f"MemAvailable fell by {fell / 1024:.2f} MiB each   (budget 2 MiB)"
         )
         print(f"daemons with {count} containers, PSS: "
               f"{ {name: sum(map(pss_kib, pids)) for name, pids in daemons.items()} } KiB")  # fmt: skip
     finally:
         for at in range(0, count, 50):
-            subprocess.run([CASEMATE, "rm", "-f", *names[at : at + 50]], capture_output=True, timeout=300)
+            subprocess.run([CASEMATE, "rm", "-f", *names[at : at + 50]], capture_output=True, timeout=300, check=False)
 
 
 if __name__ == "__main__":

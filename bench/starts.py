@@ -35,8 +35,8 @@ def main() -> None:
                 rates["docker"] = max(rates["docker"], storm(theirs, count))
     print(machine())
     print(
-        f"{count} starts (run --rm IMAGE true), 8 at a time: casemate {rates['casemate']:.1f}/s, docker {rates['docker']:.1f}/s; "
-        f"ratio {rates['casemate'] / rates['docker']:.2f}   (budget at least 3)"
+        f"{count} starts (run --rm IMAGE true), 8 at a time: casemate {rates['casemate']:.1f}/s, "
+        f"docker {rates['docker']:.1f}/s; ratio {rates['casemate'] / rates['docker']:.2f}   (budget at least 3)"
     )
 
 
