@@ -142,13 +142,8 @@ def podman(folder: Path, archive: Path) -> Iterator[list[str]]:
     """
     conf = folder / "containers.conf"
     conf.write_text(
-        '[containers]
-default_ulimits = ["nofile=1024:1024", "nproc=1024:1024"]
-'
-        '[engine]
-cgroup_manager="cgroupfs"
-events_logger="file"
-'
+        '[containers]\ndefault_ulimits = ["nofile=1024:1024", "nproc=1024:1024"]\n'
+        '[engine]\ncgroup_manager="cgroupfs"\nevents_logger="file"\n'
     )
     hide = 'umount /sys/fs/cgroup/unified 2>/dev/null; exec "$@"'
     argv = [
