@@ -1,0 +1,263 @@
+"""Messages with descriptors over a unix SOCK_SEQPACKET socket, on the loop.
+
+One send is one message: nothing is framed, nothing can be cut in two. Sizes, descriptors per message and the
+messages that wait to be sent are bounded; a peer that does not read is closed, not waited for.
+"""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import contextlib
+import os
+import socket
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from casemate.host.peer import Peer, peer_of
+from casemate.spec.errors import CasemateError, LimitExceeded
+
+#: Larger than any request or answer of ours (a spec with 1,000 mounts is below 200 KiB).
+MAX_MESSAGE_BYTES = 256 << 10
+#: stdin, stdout, stderr, a console, and as much again. The kernel's own bound is 253.
+MAX_DESCRIPTORS = 8
+#: Messages that may wait for a slow peer before it is dropped.
+MAX_WAITING = 256
+
+
+class ConnectionLost(CasemateError):
+    code = "host.connection_lost"
+    status = 503
+    title = "The other process closed the connection"
+    remedy = "See that process's journal; the client connects again by itself."
+    retryable = True
+
+
+@dataclass(slots=True)
+class Message:
+    """What came in one send: the bytes, and the descriptors (the receiver's to close)."""
+
+    data: bytes
+    fds: list[int]
+
+    def close(self) -> None:
+        """Close the descriptors that nobody took."""
+        while self.fds:
+            os.close(self.fds.pop())
+
+
+class Channel:
+    """One connected socket. One task may receive; any may send."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        self._socket = connection
+        self._loop = asyncio.get_running_loop()
+        self._outgoing: deque[tuple[bytes, list[int]]] = deque()
+        self._writing = False
+        self._drained = asyncio.Event()
+        self._drained.set()
+        self.closed = False
+
+    @property
+    def peer(self) -> Peer:
+        """Who is at the other end (as it was when it connected)."""
+        return peer_of(self._socket)
+
+    async def receive(self) -> Message | None:
+        """The next message, or None at the end. Raises :class:`LimitExceeded` for one that is too large."""
+        while True:
+            if self.closed:
+                return None
+            try:
+                return self._receive_now()
+            except (BlockingIOError, InterruptedError):
+                await self._readable()
+            except OSError:
+                return None
+
+    def _receive_now(self) -> Message | None:
+        space = socket.CMSG_SPACE(MAX_DESCRIPTORS * 4)
+        data, ancillary, flags, _ = self._socket.recvmsg(MAX_MESSAGE_BYTES, space, socket.MSG_CMSG_CLOEXEC)
+        fds: list[int] = []
+        for level, kind, payload in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                numbers = array.array("i")
+                numbers.frombytes(payload[: len(payload) - len(payload) % 4])
+                fds.extend(numbers)
+        message = Message(data, fds)
+        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+            message.close()
+            raise LimitExceeded(
+                f"a message of more than {MAX_MESSAGE_BYTES} bytes or {MAX_DESCRIPTORS} descriptors came in"
+            )
+        if not data and not fds:
+            return None  # the end: an empty message is not one of ours
+        return message
+
+    async def _readable(self) -> None:
+        ready: asyncio.Future[None] = self._loop.create_future()
+        number = self._socket.fileno()
+        if number < 0:
+            return
+
+        def wake() -> None:
+            if not ready.done():
+                ready.set_result(None)
+
+        self._loop.add_reader(number, wake)
+        try:
+            await ready
+        finally:
+            if self._socket.fileno() >= 0:
+                self._loop.remove_reader(number)
+
+    def send(self, data: bytes, fds: Sequence[int] = ()) -> None:
+        """Send, or queue behind what waits; the descriptors are duplicated, the caller's stay the caller's.
+
+        Raises :class:`LimitExceeded` (too large), :class:`ConnectionLost` (closed, or the peer does not read).
+        """
+        if self.closed:
+            raise ConnectionLost("the connection is closed")
+        if len(data) > MAX_MESSAGE_BYTES or len(fds) > MAX_DESCRIPTORS or not data:
+            raise LimitExceeded(
+                f"a message of {len(data)} bytes and {len(fds)} descriptors; allowed: 1 to {MAX_MESSAGE_BYTES},"
+                f" and {MAX_DESCRIPTORS}"
+            )
+        if not self._writing:
+            try:
+                self._send_now(data, fds)
+                return
+            except (BlockingIOError, InterruptedError):
+                pass
+            except OSError as error:
+                self.close()
+                raise ConnectionLost(f"sending: {error.strerror}") from error
+        if len(self._outgoing) >= MAX_WAITING:
+            self.close()
+            raise ConnectionLost(f"the peer left {MAX_WAITING} messages unread")
+        self._outgoing.append((data, [os.dup(number) for number in fds]))
+        if not self._writing:
+            self._writing = True
+            self._drained.clear()
+            self._loop.add_writer(self._socket.fileno(), self._flush)
+
+    async def drain(self) -> None:
+        """Wait until nothing waits to be sent."""
+        await self._drained.wait()
+
+    def _send_now(self, data: bytes, fds: Sequence[int]) -> None:
+        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+        self._socket.sendmsg([data], ancillary, socket.MSG_NOSIGNAL)
+
+    def _flush(self) -> None:
+        while self._outgoing:
+            data, fds = self._outgoing[0]
+            try:
+                self._send_now(data, fds)
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError:
+                self.close()
+                return
+            self._outgoing.popleft()
+            for number in fds:
+                os.close(number)
+        self._loop.remove_writer(self._socket.fileno())
+        self._writing = False
+        self._drained.set()
+
+    def close(self) -> None:
+        """Close; what waits is dropped. A receiver that waits gets None."""
+        if self.closed:
+            return
+        self.closed = True
+        number = self._socket.fileno()
+        self._loop.remove_writer(number)
+        # shutdown wakes a task that waits in receive().
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._loop.remove_reader(number)
+        self._socket.close()
+        for _, fds in self._outgoing:
+            for one in fds:
+                os.close(one)
+        self._outgoing.clear()
+        self._drained.set()
+
+
+def listen(path: Path, *, mode: int = 0o600, owner: tuple[int, int] | None = None, backlog: int = 64) -> socket.socket:
+    """A listening socket at *path*; a dead one that lies there is replaced, a live one is an error.
+
+    Raises ``FileExistsError`` when another process listens there.
+    """
+    server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC) as probe:
+            probe.setblocking(False)
+            try:
+                probe.connect(str(path))
+            except (FileNotFoundError, ConnectionRefusedError):
+                pass
+            else:
+                raise FileExistsError(17, "another process listens there", str(path))
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary.unlink(missing_ok=True)
+        server.bind(str(temporary))
+        # Mode and owner are right before the name exists.
+        temporary.chmod(mode)
+        if owner is not None:
+            os.chown(temporary, *owner)
+        server.listen(backlog)
+        temporary.rename(path)
+    except BaseException:
+        server.close()
+        raise
+    return server
+
+
+async def connect(path: Path) -> Channel:
+    """A channel to the socket at *path*; raises :class:`ConnectionLost` when nobody answers."""
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+    connection.setblocking(False)
+    try:
+        # A unix connect completes at once or fails; EAGAIN means a full backlog.
+        await asyncio.get_running_loop().sock_connect(connection, str(path))
+    except OSError as error:
+        connection.close()
+        raise ConnectionLost(f"{path}: {error.strerror or error}", path=str(path)) from error
+    return Channel(connection)
+
+
+async def serve(
+    server: socket.socket,
+    handle: Callable[[Channel], Awaitable[None]],
+    *,
+    accepts: Callable[[Peer], bool],
+    max_connections: int = 16,
+) -> None:
+    """Accept peers for ever; *handle* each in a task of its own. One that *accepts* refuses is closed unheard.
+
+    What *handle* raises ends the whole server: it answers its own errors.
+    """
+    loop = asyncio.get_running_loop()
+    places = asyncio.Semaphore(max_connections)
+
+    async def one(channel: Channel) -> None:
+        try:
+            await handle(channel)
+        finally:
+            channel.close()
+            places.release()
+
+    async with asyncio.TaskGroup() as group:
+        while True:
+            await places.acquire()
+            connection, _ = await loop.sock_accept(server)
+            if accepts(peer_of(connection)):
+                group.create_task(one(Channel(connection)))
+            else:
+                connection.close()
+                places.release()
