@@ -1,6 +1,8 @@
 # Sourced by prepare: installs the Debian packages of a list that are missing. Bash.
 # shellcheck shell=bash disable=SC2154
 
+service_policy=/usr/sbin/policy-rc.d
+
 # install_debian_packages LIST
 install_debian_packages() {
     local missing
@@ -50,7 +52,7 @@ apt_get() {
 # the tests' peers (docker, docker-registry) are the user's affair: a policy-rc.d (Debian's own means for this) forbids
 # the start, and what was enabled by the installation is disabled again. A policy-rc.d of the user's is left alone.
 without_service_starts() {
-    local policy=/usr/sbin/policy-rc.d ours=0 before after
+    local policy=$service_policy ours=0 before after
     if [ ! -e $policy ]; then
         ours=1
         # shellcheck disable=SC2064  # the value of now is meant

@@ -17,6 +17,12 @@ readonly account=casemate
 readonly supervision=/run/casemate-supervise
 readonly daemons=(casemate-hostd casemated)   # in the order of their start
 
+# How casemated is started where systemd does not: what talks to the network holds no privilege. Another uid, no
+# capability to keep or to gain, no setuid program; and TERM when the supervisor dies.
+readonly unprivileged=(setpriv --pdeathsig TERM --reuid "$account" --regid "$account" --init-groups --no-new-privs
+    --bounding-set=-all --inh-caps=-all --ambient-caps=-all)
+readonly privileged=(setpriv --pdeathsig TERM)
+
 # One line for each thing that is done; nothing for what is there already.
 step() { printf 'casemate: %s\n' "$*"; }
 
