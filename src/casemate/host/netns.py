@@ -22,8 +22,11 @@ T = TypeVar("T")
 _TIMEOUT_S = 30.0
 
 
-async def in_own_thread(function: Callable[[], T]) -> T:
-    """Run *function* in a new thread that ends with it; its result or its exception."""
+async def in_own_thread(function: Callable[[], T], *, timeout_s: float = _TIMEOUT_S) -> T:
+    """Run *function* in a new thread that ends with it; its result or its exception.
+
+    The thread cannot be stopped: after *timeout_s*, or when the waiter is cancelled, its result is dropped.
+    """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
 
@@ -46,7 +49,7 @@ async def in_own_thread(function: Callable[[], T]) -> T:
             loop.call_soon_threadsafe(deliver, result, failed)
 
     threading.Thread(target=body, daemon=True, name="casemate-own").start()
-    async with asyncio.timeout(_TIMEOUT_S):
+    async with asyncio.timeout(timeout_s):
         return await future
 
 

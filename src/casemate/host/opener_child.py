@@ -1,7 +1,8 @@
 """Child of :func:`casemate.host.safe_path.open_as`: becomes the user, opens one path, hands the descriptor over.
 
 Run as a file with ``python -I -S``; imports nothing of casemate's. Arguments: uid, gid, groups (comma-separated),
-path. Descriptor 3 is a SOCK_SEQPACKET socket: it gets an O_PATH descriptor, or the number of the error as text.
+``read`` or ``write``, path. Descriptor 3 is a SOCK_SEQPACKET socket:
+it gets an O_PATH descriptor, or the number of the error as text.
 """
 
 import ctypes
@@ -9,6 +10,7 @@ import os
 import sys
 from _socket import SCM_RIGHTS, SOL_SOCKET, socket
 
+_FACCESSAT2, _AT_EMPTY_PATH = 439, 0x1000
 _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 4, 38
 
 
@@ -29,7 +31,13 @@ def main() -> int:
         return 2
     channel = socket(fileno=3)
     try:
-        number = os.open(sys.argv[4], os.O_PATH | os.O_CLOEXEC)
+        number = os.open(sys.argv[5], os.O_PATH | os.O_CLOEXEC)
+        wanted = os.R_OK | (os.W_OK if sys.argv[4] == "write" else 0)
+        if os.fstat(number).st_mode & 0o170000 == 0o040000:
+            wanted |= os.X_OK
+        # Asked of the descriptor: the name may mean something else by now.
+        if libc.syscall(_FACCESSAT2, number, b"", wanted, _AT_EMPTY_PATH) != 0:
+            raise OSError(ctypes.get_errno(), "access")
     except OSError as error:
         channel.send(str(error.errno).encode())
         return 0

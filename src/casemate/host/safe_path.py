@@ -114,9 +114,11 @@ def is_regular(number: int) -> bool:
     return os.fstat(number).st_mode & 0o170000 == 0o100000
 
 
-async def open_as(uid: int, gid: int, groups: Sequence[int], path: str) -> int:
+async def open_as(uid: int, gid: int, groups: Sequence[int], path: str, *, write: bool = False) -> int:
     """An O_PATH descriptor of the host's *path*, opened with the rights of that user; the caller closes it.
 
+    The user must be able to reach it, to read it (and to search it, if it is a folder), and with *write* to write
+    it: O_PATH alone would only ask for the way there, and a bind hands out more than that.
     A short-lived child gives up root for good (all three ids, the groups, every capability, no_new_privs), then
     opens, and hands the descriptor over. What was checked is what is returned: no later rename or link changes
     it. A thread with its own fsuid was rejected: its real uid stays 0, which FUSE, /proc and the sysctl tree ask
@@ -129,7 +131,8 @@ async def open_as(uid: int, gid: int, groups: Sequence[int], path: str) -> int:
         return _translate(lambda: os.open(path, os.O_PATH | os.O_CLOEXEC), path, uid)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
-        argv = [sys.executable, "-I", "-S", "-E", str(_OPENER), str(uid), str(gid), ",".join(map(str, groups)), path]
+        who = [str(uid), str(gid), ",".join(map(str, groups))]
+        argv = [sys.executable, "-I", "-S", str(_OPENER), *who, "write" if write else "read", path]
         done = await programs.run(argv, timeout_s=_OPEN_TIMEOUT_S, pass_fds={3: theirs.fileno()}, check=False)
         if done.returncode != 0:
             raise programs.failure(done)

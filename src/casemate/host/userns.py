@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Sequence
 
 from casemate.host import syscalls
 from casemate.spec.errors import HostLacks
@@ -29,8 +30,23 @@ def userns_fd(first_id: int, count: int) -> int:
 
     Raises :class:`UserNamespacesMissing` where the kernel refuses, ``ValueError`` for ids that do not exist.
     """
-    if first_id < 0 or count < 1 or first_id + count > _ID_END:
-        raise ValueError(f"ids {first_id}..{first_id + count - 1} are not all below {_ID_END}")
+    both = ((0, first_id, count),)
+    return mapped_fd(both, both)
+
+
+def single_user_fd(uid: int, gid: int, first_id: int) -> int:
+    """A map for a bind of a person's files: *uid* and *gid* on disk are *first_id* (a pod's root), nobody else is.
+
+    What that person does not own stays unowned in the pod, so its root gains no right that the person lacks.
+    """
+    return mapped_fd(((uid, first_id, 1),), ((gid, first_id, 1),))
+
+
+def mapped_fd(uid_map: Sequence[tuple[int, int, int]], gid_map: Sequence[tuple[int, int, int]]) -> int:
+    """A user namespace with these maps: (id inside, id outside, count) rows, at most 340 (user_namespaces(7))."""
+    for inside, outside, count in (*uid_map, *gid_map):
+        if inside < 0 or outside < 0 or count < 1 or max(inside, outside) + count > _ID_END:
+            raise ValueError(f"ids {inside} and {outside} with {count} are not all below {_ID_END}")
     # A signal in the child would run Python's C handler on our memory.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
@@ -40,11 +56,10 @@ def userns_fd(first_id: int, count: int) -> int:
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     try:
-        line = f"0 {first_id} {count}\n".encode()
-        for name in ("uid_map", "gid_map"):
+        for name, rows in (("uid_map", uid_map), ("gid_map", gid_map)):
             number = os.open(f"/proc/{pid}/{name}", os.O_WRONLY | os.O_CLOEXEC)
             try:
-                os.write(number, line)
+                os.write(number, "".join(f"{a} {b} {c}\n" for a, b, c in rows).encode())
             finally:
                 os.close(number)
         return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
