@@ -14,7 +14,9 @@ SOURCE = f'source "{PACKAGING}/places.sh"; source "{PACKAGING}/debian-packages.s
 
 
 def bash(script: str, *, uid: int | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60, check=False, user=uid, cwd="/")
+    return subprocess.run(
+        ["bash", "-c", script], capture_output=True, text=True, timeout=60, check=False, user=uid, cwd="/"
+    )
 
 
 @pytest.mark.root
@@ -36,7 +38,16 @@ def test_without_root_it_says_so(script: str, tmp_path: Path) -> None:
 
 def test_missing_packages_are_those_without_program_or_package(tmp_path: Path) -> None:
     listed = tmp_path / "list"
-    listed.write_text("# why\n\nno-such-package  -  x\nno-such-other  bash  there by program\nbase-files  -  there by package\nno-third  no-program-3  x\n")
+    lines = (
+        "# why",
+        "",
+        "no-such-package - x",
+        "no-such-other bash program",
+        "base-files - package",
+        "no-third no-3 x",
+        "",
+    )
+    listed.write_text("\n".join(lines))
     result = bash(f"{SOURCE} missing_packages {listed}")
     assert (result.returncode, result.stdout) == (0, "no-such-package no-third\n")
 
@@ -81,6 +92,7 @@ def test_a_host_of_another_kind_is_refused(tmp_path: Path) -> None:
     result = bash(f'{SOURCE} source "{PACKAGING}/host-checks.sh"; PATH={other}:$PATH; check_host')
     assert result.returncode == 1
     assert "this machine is riscv64" in result.stderr
-    result = bash(f'{SOURCE} source "{PACKAGING}/host-checks.sh"; uname() {{ [ $1 = -s ] && echo Linux || echo x86_64; }}; PATH={other}; check_host')
+    uname = "uname() { [ $1 = -s ] && echo Linux || echo x86_64; }"
+    result = bash(f'{SOURCE} source "{PACKAGING}/host-checks.sh"; {uname}; PATH={other}; check_host')
     assert result.returncode == 1
     assert "not a Debian-like system" in result.stderr
