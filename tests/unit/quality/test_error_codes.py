@@ -28,7 +28,7 @@ def test_codes_titles_and_numbers_are_well_formed(classes: list[type[CasemateErr
     for cls in classes:
         assert re.fullmatch(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)*", cls.code), cls.code
         assert 400 <= cls.status <= 599, cls.code
-        assert cls.exit_code in (125, 126, 127), cls.code
+        assert cls.exit_code in (125, 126, 127, 130), cls.code  # 130: 128 + SIGINT, at a terminal
         assert cls.title, cls.code
         assert not cls.title.endswith("."), cls.code
         assert cls.remedy.endswith((".", "`")), cls.code
