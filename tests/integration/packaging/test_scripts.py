@@ -61,6 +61,18 @@ def test_the_policy_against_service_starts_is_taken_away_again(tmp_path: Path, s
     assert not policy.exists()
 
 
+def test_what_an_installation_enables_is_disabled_again(tmp_path: Path) -> None:
+    wants = tmp_path / "systemd/system/multi-user.target.wants"
+    wants.mkdir(parents=True)
+    (wants / "users.service").symlink_to("/lib/users.service")
+    inner = f"inner() {{ ln -s /lib/new.service {wants}/new.service; }}"
+    result = bash(
+        f"{SOURCE} service_policy={tmp_path}/p; service_links={tmp_path}; {inner}; without_service_starts inner"
+    )
+    assert (result.returncode, result.stdout) == (0, "casemate: leaving new.service disabled\n")
+    assert [link.name for link in wants.iterdir()] == ["users.service"]
+
+
 def test_a_policy_of_the_user_s_is_left_alone(tmp_path: Path) -> None:
     policy = tmp_path / "policy-rc.d"
     policy.write_text("the user's")
