@@ -69,7 +69,7 @@ async def apply(link: PodLink) -> None:
     """
     link.pin.parent.mkdir(parents=True, exist_ok=True, mode=0o711)
     try:
-        inside, own = await netns.create(link.pin, _enter_pod)
+        inside, own = await _namespace(link.pin)
     except FileExistsError as error:
         raise LinkExists(f"{link.pin} exists", pod=link.pod) from error
     try:
@@ -87,11 +87,22 @@ async def apply_loopback_only(pin: Path) -> None:
     """A namespace with nothing but its loopback (``--network none``). Raises :class:`LinkExists`."""
     pin.parent.mkdir(parents=True, exist_ok=True, mode=0o711)
     try:
-        inside, own = await netns.create(pin, _enter_pod)
+        inside, own = await _namespace(pin)
     except FileExistsError as error:
         raise LinkExists(f"{pin} exists") from error
     inside.close()
     os.close(own)
+
+
+async def _namespace(pin: Path) -> tuple[rtnetlink.RouteSocket, int]:
+    """The namespace at *pin*, where an isolation level made it (owned by the pod's user namespace), or a new one."""
+    if not netns.is_pinned(pin):
+        return await netns.create(pin, _enter_pod)
+    number = os.open(pin, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return await netns.inside(number, _enter_pod)
+    finally:
+        os.close(number)
 
 
 def _enter_pod() -> tuple[rtnetlink.RouteSocket, int]:
