@@ -13,8 +13,8 @@ install_debian_packages() {
     local names attempt
     read -ra names <<<"$missing"
     for attempt in 1 2 3; do
-        # The first attempt trusts the package lists that are there; they may be absent or too old.
-        if [ "$attempt" -gt 1 ] || ! apt-cache show "${names[@]}" >/dev/null 2>&1; then
+        # The first attempt trusts the package lists that are there, unless they are absent or too old.
+        if [ "$attempt" -gt 1 ] || ! apt_get install --simulate --no-install-recommends "${names[@]}"; then
             step "apt-get update"
             apt_get update || true
         fi
@@ -68,14 +68,14 @@ without_service_starts() {
         rm -f "$policy"
         trap - EXIT
     fi
-    local link
+    local link names=()
     for link in $(comm -13 <(echo "$before") <(echo "$after")); do
-        step "leaving ${link##*/} disabled"
         case $link in
             */rc?.d/S??*) update-rc.d "${link##*/S??}" disable >>"$logs/prepare.log" 2>&1 || true ;;
-            *) rm -f "$link" ;;
+            *) rm -f "$link" && names+=("${link##*/}") ;;
         esac
     done
+    [ ${#names[@]} -eq 0 ] || step "left disabled: ${names[*]}"
     ! systemd_runs || systemctl daemon-reload
 }
 

@@ -69,7 +69,7 @@ def test_what_an_installation_enables_is_disabled_again(tmp_path: Path) -> None:
     result = bash(
         f"{SOURCE} service_policy={tmp_path}/p; service_links={tmp_path}; {inner}; without_service_starts inner"
     )
-    assert (result.returncode, result.stdout) == (0, "casemate: leaving new.service disabled\n")
+    assert (result.returncode, result.stdout) == (0, "casemate: left disabled: new.service\n")
     assert [link.name for link in wants.iterdir()] == ["users.service"]
 
 
