@@ -79,13 +79,20 @@ def _add_file(
         if not stat.S_ISREG(now.st_mode) or (now.st_dev, now.st_ino) != (status.st_dev, status.st_ino):
             return
         info.size = now.st_size
-        headers: dict[str, str] = {}
+        info.pax_headers = _xattrs(number)
+        tar.addfile(info, Padded(file))
+
+
+def _xattrs(number: int) -> dict[str, str]:
+    found: dict[str, str] = {}
+    try:
         for name in os.listxattr(number):
             if name.startswith(XATTR_KINDS):
-                value = os.getxattr(number, name)
-                headers[XATTR_PREFIX + name] = value.decode("utf-8", "surrogateescape")
-        info.pax_headers = headers
-        tar.addfile(info, Padded(file))
+                found[XATTR_PREFIX + name] = os.getxattr(number, name).decode("utf-8", "surrogateescape")
+    except OSError as error:
+        if error.errno not in (errno.ENOTSUP, errno.ENODATA):  # the file system has none, or it went meanwhile
+            raise
+    return found
 
 
 class Padded:
