@@ -165,10 +165,10 @@ def memory() -> Probe:
 
 
 def keys() -> Probe:
-    """Kernel keyrings: each container takes one unless its runtime is told not to; the default lets root have 200."""
+    """Kernel keyrings: a runtime takes one a container unless told not to; 200 is a common bound."""
     value = _text("/proc/sys/kernel/keys/maxkeys") or "0"
     enough = value.isdigit() and int(value) > _MIN_KEYS
-    remedy = "sysctl kernel.keys.maxkeys=20000 (Casemate starts containers with --no-new-keyring meanwhile)"
+    remedy = "sysctl kernel.keys.maxkeys=20000 (a runtime started with --no-new-keyring needs none)"
     return Probe("session keyrings", enough, f"kernel.keys.maxkeys={value}", remedy, optional=True)
 
 
