@@ -29,6 +29,8 @@ PIPE_BYTES = 1 << 20
 GATHER_PIECES = 512
 READ_BYTES = 1 << 20
 MAX_WORDS_BYTES = 4096
+#: What tar2sqfs writes at a time is smaller.
+FULL_BYTES = 4 << 20
 #: Below this much output the ratio says nothing (a tar of one empty file is 10 KiB of zeros in 100 bytes).
 RATIO_FLOOR_BYTES = 64 << 20
 #: tar2sqfs writes what lz4 makes of a block, never more than the block; tables and inodes come on top.
@@ -44,6 +46,7 @@ class Squasher:
     def __init__(self, target: Path) -> None:
         self._pieces: list[bytes | memoryview] = []
         self._size = 0
+        self._held = os.open(target, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o640)
         self._words = os.memfd_create("tar2sqfs", os.MFD_CLOEXEC)
         command = [PROGRAM, "--quiet", "--force", "--no-skip", "--compressor", "lz4", "--num-jobs", "2", str(target)]
         try:
@@ -52,6 +55,7 @@ class Squasher:
             )
         except FileNotFoundError as error:
             os.close(self._words)
+            os.close(self._held)
             raise HostLacks(
                 f"the program {PROGRAM} is not installed", remedy="apt install squashfs-tools-ng"
             ) from error
@@ -86,6 +90,7 @@ class Squasher:
             self._program.stdin.close()
         if self._words >= 0:
             os.close(self._words)
+            os.close(self._held)
             self._words = -1
 
     def _flush(self) -> None:
@@ -108,7 +113,14 @@ class Squasher:
     def _failure(self) -> Exception:
         words = os.pread(self._words, MAX_WORDS_BYTES, 0).decode(errors="replace").strip()
         code = self._program.returncode
-        if "No space left" in words or "Disk quota" in words or "File too large" in words or code == -signal.SIGXFSZ:
+        # tar2sqfs 1.2 says "I/O error" of a full disk too, and removes its file; we hold it, so the disk still is full.
+        status = os.fstatvfs(self._held)
+        full = "I/O error" in words and status.f_bavail * status.f_frsize < FULL_BYTES
+        if (
+            full
+            or any(said in words for said in ("No space left", "Disk quota", "too large"))
+            or code == -signal.SIGXFSZ
+        ):
             return DiskFull(f"{PROGRAM}: {words or 'the file grew beyond its bound'}")
         return ProgramFailed(f"{PROGRAM} ended with {code}: {words[:1000]}")
 

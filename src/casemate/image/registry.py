@@ -72,8 +72,10 @@ class Repository:
                 asked = True
                 with answer:
                     challenge = answer.header("WWW-Authenticate")
+                    refusal = self._error(answer, method)
                 if self._authenticate(challenge):
                     continue
+                raise refusal
             with answer:
                 raise self._error(answer, method)
 

@@ -146,7 +146,7 @@ class Rewriter:
             raise LayerInvalid(f"{entry.name[:200]!r} has type {entry.kind!r}, which is no file")
         if entry.size < 0 or entry.size > self._bytes_left:
             raise LayerTooLarge(
-                f"{entry.name[:200]!r} has {entry.size} bytes; {self._bytes_left} are left to the layer"
+                f"{entry.name[:200]!r} has {entry.size} bytes; {self._bytes_left} are left to the layer (image.max_layer_bytes)"
             )
         stored = 0 if entry.kind in th.HEADER_ONLY else entry.size
         raw_name = entry.name
@@ -269,7 +269,7 @@ class Rewriter:
         """Write a sparse file out in full: squashfs finds the holes again, and its size is bounded like any other."""
         if entry.size > self._bytes_left:
             raise LayerTooLarge(
-                f"{entry.name[:200]!r} has {entry.size} bytes; {self._bytes_left} are left to the layer"
+                f"{entry.name[:200]!r} has {entry.size} bytes; {self._bytes_left} are left to the layer (image.max_layer_bytes)"
             )
         self._bytes_left -= entry.size
         cursor = self._cursor

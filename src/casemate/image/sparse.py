@@ -57,7 +57,7 @@ def from_content(read_block: Callable[[], bytes]) -> tuple[list[Piece], int]:
         text += read_block()
         taken += BLOCK_BYTES
         *fresh, text = text.split(b"\n")
-        if len(text) > 24:
+        if len(text.strip(b"\0")) > 24:
             raise LayerInvalid("a sparse map holds a number of more than 24 digits")
         lines.extend(fresh)
         if wanted is None and lines:

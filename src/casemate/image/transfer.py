@@ -9,7 +9,7 @@ import threading
 from collections.abc import Generator, Iterator
 
 from casemate.image.convert import READ_BYTES, convert_layer
-from casemate.image.errors import BodyCutOff, DigestMismatch, RegistryError, from_os_error
+from casemate.image.errors import BodyCutOff, DigestMismatch, LayerInvalid, RegistryError, from_os_error
 from casemate.image.http import ATTEMPTS, Client, network_error
 from casemate.image.jobs import Progress
 from casemate.image.records import LayerRecord, LayerRef
@@ -211,11 +211,12 @@ def bring_layer(
             try:
                 record = _receive(work, download, layer, convert=convert and known is None)
                 break
-            except (DigestMismatch, Corrupt):
+            except (DigestMismatch, Corrupt, LayerInvalid):
                 # What was kept of an earlier attempt may have been damaged: once more, from the first byte.
                 damaged = download is None or download.resumed
                 if attempt == 2 or not damaged:
                     raise
+                store.ingest_path(layer.digest).unlink(missing_ok=True)
         work.report(Progress(layer.digest, "done", layer.size_bytes, layer.size_bytes))
         return record or known, download.transferred_bytes if download else 0
 

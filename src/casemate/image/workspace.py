@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from casemate.image.patience import Patience
 from casemate.image.jobs import Limits, Progress
 from casemate.image.leases import Lease
 from casemate.image.records import LayerRecord
@@ -38,6 +39,7 @@ class Workspace:
     limits: Limits
     report: Callable[[Progress], None]
     stop: threading.Event = field(default_factory=threading.Event)
+    patience: Patience = Patience()
     staged: dict[str, LayerRecord] = field(default_factory=dict)
 
     def check(self) -> None:
