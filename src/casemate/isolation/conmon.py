@@ -99,7 +99,9 @@ def runtime_error(message: str) -> CasemateError:
     """
     words = _last_line(message)
     lowered = words.lower()
-    about_command = any(mark in lowered for mark in ("exec: ", "executable file", "open executable", "execve", "exec `"))
+    about_command = any(
+        mark in lowered for mark in ("exec: ", "executable file", "open executable", "execve", "exec `")
+    )
     if about_command and any(mark in lowered for mark in _NOT_FOUND):
         return CommandNotFound(f"the command cannot be started: {words}")
     if about_command and any(mark in lowered for mark in _NOT_EXECUTABLE):
