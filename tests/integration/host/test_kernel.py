@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 from tests.integration.leaks import Scope
 
-from casemate.host import cgroups, loop, mounts, netns, rtnetlink, syscalls, userns
+from casemate.host import cgroups, loop, mounts, netns, nft, rtnetlink, syscalls, userns
 from casemate.host.cgroups_v2 import CgroupsV2
 from casemate.host.inotify import FolderWatch
 
@@ -344,3 +345,23 @@ def test_netlink_errors_are_named(scope: Scope) -> None:
             route.add_route("10.0.0.0/8", 999_999)
         assert caught.value.errno == 19  # ENODEV
         assert any(link.name == "lo" for link in route.links())
+
+
+def test_without_loop_control_or_nftables_the_host_lacks_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    real_open, real_library = os.open, ctypes.CDLL
+
+    def no_loop(path: str, flags: int, mode: int = 0o777) -> int:
+        if path == "/dev/loop-control":
+            raise FileNotFoundError(2, "No such file or directory", path)
+        return real_open(path, flags, mode)
+
+    def no_library(name: str) -> ctypes.CDLL:
+        return real_library("/nonexistent.so")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", no_loop)
+        with pytest.raises(loop.LoopMissing):
+            loop.attach(0)
+        patch.setattr(ctypes, "CDLL", no_library)
+        with pytest.raises(nft.NftMissing, match="libnftables"):
+            nft.Nft()
