@@ -12,6 +12,7 @@ from typing import Protocol
 
 from casemate.image.errors import WorkerFailed
 from casemate.image.jobs import MAX_LINE_BYTES, Failure, Job, Progress, Result, decode_message, encode
+from casemate.image.store import Store
 from casemate.spec.errors import RemoteError, TimedOut
 
 #: After TERM the worker removes what is half made; that takes milliseconds.
@@ -69,7 +70,7 @@ async def run_job(
     except TimeoutError as error:
         raise TimedOut(f"the image job {type(job).__name__} did not end within {timeout_s:.0f} s") from error
     finally:
-        await asyncio.shield(_end(process))
+        await asyncio.shield(_end(process, job.state))
 
 
 async def _converse(
@@ -125,8 +126,8 @@ async def _drain(process: asyncio.subprocess.Process) -> str:
     return kept.decode(errors="replace").strip()
 
 
-async def _end(process: asyncio.subprocess.Process) -> None:
-    """TERM, grace, KILL to the session, reap; nothing when it has ended."""
+async def _end(process: asyncio.subprocess.Process, state: str) -> None:
+    """TERM, grace, KILL to the session, reap; then what the worker or a child of it left half made is removed."""
     if process.returncode is None:
         with contextlib.suppress(ProcessLookupError):
             process.terminate()
@@ -139,3 +140,4 @@ async def _end(process: asyncio.subprocess.Process) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     await process.wait()
+    await asyncio.to_thread(Store(state).sweep, process.pid)

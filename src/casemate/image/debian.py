@@ -47,8 +47,7 @@ _TINY = (
     'set -e; for name in $("$1/bin/busybox" --list); do [ -e "$1/bin/$name" ] || ln -s busybox "$1/bin/$name"; done; '
     'mkdir -p "$1/tmp" "$1/root" "$1/proc" "$1/sys" "$1/dev" "$1/var/tmp"; chmod 1777 "$1/tmp" "$1/var/tmp"; chmod 700 "$1/root"; '
     'printf "root:x:0:0:root:/root:/bin/sh\\nnobody:x:65534:65534:nobody:/nonexistent:/bin/false\\n" > "$1/etc/passwd"; '
-    'printf "root:x:0:\\nnogroup:x:65534:\\n" > "$1/etc/group"; chmod 644 "$1/etc/passwd" "$1/etc/group"; '
-    'rm -rf "$1/etc/apt" "$1/etc/dpkg" "$1/var/lib/apt" "$1/var/cache/apt"'
+    'printf "root:x:0:\\nnogroup:x:65534:\\n" > "$1/etc/group"; chmod 644 "$1/etc/passwd" "$1/etc/group"'
 )
 
 
@@ -133,7 +132,9 @@ def command(job: DebianJob, mode: str, target: str) -> list[str]:
     if job.components:
         arguments.append(f"--components={','.join(job.components)}")
     hooks = [_FORGET] + ([_TINY] if job.variant == "tiny" else [])
-    arguments += [f"--customize-hook={hook}" for hook in hooks]
+    # The variant extract ends before the customize hooks.
+    when = "extract" if variant == "extract" else "customize"
+    arguments += [f"--{when}-hook={hook}" for hook in hooks]
     return [*arguments, job.suite, target, *(job.sources or host_sources(job.suite))]
 
 
