@@ -46,7 +46,14 @@ class Reply:
 
 
 def problem(status: int, code: str, detail: str, exit_code: int = 125, remedy: str = "do this") -> Reply:
-    document = {"code": code, "status": status, "detail": detail, "exit_code": exit_code, "remedy": remedy, "title": "T"}
+    document = {
+        "code": code,
+        "status": status,
+        "detail": detail,
+        "exit_code": exit_code,
+        "remedy": remedy,
+        "title": "T",
+    }
     return Reply(status, document, headers={"Content-Type": "application/problem+json"})
 
 

@@ -141,13 +141,24 @@ def test_refusals_name_flag_value_and_form(argv: list[str], words: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "wanted"),
-    [("0", 0), ("1", 1), ("512m", 512 << 20), ("1.5g", 3 << 29), ("64kb", 64 << 10), ("1GiB", 1 << 30), ("2T", 2 << 40), ("7b", 7)],
+    [
+        ("0", 0),
+        ("1", 1),
+        ("512m", 512 << 20),
+        ("1.5g", 3 << 29),
+        ("64kb", 64 << 10),
+        ("1GiB", 1 << 30),
+        ("2T", 2 << 40),
+        ("7b", 7),
+    ],
 )
 def test_sizes(text: str, wanted: int) -> None:
     assert quantities.size("-m", text) == wanted
 
 
-@pytest.mark.parametrize(("text", "wanted"), [("90", 90.0), ("1m30s", 90.0), ("1.5h", 5400.0), ("500ms", 0.5), ("2d", 172_800.0)])
+@pytest.mark.parametrize(
+    ("text", "wanted"), [("90", 90.0), ("1m30s", 90.0), ("1.5h", 5400.0), ("500ms", 0.5), ("2d", 172_800.0)]
+)
 def test_durations(text: str, wanted: float) -> None:
     assert quantities.seconds("-t", text) == pytest.approx(wanted)
 
@@ -167,7 +178,9 @@ def test_moments(text: str, wanted: str) -> None:
     assert quantities.moment("--since", text, 1_795_343_400.0) == wanted
 
 
-@pytest.mark.parametrize("text", ["", "yesterday", "2026-13-01", "2026-11-22T25:00:00Z", "10x", "-5m", "9" * 30, "2026-11-22T1:2"])
+@pytest.mark.parametrize(
+    "text", ["", "yesterday", "2026-13-01", "2026-11-22T25:00:00Z", "10x", "-5m", "9" * 30, "2026-11-22T1:2"]
+)
 def test_no_moments(text: str) -> None:
     with pytest.raises(UsageError):
         quantities.moment("--since", text, 1_795_343_400.0)
@@ -204,14 +217,21 @@ def test_env_takes_values_from_here(tmp_path: Path, cm, peer) -> None:
     peer.on("POST", "/v1/containers", Reply(201, {"id": "ab" * 32, "name": "x"}))
     file = tmp_path / "list"
     file.write_bytes(b"\xef\xbb\xbfFROM_FILE\r\nSET=1\r\nSET=2\n")
-    done = cm("create", "-e", "HERE", "-e", "ABSENT", "--env-file", str(file), "img", env={"HERE": "v=1", "FROM_FILE": "f"})
+    done = cm(
+        "create", "-e", "HERE", "-e", "ABSENT", "--env-file", str(file), "img", env={"HERE": "v=1", "FROM_FILE": "f"}
+    )
     assert done.returncode == 0, done.stderr
     assert peer.requests[0].json["env"] == ["FROM_FILE=f", "SET=2", "HERE=v=1"]
 
 
 @pytest.mark.parametrize(
     ("data", "words"),
-    [(b"A B=1\n", "line 1"), (b"ok=1\n=x\n", "line 2"), (b"\xff\xfe=1\n", "not UTF-8 at byte 0"), (b"a=1\0\n", "zero byte")],
+    [
+        (b"A B=1\n", "line 1"),
+        (b"ok=1\n=x\n", "line 2"),
+        (b"\xff\xfe=1\n", "not UTF-8 at byte 0"),
+        (b"a=1\0\n", "zero byte"),
+    ],
 )
 def test_bad_env_files(tmp_path: Path, data: bytes, words: str) -> None:
     file = tmp_path / "env"

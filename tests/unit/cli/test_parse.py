@@ -98,7 +98,9 @@ def test_leading_flags() -> None:
 
 
 words = st.one_of(
-    st.sampled_from(["-it", "-e", "--env", "--name", "--rm", "--rm=x", "--", "-", "--=", "-=", "--env=", "img", "-h", ""]),
+    st.sampled_from(
+        ["-it", "-e", "--env", "--name", "--rm", "--rm=x", "--", "-", "--=", "-=", "--env=", "img", "-h", ""]
+    ),
     st.text(max_size=12),
     st.text(alphabet="-=abehnprtv", max_size=8),
 )

@@ -31,13 +31,23 @@ def test_durations(seconds: float, wanted: str) -> None:
 
 @pytest.mark.parametrize(
     ("count", "wanted"),
-    [(0, "0B"), (999, "999B"), (1000, "1kB"), (77_812_345, "77.8MB"), (999_900, "1000kB"), (1_500_000_000, "1.5GB"), (-1, "N/A")],
+    [
+        (0, "0B"),
+        (999, "999B"),
+        (1000, "1kB"),
+        (77_812_345, "77.8MB"),
+        (999_900, "1000kB"),
+        (1_500_000_000, "1.5GB"),
+        (-1, "N/A"),
+    ],
 )
 def test_sizes(count: int, wanted: str) -> None:
     assert human.size(count) == wanted
 
 
-@pytest.mark.parametrize(("count", "wanted"), [(0, "0B"), (2_028_000, "1.934MiB"), (1 << 30, "1GiB"), (8_267_812_864, "7.7GiB")])
+@pytest.mark.parametrize(
+    ("count", "wanted"), [(0, "0B"), (2_028_000, "1.934MiB"), (1 << 30, "1GiB"), (8_267_812_864, "7.7GiB")]
+)
 def test_memory(count: int, wanted: str) -> None:
     assert human.memory(count) == wanted
 
@@ -70,7 +80,10 @@ NOW = 1_795_343_400.0
         ({"status": "paused", "started_at": "2026-11-22T10:27:00Z"}, "Up 3 minutes (Paused)"),
         ({"status": "exited", "finished_at": "2026-11-22T08:30:00Z", "exit_code": 0}, "Exited (0) 2 hours ago"),
         ({"status": "exited", "finished_at": "2026-11-22T10:29:59Z", "exit_code": 137}, "Exited (137) 1 second ago"),
-        ({"status": "restarting", "finished_at": "2026-11-22T10:29:55Z", "exit_code": 1}, "Restarting (1) 5 seconds ago"),
+        (
+            {"status": "restarting", "finished_at": "2026-11-22T10:29:55Z", "exit_code": 1},
+            "Restarting (1) 5 seconds ago",
+        ),
         ({"status": "created"}, "Created"),
         ({"status": "removing"}, "Removal In Progress"),
         ({"status": "broken"}, "Broken"),

@@ -38,7 +38,9 @@ def whole(data: bytes, method: str = "GET", step: int = 1 << 20) -> tuple[http.H
 def test_answers_are_read(step: int) -> None:
     head, body = whole(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nX-A: 1\r\nx-a:2\r\n\r\nhello", step=step)
     assert (head.status, body, head.fields["x-a"], head.keeps) == (200, b"hello", "1, 2", True)
-    _, body = whole(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2;x=y\r\nde\r\n0\r\nT: 1\r\n\r\n", step=step)
+    _, body = whole(
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2;x=y\r\nde\r\n0\r\nT: 1\r\n\r\n", step=step
+    )
     assert body == b"abcde"
     head, body = whole(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.0 200 OK\r\n\r\nuntil the end", step=step)
     assert (body, head.keeps) == (b"until the end", False)
@@ -220,7 +222,11 @@ def test_event_garbage_raises_only_our_error(pieces: list[bytes]) -> None:
 def test_log_frames() -> None:
     data = b"\x01\0\0\0\0\0\0\x03abc\x02\0\0\0\0\0\0\x00\x02\0\0\0\0\0\0\x01x"
     for step in (1, 5, 100):
-        assert list(frames(data[at : at + step] for at in range(0, len(data), step))) == [(1, b"abc"), (2, b""), (2, b"x")]
+        assert list(frames(data[at : at + step] for at in range(0, len(data), step))) == [
+            (1, b"abc"),
+            (2, b""),
+            (2, b"x"),
+        ]
     for bad in (b"\x03\0\0\0\0\0\0\0", b"\x01\0\1\0\0\0\0\0", b"\x01\0\0\0\xff\0\0\0", b"\x01\0\0", data[:-1]):
         with pytest.raises(AnswerInvalid):
             list(frames([bad]))
@@ -236,7 +242,9 @@ def test_log_garbage_raises_only_our_error(pieces: list[bytes]) -> None:
 
 
 values = st.recursive(
-    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.text(max_size=20)),
+    st.one_of(
+        st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.text(max_size=20)
+    ),
     lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(st.text(max_size=8), inner, max_size=4)),
     max_leaves=10,
 )
@@ -250,7 +258,8 @@ def test_json_is_that_of_json(value: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"{", b"nul", b"[1,]", b"{} x", b"\xff", b'"\\ud8"', b"[" * 200_000, b"1" * 5000, b"NaN", b'{"a":Infinity}']
+    "data",
+    [b"", b"{", b"nul", b"[1,]", b"{} x", b"\xff", b'"\\ud8"', b"[" * 200_000, b"1" * 5000, b"NaN", b'{"a":Infinity}'],
 )
 def test_what_is_not_json_is_refused(data: bytes) -> None:
     with pytest.raises(AnswerInvalid):

@@ -229,11 +229,11 @@ IMPORT = Command(
     ("casemate image import app.tar", "tar -C rootfs -c . | casemate image import - app:1"),
 )
 EXPORT = Command(
-    "[OPTIONS] IMAGE",
+    "[OPTIONS] IMAGE [IMAGE...]",
     export,
     (_FORM, _OUTPUT),
     1,
-    1,
+    None,
     ("image",),
     "",
     ("casemate image export -o app.tar app:1",),
@@ -249,11 +249,11 @@ LOAD = Command(
     ("casemate load -i app.tar", "docker save app:1 | casemate load"),
 )
 SAVE = Command(
-    "[OPTIONS] IMAGE",
+    "[OPTIONS] IMAGE [IMAGE...]",
     export,
     (_FORM, _OUTPUT),
     1,
-    1,
+    None,
     ("image",),
     "",
     ("casemate save app:1 | docker load",),
