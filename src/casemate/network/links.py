@@ -94,7 +94,7 @@ async def apply_loopback_only(pin: Path) -> None:
 
 
 async def _namespace(pin: Path) -> rtnetlink.RouteSocket:
-    """A socket in the namespace at *pin*, which an isolation level made for the pod's user namespace; else a new one."""
+    """A socket in the namespace at *pin*: one that an isolation level made for the pod's own user, or a new one."""
     if not netns.is_pinned(pin):
         return await netns.create(pin, _enter_pod)
     number = os.open(pin, os.O_RDONLY | os.O_CLOEXEC)
