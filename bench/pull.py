@@ -62,14 +62,34 @@ def make_image(layout: Path, size_mb: int) -> tuple[int, int]:
 
     layers, diff_ids, unpacked = [], [], 0
     for group in pick(size_mb):
-        raw = subprocess.run(["tar", "-C", "/", "-cf", "-", "-T", "-"], input="\n".join(group).encode(), capture_output=True, check=True).stdout
+        raw = subprocess.run(
+            ["tar", "-C", "/", "-cf", "-", "-T", "-"], input="\n".join(group).encode(), capture_output=True, check=True
+        ).stdout
         unpacked += len(raw)
         diff_ids.append(f"sha256:{hashlib.sha256(raw).hexdigest()}")
         packed = subprocess.run(["gzip", "-6nc"], input=raw, capture_output=True, check=True).stdout
         layers.append({"mediaType": "application/vnd.oci.image.layer.v1.tar+gzip", **put(packed)})
-    config = put(json.dumps({"architecture": "amd64", "os": "linux", "config": {"Cmd": ["sh"]}, "rootfs": {"type": "layers", "diff_ids": diff_ids}}).encode())
-    manifest = {"schemaVersion": 2, "mediaType": MANIFEST, "config": {"mediaType": "application/vnd.oci.image.config.v1+json", **config}, "layers": layers}
-    entry = {"mediaType": MANIFEST, **put(json.dumps(manifest).encode()), "annotations": {"org.opencontainers.image.ref.name": "latest"}}
+    config = put(
+        json.dumps(
+            {
+                "architecture": "amd64",
+                "os": "linux",
+                "config": {"Cmd": ["sh"]},
+                "rootfs": {"type": "layers", "diff_ids": diff_ids},
+            }
+        ).encode()
+    )
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": MANIFEST,
+        "config": {"mediaType": "application/vnd.oci.image.config.v1+json", **config},
+        "layers": layers,
+    }
+    entry = {
+        "mediaType": MANIFEST,
+        **put(json.dumps(manifest).encode()),
+        "annotations": {"org.opencontainers.image.ref.name": "latest"},
+    }
     (layout / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [entry]}))
     (layout / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
     return sum(layer["size"] for layer in layers), unpacked
@@ -87,7 +107,9 @@ def start_registry(folder: Path) -> tuple[subprocess.Popen[bytes], str]:
     config.write_text(
         f"version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {folder}/registry}}}}\nhttp: {{addr: 127.0.0.1:{port}}}\n"
     )
-    program = subprocess.Popen(["docker-registry", "serve", str(config)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    program = subprocess.Popen(
+        ["docker-registry", "serve", str(config)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     wait_for(lambda: socket.create_connection(("127.0.0.1", port), 1).close())
     return program, f"127.0.0.1:{port}"
 
@@ -130,7 +152,9 @@ def stop(program: subprocess.Popen[bytes] | None) -> None:
 
 def timed(command: list[str], data: bytes | None = None) -> float:
     start = time.monotonic()
-    done = subprocess.run(command, input=data, capture_output=True, env={**os.environ, "PYTHONPATH": str(SOURCE)}, check=False)
+    done = subprocess.run(
+        command, input=data, capture_output=True, env={**os.environ, "PYTHONPATH": str(SOURCE)}, check=False
+    )
     took = time.monotonic() - start
     if done.returncode != 0:
         raise SystemExit(f"{command[0]}: {done.stderr.decode()[-800:]}{done.stdout.decode()[-800:]}")
@@ -140,13 +164,21 @@ def timed(command: list[str], data: bytes | None = None) -> float:
 def ours(folder: Path, host: str, *, convert: bool) -> float:
     state = folder / "state"
     shutil.rmtree(state, ignore_errors=True)
-    job = {"type": "pull", "state": str(state), "reference": f"{host}/bench/image", "endpoints": {"insecure": [host]}, "convert": convert}
+    job = {
+        "type": "pull",
+        "state": str(state),
+        "reference": f"{host}/bench/image",
+        "endpoints": {"insecure": [host]},
+        "convert": convert,
+    }
     return timed([sys.executable, "-m", "casemate.image.worker"], json.dumps(job).encode())
 
 
 def skopeo(folder: Path, host: str) -> float:
     shutil.rmtree(folder / "skopeo", ignore_errors=True)
-    return timed(["skopeo", "copy", "-q", "--src-tls-verify=false", f"docker://{host}/bench/image", f"oci:{folder}/skopeo:x"])
+    return timed(
+        ["skopeo", "copy", "-q", "--src-tls-verify=false", f"docker://{host}/bench/image", f"oci:{folder}/skopeo:x"]
+    )
 
 
 def docker(host: str, docker_host: str) -> float:
@@ -166,7 +198,16 @@ def main() -> None:
         try:
             packed, unpacked = make_image(folder / "layout", options.size_mb)
             registry, host = start_registry(folder)
-            timed(["skopeo", "copy", "-q", "--dest-tls-verify=false", f"oci:{folder}/layout:latest", f"docker://{host}/bench/image:latest"])
+            timed(
+                [
+                    "skopeo",
+                    "copy",
+                    "-q",
+                    "--dest-tls-verify=false",
+                    f"oci:{folder}/layout:latest",
+                    f"docker://{host}/bench/image:latest",
+                ]
+            )
             docker_host = ""
             if options.docker or os.environ.get("DOCKER_HOST"):
                 daemon, docker_host = start_docker(folder)
@@ -182,10 +223,16 @@ def main() -> None:
                     os.sync()
                     figures["docker"].append(docker(host, docker_host))
             middle = {key: statistics.median(values) for key, values in figures.items() if values}
-            print(f"image: {LAYERS} layers, {packed / 1e6:.0f} MB packed, {unpacked / 1e6:.0f} MB unpacked; medians of {options.rounds}")
-            print(f"transfer: casemate {middle['transfer']:.2f} s, skopeo {middle['skopeo']:.2f} s, ratio {middle['transfer'] / middle['skopeo']:.2f} (budget 1.0)")
+            print(
+                f"image: {LAYERS} layers, {packed / 1e6:.0f} MB packed, {unpacked / 1e6:.0f} MB unpacked; medians of {options.rounds}"
+            )
+            print(
+                f"transfer: casemate {middle['transfer']:.2f} s, skopeo {middle['skopeo']:.2f} s, ratio {middle['transfer'] / middle['skopeo']:.2f} (budget 1.0)"
+            )
             if "docker" in middle:
-                print(f"pull with unpacking: casemate {middle['pull']:.2f} s, docker {middle['docker']:.2f} s, ratio {middle['pull'] / middle['docker']:.2f} (budget 0.6)")
+                print(
+                    f"pull with unpacking: casemate {middle['pull']:.2f} s, docker {middle['docker']:.2f} s, ratio {middle['pull'] / middle['docker']:.2f} (budget 0.6)"
+                )
             else:
                 print(f"pull with unpacking: casemate {middle['pull']:.2f} s; docker: not asked for (--docker)")
         finally:

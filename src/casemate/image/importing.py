@@ -1,10 +1,11 @@
-"""The import job: `docker save` archives (old and new), OCI archives and folders, plain root file systems. Worker only."""
+"""The import job: `docker save` archives (old, new), OCI archives and folders, plain root file systems. Worker only."""
 
 from __future__ import annotations
 
 import json
 import os
-from datetime import datetime, timezone
+from datetime import UTC, datetime
+from hashlib import sha256
 from typing import Any
 
 import msgspec
@@ -73,7 +74,7 @@ def assemble(
     epoch: int,
 ) -> ImageRecord:
     """An image out of *layers*: its configuration and manifest are written and stored; *epoch* (seconds) is its date."""
-    created = datetime.fromtimestamp(epoch, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+    created = datetime.fromtimestamp(epoch, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     run = {
         "User": change.user,
         "Env": list(change.env) or ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
@@ -158,15 +159,15 @@ def _import_oci(work: Workspace, archive: Archive, job: ImportJob) -> tuple[list
     for entry in index.manifests:
         names = _oci_names(entry.annotations or {}, job.name)
         digest, index_digest = entry.digest, None
-        data = _document(work, archive, digest, bound)
+        data = _document(archive, digest, bound)
         kind = document_type(data, entry.media_type, f"manifest {digest}", bound)
         if kind in media.INDEXES:
             index_digest = work.store.put_blob(data)
             digest = choose_platform(decode_index(data, digest, bound), job.platform, digest).digest
-            data = _document(work, archive, digest, bound)
+            data = _document(archive, digest, bound)
             kind = document_type(data, "", f"manifest {digest}", bound)
         manifest = decode_manifest(data, f"manifest {digest}", bound)
-        config = _document(work, archive, manifest.config.digest, bound)
+        config = _document(archive, manifest.config.digest, bound)
         record = image_record(data, kind, config, names, index_digest, digest, bound)
         if digest in images:
             merged = tuple(dict.fromkeys((*images[digest].names, *names)))
@@ -199,9 +200,7 @@ def _oci_layer(work: Workspace, archive: Archive, layer: LayerRef) -> LayerRecor
     return record
 
 
-def _document(work: Workspace, archive: Archive, digest: str, bound: int) -> bytes:
-    from hashlib import sha256
-
+def _document(archive: Archive, digest: str, bound: int) -> bytes:
     data = archive.read(f"blobs/sha256/{digest[7:]}", bound)
     if f"sha256:{sha256(data).hexdigest()}" != digest:
         raise ArchiveInvalid(f"{digest} in the archive hashes to something else")

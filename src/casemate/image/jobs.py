@@ -38,7 +38,7 @@ class Login(msgspec.Struct, frozen=True):
 
 
 class Endpoints(msgspec.Struct, frozen=True, kw_only=True):
-    """How registries may be reached. *mirrors*: ``host=mirror``; *insecure*: hosts that may be spoken to over plain HTTP."""
+    """How registries may be reached. *mirrors*: ``host=mirror``; *insecure*: hosts to be spoken to over plain HTTP."""
 
     mirrors: tuple[str, ...] = ()
     insecure: tuple[str, ...] = ()
@@ -58,7 +58,7 @@ class PullJob(msgspec.Struct, frozen=True, tag="pull", kw_only=True):
 
 
 class PushJob(msgspec.Struct, frozen=True, tag="push", kw_only=True):
-    """Send the stored image of *manifest_digest* to *reference*. *mount_from*: repositories there that may hold the layers."""
+    """Send the stored image of *manifest_digest* to *reference*. *mount_from*: repositories that may hold its layers."""
 
     state: str
     reference: str
@@ -146,7 +146,7 @@ Job = PullJob | PushJob | ImportJob | ExportJob | DebianJob | ConvertJob | Verif
 
 
 class Progress(msgspec.Struct, frozen=True, tag="progress", omit_defaults=True):
-    """Something moved on. *item*: a layer's digest or a word; *stage*: waiting, downloading, converting, shared, done, ..."""
+    """Something moved on. *item*: a layer's digest or a word; *stage*: waiting, downloading, shared, done, ..."""
 
     item: str
     stage: str

@@ -181,7 +181,7 @@ def parse_platform(text: str) -> Platform:
     parts = text.lower().split("/")
     if len(parts) == 1:
         parts = ["linux", parts[0]]
-    if len(parts) > 3 or not all(re.fullmatch(r"[a-z0-9_.-]{1,32}", part) for part in parts):
+    if len(parts) > 3 or not all(re.fullmatch(r"[a-z0-9][a-z0-9_.-]{0,31}", part) for part in parts):
         raise InvalidArgument(f"platform {text[:80]!r} is not OS/ARCHITECTURE[/VARIANT], as linux/arm64")
     return _normal(Platform(parts[0], parts[1], parts[2] if len(parts) == 3 else ""))
 

@@ -163,7 +163,7 @@ class Rewriter:
             self._cursor.drop_header()
             self._pax_sparse(entry, number, pieces, stored, extension)
         else:
-            self._file(block, entry, number, plain=not extension and _is_plain(block, entry, raw_name))
+            self._file(entry, number, plain=not extension and _is_plain(block, entry, raw_name))
 
     def _checked(self, entry: Entry) -> None:
         """Bring *entry* into bounds: names, ids, times, devices."""
@@ -217,7 +217,7 @@ class Rewriter:
 
     # what an entry is
 
-    def _file(self, block: bytes, entry: Entry, number: int, *, plain: bool) -> None:
+    def _file(self, entry: Entry, number: int, *, plain: bool) -> None:
         cursor = self._cursor
         stored = 0 if entry.kind in th.HEADER_ONLY else entry.size
         entry.size = stored

@@ -14,7 +14,7 @@ from casemate.image.http import ATTEMPTS, Client, network_error
 from casemate.image.jobs import Progress
 from casemate.image.records import LayerRecord, LayerRef
 from casemate.image.registry import Repository
-from casemate.image.workspace import Meter, Stopped, Workspace
+from casemate.image.workspace import Meter, Workspace
 from casemate.spec.errors import Corrupt
 
 QUEUE_CHUNKS = 32

@@ -134,7 +134,7 @@ def dispatch(work: Workspace, job: Job) -> Result:
         case VerifyJob():
             from casemate.image.rework import verify_store
 
-            return verify_store(work, job)
+            return verify_store(work)
 
 
 def bound_self(job: Job) -> None:

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from casemate.image.patience import Patience
 from casemate.image.jobs import Limits, Progress
 from casemate.image.leases import Lease
+from casemate.image.patience import Patience
 from casemate.image.records import LayerRecord
 from casemate.image.store import Store
 from casemate.spec.errors import CasemateError

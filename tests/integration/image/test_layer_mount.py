@@ -126,7 +126,17 @@ def test_mounted_layer_is_what_tar_extracts(store, mounted, source, tmp_path, op
     data = run("tar", "--create", "--directory", str(source), *options, ".")
     plain = tmp_path / "plain"
     plain.mkdir()
-    run("tar", "--extract", "--preserve-permissions", "--same-owner", "--xattrs", "--xattrs-include=*", "--directory", str(plain), input=data)
+    run(
+        "tar",
+        "--extract",
+        "--preserve-permissions",
+        "--same-owner",
+        "--xattrs",
+        "--xattrs-include=*",
+        "--directory",
+        str(plain),
+        input=data,
+    )
     record = convert(store, data)
     assert tree(mounted(store.staged_path(record.squashfs_digest))) == tree(plain)
     again = convert(store, data)
