@@ -305,6 +305,23 @@ def test_a_flushed_ruleset_is_seen_and_made_anew(pods: Pods) -> None:
     assert asyncio.run(pods.nat.ensure(pods.links)) == []
 
 
+def test_calls_at_the_same_time_insert_one_rule_each(pods: Pods) -> None:
+    policy = subprocess.run(["iptables", "-w", "10", "-S", "FORWARD"], capture_output=True, check=True).stdout
+    if b"-P FORWARD DROP" not in policy:
+        pytest.skip("missing: an iptables FORWARD chain whose policy is DROP (Docker sets it)")
+    asyncio.run(pods.nat.remove())
+
+    async def many() -> None:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(8):
+                group.create_task(pods.nat.ensure())
+
+    asyncio.run(many())
+    rules = subprocess.run(["iptables", "-w", "10", "-S", "FORWARD"], capture_output=True, check=True).stdout.decode()
+    assert rules.count(f"casemate:{pods.scope.table}") == 2
+    assert len(asyncio.run(pods.nat.remove())) == 3
+
+
 def test_a_foreign_table_is_not_touched_and_its_drop_is_reported(pods: Pods, scope: Scope) -> None:
     foreign = f"{scope.table}_x"
     script = (
