@@ -16,7 +16,7 @@ from typing import TypeVar
 import pytest
 from tests.integration.leaks import Scope
 
-from casemate.host import netns, nft, rtnetlink
+from casemate.host import conntrack, netns, nft, rtnetlink
 from casemate.network import links, nat
 from casemate.network.plan import GATEWAY, PodLink, Publish, pod_link
 
@@ -185,6 +185,26 @@ def test_a_port_on_one_address_is_not_on_the_others(pods: Pods) -> None:
     assert pods.nat.unpublish(one.address) == 1
     assert ask("127.0.0.1", port) == "ConnectionRefusedError"
     assert ask(host, port) == host
+
+
+def test_a_flow_that_goes_on_follows_the_port_to_its_new_pod(pods: Pods) -> None:
+    port = free_port()
+    one, other = pods.add(Publish("udp", port, 53)), pods.add()
+    for link in (one, other):
+        pods.serve(link, 53, "udp")
+    with socket.socket(type=socket.SOCK_DGRAM) as client:
+        client.settimeout(1.0)
+        client.connect((host_address(), port))
+        client.send(b"?")
+        assert client.recv(99)
+        pods.nat.unpublish(one.address)
+        pods.nat.publish(dataclasses.replace(other, ports=one.ports))
+        assert pods.inside(other, lambda: ask(one.address, 53, "udp")) == other.address
+        assert asyncio.run(conntrack.forget(one.address)) >= 1
+        assert asyncio.run(conntrack.forget(one.address)) == 0
+        pods.servers[0].kill()  # the old pod answers no more
+        client.send(b"?")
+        assert client.recv(99)
 
 
 def test_a_taken_port_is_refused_and_nothing_is_changed(pods: Pods) -> None:
