@@ -184,7 +184,7 @@ def _import_oci(work: Workspace, archive: Archive, job: ImportJob) -> tuple[list
 
 
 def _oci_layer(work: Workspace, archive: Archive, layer: LayerRef) -> LayerRecord:
-    known = work.store.layer_record(layer.diff_id)
+    known = work.known_layer(layer.diff_id)
     if known is not None and work.store.has_blob(layer.digest, layer.size_bytes):
         return known
     name = f"blobs/sha256/{layer.digest[7:]}"

@@ -19,7 +19,11 @@ MAX_LINE_BYTES = 64 << 20
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """The bounds of the ``image.*`` settings."""
+    """The bounds of the ``image.*`` settings, and how layers are converted.
+
+    *id_shift* is added to every owner in the squashfs files: for kernels that cannot mount squashfs idmapped
+    (before 6.2), where all pods then share the one range that begins there; else 0.
+    """
 
     parallel_layers: int = 3
     max_manifest_bytes: int = 4 << 20
@@ -27,6 +31,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     max_ratio: int = 1000
     max_layer_files: int = 2_000_000
     memory_bytes: int = 8 << 30
+    id_shift: int = 0
 
 
 class Login(msgspec.Struct, frozen=True):

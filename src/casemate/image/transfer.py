@@ -200,7 +200,7 @@ def bring_layer(
     """Make *layer* present: its blob stored, and with *convert* its squashfs known. The record and bytes transferred."""
     store = work.store
     with work.hold(f"blob-{layer.digest[7:]}", layer.digest):
-        known = store.layer_record(layer.diff_id)
+        known = work.known_layer(layer.diff_id)
         if store.has_blob(layer.digest, layer.size_bytes) and (known is not None or not convert):
             work.report(Progress(layer.digest, "shared", layer.size_bytes, layer.size_bytes))
             return known, 0
@@ -228,7 +228,7 @@ def _receive(work: Workspace, download: Download | None, layer: LayerRef, *, con
                 pass
         return None
     with work.hold(f"diff-{layer.diff_id[7:]}", layer.digest):
-        known = work.store.layer_record(layer.diff_id)
+        known = work.known_layer(layer.diff_id)
         if known is not None and download is None:
             return known
         feeder = Feeder(download.chunks() if download else read_blob_chunks(work, layer.digest), work.stop)

@@ -205,3 +205,19 @@ def test_wrong_diff_id_bomb_and_bad_layer_leave_nothing(store):
         convert(store, b"junk" * 1000)
     assert list((store.root / "staging").iterdir()) == []
     assert list((store.root / "layers").iterdir()) == []
+
+
+def test_shifted_owners_for_kernels_without_idmapped_squashfs(store, mounted, source):
+    data = run("tar", "--create", "--directory", str(source), "./bin", "./tmp", "./fifo")
+    record = convert(store, data, id_shift=1_000_000_000)
+    root = mounted(store.staged_path(record.squashfs_digest))
+    assert record.id_shift == 1_000_000_000
+    assert {path.lstat().st_uid for path in [root, *root.rglob("*")]} <= {1_000_000_000, 1_000_000_005}
+    assert (root / "bin/su").stat().st_gid == 1_000_000_042
+    assert (root / "bin/su").stat().st_mode & 0o7777 == 0o4755
+    with pytest.raises(LayerInvalid):
+        convert(
+            store,
+            run("tar", "--create", "--owner=4294967000", "--directory", str(source), "./bin"),
+            id_shift=1_000_000_000,
+        )
