@@ -34,6 +34,19 @@ class Leftover:
     remove: Callable[[], Awaitable[None]]
 
 
+#: The kernel deletes an interface some time after its namespace: not every one that is still there is a leftover.
+_SETTLE_S = 1.0
+
+
+async def find_settled(context: Context) -> list[Leftover]:
+    """:func:`find`, with a second look when there is an interface among them."""
+    found = find(context)
+    if any(one.kind == "interface" for one in found):
+        await asyncio.sleep(_SETTLE_S)
+        found = find(context)
+    return found
+
+
 def find(context: Context) -> list[Leftover]:
     """Every leftover, in the order in which they can be removed: processes, mounts, then the rest."""
     found: list[Leftover] = []
@@ -169,7 +182,7 @@ async def doctor(context: Context) -> list[Finding]:
     waiting = len(context.trash.waiting())
     if waiting:
         found.append(Finding("trash", "note", f"{waiting} folders are being deleted"))
-    for one in find(context):
+    for one in await find_settled(context):
         found.append(Finding(one.kind, "warning", f"{one.which} belongs to nobody", f"`{PRUNE}`", left_over=True))
     if not any(one.left_over for one in found):
         found.append(Finding("leftovers", "ok", "nothing of ours belongs to nobody"))
@@ -198,7 +211,7 @@ async def prune(context: Context, operation: Prune) -> list[Finding]:
                     if pod.id in context.state.pods:
                         await pods.remove(context, pod)
             found.append(_done("pod", f"{pod.record.spec.name} ({pod.id[:12]})", operation.dry_run))
-    for one in find(context):
+    for one in await find_settled(context):
         try:
             if not operation.dry_run:
                 await one.remove()

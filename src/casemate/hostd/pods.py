@@ -25,10 +25,6 @@ from casemate.network import links, plan
 from casemate.spec.workload import PodSpec, Resources
 
 IDS = 65_536
-#: v2's cpu.weight for v1's shares, as the OCI runtimes convert (1024 shares are weight 100 of systemd's default).
-_SHARES_DEFAULT, _WEIGHT_DEFAULT = 1024, 100
-
-
 async def create(context: Context, spec: PodSpec, caller: Caller) -> tuple[Pod, list[str]]:
     """Make the pod; the caller holds no lock, since nobody knows the pod yet. Undone when it fails."""
     checks.check_pod(spec, caller, context.state, context.settings)
@@ -134,7 +130,8 @@ def limits(resources: Resources) -> cgroups.Limits:
     """The cgroup's limits for what a user asked; -1 (unlimited) becomes 0, which takes a limit away."""
     weight = None
     if resources.cpu_shares is not None:
-        weight = max(1, min(10_000, resources.cpu_shares * _WEIGHT_DEFAULT // _SHARES_DEFAULT))
+        # v1's shares (2..262144) as v2's weight (1..10000), by the formula of the OCI runtimes.
+        weight = 1 + (resources.cpu_shares - 2) * 9999 // 262_142
     swap = resources.memory_swap_bytes
     pids = resources.pids
     return cgroups.Limits(

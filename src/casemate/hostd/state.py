@@ -29,6 +29,8 @@ class Container:
     record: ContainerRecord
     execs: dict[str, Exec] = field(default_factory=dict)
     oom_told: bool = False
+    #: The file that ``log.0`` names; 0 before the first look.
+    log_inode: int = 0
     #: Set when nothing of it runs.
     ended: asyncio.Event = field(default_factory=asyncio.Event)
 

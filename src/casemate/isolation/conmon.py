@@ -37,7 +37,7 @@ class ConmonPlan:
     exec_attach: bool = False
 
     def argv(self) -> list[str]:
-        found = [self.program, "--sync", "--full-attach", "--no-sync-log"]
+        found = [self.program, "--api-version", "1", "--sync", "--full-attach", "--no-sync-log"]
         found += ["--cid", self.container, "--cuuid", self.unique, "--name", self.container[:12]]
         found += ["--bundle", self.folder if self.exec_spec else self.bundle]
         found += ["--persist-dir", self.folder, "--exit-dir", self.exit_folder]
@@ -89,7 +89,8 @@ def parse_exit(text: bytes) -> int:
 
 
 _NOT_FOUND = ("executable file not found", "no such file or directory", "not found in $path")
-_NOT_EXECUTABLE = ("permission denied", "exec format error", "is a directory", "text file busy")
+#: "operation not permitted" is crun's word for a folder.
+_NOT_EXECUTABLE = ("permission denied", "operation not permitted", "exec format error", "is a directory", "text file busy")
 
 
 def runtime_error(message: str) -> CasemateError:

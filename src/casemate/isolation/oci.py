@@ -1,7 +1,7 @@
 """The OCI runtime configuration of one container (runtime-spec 1.0, config.md and config-linux.md): pure.
 
-Limits on memory, cpu, pids and io do not stand here: hostd sets them on the container's cgroup before the runtime
-joins it, by the same code that changes them live, which also says what this host cannot do.
+Limits on memory, cpu, pids and io do not stand here: hostd sets them on the container's cgroup between create and
+start, by the same code that changes them live, which also says what this host cannot do.
 """
 
 from __future__ import annotations

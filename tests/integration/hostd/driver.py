@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import array
+import asyncio
+import contextlib
 import itertools
 import os
 import secrets
@@ -11,16 +13,20 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from casemate.hostd import protocol
+from casemate.network.nat import Nat
 from casemate.spec.ids import id_from_bytes
 from casemate.spec.workload import ContainerSpec, NetworkSpec, PodSpec, Process, Resources
 from tests.integration.fixtures_rootfs import busybox_layer
+from tests.integration.leaks import Scope, left, new_scope
 
 SOURCE = Path(__file__).parents[3] / "src"
 
@@ -47,7 +53,11 @@ class Client:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
         self.socket.settimeout(timeout_s)
-        self.socket.connect(str(path))
+        try:
+            self.socket.connect(str(path))
+        except OSError:
+            self.socket.close()
+            raise
         self.events: list[Any] = []
         self.fds: list[int] = []
         self._numbers = itertools.count(1)
@@ -114,33 +124,26 @@ class Client:
 
 
 class Hostd:
-    """A daemon with everything of its own below *folder*."""
+    """A daemon with everything of its own, within *scope*."""
 
     _used = itertools.count()
 
-    def __init__(self, folder: Path, **settings: str) -> None:
-        slot = (os.getpid() * 7 + next(self._used)) % 60
+    def __init__(self, scope: Scope, **settings: str) -> None:
+        self.scope = scope
+        folder = scope.folder
         folder.chmod(0o711)
-        self.folder = folder
-        self.run = folder / "r"
-        self.state = folder / "s"
-        self.node = folder / "n"
-        self.tag = f"t{secrets.token_hex(2)}"
-        self.pool = f"10.2{10 + slot % 40}.{slot}.0/24"
+        slot = (os.getpid() * 7 + next(self._used)) % 60
+        environment = scope.environment
+        self.run = Path(environment["CASEMATE_PATHS_HOST_RUN"])
+        self.state = Path(environment["CASEMATE_PATHS_HOST_STATE"])
+        self.node = Path(environment["CASEMATE_PATHS_STATE"])
+        self.api = Path(environment["CASEMATE_PATHS_RUN"])
         self.first_id = 2_000_000_000 + slot * 20_000_000
-        self.api = folder / "api"
         self.environment = {
             "PATH": os.environ["PATH"],
             "PYTHONPATH": f"{SOURCE}:{SOURCE.parent}",
-            "CASEMATE_PATHS_STATE": str(self.node),
-            "CASEMATE_PATHS_HOST_STATE": str(self.state),
-            "CASEMATE_PATHS_RUN": str(self.api),
-            "CASEMATE_PATHS_HOST_RUN": str(self.run),
+            **environment,
             "CASEMATE_DAEMON_USER": "root",
-            "CASEMATE_NETWORK_POOL": self.pool,
-            "CASEMATE_NETWORK_TABLE": f"cm-{self.tag}",
-            "CASEMATE_NETWORK_LINK_PREFIX": f"{self.tag}-",
-            "CASEMATE_CGROUP_PARENT": f"casemate-{self.tag}",
             "CASEMATE_USERNS_FIRST_ID": str(self.first_id),
             "CASEMATE_USERNS_RANGES": "200",
             **settings,
@@ -198,7 +201,7 @@ class Hostd:
         return self.process.wait(20)
 
     def address(self) -> str:
-        return self.pool.replace("0/24", str(next(self._addresses)))
+        return self.scope.pool.replace("0/24", str(next(self._addresses)))
 
     def pod(self, **values: Any) -> PodSpec:
         identity = id_from_bytes(secrets.token_bytes(32))
@@ -241,10 +244,37 @@ class Hostd:
             client.close()
         self.stop()
         for hierarchy in (Path("/sys/fs/cgroup"), *Path("/sys/fs/cgroup").glob("*/")):
-            place = hierarchy / f"casemate-{self.tag}"
+            place = hierarchy / self.scope.cgroup
             for one in (place / "probe", place):
                 if one.is_dir():
                     one.rmdir()
-        subprocess.run(["nft", "delete", "table", "ip", f"cm-{self.tag}"], capture_output=True, check=False)
+        nat = Nat(self.scope.table, self.scope.link_prefix, self.scope.pool)
+        asyncio.run(nat.remove())
+        nat.close()
         subprocess.run(["umount", str(self.run)], capture_output=True, check=False)
         return forced
+
+    def leaks(self) -> set[str]:
+        """What is left in the kernel, once it has had its time."""
+        deadline = time.monotonic() + 5.0
+        while (found := left(self.scope)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return {one for one in found if one.startswith(("mount", "loop", "interface", "nft", "iptables", "cgroup"))}
+
+
+@contextlib.contextmanager
+def running(**settings: str) -> Iterator[Hostd]:
+    """A hostd of its own that is started; at the end everything of it must go, and be gone."""
+    folder = Path(tempfile.mkdtemp(prefix="cm-hostd-"))
+    one = Hostd(new_scope(folder), **settings)
+    try:
+        one.up().close()
+        yield one
+    finally:
+        forced = one.clean()
+        found = one.leaks()
+        log = one.log.read_text()
+        shutil.rmtree(folder, ignore_errors=True)
+    assert not forced, f"prune had to remove: {forced}\n{log[-2000:]}"
+    assert not found, found
+    assert "Traceback" not in log, log[-4000:]
