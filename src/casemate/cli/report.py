@@ -56,8 +56,8 @@ def as_text(problem: dict[str, object]) -> str:
     remedy = problem.get("remedy")
     if remedy:
         text += f"  {coloured('remedy:', '1', 2)} {clean(str(remedy), newlines=True)}\n"
-    trace = problem.get("trace_id")
-    if trace:
+    trace, status = problem.get("trace_id"), problem.get("status")
+    if trace and not (isinstance(status, int) and status < 500):
         text += f"  trace id: {clean(str(trace))}\n"
     return text
 

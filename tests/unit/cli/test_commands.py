@@ -372,6 +372,7 @@ def test_images(cm, peer: Peer) -> None:
         "/v1/images/history",
         Reply(value={"history": [{"created_at": "", "created_by": "x " * 40, "size_bytes": 7}]}),
     )
+    peer.on("GET", "/v1/images/inspect", Reply(value={"summary": image}))
     assert "…" in cm("history", "debian:12").stdout.decode()
 
 

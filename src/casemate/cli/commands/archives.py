@@ -7,6 +7,7 @@ import posix
 from casemate.cli.context import write_all
 from casemate.cli.fail import bad_value, file_trouble, usage
 from casemate.cli.flags import Arguments, Command, switch, value, values
+from casemate.cli.show.human import familiar
 from casemate.cli.show.plain import clean
 
 TYPE_CHECKING = False
@@ -146,7 +147,7 @@ def load(arguments: Arguments, context: Context) -> int:
     found = ended.get("result")
     names = found.get("names") if isinstance(found, dict) else None
     for name in names if isinstance(names, list) and names else [_image_of(ended)]:
-        context.write(f"Loaded image: {clean(str(name))}\n")
+        context.write(f"Loaded image: {clean(familiar(str(name)))}\n")
     return 0
 
 
