@@ -1,4 +1,4 @@
-"""Both daemons, for real, in folders and under kernel names of their own: ``daemons`` (the fixture) or :class:`Daemons`.
+"""Both daemons, for real, in folders and under kernel names of their own: the fixture ``daemons``, or :class:`Daemons`.
 
 casemated runs as an unprivileged user with no capability (as packaging starts it), hostd as root. Kill and start
 them at will with :meth:`Daemons.kill` and :meth:`Daemons.start`; what their containers leave is removed at the end.
@@ -21,9 +21,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.integration.leaks import Scope, new_scope
 
 from casemate.sdk import ApiAway, Client, Transport
-from tests.integration.leaks import Scope, new_scope
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 USER = "casemate"
@@ -73,7 +73,8 @@ class Daemons:
         # pdeathsig: they end when the test run is killed.
         command = ["setpriv", "--pdeathsig=TERM", *python, "casemate.hostd.daemon"]
         if name == "casemated":
-            command = ["setpriv", "--pdeathsig=TERM", f"--reuid={USER}", f"--regid={USER}", "--init-groups", "--inh-caps=-all",
+            command = ["setpriv", "--pdeathsig=TERM", f"--reuid={USER}", f"--regid={USER}", "--init-groups",
+                       "--inh-caps=-all",
                        "--bounding-set=-all", "--no-new-privs", *python, "casemate.api.daemon"]  # fmt: skip
         with (self.scope.folder / f"{name}.log").open("ab") as log:
             return subprocess.Popen(command, env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
@@ -116,9 +117,7 @@ class Daemons:
 
     def import_busybox(self, tag: str = "busybox") -> str:
         """Make an image of the host's static busybox (or of its dynamic one with its libraries); its name."""
-        operation = self.client.follow(
-            self.client.import_image(iter([rootfs_tar()]), tag=tag, format_="rootfs")
-        )
+        operation = self.client.follow(self.client.import_image(iter([rootfs_tar()]), tag=tag, format_="rootfs"))
         assert operation.status == "done", operation
         return tag
 
