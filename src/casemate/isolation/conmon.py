@@ -55,6 +55,9 @@ class ConmonPlan:
             found.append("--terminal")
         if self.stdin:
             found += ["--stdin"]
+        if self.stdin and self.terminal:
+            # Who detaches from a terminal, or loses the daemon, has not ended its input: a shell would end with it.
+            found += ["--leave-stdin-open"]
         if self.exec_spec:
             found += ["--exec", "--exec-process-spec", self.exec_spec]
             found += ["--exec-attach"] if self.exec_attach else []
