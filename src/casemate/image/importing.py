@@ -65,7 +65,7 @@ def import_archive(work: Workspace, job: ImportJob) -> Result:
         os.close(descriptor)
 
 
-def assemble(
+def assemble(  # noqa: PLR0917 - what an image is
     work: Workspace,
     layers: list[tuple[LayerRef, LayerRecord]],
     name: str,
@@ -73,7 +73,7 @@ def assemble(
     change: ConfigChange,
     epoch: int,
 ) -> ImageRecord:
-    """An image out of *layers*: its configuration and manifest are written and stored; *epoch* (seconds) is its date."""
+    """An image out of *layers*: configuration and manifest are written and stored; *epoch* (seconds) is its date."""
     created = datetime.fromtimestamp(epoch, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     run = {
         "User": change.user,

@@ -63,7 +63,7 @@ class PullJob(msgspec.Struct, frozen=True, tag="pull", kw_only=True):
 
 
 class PushJob(msgspec.Struct, frozen=True, tag="push", kw_only=True):
-    """Send the stored image of *manifest_digest* to *reference*. *mount_from*: repositories that may hold its layers."""
+    """Send the stored image of *manifest_digest* to *reference*. *mount_from*: repositories that may have it."""
 
     state: str
     reference: str

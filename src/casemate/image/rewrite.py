@@ -67,7 +67,14 @@ class Rewriter:
     """
 
     def __init__(
-        self, chunks: Iterator[bytes], sink: Sink, *, max_entries: int, max_bytes: int, skip: frozenset[int] = frozenset(), id_shift: int = 0,
+        self,
+        chunks: Iterator[bytes],
+        sink: Sink,
+        *,
+        max_entries: int,
+        max_bytes: int,
+        skip: frozenset[int] = frozenset(),
+        id_shift: int = 0,
     ) -> None:  # fmt: skip
         self._sink = sink
         self._cursor = Cursor(chunks, self._forward)
@@ -147,7 +154,8 @@ class Rewriter:
             raise LayerInvalid(f"{entry.name[:200]!r} has type {entry.kind!r}, which is no file")
         if entry.size < 0 or entry.size > self._bytes_left:
             raise LayerTooLarge(
-                f"{entry.name[:200]!r} has {entry.size} bytes; {self._bytes_left} are left to the layer (image.max_layer_bytes)"
+                f"{entry.name[:200]!r} has {entry.size} bytes; {self._bytes_left} are left to the layer "
+                "(image.max_layer_bytes)"
             )
         stored = 0 if entry.kind in th.HEADER_ONLY else entry.size
         raw_name = entry.name
@@ -269,10 +277,11 @@ class Rewriter:
         self._sparse(entry, number, sparse.check(pieces, real_size, stored - taken), stored - taken)
 
     def _sparse(self, entry: Entry, number: int, pieces: list[sparse.Piece], stored: int) -> None:
-        """Write a sparse file out in full: squashfs finds the holes again, and its size is bounded like any other."""
+        """Write a sparse file out in full: squashfs finds the holes again; its size is bounded like any other."""
         if entry.size > self._bytes_left:
             raise LayerTooLarge(
-                f"{entry.name[:200]!r} has {entry.size} bytes; {self._bytes_left} are left to the layer (image.max_layer_bytes)"
+                f"{entry.name[:200]!r} has {entry.size} bytes; {self._bytes_left} are left to the layer "
+                "(image.max_layer_bytes)"
             )
         self._bytes_left -= entry.size
         cursor = self._cursor

@@ -22,7 +22,7 @@ QUEUE_POLL_S = 0.1
 
 
 class Download:
-    """One blob from *place* into the store. :meth:`chunks` yields every byte of it, also those that were here already."""
+    """One blob from *place* into the store. :meth:`chunks` yields all of it, also what was here already."""
 
     def __init__(self, work: Workspace, client: Client, place: Repository, layer: LayerRef) -> None:
         self._work = work
@@ -83,7 +83,8 @@ class Download:
                     offset += len(chunk)
                     if offset > layer.size_bytes:
                         raise DigestMismatch(
-                            f"layer {layer.digest} from {self._place} has more than the {layer.size_bytes} bytes of its manifest"
+                            f"layer {layer.digest} from {self._place} has more than the "
+                            f"{layer.size_bytes} bytes of its manifest"
                         )
                     self._hash.update(chunk)
                     _write(descriptor, chunk)
@@ -111,7 +112,8 @@ class Download:
             length = answer.length
             if length is not None and length != layer.size_bytes - offset + skip:
                 raise DigestMismatch(
-                    f"layer {layer.digest} from {self._place} has Content-Length {length}; its manifest leaves {layer.size_bytes - offset + skip}"
+                    f"layer {layer.digest} from {self._place} has Content-Length {length}; "
+                    f"its manifest leaves {layer.size_bytes - offset + skip}"
                 )
             chunks = answer.chunks()
             while True:
@@ -197,7 +199,7 @@ def read_blob_chunks(work: Workspace, digest: str) -> Iterator[bytes]:
 def bring_layer(
     work: Workspace, client: Client, place: Repository, layer: LayerRef, *, convert: bool
 ) -> tuple[LayerRecord | None, int]:
-    """Make *layer* present: its blob stored, and with *convert* its squashfs known. The record and bytes transferred."""
+    """Make *layer* present: its blob stored, with *convert* its squashfs known. The record and bytes transferred."""
     store = work.store
     with work.hold(f"blob-{layer.digest[7:]}", layer.digest):
         known = work.known_layer(layer.diff_id)
