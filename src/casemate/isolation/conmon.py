@@ -70,7 +70,8 @@ def parse_pid(line: bytes) -> int:
     The form is ``{"pid": 123}``, or ``{"pid": -1, "message": "..."}``; other versions call the first ``data``.
     """
     try:
-        value = json.loads(line)
+        # An attached exec that has ended already has written its exit code as a second line.
+        value = json.loads(line.partition(b"\n")[0])
         pid = value.get("pid", value.get("data"))
         message = value.get("message", "")
     except (ValueError, AttributeError, RecursionError) as error:
