@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from casemate.host import cgroups, programs, syscalls
+from casemate.host import cgroups, mounts, programs, syscalls
 from casemate.host.seqpacket import listen
 from casemate.host.settings_file import read_settings
 from casemate.hostd import housekeeping, recovery
@@ -61,7 +61,8 @@ def share_run_folder(folder: Path) -> None:
                 f"paths.host_run is {folder}, and nobody but its owner may pass through {parent}: pods must",
                 remedy=f"chmod o+x {parent}",
             )
-    if not os.path.ismount(folder):
+    # Not os.path.ismount: to that, a bind within one file system is none.
+    if not any(one.target == folder for one in mounts.mounts_below(folder)):
         syscalls.mount(str(folder), folder, None, syscalls.MS_BIND)
     syscalls.mount(None, folder, None, syscalls.MS_SHARED)
 

@@ -15,9 +15,10 @@ import subprocess
 import sys
 import tempfile
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 
@@ -49,6 +50,8 @@ class Refused(Exception):
 class Client:
     """One connection; calls are made one after the other, events are kept."""
 
+    live: ClassVar[weakref.WeakSet[Client]] = weakref.WeakSet()
+
     def __init__(self, path: Path, *, hello: bool = True, timeout_s: float = 60.0) -> None:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
@@ -58,12 +61,18 @@ class Client:
         except OSError:
             self.socket.close()
             raise
+        self.path = path
+        Client.live.add(self)
         self.events: list[Any] = []
         self.fds: list[int] = []
         self._numbers = itertools.count(1)
         self._answers: dict[int, Any] = {}
         if hello:
-            self.welcome = self.call(protocol.Hello())
+            try:
+                self.welcome = self.call(protocol.Hello())
+            except BaseException:
+                self.socket.close()
+                raise
 
     def send(self, operation: Any, fds: list[int] | None = None) -> int:
         number = next(self._numbers)
@@ -173,7 +182,8 @@ class Hostd:
             assert self.process.poll() is None, f"hostd ended:\n{self.log.read_text()[-3000:]}"
             try:
                 return Client(self.run / "hostd.sock")
-            except (FileNotFoundError, ConnectionRefusedError):
+            except (FileNotFoundError, ConnectionError):
+                # Not there yet, or the connection before was not yet seen to have ended.
                 assert time.monotonic() < deadline, self.log.read_text()[-3000:]
                 time.sleep(0.005)
 
@@ -227,6 +237,8 @@ class Hostd:
         if self.process is None or self.process.poll() is not None:
             self.start()
         forced: list[str] = []
+        for one in [one for one in Client.live if one.path == self.run / "hostd.sock"]:
+            one.close()  # of a test that failed
         client = self.wait_ready()
         try:
             after = ""
@@ -271,7 +283,11 @@ def running(**settings: str) -> Iterator[Hostd]:
         one.up().close()
         yield one
     finally:
-        forced = one.clean()
+        try:
+            forced = one.clean()
+        except BaseException:
+            print(one.log.read_text()[-6000:])
+            raise
         found = one.leaks()
         log = one.log.read_text()
         shutil.rmtree(folder, ignore_errors=True)
