@@ -105,7 +105,8 @@ def start_registry(folder: Path) -> tuple[subprocess.Popen[bytes], str]:
     port = free_port()
     config = folder / "registry.yml"
     config.write_text(
-        f"version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {folder}/registry}}}}\nhttp: {{addr: 127.0.0.1:{port}}}\n"
+        f"version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {folder}/registry}}}}\n"
+        f"http: {{addr: 127.0.0.1:{port}}}\n"
     )
     program = subprocess.Popen(
         ["docker-registry", "serve", str(config)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -132,7 +133,8 @@ def start_docker(folder: Path) -> tuple[subprocess.Popen[bytes] | None, str]:
     host = f"unix://{folder}/docker.sock"
     log = (folder / "dockerd.log").open("wb")
     program = subprocess.Popen(
-        ["dockerd", "--host", host, "--data-root", f"{folder}/docker", "--exec-root", f"{folder}/docker-exec", "--pidfile", f"{folder}/docker.pid",
+        ["dockerd", "--host", host, "--data-root", f"{folder}/docker", "--exec-root", f"{folder}/docker-exec",
+         "--pidfile", f"{folder}/docker.pid",
          "--iptables=false", "--ip6tables=false", "--bridge=none", "--log-level=error"],
         stdout=log, stderr=log,
     )  # fmt: skip
@@ -186,6 +188,10 @@ def docker(host: str, docker_host: str) -> float:
     return timed(["docker", "--host", docker_host, "pull", "-q", f"{host}/bench/image"])
 
 
+def report(what: str, ours_s: float, peer: str, peer_s: float, budget: float) -> None:
+    print(f"{what}: casemate {ours_s:.2f} s, {peer} {peer_s:.2f} s, ratio {ours_s / peer_s:.2f} (budget {budget})")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size-mb", type=int, default=280)
@@ -223,16 +229,11 @@ def main() -> None:
                     os.sync()
                     figures["docker"].append(docker(host, docker_host))
             middle = {key: statistics.median(values) for key, values in figures.items() if values}
-            print(
-                f"image: {LAYERS} layers, {packed / 1e6:.0f} MB packed, {unpacked / 1e6:.0f} MB unpacked; medians of {options.rounds}"
-            )
-            print(
-                f"transfer: casemate {middle['transfer']:.2f} s, skopeo {middle['skopeo']:.2f} s, ratio {middle['transfer'] / middle['skopeo']:.2f} (budget 1.0)"
-            )
+            sizes = f"{packed / 1e6:.0f} MB packed, {unpacked / 1e6:.0f} MB unpacked"
+            print(f"image: {LAYERS} layers, {sizes}; medians of {options.rounds}")
+            report("transfer", middle["transfer"], "skopeo", middle["skopeo"], 1.0)
             if "docker" in middle:
-                print(
-                    f"pull with unpacking: casemate {middle['pull']:.2f} s, docker {middle['docker']:.2f} s, ratio {middle['pull'] / middle['docker']:.2f} (budget 0.6)"
-                )
+                report("pull with unpacking", middle["pull"], "docker", middle["docker"], 0.6)
             else:
                 print(f"pull with unpacking: casemate {middle['pull']:.2f} s; docker: not asked for (--docker)")
         finally:

@@ -9,6 +9,7 @@ seeds are mutated at random. A finding is written to the current folder and ends
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import io
 import random
@@ -42,10 +43,8 @@ def one(data: bytes) -> None:
     )
     for attempt in attempts:
         start = time.monotonic()
-        try:
+        with contextlib.suppress(CasemateError):
             attempt()
-        except CasemateError:
-            pass
         if time.monotonic() - start > BOUND_S:
             raise AssertionError("too slow")
 
@@ -115,7 +114,7 @@ def main() -> int:
     parser.add_argument("--atheris", metavar="CORPUS")
     options = parser.parse_args()
     if options.atheris:
-        import atheris
+        import atheris  # noqa: PLC0415 - optional
 
         atheris.Setup([sys.argv[0], options.atheris], one)
         atheris.Fuzz()

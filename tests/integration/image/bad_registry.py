@@ -87,7 +87,7 @@ class Registry:
                 if not registry.hook(self):
                     registry.serve(self)
 
-            do_HEAD = do_POST = do_PUT = do_GET
+            do_HEAD = do_POST = do_PUT = do_GET  # noqa: N815 - names that http.server looks up
 
             def log_message(self, *_args: object) -> None:
                 pass

@@ -1,12 +1,13 @@
 """A registry that misbehaves.
 
-Hostile list (each one test or one row): 401 without and with a challenge, a token realm elsewhere over plain HTTP, 403,
-404, 429 with Retry-After, 500 for ever, 500 once; a manifest, a configuration, a layer whose bytes are not what the digest
-says; a body cut off once and for ever; a Content-Length that is wrong; a body longer than the manifest says; wrong media
-types; schema 1; foreign layers; an artifact; a document that is manifest and index; an index of indexes; an index without our
-platform; a manifest of 5 MiB; one nested 10,000 deep; not JSON; diff_ids that lie or are missing; more layers than
-overlayfs takes; a redirect loop, a redirect elsewhere that must not see credentials; a bomb; a name that is no name; a
-damaged partial download; no server at all; headers without end.
+Hostile list (each one test or one row): 401 without and with a challenge, a token realm elsewhere over plain
+HTTP, 403, 404, 429 with Retry-After, 500 for ever, 500 once; a manifest, a configuration, a layer whose bytes
+are not what the digest says; a body cut off once and for ever; a Content-Length that is wrong; a body longer
+than the manifest says; wrong media types; schema 1; foreign layers; an artifact; a document that is manifest
+and index; an index of indexes; an index without our platform; a manifest of 5 MiB; one nested 10,000 deep;
+not JSON; diff_ids that lie or are missing; more layers than overlayfs takes; a redirect loop, a redirect
+elsewhere that must not see credentials; a bomb; a name that is no name; a damaged partial download; no server
+at all; headers without end.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Images go both ways between us and what others use: docker-registry, skopeo, `docker load`'s archive form, mmdebstrap.
+"""Images go both ways between us and what others use: docker-registry, skopeo, `docker load`'s form, mmdebstrap.
 
 Jobs run through the real worker, as casemated runs them.
 """
@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 
-from casemate.image.client import run_job
+from casemate.image.client import run_job, spawn
 from casemate.image.garbage import collect_garbage, plan_garbage
 from casemate.image.jobs import (
     ConfigChange,
@@ -51,7 +51,8 @@ def registry(tmp_path_factory):
         port = probe.getsockname()[1]
     config = folder / "config.yml"
     config.write_text(
-        f"version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {folder}/data}}}}\nhttp: {{addr: 127.0.0.1:{port}}}\n"
+        f"version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {folder}/data}}}}\n"
+        f"http: {{addr: 127.0.0.1:{port}}}\n"
     )
     program = subprocess.Popen(
         ["docker-registry", "serve", str(config)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -97,8 +98,7 @@ def made_image(store, tmp_path, name="example:1", files=None, change=None):
         name=name,
         change=change or ConfigChange(cmd=("/bin/sh",), env=("A=b",)),
     )
-    result = do(job)
-    return result
+    return do(job)
 
 
 def skopeo(*arguments: str) -> bytes:
@@ -365,8 +365,6 @@ def test_cancel_and_kill_leave_nothing_half_visible(store, registry, tmp_path):
             started = asyncio.Event()
 
             async def start(command, environment, descriptors):
-                from casemate.image.client import spawn
-
                 process = await spawn(command, environment, descriptors)
                 workers.append(process)
                 return process

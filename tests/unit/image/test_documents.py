@@ -156,9 +156,20 @@ def test_credential_file():
 
 @pytest.mark.parametrize(
     "data",
-    [b"{", b"[]", b"[" * 100_000, config(auths=[]), config(auths={"a": 1}), config(auths={"a": {"auth": "!!"}}), config(auths={"a": {"auth": "bm8="}}),
-     config(credsStore="../../bin/sh"), config(credHelpers={"a": "x y"}), config(credsStore=5), config(auths={"a": {"auth": 7}})],
-)  # fmt: skip
+    [
+        b"{",
+        b"[]",
+        b"[" * 100_000,
+        config(auths=[]),
+        config(auths={"a": 1}),
+        config(auths={"a": {"auth": "!!"}}),
+        config(auths={"a": {"auth": "bm8="}}),
+        config(credsStore="../../bin/sh"),
+        config(credHelpers={"a": "x y"}),
+        config(credsStore=5),
+        config(auths={"a": {"auth": 7}}),
+    ],
+)
 def test_bad_credential_file(data):
     with pytest.raises(CredentialsInvalid) as caught:
         parse_config(data, "f")
@@ -167,9 +178,11 @@ def test_bad_credential_file(data):
 
 def test_helpers(tmp_path, monkeypatch):
     helper = tmp_path / "docker-credential-test"
-    helper.write_text('#!/bin/sh\nread server\n[ "$server" = known ] && echo \'{"Username":"u","Secret":"s"}\' && exit 0\n'
-                      '[ "$server" = token ] && echo \'{"Username":"<token>","Secret":"t"}\' && exit 0\n'
-                      '[ "$server" = odd ] && echo odd && exit 0\necho credentials not found in native keychain\nexit 1\n')  # fmt: skip
+    helper.write_text(
+        '#!/bin/sh\nread server\n[ "$server" = known ] && echo \'{"Username":"u","Secret":"s"}\' && exit 0\n'
+        '[ "$server" = token ] && echo \'{"Username":"<token>","Secret":"t"}\' && exit 0\n'
+        '[ "$server" = odd ] && echo odd && exit 0\necho credentials not found in native keychain\nexit 1\n'
+    )
     helper.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     assert run_helper("test", "known") == Login("u", "s")
