@@ -19,6 +19,8 @@ def report(error: BaseException, as_json: bool) -> int:
         case SystemExit():
             return error.code if isinstance(error.code, int) else 1
         case KeyboardInterrupt():
+            if posix.isatty(2):
+                write_error("\n")  # behind the ^C that the terminal shows
             return INTERRUPTED
         case BrokenPipeError():
             return PIPE_BROKEN
