@@ -43,6 +43,9 @@ async def create(context: Context, pod: Pod, spec: ContainerSpec, caller: Caller
     checks.check_container(spec, pod.record.spec, caller, context.state, context.layers.has)
     if pod.record.phase != "ready":
         raise WrongState(f"pod {pod.id[:12]} is {pod.record.phase}", pod=pod.id)
+    # The bound of now, recorded: what a container is made of must not change with the settings.
+    bound = spec.writable_bytes or context.settings.number("limits.writable_bytes")
+    spec = msgspec.structs.replace(spec, writable_bytes=bound)
     record = ContainerRecord(spec, "creating", context.boot_id, caller=caller.record())
     container = context.state.add_container(pod, record)
     try:

@@ -27,7 +27,7 @@ from casemate.isolation import observe, runtime
 from casemate.network import links
 from casemate.network.nat import Nat
 from casemate.spec.errors import CasemateError, HostLacks
-from casemate.spec.settings import Settings, SettingInvalid
+from casemate.spec.settings import SettingInvalid, Settings
 from casemate.storage.layers import LayerMounts
 from casemate.storage.trash import Trash
 from casemate.storage.volumes import Volumes

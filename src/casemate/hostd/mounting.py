@@ -43,7 +43,7 @@ def plan(context: Context, pod: Pod, container: Container) -> rootfs.RootfsPlan:
         target=context.folders.rootfs(spec.id),
         writable=context.folders.container_state(pod.id, spec.id),
         first_id=pod.record.first_id,
-        writable_bytes=spec.writable_bytes or context.settings.number("limits.writable_bytes"),
+        writable_bytes=spec.writable_bytes,
     )
 
 

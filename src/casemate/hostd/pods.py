@@ -25,6 +25,8 @@ from casemate.network import links, plan
 from casemate.spec.workload import PodSpec, Resources
 
 IDS = 65_536
+
+
 async def create(context: Context, spec: PodSpec, caller: Caller) -> tuple[Pod, list[str]]:
     """Make the pod; the caller holds no lock, since nobody knows the pod yet. Undone when it fails."""
     checks.check_pod(spec, caller, context.state, context.settings)
@@ -100,9 +102,9 @@ async def build(context: Context, pod: Pod) -> list[str]:
         path.parent.mkdir(mode=0o711, exist_ok=True)
     await sandbox.create(pins, pod.record.first_id, IDS, spec.hostname)
     context.step("pod.namespaces")
-    path = context.pod_cgroup(pod.id)
-    context.cgroups.create(path)
-    warnings = context.cgroups.set_limits(path, limits(spec.resources))
+    group = context.pod_cgroup(pod.id)
+    context.cgroups.create(group)
+    warnings = context.cgroups.set_limits(group, limits(spec.resources))
     context.step("pod.cgroup")
     if spec.network.mode == "pod":
         await context.nat.ensure(known_links(context))

@@ -51,7 +51,12 @@ async def kill_conmon(pid: int, run: Path, container: str) -> None:
             signal.pidfd_send_signal(number, signal.SIGKILL)
         loop = asyncio.get_running_loop()
         gone: asyncio.Future[None] = loop.create_future()
-        loop.add_reader(number, lambda: gone.done() or gone.set_result(None))
+
+        def ended() -> None:
+            if not gone.done():
+                gone.set_result(None)
+
+        loop.add_reader(number, ended)
         try:
             async with asyncio.timeout(_END_WAIT_S):
                 await gone

@@ -94,7 +94,13 @@ def parse_exit(text: bytes) -> int:
 
 _NOT_FOUND = ("executable file not found", "no such file or directory", "not found in $path")
 #: "operation not permitted" is crun's word for a folder.
-_NOT_EXECUTABLE = ("permission denied", "operation not permitted", "exec format error", "is a directory", "text file busy")
+_NOT_EXECUTABLE = (
+    "permission denied",
+    "operation not permitted",
+    "exec format error",
+    "is a directory",
+    "text file busy",
+)
 
 
 def runtime_error(message: str) -> CasemateError:

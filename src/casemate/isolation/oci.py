@@ -137,7 +137,8 @@ def mounts(given: BundleInput) -> list[dict[str, Any]]:
         found.append(_mount("/dev/shm", "tmpfs", "shm", "nosuid", "noexec", "nodev", "mode=1777", size))
         found.append(_mount("/dev/mqueue", "mqueue", "mqueue", "nosuid", "noexec", "nodev"))
     else:
-        found += [_bind("/dev/shm", "/dev/shm"), _bind("/dev/mqueue", "/dev/mqueue")]
+        found.append(_bind("/dev/shm", "/dev/shm"))
+        found += [_bind("/dev/mqueue", "/dev/mqueue")] if given.facts.mqueue else []
     if "network" in own:
         found.append(_mount("/sys", "sysfs", "sysfs", "nosuid", "noexec", "nodev", "rw" if privileged else "ro"))
     else:

@@ -105,7 +105,7 @@ def _key(wanted: str) -> list[str]:
     for name in ("crun", "runc", "conmon"):
         with contextlib.suppress(CasemateError, OSError):
             path = programs.find_program(name)
-            status = os.stat(path)
+            status = Path(path).stat()
             found.append(f"{path} {status.st_ino} {status.st_size} {status.st_mtime_ns}")
     return found
 
@@ -136,7 +136,7 @@ async def probe(level: NamespaceLevel, run_folder: Path, facts: HostFacts, cgrou
     try:
         for name in ("bin", "sbin", "lib", "lib64"):
             with contextlib.suppress(OSError):
-                (root / name).symlink_to(os.readlink(f"/{name}"))
+                (root / name).symlink_to(Path(f"/{name}").readlink())
         for place in (run_folder, folder, root):
             place.chmod(place.stat().st_mode | 0o711)
         for place in [root, *root.iterdir()]:

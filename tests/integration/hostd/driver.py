@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import msgspec
+from tests.integration.fixtures_rootfs import busybox_layer
+from tests.integration.leaks import Scope, left, new_scope
 
 from casemate.hostd import protocol
 from casemate.network.nat import Nat
 from casemate.spec.ids import id_from_bytes
 from casemate.spec.workload import ContainerSpec, NetworkSpec, PodSpec, Process, Resources
-from tests.integration.fixtures_rootfs import busybox_layer
-from tests.integration.leaks import Scope, left, new_scope
 
 SOURCE = Path(__file__).parents[3] / "src"
 
@@ -163,7 +163,9 @@ class Hostd:
         for place in (self.node / "staging", self.api):
             place.mkdir(parents=True, exist_ok=True)
 
-    def start(self, *, module: str = "casemate.hostd.daemon", arguments: tuple[str, ...] = (), **environment: str) -> None:
+    def start(
+        self, *, module: str = "casemate.hostd.daemon", arguments: tuple[str, ...] = (), **environment: str
+    ) -> None:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", module, *arguments],
@@ -220,7 +222,9 @@ class Hostd:
 
     def container(self, pod: PodSpec, *args: str, **values: Any) -> ContainerSpec:
         identity = id_from_bytes(secrets.token_bytes(32))
-        process_values = {name: values.pop(name) for name in ("terminal", "stdin", "user", "rlimits", "cwd") if name in values}
+        process_values = {
+            name: values.pop(name) for name in ("terminal", "stdin", "user", "rlimits", "cwd") if name in values
+        }
         environment = values.pop("env", ("PATH=/bin",))
         return ContainerSpec(
             id=identity,

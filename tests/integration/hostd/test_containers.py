@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from tests.integration.hostd.driver import Client, Hostd, Refused
 
 from casemate.hostd import protocol
 from casemate.spec.workload import (
@@ -26,7 +27,6 @@ from casemate.spec.workload import (
     User,
     VolumeMount,
 )
-from tests.integration.hostd.driver import Client, Hostd, Refused
 
 pytestmark = pytest.mark.root
 
@@ -80,7 +80,9 @@ def test_runs_logs_exits_and_goes(hostd: Hostd, client: Client) -> None:
 
 def test_what_a_container_sees_of_itself(hostd: Hostd, client: Client) -> None:
     pod = hostd.pod()
-    script = "id -u; hostname; cat /proc/self/uid_map; ls -ld /data; grep -E 'Seccomp:|NoNewPrivs|CapEff' /proc/self/status"
+    script = (
+        "id -u; hostname; cat /proc/self/uid_map; ls -ld /data; grep -E 'Seccomp:|NoNewPrivs|CapEff' /proc/self/status"
+    )
     lines = output(hostd, client, "sh", "-c", script, pod=pod)
     assert lines[0] == "0"
     assert lines[1] == "box"
@@ -310,7 +312,15 @@ def test_init_reaps_and_forwards(hostd: Hostd, client: Client) -> None:
 def test_volume_keeps_owners_and_is_filled_from_the_image(hostd: Hostd, client: Client) -> None:
     client.call(protocol.VolumeCreate("default", "v1"))
     mounts = (VolumeMount("v1", "/data"),)
-    lines = output(hostd, client, "sh", "-c", "cat /data/seed; echo new > /data/new; chown 1000 /data/new", mounts=mounts, security=Security(capabilities=("CAP_CHOWN",)))
+    lines = output(
+        hostd,
+        client,
+        "sh",
+        "-c",
+        "cat /data/seed; echo new > /data/new; chown 1000 /data/new",
+        mounts=mounts,
+        security=Security(capabilities=("CAP_CHOWN",)),
+    )
     assert lines == ["from the image"]
     spec = run(hostd, client, "sh", "-c", "stat -c %u /data/new /data/seed; sleep 60", mounts=mounts)
     with pytest.raises(Refused) as caught:
@@ -398,7 +408,11 @@ def test_files_in_and_out(hostd: Hostd, client: Client, tmp_path: Path) -> None:
     client.call(protocol.ContainerReadFile(spec.id, "/data/link"))
     with os.fdopen(client.take()) as file:
         assert file.read().startswith("root:x:0:0")
-    for path, code in (("/data/pipe", "argument.invalid"), ("/nothere", "object.not_found"), ("/data", "argument.invalid")):
+    for path, code in (
+        ("/data/pipe", "argument.invalid"),
+        ("/nothere", "object.not_found"),
+        ("/data", "argument.invalid"),
+    ):
         with pytest.raises(Refused) as caught:
             client.call(protocol.ContainerReadFile(spec.id, path))
         assert caught.value.code == code
@@ -421,7 +435,12 @@ def test_files_in_and_out(hostd: Hostd, client: Client, tmp_path: Path) -> None:
 def test_security_words_do_what_they_say(hostd: Hostd, client: Client) -> None:
     security = Security(capabilities=("CAP_CHOWN", "CAP_KILL"), no_new_privileges=False)
     lines = output(
-        hostd, client, "sh", "-c", "grep -E 'CapEff|CapBnd|CapInh|CapAmb|NoNewPrivs' /proc/self/status", security=security
+        hostd,
+        client,
+        "sh",
+        "-c",
+        "grep -E 'CapEff|CapBnd|CapInh|CapAmb|NoNewPrivs' /proc/self/status",
+        security=security,
     )
     status = dict(line.split(":\t") for line in lines)
     assert int(status["CapEff"], 16) == int(status["CapBnd"], 16) == 1 << 0 | 1 << 5

@@ -11,12 +11,11 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from tests.integration.hostd.driver import Client, Refused, running
+from tests.integration.hostd.test_containers import log_of, run
 
 from casemate.hostd import protocol
-from casemate.spec.workload import Process, PublishedPort
-from casemate.spec.workload import NetworkSpec
-from tests.integration.hostd.driver import Client, Hostd, Refused, running
-from tests.integration.hostd.test_containers import log_of, run
+from casemate.spec.workload import NetworkSpec, Process, PublishedPort
 
 pytestmark = pytest.mark.root
 
@@ -205,7 +204,16 @@ def test_the_doctor_names_and_prune_removes_what_nobody_owns() -> None:
         hostd.start()
         client = hostd.wait_ready()
         kinds = {one.check for one in client.call(protocol.Doctor()).findings if one.left_over}
-        expected = {"process", "mount", "network namespace", "namespaces", "cgroup", "interface", "bundle", "runtime state"}
+        expected = {
+            "process",
+            "mount",
+            "network namespace",
+            "namespaces",
+            "cgroup",
+            "interface",
+            "bundle",
+            "runtime state",
+        }
         assert expected <= kinds
         before = len(client.call(protocol.Prune(dry_run=True)).findings)
         assert before >= len(expected)
@@ -240,5 +248,3 @@ def test_terminated_it_ends_and_leaves_containers_alone() -> None:
         client = hostd.wait_ready()
         assert observed(client)[spec.id].pid == pid
         client.close()
-
-
