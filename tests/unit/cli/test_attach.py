@@ -105,8 +105,11 @@ def test_a_terminal_session(launcher: Path, environment: dict[str, str], contain
     assert b"^C\x1a\x04ls\r" in terminal.seen
     assert terminal.seen.endswith(b"bye")
     assert container.asked("POST", "/v1/containers")[0].json == {
-        "image": "img", "terminal": True, "stdin": True, "auto_remove": True,
-    }  # fmt: skip
+        "image": "img",
+        "terminal": True,
+        "stdin": True,
+        "auto_remove": True,
+    }
 
 
 @pytest.mark.parametrize(("flags", "keys"), [([], b"\x10\x11"), (["--detach-keys", "ctrl-x,q"], b"\x18q")])
@@ -431,8 +434,11 @@ def test_the_detacher_loses_nothing(pieces: list[bytes], keys: bytes) -> None:
 
 def test_bars_on_a_terminal(launcher: Path, environment: dict[str, str], peer: Peer) -> None:
     layers = ["sha256:" + digit * 64 for digit in "12"]
-    rows = [("progress", {"item": item, "phase": phase, "done": done, "total": 4_000_000})
-            for done, phase in ((1_000_000, "downloading"), (4_000_000, "converting")) for item in layers]  # fmt: skip
+    rows = [
+        ("progress", {"item": item, "phase": phase, "done": done, "total": 4_000_000})
+        for done, phase in ((1_000_000, "downloading"), (4_000_000, "converting"))
+        for item in layers
+    ]
     peer.on("POST", "/v1/images/pull", Reply(202, {"id": "op1", "kind": "pull", "status": "running"}))
     end = ("end", {"id": "op1", "kind": "pull", "status": "done", "result": {"digest": "sha256:99"}})
     peer.on("GET", "/v1/operations/op1/events", events(*rows, end))
