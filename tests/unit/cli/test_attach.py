@@ -295,7 +295,7 @@ def test_a_daemon_that_goes_away(cm, container: Peer) -> None:
     done = cm("run", "img")
     assert (done.returncode, done.stdout) == (125, b"half")
     assert b"closed the connection before the process ended" in done.stderr
-    assert b"The container goes on" in done.stderr
+    assert b"The process goes on" in done.stderr
 
     def garbage(request, websocket: WebSocket) -> None:
         websocket.connection.sendall(b"\xff\xff\xff\xff")

@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from peer import Peer, Reply
+from peer import Peer, Reply, problem
 
 from casemate.cli.help import page
 from casemate.cli.index import ROWS, paths
@@ -127,3 +127,26 @@ def test_every_command_has_help_and_the_overview_names_it(cm) -> None:
     assert cm("help", "run").stdout == cm("run", "--help").stdout
     assert cm("image").stdout == cm("image", "--help").stdout
     assert cm("--help", "ps").stdout == cm("ps", "--help").stdout
+
+
+def test_json_of_the_container_is_not_ours(cm, peer: Peer) -> None:
+    """``--json`` behind the image is an argument of the container's command, also when something fails."""
+    assert cm("run", "img", "prog", "--json").stderr.startswith(b"casemate: no POST")
+    assert json.loads(cm("run", "--json", "img", "prog").stderr)["code"] == "object.not_found"
+    assert json.loads(cm("--json", "run", "img", "prog").stderr)["code"] == "object.not_found"
+
+
+@pytest.mark.parametrize("name", ["a/b", "", "../x"])
+def test_names_that_no_object_has(cm, peer: Peer, name: str) -> None:
+    done = cm("stop", name)
+    assert done.returncode == 125
+    assert b"no such object" in done.stderr
+    assert not peer.requests
+
+
+def test_what_head_cannot_say_is_asked_again(cm, peer: Peer, tmp_path: Path) -> None:
+    peer.on("HEAD", "/v1/containers/web/archive", Reply(409))
+    peer.on("GET", "/v1/containers/web/archive", problem(409, "object.conflict", "container 'web' was never started"))
+    done = cm("cp", "web:/x", ".")
+    assert done.returncode == 125
+    assert b"was never started" in done.stderr

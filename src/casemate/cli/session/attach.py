@@ -29,6 +29,7 @@ RECEIVE_BYTES = 256 << 10
 INPUT_BYTES = 64 << 10
 #: Input is not read while more than this waits to be sent.
 MAX_WAITING = 256 << 10
+_GOES_ON = "The process goes on: `casemate ps`, then `casemate attach NAME` or `casemate logs -f NAME`."
 _IN, _OUT, _GONE = select.POLLIN, select.POLLOUT, select.POLLHUP | select.POLLERR | select.POLLNVAL
 
 
@@ -156,7 +157,7 @@ class _Session:
                     return
                 data = b""
             if not data:
-                raise lost("the daemon closed the connection before the process ended")
+                raise lost("the daemon closed the connection before the process ended", _GOES_ON)
             self._frames.feed(data)
             self._receive_frames()
             # A TLS socket may hold decrypted bytes that poll does not see; a plain one is asked again by poll.
@@ -172,7 +173,8 @@ class _Session:
                 self._queue(PONG, payload)
             elif opcode == CLOSE and self.ended is None:
                 reason = payload[2:].decode("utf-8", "replace")
-                raise lost("the daemon ended the session before the process ended" + (f": {reason}" if reason else ""))
+                told = f": {reason}" if reason else ""
+                raise lost(f"the daemon ended the session before the process ended{told}", _GOES_ON)
 
     def _message(self, kind: int, data: memoryview) -> None:
         if kind in (STDOUT, STDERR):
