@@ -63,7 +63,7 @@ async def openapi(call: Call) -> object:  # noqa: ARG001 - a handler
 
 async def read_audit(call: Call) -> object:
     if not call.peer.auditor:
-        raise PermissionDenied("only root reads the audit log", remedy="sudo casemate system audit")
+        raise PermissionDenied("only root reads the audit log", remedy="`sudo casemate audit ls`")
     query: AuditQuery = call.query
     return await call.core.db.read(lambda db: audit.page(db, query.after, query.limit))
 
