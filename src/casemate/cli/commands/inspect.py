@@ -88,7 +88,7 @@ def _of(kind: str) -> Callable[[Arguments, Context], int]:
     return lambda arguments, context: _inspect(arguments, context, (kind,))
 
 
-_FORMAT = value("format", "TEMPLATE", "Go template: {{.State.Status}}, {{json .Config.Env}}", "f")
+_FORMAT = value("format", "TEMPLATE", "Go template: `{{.State.Status}}`, `{{json .Config.Env}}`", "f")
 _USAGE = "[OPTIONS] NAME [NAME...]"
 
 INSPECT = Command(

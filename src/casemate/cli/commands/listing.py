@@ -122,7 +122,7 @@ def port(arguments: Arguments, context: Context) -> int:
     return 0
 
 
-FORMAT = value("format", "TEMPLATE", "Go template: {{.Names}}, `table {{.ID}}\\t{{.Names}}`, json")
+FORMAT = value("format", "TEMPLATE", "Go template: `{{.Names}}`, `table {{.ID}}\\t{{.Names}}`, json")
 FILTER = values("filter", "KEY=VALUE", "Only those that fit", "f")
 NO_TRUNC = switch("no-trunc", "Cut nothing")
 
