@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -137,9 +136,9 @@ def _folders(context: Context) -> Iterator[Leftover]:
         if container not in context.state.containers:
             yield _plain("runtime state", container[:12], partial(remove_small, folders.runtime / container))
     with contextlib.suppress(FileNotFoundError):
-        for entry in sorted(os.listdir(folders.exits)):
-            if entry not in context.state.containers:
-                yield _plain("exit file", entry[:12], partial((folders.exits / entry).unlink, missing_ok=True))
+        for entry in sorted(folders.exits.iterdir()):
+            if entry.name not in context.state.containers:
+                yield _plain("exit file", entry.name[:12], partial(entry.unlink, missing_ok=True))
 
 
 def _records(context: Context) -> Iterator[Leftover]:

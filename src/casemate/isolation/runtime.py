@@ -131,16 +131,9 @@ async def probe(level: NamespaceLevel, run_folder: Path, facts: HostFacts, cgrou
     pins = {kind: folder / kind for kind in sandbox.KINDS}
     _clear(folder, pins)
     root = folder / "root"
-    root.mkdir(parents=True)
+    _prepare(run_folder, root, first_id)
     launcher = Launcher(hide_unified=runtime.hide_unified)
     try:
-        for name in ("bin", "sbin", "lib", "lib64"):
-            with contextlib.suppress(OSError):
-                (root / name).symlink_to(Path(f"/{name}").readlink())
-        for place in (run_folder, folder, root):
-            place.chmod(place.stat().st_mode | 0o711)
-        for place in [root, *root.iterdir()]:
-            os.chown(place, first_id, first_id, follow_symlinks=False)
         await sandbox.create(pins, first_id, 65_536, "probe")
         given = BundleInput(
             pod=PodSpec(id=_PROBE_ID, name="probe", hostname="probe"),
@@ -169,6 +162,18 @@ async def probe(level: NamespaceLevel, run_folder: Path, facts: HostFacts, cgrou
     finally:
         launcher.close()
         _clear(folder, pins)
+
+
+def _prepare(run_folder: Path, root: Path, first_id: int) -> None:
+    """A root that shows the host's programs, whose /usr is bound in."""
+    root.mkdir(parents=True)
+    for name in ("bin", "sbin", "lib", "lib64"):
+        with contextlib.suppress(OSError):
+            (root / name).symlink_to(Path(f"/{name}").readlink())
+    for place in (run_folder, root.parent, root):
+        place.chmod(place.stat().st_mode | 0o711)
+    for place in [root, *root.iterdir()]:
+        os.chown(place, first_id, first_id, follow_symlinks=False)
 
 
 def _clear(folder: Path, pins: dict[str, Path]) -> None:
