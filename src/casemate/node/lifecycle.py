@@ -66,7 +66,7 @@ async def start_locked(core: Core, id_: str, caller: Caller, *, attach: bool) ->
         return row, None
     if row.status in ("removing", "broken", "starting"):
         raise ContainerState(f"container {row.name} is {row.status}", status=row.status)
-    listening = ports.listening() if pod.the_request().network.ports else frozenset()
+    listening = await asyncio.to_thread(ports.listening) if pod.the_request().network.ports else frozenset()
     intent_at = core.clock()
     spec = await core.db.write(lambda db: _begin(db, core, row, pod, listening=listening, at=intent_at))
     started = core.starting[id_] = asyncio.get_running_loop().create_future()

@@ -13,9 +13,9 @@ from urllib.parse import quote, urlencode
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
+from tests.integration.daemons import Daemons
 
 from casemate.api import openapi
-from tests.integration.daemons import Daemons
 
 schemathesis = pytest.importorskip("schemathesis", reason="missing: schemathesis")
 pytestmark = [pytest.mark.root, pytest.mark.filterwarnings("default")]
@@ -31,7 +31,7 @@ LEFT_OUT = {
     ("GET", "/v1/doctor"),
     ("POST", "/v1/prune"),
 }
-EXAMPLES = 12
+EXAMPLES = 6
 
 
 class _Unix(http.client.HTTPConnection):

@@ -168,7 +168,11 @@ def test_addresses_are_unique_and_rest(used: set[int], last: int) -> None:
 
 def test_pools() -> None:
     pool = parse_pool("10.209.0.0/16")
-    assert (address_text(pool.first), address_text(pool.last), address_text(None)) == ("10.209.0.1", "10.209.255.254", "")
+    assert (address_text(pool.first), address_text(pool.last), address_text(None)) == (
+        "10.209.0.1",
+        "10.209.255.254",
+        "",
+    )
     for text in ("10.0.0.1/16", "10.0.0.0/30", "x", "0.0.0.0/0", "fd00::/64"):
         with pytest.raises(SettingInvalid):
             parse_pool(text)
@@ -250,5 +254,7 @@ def test_names_are_names(number: int) -> None:
 
 
 def test_name_servers_that_a_pod_can_reach() -> None:
-    content = "nameserver 127.0.0.53\nnameserver ::1\nnameserver 9.9.9.9\nnameserver\nnameserver x\nnameserver 9.9.9.9\n"
+    content = (
+        "nameserver 127.0.0.53\nnameserver ::1\nnameserver 9.9.9.9\nnameserver\nnameserver x\nnameserver 9.9.9.9\n"
+    )
     assert parse_resolvers(content) == ("9.9.9.9",)
