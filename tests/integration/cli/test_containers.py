@@ -91,6 +91,9 @@ def test_life_of_a_container(cm: Cli) -> None:
     assert cm("kill", "vita").stdout == b"vita\n"
     assert cm("run", "-d", "--name", "vita", "busybox", "true").returncode == 125
     assert cm("rm", "-f", "vita", "absent").returncode == 0
+    gone = cm("wait", "vita")
+    assert gone.returncode == 125
+    assert b"'vita' is not there" in gone.stderr
     actions = [
         json.loads(line)["action"]
         for line in cm(
@@ -259,6 +262,8 @@ def test_pods_and_volumes(cm: Cli) -> None:
     assert cm("run", "--rm", "--mount", "type=volume,src=vol,dst=/y,ro", "busybox", "cat", "/y/x").stdout == b"kept\n"
     assert cm("volume", "ls", "-q").stdout == b"vol\n"
     assert cm("volume", "rm", "vol").stdout == b"vol\n"
+    assert cm("run", "--rm", "-v", "/data", "busybox", "touch", "/data/x").returncode == 0
+    assert cm("volume", "ls", "-q").stdout == b"", "an anonymous volume goes with its container"
 
 
 def test_images(cm: Cli, tmp_path: Path) -> None:
