@@ -194,6 +194,34 @@ def test_signals_are_passed_on(launcher: Path, environment: dict[str, str], cont
     process.stdout.close()
 
 
+def test_who_insists_is_let_go(launcher: Path, environment: dict[str, str], container: Peer) -> None:
+    """A first process that ignores INT: the third Ctrl-C ends the client, and says that the process goes on."""
+    told = threading.Semaphore(0)
+
+    def kill(request) -> Reply:
+        told.release()
+        return Reply(204)
+
+    def serve(request, websocket: WebSocket) -> None:
+        websocket.output(b"ready\n")
+        with pytest.raises((EOFError, ConnectionError)):
+            websocket.receive()
+
+    container.on("POST", f"/v1/containers/{ID}/kill", kill)
+    container.websocket(ATTACH, serve)
+    process = subprocess.Popen(
+        [str(launcher), "run", "img"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    for _ in range(3):
+        process.send_signal(signal.SIGINT)
+        assert told.acquire(timeout=5)
+    _, said = process.communicate(timeout=10)
+    assert process.returncode == 130
+    assert b"got 3 SIGTERM/SIGINTs" in said
+
+
 def test_without_sig_proxy_the_client_ends(launcher: Path, environment: dict[str, str], container: Peer) -> None:
     def serve(request, websocket: WebSocket) -> None:
         websocket.output(b"ready\n")
