@@ -23,6 +23,7 @@ pytestmark = [pytest.mark.root, pytest.mark.filterwarnings("default")]
 #: Streams without end, and what would start real work on the host for each example (mmdebstrap, a registry).
 LEFT_OUT = {
     ("GET", "/v1/events"),
+    ("GET", "/v1/stats"),
     ("POST", "/v1/images/build-debian"),
     ("POST", "/v1/images/pull"),
     ("POST", "/v1/images/push"),
