@@ -47,6 +47,8 @@ class Context:
     emit: Callable[[AnyEvent], None]
     step: Callable[[str], None] = _no_step
     launchers: dict[bool, Launcher] = field(default_factory=dict)
+    #: The ruleset's generation when the firewall was last looked at.
+    firewall_generation: int = -1
     #: Set when something was thrown into the trash.
     trash_waits: asyncio.Event = field(default_factory=asyncio.Event)
 

@@ -34,6 +34,7 @@ from casemate.storage.volumes import Volumes
 
 log = logging.getLogger("casemate.hostd")
 
+_M_ARENA_MAX = -8  # malloc.h
 #: How long operations that run may take to end when the daemon is asked to.
 STOP_GRACE_S = 10.0
 
@@ -44,6 +45,8 @@ def harden() -> None:
     syscalls.seal_inherited()
     # Modes are given where things are made; nothing becomes writable for others by omission.
     os.umask(0o022)
+    # One heap: short-lived threads would get one each, and what they touched would stay (20 MiB after 100 starts).
+    syscalls.libc_function("mallopt")(_M_ARENA_MAX, 1)
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
