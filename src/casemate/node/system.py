@@ -179,6 +179,7 @@ async def prune(core: Core, request: PruneRequest, caller: Caller) -> Removed:
     known = pods if len(pods) <= MAX_PRUNE_PODS else None
     answer = await ask(core.hostd, Prune(known, dry_run=request.dry_run), Findings, timeout_s=120.0)
     removed += [f"{f.check}: {f.detail}" for f in answer.findings if f.left_over]
+    removed += [f"layer {hex_}" for hex_ in await imageremoval.remove_unknown_layers(core, dry_run=request.dry_run)]
     if not request.left_overs_only:
         gone = await imageremoval.prune(core, caller, everything=request.all_images, dry_run=request.dry_run)
         removed += [f"image {id_}" for id_ in gone.removed]
