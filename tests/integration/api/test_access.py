@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
 from tests.integration.daemons import SOURCE, Daemons, running_daemons
 
 pytestmark = pytest.mark.root
@@ -39,7 +38,9 @@ def pair() -> Iterator[Daemons]:
         yield daemons
 
 
-def as_user(pair: Daemons, uid: int, command: list[str], fields: str = "{}", *, member: bool = True) -> dict[str, object]:
+def as_user(
+    pair: Daemons, uid: int, command: list[str], fields: str = "{}", *, member: bool = True
+) -> dict[str, object]:
     group = pwd.getpwnam("casemate").pw_gid if member else uid
     done = subprocess.run(
         ["setpriv", f"--reuid={uid}", f"--regid={uid}", f"--groups={group}", sys.executable, "-c", REQUEST,
