@@ -13,6 +13,7 @@ import pytest
 from casemate.sdk import ApiAway, ApiBroken, ApiError, Client, Transport
 from casemate.sdk.attach import Attached
 from casemate.sdk.websocket import WebSocket
+from casemate.spec.errors import Unavailable
 
 
 class Pair(Transport):
@@ -96,5 +97,7 @@ def test_a_refusal_in_place_of_a_websocket_is_the_problem() -> None:
 
 
 def test_no_daemon(tmp_path: object) -> None:
-    with pytest.raises(ApiAway):
+    with pytest.raises(Unavailable) as error:
         Client(Transport(f"{tmp_path}/none.sock")).version()
+    assert isinstance(error.value, ApiAway)
+    assert error.value.retryable
