@@ -114,6 +114,8 @@ def select_summaries(db: sqlite3.Connection, project: str, wanted: Filter, page:
         "ORDER BY created_at DESC, id DESC"
     )
     pods = _Pods(db, project, everything=wanted.everything and not page.limit and not wanted.values)
+    if not wanted.values and not page.limit:
+        return ContainerList(tuple([_summary(raw, pods) for raw in db.execute(query, values)]))
     rows: list[ContainerSummary] = []
     for raw in db.execute(query, values):
         row = _summary(raw, pods)

@@ -9,6 +9,7 @@ import socket
 from pathlib import Path
 
 import pytest
+from tests.unit.api.fakes import ROOT, FakeHostd, running_api
 
 from casemate.api import daemon, peer, tls
 from casemate.api.errors import Ending, StartRefused
@@ -17,7 +18,6 @@ from casemate.api.server import unix_listener
 from casemate.node.operations import Interrupted
 from casemate.node.rows import OperationRow, insert
 from casemate.spec.settings import Settings
-from tests.unit.api.fakes import ROOT, FakeHostd, running_api
 
 
 def test_it_does_not_run_as_root(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
