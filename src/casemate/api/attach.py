@@ -1,4 +1,4 @@
-"""Attached clients over WebSocket: containers and execs. The frames are described in :mod:`casemate.api.schema`."""
+"""Attached clients over WebSocket: containers and execs. The frames are described in :mod:`casemate.spec.api`."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import msgspec
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from casemate.api.routing import Call, Project, SocketRow
-from casemate.api.schema import Control
 from casemate.node import attaching, execs
 from casemate.node.hub import Client
+from casemate.spec.api import Control
 from casemate.spec.errors import CasemateError
 
 STDIN, CONTROL = 0, 3

@@ -14,9 +14,9 @@ from typing import Any
 import msgspec
 
 from casemate import __version__
-from casemate.api import schema
 from casemate.api.routes import ROUTES, SOCKETS
 from casemate.api.routing import PROBLEM_TYPE, Row, SocketRow
+from casemate.spec import api as schema
 
 _REF = "#/components/schemas/{name}"
 _DESCRIPTION = (

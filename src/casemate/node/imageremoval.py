@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 
-from casemate.api.schema import Removed
 from casemate.hostd.client import ask
 from casemate.hostd.protocol import Done, LayerRemove
 from casemate.image import garbage
@@ -13,6 +12,7 @@ from casemate.node import audit, events, imagestore
 from casemate.node.core import Caller, Core, report
 from casemate.node.errors import ImageInUse
 from casemate.node.images import hostd_layers
+from casemate.spec.api import Removed
 from casemate.spec.errors import CasemateError
 from casemate.spec.ids import digest_hex
 from casemate.spec.reference import ReferenceInvalid, parse_reference

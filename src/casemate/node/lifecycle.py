@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 
-from casemate.api.schema import KillRequest, StopRequest, WaitAnswer
 from casemate.hostd.client import HostdAway, HostdMismatch, ask
 from casemate.hostd.protocol import (
     ContainerKill,
@@ -24,6 +23,7 @@ from casemate.node.core import Caller, Core
 from casemate.node.errors import ContainerNotFound, ContainerNotRunning, ContainerState
 from casemate.node.rows import ALIVE, ContainerRow, PodRow, VolumeRow, encode, select, update
 from casemate.node.signals import KILL, TERM, exit_reason, signal_number
+from casemate.spec.api import KillRequest, StopRequest, WaitAnswer
 from casemate.spec.errors import CasemateError, TimedOut
 from casemate.spec.workload import PodSpec
 

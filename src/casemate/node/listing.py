@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import msgspec
 
-from casemate.api.schema import ContainerList, ContainerSummary, PortRequest
 from casemate.node import imagestore, lookup
 from casemate.node.addresses import address_text
 from casemate.node.clock import rfc3339
 from casemate.node.core import Core
 from casemate.node.errors import ContainerNotFound, PodNotFound
 from casemate.node.rows import ALIVE
+from casemate.spec.api import ContainerList, ContainerSummary, PortRequest
 from casemate.spec.errors import CasemateError, InvalidArgument
 
 _KEYS = ("name", "id", "status", "label", "ancestor", "pod", "exited")

@@ -13,12 +13,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import msgspec
 
-from casemate.api.schema import Operation, Progress
 from casemate.node import audit, events
 from casemate.node.clock import rfc3339
 from casemate.node.core import Caller, Core, report
 from casemate.node.errors import OperationNotFound, TooMany
 from casemate.node.rows import OperationRow, encode, insert, select, update
+from casemate.spec.api import Operation, Progress
 from casemate.spec.errors import CasemateError, Conflict
 
 MAX_RUNNING = 16

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sqlite3
 
-from casemate.api.schema import WaitAnswer
 from casemate.hostd.client import ask
 from casemate.hostd.protocol import ContainerRemove, Done, PodRemove, VolumeRemove
 from casemate.node import audit, events, journal, lookup, pods
 from casemate.node.core import SELF, Caller, Core, report
 from casemate.node.errors import ContainerRunning
 from casemate.node.rows import ALIVE, ContainerRow, select, update
+from casemate.spec.api import WaitAnswer
 from casemate.spec.errors import CasemateError
 
 REMOVE_TIMEOUT_S = 120.0

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 import msgspec
 
-from casemate.api.schema import ContainerRequest, ExecRequest, NetworkRequest, PortRequest
 from casemate.image.records import ImageConfig
 from casemate.isolation import capabilities
 from casemate.node.errors import CommandMissing
 from casemate.node.signals import TERM, signal_number
 from casemate.node.users import Account, resolve_user
+from casemate.spec.api import ContainerRequest, ExecRequest, NetworkRequest, PortRequest
 from casemate.spec.errors import InvalidArgument
 from casemate.spec.ids import check_hostname
 from casemate.spec.workload import (

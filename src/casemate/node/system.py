@@ -8,7 +8,14 @@ import platform
 import sqlite3
 
 from casemate import __version__
-from casemate.api.schema import (
+from casemate.hostd.client import HostdAway, ask
+from casemate.hostd.protocol import Doctor, Findings, Prune, VolumeList, Volumes
+from casemate.image import garbage, jobs
+from casemate.image.client import run_job
+from casemate.node import audit, events, imageremoval, images, imagestore, journal, volumes
+from casemate.node.core import Caller, Core
+from casemate.node.rows import ALIVE, PodRow, select
+from casemate.spec.api import (
     DiskAnswer,
     DiskRow,
     DoctorAnswer,
@@ -18,13 +25,6 @@ from casemate.api.schema import (
     Removed,
     VersionAnswer,
 )
-from casemate.hostd.client import HostdAway, ask
-from casemate.hostd.protocol import Doctor, Findings, Prune, VolumeList, Volumes
-from casemate.image import garbage, jobs
-from casemate.image.client import run_job
-from casemate.node import audit, events, imageremoval, images, imagestore, journal, volumes
-from casemate.node.core import Caller, Core
-from casemate.node.rows import ALIVE, PodRow, select
 from casemate.spec.errors import CasemateError
 from casemate.spec.settings import SETTINGS
 

@@ -19,7 +19,7 @@ MEMBER, STRANGER = 64_001, 64_002
 REQUEST = """
 import json, sys
 from casemate.sdk import ApiAway, ApiError, Client, Transport
-from casemate.api.schema import NetworkRequest
+from casemate.spec.api import NetworkRequest
 from casemate.spec.workload import BindMount, Device
 try:
     ran = Client(Transport(sys.argv[1], timeout_s=30)).run("busybox", eval(sys.argv[2]), **eval(sys.argv[3]))

@@ -20,7 +20,7 @@ import msgspec
 from tests.integration import leaks
 from tests.integration.daemons import SOURCE, Daemons, running_daemons
 
-from casemate.api.schema import PodList, VolumeList
+from casemate.spec.api import PodList, VolumeList
 
 IMAGE = "busybox"
 LAUNCHER = """#!/usr/bin/python3 -IS

@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from casemate.api.schema import ContainerRequest, ExecRequest, NetworkRequest, PortRequest
 from casemate.image.records import ImageConfig
 from casemate.node import resolve
 from casemate.node.addresses import Pool, address_text, next_address, parse_pool
@@ -17,6 +16,7 @@ from casemate.node.resolvers import parse as parse_resolvers
 from casemate.node.restart import Decision, Ended, after_boot, decide
 from casemate.node.signals import exit_reason, signal_number
 from casemate.node.users import resolve_user
+from casemate.spec.api import ContainerRequest, ExecRequest, NetworkRequest, PortRequest
 from casemate.spec.errors import InvalidArgument
 from casemate.spec.ids import check_name
 from casemate.spec.settings import SettingInvalid

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from casemate.api.schema import PortRequest
 from casemate.node import audit, database, events, journal, lookup, ports
 from casemate.node.database import Database, DatabaseNewer
 from casemate.node.errors import ContainerNotFound, PortTaken, ReferenceAmbiguous
 from casemate.node.rows import ContainerRow, PodRow, encode, insert, select
+from casemate.spec.api import PortRequest
 from casemate.spec.errors import Corrupt, DiskFull, InvalidArgument
 from casemate.spec.workload import ContainerSpec, PodSpec, Process
 
