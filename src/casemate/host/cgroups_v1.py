@@ -171,7 +171,7 @@ class CgroupsV1:
     def is_frozen(self, path: str) -> bool:
         folder = self.folder("freezer", path)
         # freezer.state says FREEZING until the last task has stopped; what was asked for stands here at once.
-        return folder is not None and base.read_text(folder / "freezer.self_freezing").strip() == "1"
+        return folder is not None and (base.read_text(folder / "freezer.self_freezing") or "").strip() == "1"
 
     def children(self, path: str) -> list[str]:
         return sorted({name for folder in self._folders(path) for name in base.child_names(folder)})

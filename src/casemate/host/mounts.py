@@ -175,7 +175,9 @@ def overlay(
         try:
             if attached:
                 movable = [isinstance(lower, int) for lower in lowers]
-                mounted = _overlay_attached(numbers, movable, upper_fds, read_only, volatile, options)
+                mounted = _overlay_attached(
+                    numbers, movable, upper_fds, read_only=read_only, volatile=volatile, options=options
+                )
             else:
                 mounted = _overlay_fd(numbers, upper_fds, read_only, volatile, options)
         except OSError as error:
@@ -235,6 +237,7 @@ def _overlay_attached(
     lowers: Sequence[int],
     movable: Sequence[bool],
     upper_fds: tuple[int, int] | None,
+    *,
     read_only: bool,
     volatile: bool,
     options: Sequence[tuple[str, str]],

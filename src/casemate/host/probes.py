@@ -74,6 +74,18 @@ def idmapped_squashfs(scratch: Path) -> Probe:
     return Probe("idmapped layers", able, "yes" if able else "the kernel refuses", remedy, optional=True)
 
 
+def can_map_layers(scratch: Path) -> bool:
+    """Whether the kernel maps the owners of squashfs; True also where squashfs cannot be mounted, which the doctor
+    tells by itself."""
+    number = userns.userns_fd(_PROBE_FIRST_ID, 65536)
+    try:
+        return mounts.supports_idmapped_squashfs(number, scratch)
+    except CasemateError:
+        return True
+    finally:
+        os.close(number)
+
+
 def idmapped_folder(folder: Path) -> Probe:
     """Whether volumes on the file system of *folder* can be bound with mapped owners."""
     try:

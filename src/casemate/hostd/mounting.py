@@ -67,7 +67,8 @@ async def mount(context: Context, pod: Pod, container: Container) -> tuple[list[
     unmount_binds(folder)
     number = os.open(context.folders.pins(pod.record.spec)["user"], os.O_RDONLY | os.O_CLOEXEC)
     try:
-        await rootfs.apply(plan(context, pod, container), context.layers, number)
+        layers_map = None if pod.record.id_shift else number
+        await rootfs.apply(plan(context, pod, container), context.layers, layers_map)
         context.step("container.rootfs")
         (folder / "binds").mkdir(mode=0o711, exist_ok=True)
         binds, warnings = _etc(context, pod, container, folder), []

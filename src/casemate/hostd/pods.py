@@ -34,10 +34,10 @@ async def create(context: Context, spec: PodSpec, caller: Caller) -> tuple[Pod, 
     """Make the pod; the caller holds no lock, since nobody knows the pod yet. Undone when it fails."""
     checks.check_pod(spec, caller, context.state, context.settings)
     context.levels.find(spec.level)
-    first = context.state.free_range(
+    first = context.id_shift or context.state.free_range(
         context.settings.number("userns.first_id"), context.settings.number("userns.ranges")
     )
-    record = PodRecord(spec, "creating", first, context.boot_id, caller=caller.record())
+    record = PodRecord(spec, "creating", first, context.boot_id, caller=caller.record(), id_shift=context.id_shift)
     pod = context.state.add_pod(record)
     async with pod.lock:
         try:
