@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import msgspec
 
 from casemate.image.records import ImageConfig
-from casemate.isolation import capabilities
 from casemate.node.errors import CommandMissing
 from casemate.node.signals import TERM, signal_number
 from casemate.node.users import Account, resolve_user
+from casemate.spec import capabilities
 from casemate.spec.api import ContainerRequest, ExecRequest, NetworkRequest, PortRequest
 from casemate.spec.errors import InvalidArgument
 from casemate.spec.ids import check_hostname

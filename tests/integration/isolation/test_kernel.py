@@ -12,9 +12,10 @@ from tests.integration.leaks import Scope
 
 from casemate.host import cgroups
 from casemate.hostd.daemon import share_run_folder
-from casemate.isolation import capabilities, observe, runtime, seccomp, seccomp_compile
+from casemate.isolation import observe, runtime, seccomp, seccomp_compile
 from casemate.isolation.launcher import Launcher
 from casemate.isolation.namespace import sandbox
+from casemate.spec import capabilities
 from casemate.spec.errors import ProgramFailed, TimedOut
 
 pytestmark = pytest.mark.root
