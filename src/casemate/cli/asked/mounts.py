@@ -152,7 +152,7 @@ def _name(flag: str, text: str, name: str) -> str:
 
 def _absolute(path: str) -> str:
     """*path* from this side's current folder; ``~`` is the home folder (a shell leaves one within a word alone)."""
-    from casemate.cli.context import environment
+    from casemate.cli.variables import environment
 
     if path == "~" or path.startswith("~/"):
         path = (environment("HOME") or "/root") + path[1:]
