@@ -52,6 +52,8 @@ class Download:
         except OSError as error:
             raise from_os_error(error, f"storing layer {layer.digest}") from error
         finally:
+            if not os.fstat(descriptor).st_size:
+                path.unlink(missing_ok=True)  # nothing to take up again
             os.close(descriptor)
 
     def _kept(self, descriptor: int) -> Generator[bytes, None, int]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from casemate.node import audit, events, imagestore, lookup, pods, ports, resolve
+from casemate.node import audit, entering, events, imagestore, lookup, pods, ports, resolve
 from casemate.node.clock import rfc3339
 from casemate.node.core import Caller, Core
 from casemate.node.errors import NameTaken, TooManyContainers
@@ -124,6 +124,7 @@ class _Fresh:
                 remedy="Give -p, --network and --hostname to `casemate pod create` instead.",
             )
         pod = lookup.pod(db, request.pod, request.project)
+        entering.check_pod(pod, self.caller)
         if request.level is not None and request.level != pod.the_spec().level:
             raise InvalidArgument(f"pod {pod.name} has level {pod.the_spec().level}, not {request.level}")
         if request.host_pid or request.host_ipc:

@@ -35,12 +35,14 @@ MAX_IMAGES = 32
 class Caller:
     """Who asks: *who* as the audit log has it (``uid:name``), and the descriptor of their API socket.
 
-    *descriptor* answers -1 where there is none to pass on (TLS, or the connection is gone).
+    *descriptor* answers -1 where there is none to pass on (TLS, or the connection is gone). *grants* answers what the
+    settings give to this person.
     """
 
     who: str
     uid: int | None = None
     descriptor: Callable[[], int] = field(default=lambda: -1)
+    grants: Callable[[], frozenset[str]] = field(default=frozenset)
 
     def descriptors(self) -> tuple[int, ...]:
         """The ``caller`` descriptor for hostd, if there is one."""

@@ -9,7 +9,7 @@ import msgspec
 
 from casemate.hostd.client import HostdMismatch, ask
 from casemate.hostd.protocol import ContainerResize, Done, ExecStart, Started
-from casemate.node import audit, events, imagestore, lookup
+from casemate.node import audit, entering, events, imagestore, lookup
 from casemate.node.core import Caller, Core
 from casemate.node.errors import ContainerNotRunning, ContainerState, TooMany
 from casemate.node.hub import Client
@@ -33,6 +33,7 @@ async def create(core: Core, reference: str, project: str, request: ExecRequest,
     row = await core.db.read(lambda db: lookup.container(db, reference, project))
     if row.status != "running":
         raise ContainerNotRunning(f"container {row.name} is {row.status}", status=row.status)
+    await core.db.read(lambda db: entering.check(db, row, caller))
     if request.privileged and not caller.descriptors():
         raise PermissionDenied("a privileged exec needs a caller on the unix socket")
     passwd = group = None

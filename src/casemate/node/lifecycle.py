@@ -149,8 +149,11 @@ def _record_start(
             update(db, ContainerRow, row.id, warnings=encode((*row.the_warnings(), *answer.warnings)))
     journal.end_all(db, row.id)
     events.add(db, at, "container", row.id, "start", project=row.project, name=row.name, image=row.image)
-    grants = resolve.grants_needed(row.the_request())
-    audit.append(db, at, caller.who, "container.start", row.id, name=row.name, grants=list(grants))
+    request = row.the_request()
+    audit.append(
+        db, at, caller.who, "container.start", row.id, name=row.name, grants=list(resolve.grants_needed(request)),
+        uses=list(resolve.privileges(request)),
+    )  # fmt: skip
     return row_and_pod(db, row.id)[0]
 
 
@@ -173,6 +176,7 @@ async def _failed(core: Core, row: ContainerRow, error: CasemateError, caller: C
         audit.append(
             db, at, caller.who, "container.start", row.id, answer=answer, name=row.name, code=problem.get("code"),
             grants=list(resolve.grants_needed(row.the_request())),
+            uses=list(resolve.privileges(row.the_request())),
         )  # fmt: skip
 
     await core.db.write(work)
