@@ -64,7 +64,25 @@ install_product() {
         mv "$commands/.$name.new" "$commands/$name"
     done
     install -D -m 0755 "$checkout/packaging/supervise" "$prefix/libexec/supervise"
+    install_completion
     echo "$digest" >"$stamp"
+}
+
+install_completion() {
+    local shell file
+    while read -r shell file; do
+        install -d -m 0755 "$(dirname "$file")"
+        if "$commands/casemate" completion "$shell" >"$file.new" 2>>"$logs/prepare.log"; then
+            mv "$file.new" "$file"
+        else
+            step "no completion for $shell (see $logs/prepare.log)"
+            rm -f "$file.new"
+        fi
+    done <<'FILES'
+bash /usr/local/share/bash-completion/completions/casemate
+zsh /usr/local/share/zsh/site-functions/_casemate
+fish /usr/local/share/fish/vendor_completions.d/casemate.fish
+FILES
 }
 
 product_digest() {
