@@ -111,6 +111,8 @@ class Row:
     answer: Any = None
     status: int = 200
     optional_body: bool = False
+    #: Media type of a body that the handler reads itself, piece by piece.
+    stream_body: str = ""
     errors: tuple[int, ...] = field(default=())
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from casemate.image.decompress import decompressed
 from casemate.image.errors import DigestMismatch, LayerInvalid, LayerTooLarge, from_os_error
 from casemate.image.jobs import Limits
+from casemate.image.leases import Lease
 from casemate.image.records import LayerRecord
 from casemate.image.rewrite import Rewriter, Summary
 from casemate.image.store import Store, sync_folder
@@ -148,7 +149,11 @@ class HashedStream:
 
 
 def convert_layer(
-    store: Store, wanted_diff_id: str | None, limits: Limits, open_source: Callable[[int], Chunks]
+    store: Store,
+    wanted_diff_id: str | None,
+    limits: Limits,
+    open_source: Callable[[int], Chunks],
+    lease: Lease | None = None,
 ) -> LayerRecord:
     """Convert one layer; *open_source(attempt)* gives its compressed bytes (anew, should a second run be needed).
 
@@ -167,6 +172,8 @@ def convert_layer(
             raise DigestMismatch(
                 f"the layer unpacks to {stream.diff_id}, the image's configuration says {wanted_diff_id}"
             )
+        if lease is not None:
+            lease.add((stream.diff_id,))
         digest, size = seal(temporary)
         temporary.replace(store.staged_path(digest))
         sync_folder(store.root / "staging")

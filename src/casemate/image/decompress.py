@@ -9,7 +9,7 @@ from __future__ import annotations
 import bz2
 import lzma
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import IO, Protocol, cast
 
 import zstandard
 from isal import isal_zlib
@@ -20,6 +20,8 @@ STEP_BYTES = 1 << 20
 #: `zstd --long=27`, the most that zstd's own command takes unasked.
 MAX_WINDOW_BYTES = 128 << 20
 XZ_MEMORY_BYTES = 256 << 20
+#: The stub calls this a value.
+_GZIP_ERROR = cast("type[Exception]", isal_zlib.error)
 
 GZIP, ZSTD, BZIP2, XZ, PLAIN = "gzip", "zstd", "bzip2", "xz", "plain"
 _MAGIC = ((b"\x1f\x8b", GZIP), (b"\x28\xb5\x2f\xfd", ZSTD), (b"BZh", BZIP2), (b"\xfd7zXZ\0", XZ))
@@ -84,7 +86,7 @@ def _gzip(chunks: Iterator[bytes]) -> Iterator[bytes]:
             fresh = False
             try:
                 output = engine.decompress(data, STEP_BYTES)
-            except isal_zlib.error as error:
+            except _GZIP_ERROR as error:
                 raise LayerInvalid(f"the gzip stream is damaged: {error}") from error
             if output:
                 yield output
@@ -105,7 +107,9 @@ def _gzip(chunks: Iterator[bytes]) -> Iterator[bytes]:
 
 def _zstd(chunks: Iterator[bytes]) -> Iterator[bytes]:
     source = _Source(chunks)
-    reader = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW_BYTES).stream_reader(source, read_across_frames=True)
+    reader = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW_BYTES).stream_reader(
+        cast("IO[bytes]", source), read_across_frames=True
+    )
     while True:
         try:
             output = reader.read(STEP_BYTES)

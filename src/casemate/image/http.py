@@ -183,8 +183,8 @@ class Client:
             "kept", {}
         )
         for fresh in (False, True):
-            connection = connections.get(url.origin)
-            if connection is None or fresh:
+            connection: http.client.HTTPConnection | None = None if fresh else connections.get(url.origin)
+            if connection is None:
                 connection = connections[url.origin] = self._connect(url)
                 fresh = True  # noqa: PLW2901 - a new connection is not tried twice
             try:
@@ -198,9 +198,13 @@ class Client:
                 if fresh or not (body is None or isinstance(body, bytes)):
                     raise RegistryUnavailable(f"{url.host}:{url.port}: {_words(error)}") from error
 
+        used = connection
+
         def drop() -> None:
             connections.pop(url.origin, None)
-            connection.close()
+            response.close()
+            if used is not None:
+                used.close()
 
         return Answer(url, response, drop)
 
@@ -213,6 +217,7 @@ class Client:
                     url.host, url.port, timeout=CONNECT_TIMEOUT_S, context=self._context()
                 )
             connection.connect()
+            assert connection.sock is not None
             connection.sock.settimeout(IDLE_TIMEOUT_S)
             return connection
         except _NETWORK as error:

@@ -178,6 +178,9 @@ class Failure(msgspec.Struct, frozen=True, tag="failure"):
 
 Message = Progress | Result | Failure
 
+_JOBS: msgspec.json.Decoder[Job] = msgspec.json.Decoder(Job)
+_MESSAGES: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)
+
 
 def encode(value: Job | Message) -> bytes:
     """*value* as one line of JSON, without the newline."""
@@ -189,7 +192,7 @@ def decode_job(data: bytes) -> Job:
     if len(data) > MAX_JOB_BYTES:
         raise WorkerFailed(f"a job of {len(data)} bytes; {MAX_JOB_BYTES} are allowed")
     try:
-        return msgspec.json.decode(data, type=Job)
+        return _JOBS.decode(data)
     except msgspec.MsgspecError as error:
         raise WorkerFailed(f"the job cannot be read: {error}") from error
 
@@ -197,6 +200,6 @@ def decode_job(data: bytes) -> Job:
 def decode_message(line: bytes) -> Message:
     """One line of the worker; raises :class:`WorkerFailed` for anything else."""
     try:
-        return msgspec.json.decode(line, type=Message)
+        return _MESSAGES.decode(line)
     except msgspec.MsgspecError as error:
         raise WorkerFailed(f"the worker wrote a line that is no message: {error}") from error

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from functools import partial
 from typing import TypeVar
 
 from casemate.image import media
@@ -72,10 +73,10 @@ def bring_layers(
         work.check()
         return first(lambda place: bring_layer(work, client, place, layer, convert=convert))
 
-    return in_parallel(work.stop, work.limits.parallel_layers, [lambda layer=layer: bring(layer) for layer in distinct])  # type: ignore[misc]
+    return in_parallel(work.stop, work.limits.parallel_layers, [partial(bring, layer) for layer in distinct])
 
 
-def in_parallel(stop: threading.Event, width: int, tasks: list[Callable[[], T]]) -> list[T]:
+def in_parallel(stop: threading.Event, width: int, tasks: Sequence[Callable[[], T]]) -> list[T]:
     """The results of *tasks* in order; when one fails *stop* is set, the others end, and its error is raised."""
     with ThreadPoolExecutor(max_workers=max(1, width), thread_name_prefix="layer") as pool:
         futures = [pool.submit(task) for task in tasks]

@@ -6,7 +6,7 @@ import hashlib
 import os
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 from casemate.image.convert import READ_BYTES, convert_layer
 from casemate.image.errors import BodyCutOff, DigestMismatch, RegistryError, from_os_error
@@ -15,7 +15,7 @@ from casemate.image.jobs import Progress
 from casemate.image.records import LayerRecord, LayerRef
 from casemate.image.registry import Repository
 from casemate.image.workspace import Meter, Stopped, Workspace
-from casemate.spec.errors import CasemateError, Corrupt
+from casemate.spec.errors import Corrupt
 
 QUEUE_CHUNKS = 32
 QUEUE_POLL_S = 0.1
@@ -54,7 +54,7 @@ class Download:
         finally:
             os.close(descriptor)
 
-    def _kept(self, descriptor: int) -> Iterator[bytes]:  # a generator with a return value
+    def _kept(self, descriptor: int) -> Generator[bytes, None, int]:
         size = os.fstat(descriptor).st_size
         if size > self._layer.size_bytes:
             os.ftruncate(descriptor, 0)
@@ -68,7 +68,7 @@ class Download:
             self._hash.update(chunk)
             offset += len(chunk)
             yield chunk
-        return offset  # noqa: B901
+        return offset
 
     def _fetch(self, descriptor: int, offset: int) -> Iterator[bytes]:
         layer = self._layer
@@ -250,6 +250,3 @@ def _write(descriptor: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]
-
-
-__all__ = ["CasemateError", "Download", "Feeder", "Stopped", "bring_layer", "read_blob_chunks"]

@@ -136,16 +136,16 @@ def _sources(request: BuildDebianRequest) -> tuple[str, ...]:
 
 
 async def import_(
-    core: Core, operations: Operations, job: jobs.ImportJob, path: str, names: tuple[str, ...], caller: Caller
+    core: Core, operations: Operations, job: jobs.ImportJob, names: tuple[str, ...], caller: Caller
 ) -> Operation:
-    """Read the archive that was uploaded to *path*; it is removed at the end."""
+    """Read the uploaded archive ``job.source``; it is removed at the end."""
 
     async def work(running: Running) -> dict[str, object]:
         try:
             result = await _run(job, running)
             return await _record(core, result, names, caller, "import")
         finally:
-            await asyncio.to_thread(_unlink, path)
+            await asyncio.to_thread(_unlink, job.source)
 
     return await operations.start("image.import", names[0] if names else "archive", caller, work)
 

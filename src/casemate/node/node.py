@@ -60,7 +60,7 @@ async def running_node(settings: Settings) -> AsyncIterator[Node]:
         client = HostdClient(
             f"{settings.text('paths.host_run')}/{SOCKET_NAME}",
             on_event=lambda event: exits.on_event(holder[0].core, event),
-            on_state=lambda up: holder[0].hostd_changed(up),
+            on_state=lambda up: holder[0].hostd_changed(up),  # noqa: PLW0108 - it is not there yet
         )
         core = Core(settings, db, client)
         await asyncio.to_thread(core.images.create)

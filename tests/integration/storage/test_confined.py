@@ -356,8 +356,8 @@ def test_copy_up_fills_an_empty_volume(container: Container) -> None:
     volumes = Volumes(container.host / "hs", Trash(container.host / "hs"))
     volumes.open()
     volume = volumes.create("default", "v")
-    os.link(container.root / "data/sub/file", container.root / "data/second")
-    print(os.stat(container.root / "data/second"), os.stat(container.root / "data/sub/file"))
+    container.make("data/first", b"twice")
+    os.link(container.root / "data/first", container.root / "data/second")
     os.mkfifo(container.root / "data/pipe")
     number = volumes.clone_fd(volume, container.ids)
     try:
@@ -366,7 +366,8 @@ def test_copy_up_fills_an_empty_volume(container: Container) -> None:
     finally:
         os.close(number)
     file = (volume.data / "sub/file").stat()
-    assert (file.st_uid, file.st_gid, stat.S_IMODE(file.st_mode), file.st_nlink) == (7, 8, 0o640, 2)
+    assert (file.st_uid, file.st_gid, stat.S_IMODE(file.st_mode), file.st_size) == (7, 8, 0o640, 7)
+    assert (volume.data / "second").stat().st_nlink == 2
     assert (volume.data.stat().st_uid, stat.S_IMODE(volume.data.stat().st_mode)) == (5, 0o750)
     assert (volume.data / "link").readlink() == Path("sub/file")
     assert stat.S_ISFIFO((volume.data / "pipe").stat().st_mode)
