@@ -12,7 +12,7 @@ Segment = Number | str
 
 
 def segments(version: str) -> list[Segment]:
-    """The canonical segments: without zeros at the end of the numbers, and at the end of what follows the first word."""
+    """The canonical segments: no zeros at the end of the numbers, nor at the end of what follows the first word."""
     raw = _SEGMENT.findall(version.strip().replace("-", ".pre."))
     found: list[Segment] = [number(part) if part[0] <= "9" else part for part in raw]
     first_word = next((place for place, part in enumerate(found) if isinstance(part, str)), len(found))
