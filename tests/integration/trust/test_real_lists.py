@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import re
 import shutil
 import subprocess
@@ -97,8 +98,6 @@ def test_java_archives() -> None:
 
 
 def test_the_packages_that_run_these_tests() -> None:
-    import importlib.metadata
-
     wanted = {
         (re.sub(r"[-_.]+", "-", d.metadata["Name"]).lower(), d.version): d for d in importlib.metadata.distributions()
     }

@@ -7,7 +7,22 @@ from collections.abc import Sequence
 import msgspec
 
 from casemate.trust.packages.distribution import end_of_life
-from casemate.trust.packages.model import Distribution, LayerContents, Leak, Package, Setuid, Unreadable
+from casemate.trust.packages.model import (
+    DISTRIBUTION_TYPES,
+    Distribution,
+    LayerContents,
+    Leak,
+    Package,
+    Setuid,
+    Unreadable,
+)
+
+#: Distributions whose images hold a package list, even the smallest; without one, something was hidden or removed.
+_KEEPS_A_LIST = frozenset((
+    "debian", "ubuntu", "alpine", "rhel", "centos", "almalinux", "rocky", "fedora", "ol", "amzn",
+    "opensuse-leap", "sles",
+    "wolfi", "chainguard",
+))  # fmt: skip
 
 
 class Found(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -88,6 +103,13 @@ def merge(layers: Sequence[LayerContents]) -> ImageContents:
         unreadable |= {row.path: row for row in layer.unreadable}
         leaks += [FoundLeak(leak, number) for leak in layer.leaks]
     distribution = releases.get("etc/os-release") or releases.get("usr/lib/os-release")
+    if (
+        distribution
+        and distribution.id in _KEEPS_A_LIST
+        and not any(_of_distribution(row) for _, row in lists.values())
+    ):
+        reason = f"the image says it is {distribution.id}, and holds no package list of it that can be read"
+        unreadable.setdefault("etc/os-release", Unreadable("etc/os-release", reason))
     return ImageContents(
         packages=tuple(Found(package, path, number) for path, (number, row) in lists.items() for package in row),
         distribution=distribution,
@@ -96,6 +118,10 @@ def merge(layers: Sequence[LayerContents]) -> ImageContents:
         leaks=tuple(leaks),
         unreadable=tuple(unreadable.values()),
     )
+
+
+def _of_distribution(packages: tuple[Package, ...]) -> bool:
+    return bool(packages) and packages[0].type in DISTRIBUTION_TYPES
 
 
 def _same(below: tuple[Package, ...], above: tuple[Package, ...]) -> bool:

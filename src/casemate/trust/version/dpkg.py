@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 from casemate.trust.version.digits import number
 
 _RUN = re.compile(r"([^0-9]*)([0-9]*)")
 _END = "\x01"
+#: Longer versions are no real ones, and must not fill the cache.
+_CACHED_CHARS = 200
 
 
 class _Order(dict[int, int]):
@@ -27,6 +30,11 @@ class _Order(dict[int, int]):
 _ORDER = _Order()
 
 Key = tuple[object, ...]
+
+
+@lru_cache(maxsize=50_000)  # a match asks for the same few thousand again and again
+def _key(version: str) -> Key:
+    return key(version)
 
 
 def key(version: str) -> Key:
@@ -56,5 +64,5 @@ def _part(text: str) -> Key:
 
 def compare(left: str, right: str) -> int:
     """-1, 0 or 1."""
-    a, b = key(left), key(right)
+    a, b = (_key(left), _key(right)) if len(left) + len(right) < _CACHED_CHARS else (key(left), key(right))
     return (a > b) - (a < b)

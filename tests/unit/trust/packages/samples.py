@@ -13,9 +13,9 @@ def elf(sections: dict[bytes, bytes]) -> bytes:
     for name, data in {**sections, b".shstrtab": b""}.items():
         number, offset = len(names), len(body)
         names += name + b"\0"
-        data = names if name == b".shstrtab" else data
-        body += data
-        rows.append(struct.pack("<IIQQQQIIQQ", number, 1, 0, 0, offset, len(data), 0, 0, 1, 0))
+        content = names if name == b".shstrtab" else data
+        body += content
+        rows.append(struct.pack("<IIQQQQIIQQ", number, 1, 0, 0, offset, len(content), 0, 0, 1, 0))
     head = (
         b"\x7fELF\2\1\1"
         + bytes(9)

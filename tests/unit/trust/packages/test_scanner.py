@@ -40,7 +40,9 @@ def scan(data: bytes, chunk_bytes: int = 1000) -> LayerContents:
     """The contents of a layer, read in chunks that cut headers and files anywhere; the rewritten tar must not change."""
     plain: list[bytes] = []
     seen: list[bytes] = []
-    for observer, out in ((None, plain), (LayerScanner(), seen)):
+    observer: LayerScanner | None
+    for out in (plain, seen):
+        observer = LayerScanner() if out is seen else None
         summary = rewrite(data, out, observer, chunk_bytes, frozenset())
         if summary:
             observer = LayerScanner() if observer else None
@@ -181,7 +183,14 @@ def test_an_executable_that_is_replaced_by_another_file_is_gone() -> None:
     assert [row.package.name for row in merge([lower]).packages] == ["stdlib", "a.b/c"]
     upper = scan(tar([("app/server", b"#!" + bytes(200_000))], mode=0o755))
     assert merge([lower, upper]).packages == ()
-    assert merge([lower, scan(tar([("app/server", b"small")], mode=0o644))]).packages == ()
+    # A file that is of no interest is not noted: what it replaces is reported, too much rather than too little.
+    assert merge([lower, scan(tar([("app/server", b"small")], mode=0o644))]).packages
+
+
+def test_a_distribution_without_its_package_list_is_not_wholly_scanned() -> None:
+    assert "debian" in merge([scan(tar([("etc/os-release", RELEASE)]))]).unreadable[0].reason
+    assert not merge([scan(tar([("etc/os-release", RELEASE), ("var/lib/dpkg/status", STATUS)]))]).unreadable
+    assert not merge([scan(tar([("app", b"static")]))]).unreadable
 
 
 def test_repeating_a_file_does_not_disown_it() -> None:
