@@ -86,7 +86,7 @@ FILES
 }
 
 product_digest() {
-    (cd "$checkout" && find src packaging pyproject.toml -type f ! -name '*.pyc' -print0 | LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum | cut -c 1-64)
+    (cd "$checkout" && find src packaging pyproject.toml -type f ! -name '*.pyc' ! -path '*/.*_cache/*' -print0 | LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum | cut -c 1-64)
 }
 
 # Twelve digits that stand for these locks and this interpreter.

@@ -59,7 +59,9 @@ async def head_archive(call: Call) -> object:
 
 async def put_archive(call: Call) -> None:
     assert call.request is not None
-    await files.extract(call.core, call.reference, call.project, call.query.path, call.request.stream(), call.caller)
+    await files.extract(
+        call.core, call.reference, call.project, call.caller, path=call.query.path, body=call.request.stream()
+    )
 
 
 async def export(call: Call) -> object:

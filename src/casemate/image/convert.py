@@ -30,6 +30,8 @@ PIPE_BYTES = 1 << 20
 GATHER_PIECES = 512
 READ_BYTES = 1 << 20
 MAX_WORDS_BYTES = 4096
+#: What tar2sqfs writes at a time is smaller.
+FULL_BYTES = 4 << 20
 #: Below this much output the ratio says nothing (a tar of one empty file is 10 KiB of zeros in 100 bytes).
 RATIO_FLOOR_BYTES = 64 << 20
 #: tar2sqfs writes what lz4 makes of a block, never more than the block; tables and inodes come on top.
@@ -42,17 +44,23 @@ Chunks = Iterator[bytes]
 class Squasher:
     """One ``tar2sqfs``; *write* takes pieces of tar, *close* ends it and *kill* is safe at any time."""
 
-    def __init__(self, target: Path) -> None:
+    def __init__(self, target: Path, id_shift: int = 0) -> None:
         self._pieces: list[bytes | memoryview] = []
         self._size = 0
+        self._held = os.open(target, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o640)
         self._words = os.memfd_create("tar2sqfs", os.MFD_CLOEXEC)
-        command = [PROGRAM, "--quiet", "--force", "--no-skip", "--compressor", "lz4", "--num-jobs", "2", str(target)]
+        command = [PROGRAM, "--quiet", "--force", "--no-skip", "--compressor", "lz4", "--num-jobs", "2"]
+        if id_shift:
+            # Folders without an entry of their own.
+            command += ["--defaults", f"uid={id_shift},gid={id_shift}"]
+        command.append(str(target))
         try:
             self._program = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=self._words, env=CHILD_ENVIRONMENT
             )
         except FileNotFoundError as error:
             os.close(self._words)
+            os.close(self._held)
             raise HostLacks(
                 f"the program {PROGRAM} is not installed", remedy="apt install squashfs-tools-ng"
             ) from error
@@ -87,6 +95,7 @@ class Squasher:
             self._program.stdin.close()
         if self._words >= 0:
             os.close(self._words)
+            os.close(self._held)
             self._words = -1
 
     def _flush(self) -> None:
@@ -109,7 +118,14 @@ class Squasher:
     def _failure(self) -> Exception:
         words = os.pread(self._words, MAX_WORDS_BYTES, 0).decode(errors="replace").strip()
         code = self._program.returncode
-        if "No space left" in words or "Disk quota" in words or "File too large" in words or code == -signal.SIGXFSZ:
+        # tar2sqfs 1.2 says "I/O error" of a full disk too, and removes its file; we hold it, so the disk still is full.
+        status = os.fstatvfs(self._held)
+        full = "I/O error" in words and status.f_bavail * status.f_frsize < FULL_BYTES
+        if (
+            full
+            or any(said in words for said in ("No space left", "Disk quota", "too large"))
+            or code == -signal.SIGXFSZ
+        ):
             return DiskFull(f"{PROGRAM}: {words or 'the file grew beyond its bound'}")
         return ProgramFailed(f"{PROGRAM} ended with {code}: {words[:1000]}")
 
@@ -195,6 +211,7 @@ def convert_layer(
         whiteouts=summary.whiteouts,
         opaque_root=summary.opaque_root,
         dropped_xattrs=summary.dropped_xattrs,
+        id_shift=limits.id_shift,
         passwd=summary.user_files.get(b"etc/passwd"),
         group=summary.user_files.get(b"etc/group"),
         passwd_hidden=b"etc/passwd" in summary.hidden,
@@ -210,7 +227,7 @@ def _run(
     target: Path, limits: Limits, compressed: Chunks, skip: frozenset[int], observer: LayerObserver | None
 ) -> tuple[Summary, HashedStream]:
     stream = HashedStream(compressed, limits)
-    squasher = Squasher(target)
+    squasher = Squasher(target, limits.id_shift)
     try:
         rewriter = Rewriter(
             iter(stream),
@@ -219,6 +236,7 @@ def _run(
             max_bytes=limits.max_layer_bytes,
             skip=skip,
             observer=observer,
+            id_shift=limits.id_shift,
         )
         summary = rewriter.run()
         if not summary.superseded:

@@ -9,13 +9,13 @@ import http.client
 import random
 import ssl
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from urllib.parse import urljoin, urlsplit
 
 from casemate.image.errors import RegistryError, RegistryUnavailable
+from casemate.image.patience import Patience
 
 CONNECT_TIMEOUT_S = 15.0
 #: No byte for this long is a dead peer.
@@ -25,10 +25,6 @@ CHUNK_BYTES = 1 << 18
 USER_AGENT = "casemate"
 #: Retried: a reset or a cut connection, 429 and 5xx. 0.5 s, 1 s, 2 s, 4 s, each with a random part.
 ATTEMPTS = 5
-FIRST_DELAY_S = 0.5
-MAX_DELAY_S = 8.0
-#: A registry may ask for hours; a person waits at the other end.
-MAX_RETRY_AFTER_S = 30.0
 REDIRECTS = frozenset((301, 302, 303, 307, 308))
 _NETWORK = (OSError, http.client.HTTPException)
 
@@ -123,15 +119,24 @@ class Client:
         self,
         ca_files: tuple[str, ...] = (),
         stop: threading.Event | None = None,
+        patience: Patience | None = None,
         random_part: Callable[[], float] = random.random,
-        clock: Callable[[], float] = time.time,
     ) -> None:
         self._local = threading.local()
+        self._guard = threading.Lock()
+        self._opened: list[http.client.HTTPConnection] = []
         self._ca_files = ca_files
         self._tls: ssl.SSLContext | None = None
         self._stop = stop or threading.Event()
         self._random = random_part
-        self._clock = clock
+        self._patience = patience or Patience()
+
+    def close(self) -> None:
+        """Close every connection; to be called when no thread uses the client any more."""
+        with self._guard:
+            opened, self._opened = self._opened, []
+        for connection in opened:
+            connection.close()
 
     def send(
         self, method: str, url: Url, headers: Mapping[str, str], body: bytes | Iterator[bytes] | None = None
@@ -153,7 +158,7 @@ class Client:
         raise RegistryError(f"{first_origin[1]} redirects more than {MAX_REDIRECTS} times")
 
     def retrying(self, send: Callable[[], Answer]) -> Answer:
-        """*send* until it gives an answer that is neither 429 nor 5xx, at most 5 times; the last answer or error stands."""
+        """*send* until it gives an answer that is neither 429 nor 5xx, at most 5 times; the last one stands."""
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 answer = send()
@@ -173,9 +178,11 @@ class Client:
 
     def wait(self, attempt: int, retry_after: str = "") -> bool:
         """Sleep before attempt number *attempt* + 1; False when the job was stopped."""
-        delay = min(FIRST_DELAY_S * 2 ** (attempt - 1), MAX_DELAY_S) * (0.5 + self._random())
+        delay = min(self._patience.first_delay_s * 2 ** (attempt - 1), self._patience.max_delay_s) * (
+            0.5 + self._random()
+        )
         if retry_after.isdigit() and len(retry_after) < 10:
-            delay = min(float(retry_after), MAX_RETRY_AFTER_S)
+            delay = min(float(retry_after), self._patience.max_retry_after_s)
         return not self._stop.wait(delay)
 
     def _once(self, method: str, url: Url, headers: Mapping[str, str], body: bytes | Iterator[bytes] | None) -> Answer:
@@ -216,6 +223,8 @@ class Client:
                 connection = http.client.HTTPSConnection(
                     url.host, url.port, timeout=CONNECT_TIMEOUT_S, context=self._context()
                 )
+            with self._guard:
+                self._opened.append(connection)
             connection.connect()
             assert connection.sock is not None
             connection.sock.settimeout(IDLE_TIMEOUT_S)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import closing
 from functools import partial
 from typing import TypeVar
 
@@ -17,7 +18,7 @@ from casemate.image.records import LayerRecord, LayerRef
 from casemate.image.registry import Repositories, Repository
 from casemate.image.transfer import bring_layer
 from casemate.image.workspace import Stopped, Workspace
-from casemate.spec.reference import parse_reference
+from casemate.spec.reference import Reference, parse_reference
 
 T = TypeVar("T")
 
@@ -25,7 +26,11 @@ T = TypeVar("T")
 def pull(work: Workspace, job: PullJob) -> Result:
     """Do *job*; what it stored is leased, and the squashfs files that it made wait in ``staging/``."""
     reference = parse_reference(job.reference)
-    client = Client(job.endpoints.ca_files, work.stop)
+    with closing(Client(job.endpoints.ca_files, work.stop, work.patience)) as client:
+        return _pull(work, job, reference, client)
+
+
+def _pull(work: Workspace, job: PullJob, reference: Reference, client: Client) -> Result:
     places = Repositories(client, reference, job.endpoints)
     bound = work.limits.max_manifest_bytes
     work.report(Progress(str(reference), "resolving"))
@@ -64,8 +69,13 @@ Outcome = tuple[LayerRecord | None, int]
 
 
 def bring_layers(
-    work: Workspace, client: Client, first: Callable[[Callable[[Repository], Outcome]], Outcome], layers: Iterable[LayerRef], *, convert: bool
-) -> list[Outcome]:  # fmt: skip
+    work: Workspace,
+    client: Client,
+    first: Callable[[Callable[[Repository], Outcome]], Outcome],
+    layers: Iterable[LayerRef],
+    *,
+    convert: bool,
+) -> list[Outcome]:
     """Every layer once, ``image.parallel_layers`` at a time; the first failure stops the others."""
     distinct = list({layer.digest: layer for layer in layers}.values())
 

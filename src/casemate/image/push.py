@@ -6,6 +6,7 @@ Source: OCI distribution-spec v1.1, "Push" (POST then PUT; cross-repository moun
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from functools import partial
 from urllib.parse import quote, urljoin
 
@@ -13,12 +14,12 @@ from casemate.image.convert import READ_BYTES
 from casemate.image.errors import DigestMismatch, ImageNotFound, RegistryError
 from casemate.image.http import Client, Url, parse_url
 from casemate.image.jobs import Progress, PushJob, Result
-from casemate.image.manifest import decode_manifest
+from casemate.image.manifest import Manifest, decode_manifest
 from casemate.image.pull import in_parallel
 from casemate.image.registry import Repository
 from casemate.image.workspace import Meter, Workspace
 from casemate.spec.errors import Corrupt, NotFound
-from casemate.spec.reference import parse_reference
+from casemate.spec.reference import Reference, parse_reference
 
 
 def push(work: Workspace, job: PushJob) -> Result:
@@ -32,7 +33,22 @@ def push(work: Workspace, job: PushJob) -> Result:
     for digest, size in sizes.items():
         if not work.store.has_blob(digest, size):
             raise NotFound(f"blob {digest} of image {job.manifest_digest} is not in the store", digest=digest)
-    client = Client(job.endpoints.ca_files, work.stop)
+    with closing(Client(job.endpoints.ca_files, work.stop, work.patience)) as client:
+        sent = _send(work, job, reference, client, data, manifest, sizes)
+    work.report(Progress(str(reference), "done"))
+    work.lease.drop()
+    return Result(digest=job.manifest_digest, transferred_bytes=sent)
+
+
+def _send(  # noqa: PLR0917 - one caller
+    work: Workspace,
+    job: PushJob,
+    reference: Reference,
+    client: Client,
+    data: bytes,
+    manifest: Manifest,
+    sizes: dict[str, int],
+) -> int:
     place = Repository(client, reference.registry, reference.repository, "pull,push", job.endpoints)
     layers = list(dict.fromkeys(layer.digest for layer in manifest.layers))
     tasks = [partial(_push_blob, work, place, digest, sizes[digest], job.mount_from) for digest in layers]
@@ -42,9 +58,7 @@ def push(work: Workspace, job: PushJob) -> Result:
     url = place.url(f"manifests/{reference.tag or job.manifest_digest}")
     with place.call("PUT", url, {"Content-Type": kind}, data, accept=(201, 202, 200)) as answer:
         _check_digest(answer.header("Docker-Content-Digest"), job.manifest_digest, place)
-    work.report(Progress(str(reference), "done"))
-    work.lease.drop()
-    return Result(digest=job.manifest_digest, transferred_bytes=sent)
+    return sent
 
 
 def _push_blob(work: Workspace, place: Repository, digest: str, size: int, mount_from: tuple[str, ...]) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from casemate.image.errors import LayerInvalid, LayerTooLarge
 from casemate.image.tarheader import BLOCK_BYTES, octal
 
-#: A piece is at least a block of the file system; 1 Mi pieces of 4 KiB are a file of 4 GiB with holes at each second one.
+#: A piece is at least a block of the file system: 1 Mi pieces of 4 KiB are a file of 8 GiB, every second block a hole.
 MAX_PIECES = 1 << 20
 Piece = tuple[int, int]
 
@@ -57,7 +57,7 @@ def from_content(read_block: Callable[[], bytes]) -> tuple[list[Piece], int]:
         text += read_block()
         taken += BLOCK_BYTES
         *fresh, text = text.split(b"\n")
-        if len(text) > 24:
+        if len(text.strip(b"\0")) > 24:
             raise LayerInvalid("a sparse map holds a number of more than 24 digits")
         lines.extend(fresh)
         if wanted is None and lines:

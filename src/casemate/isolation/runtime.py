@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from casemate.host import durable, programs
-from casemate.isolation import observe, oci
+from casemate.isolation import observe, seccomp_compile
 from casemate.isolation.bundle import BindSource, BundleInput, HostFacts, Sandbox
 from casemate.isolation.launcher import Launcher
 from casemate.isolation.level import Levels, LevelUnavailable, Runtime
@@ -35,6 +35,8 @@ class Found:
 
     runtime: Runtime | None
     why: str
+    #: It takes seccomp's program ready-made.
+    ready_made: bool = False
 
 
 async def choose(wanted: str, run_folder: Path, facts: HostFacts, cgroup: str, first_id: int) -> Found:
@@ -51,19 +53,31 @@ async def choose(wanted: str, run_folder: Path, facts: HostFacts, cgroup: str, f
         for hide in (False, True) if observe.is_hybrid() else (False,):
             try:
                 runtime = await _candidate(name, run_folder, hide)
-                await probe(runtime, run_folder, facts, cgroup, first_id)
+                ready_made = await _probe_both(runtime, run_folder, facts, cgroup, first_id)
             except CasemateError as error:
                 failures.append(f"{name}{' (unified hidden)' if hide else ''}: {error.detail}")
                 continue
-            found = Found(runtime, _why(wanted, runtime, failures))
+            found = Found(runtime, _why(wanted, runtime, failures, ready_made), ready_made)
             document = {"key": key, "program": runtime.program, "version": runtime.version, "hide": hide}
-            durable.write_atomic(kept, json.dumps(document | {"why": found.why}).encode(), sync=False)
+            document |= {"why": found.why, "ready_made": ready_made}
+            durable.write_atomic(kept, json.dumps(document).encode(), sync=False)
             return found
     return Found(None, "; ".join(failures))
 
 
-def _why(wanted: str, runtime: Runtime, failures: list[str]) -> str:
-    words = ["ran a container"]
+async def _probe_both(runtime: Runtime, run_folder: Path, facts: HostFacts, cgroup: str, first_id: int) -> bool:
+    """Probe *runtime*: with seccomp's program ready-made where it says that it takes one, else as the OCI has it."""
+    compiler = seccomp_compile.compiler() if runtime.name == "crun" else None
+    if compiler is not None:
+        with contextlib.suppress(CasemateError):
+            await probe(NamespaceLevel(runtime, "", compiler), run_folder, facts, cgroup, first_id)
+            return True
+    await probe(NamespaceLevel(runtime, ""), run_folder, facts, cgroup, first_id)
+    return False
+
+
+def _why(wanted: str, runtime: Runtime, failures: list[str], ready_made: bool) -> str:
+    words = ["ran a container", "seccomp compiled once" if ready_made else "seccomp compiled by the runtime"]
     if runtime.hide_unified:
         words.append("in a mount namespace without /sys/fs/cgroup/unified, which it refuses")
     if wanted != "auto":
@@ -91,7 +105,7 @@ def _key(wanted: str) -> list[str]:
     for name in ("crun", "runc", "conmon"):
         with contextlib.suppress(CasemateError, OSError):
             path = programs.find_program(name)
-            status = os.stat(path)
+            status = Path(path).stat()
             found.append(f"{path} {status.st_ino} {status.st_size} {status.st_mtime_ns}")
     return found
 
@@ -102,13 +116,17 @@ def _load(kept: Path, key: list[str], run_folder: Path) -> Found | None:
         if document["key"] != key:
             return None
         runtime = _runtime(document["program"], run_folder, document["version"], document["hide"])
-        return Found(runtime, str(document["why"]))
+        return Found(runtime, str(document["why"]), bool(document["ready_made"]))
     except (OSError, ValueError, KeyError, TypeError, CasemateError):
         return None
 
 
-async def probe(runtime: Runtime, run_folder: Path, facts: HostFacts, cgroup: str, first_id: int) -> None:
-    """Run ``true`` of the host in a container with all that ours have; raises why it cannot."""
+async def probe(level: NamespaceLevel, run_folder: Path, facts: HostFacts, cgroup: str, first_id: int) -> None:
+    """Run a program of the host in a container with all that ours have; raises why it cannot.
+
+    The program looks whether a seccomp filter is upon it: a runtime that passes over one must not be chosen.
+    """
+    runtime = level.runtime
     folder = run_folder / "probe"
     pins = {kind: folder / kind for kind in sandbox.KINDS}
     _clear(folder, pins)
@@ -118,7 +136,7 @@ async def probe(runtime: Runtime, run_folder: Path, facts: HostFacts, cgroup: st
     try:
         for name in ("bin", "sbin", "lib", "lib64"):
             with contextlib.suppress(OSError):
-                (root / name).symlink_to(os.readlink(f"/{name}"))
+                (root / name).symlink_to(Path(f"/{name}").readlink())
         for place in (run_folder, folder, root):
             place.chmod(place.stat().st_mode | 0o711)
         for place in [root, *root.iterdir()]:
@@ -131,7 +149,7 @@ async def probe(runtime: Runtime, run_folder: Path, facts: HostFacts, cgroup: st
                 pod=_PROBE_ID,
                 name="probe",
                 layers=(),
-                process=Process(args=("/usr/bin/true",)),
+                process=Process(args=("/usr/bin/grep", "-q", "^Seccomp:.2", "/proc/self/status")),
                 security=Security(capabilities=("CAP_CHOWN",)),
             ),
             sandbox=Sandbox({kind: str(pin) for kind, pin in pins.items()}, first_id, f"{cgroup}/probe"),
@@ -139,7 +157,7 @@ async def probe(runtime: Runtime, run_folder: Path, facts: HostFacts, cgroup: st
             facts=facts,
             binds=(BindSource("/usr", "/usr", ("rbind", "ro")),),
         )
-        (folder / "config.json").write_text(json.dumps(oci.configuration(given).config))
+        (folder / "config.json").write_text(json.dumps(level.bundle(given).config))
         argv = [runtime.program, *runtime.global_arguments, "run", "--bundle", str(folder), _PROBE_ID]
         try:
             await launcher.run(argv, timeout_s=_PROBE_TIMEOUT_S)
@@ -161,7 +179,10 @@ def _clear(folder: Path, pins: dict[str, Path]) -> None:
 
 def levels(found: Found) -> Levels:
     """The register: the ``namespace`` level by *found*; the others have no driver here."""
-    drivers = {} if found.runtime is None else {"namespace": NamespaceLevel(found.runtime, found.why)}
+    drivers = {}
+    if found.runtime is not None:
+        compiler = seccomp_compile.compiler() if found.ready_made else None
+        drivers["namespace"] = NamespaceLevel(found.runtime, found.why, compiler)
     later = "this version of Casemate has no driver for it"
     missing = {"gvisor": later, "microvm": later}
     if found.runtime is None:

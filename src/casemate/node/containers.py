@@ -131,7 +131,9 @@ class _Fresh:
         return pod
 
     def _volumes(self, db: sqlite3.Connection, resolved: resolve.Resolved, at: float) -> None:
-        query = "INSERT OR IGNORE INTO volumes (project, name, created_at, anonymous, labels) VALUES (?, ?, ?, ?, '{}')"
+        query = (
+            "INSERT OR IGNORE INTO volumes (project, name, created_at, anonymous, labels) VALUES (?, ?, ?, ?, x'7b7d')"
+        )
         for mount in resolved.spec.mounts:
             if isinstance(mount, VolumeMount):
                 is_anonymous = int(mount.volume in resolved.anonymous)

@@ -39,7 +39,7 @@ def add(
     **facts: object,
 ) -> None:
     """Write an event; call it in the transaction of the change, and :meth:`Events.wake` after the commit."""
-    cursor = db.execute("INSERT INTO events (at, row) VALUES (?, '')", (at,))
+    cursor = db.execute("INSERT INTO events (at, row) VALUES (?, x'')", (at,))
     number = cursor.lastrowid
     assert number is not None
     row = EventRow(number, rfc3339(at), kind, subject, action, project, name, facts)

@@ -19,9 +19,11 @@ from casemate.spec.errors import CasemateError, InvalidArgument
 _KEYS = ("name", "id", "status", "label", "ancestor", "pod", "exited")
 _STATUSES = "created starting running paused stopping restarting exited removing broken".split()  # noqa: SIM905
 _COLUMNS = (
-    "c.id, c.name, c.project, c.pod, p.name, c.image, c.image_digest, c.command, p.spec, c.status, c.created_at, "
-    "c.started_at, c.finished_at, c.exit_code, c.labels, p.address, c.restarts"
+    "id, name, project, pod, image, image_digest, command, status, created_at, started_at, finished_at, exit_code, "
+    "labels, restarts"
 )
+#: Above so many rows all pods are read at once: a scan is far cheaper than as many look-ups.
+_SCAN_ROWS = 500
 
 
 class _Network(msgspec.Struct, frozen=True):
@@ -90,10 +92,10 @@ async def containers(core: Core, project: str, wanted: Filter, page: Page) -> Co
 
 
 def select_summaries(db: sqlite3.Connection, project: str, wanted: Filter, page: Page) -> ContainerList:
-    where, values = ["c.project=?"], [project]
+    where, values = ["project=?"], [project]
     if not wanted.everything:
-        where.append(f"c.status IN ({', '.join(repr(s) for s in sorted(ALIVE | {'restarting'}))})")
-    for key, column, find in (("ancestor", "c.image_digest", _image), ("pod", "c.pod", _pod)):
+        where.append(f"status IN ({', '.join(repr(s) for s in sorted(ALIVE | {'restarting'}))})")
+    for key, column, find in (("ancestor", "image_digest", _image), ("pod", "pod", _pod)):
         if key in wanted.values:
             found = [find(db, value, project) for value in wanted.values[key]]
             where.append(f"{column} IN ({', '.join('?' * len(found))})")
@@ -103,15 +105,16 @@ def select_summaries(db: sqlite3.Connection, project: str, wanted: Filter, page:
             last = lookup.container(db, page.after, project)
         except ContainerNotFound as error:
             raise InvalidArgument(f"after={page.after[:80]!r} names no container; begin again") from error
-        where.append("(c.created_at, c.id) < (?, ?)")
+        where.append("(created_at, id) < (?, ?)")
         values += [last.created_at, last.id]  # type: ignore[list-item]
     query = (
-        f"SELECT {_COLUMNS} FROM containers c JOIN pods p ON p.id=c.pod WHERE {' AND '.join(where)} "  # noqa: S608
-        "ORDER BY c.created_at DESC, c.id DESC"
+        f"SELECT {_COLUMNS} FROM containers WHERE {' AND '.join(where)} "  # noqa: S608
+        "ORDER BY created_at DESC, id DESC"
     )
+    pods = _Pods(db, project)
     rows: list[ContainerSummary] = []
     for raw in db.execute(query, values):
-        row = _summary(raw)
+        row = _summary(raw, pods)
         if not wanted.takes(row):
             continue
         if page.limit and len(rows) == page.limit:
@@ -120,9 +123,31 @@ def select_summaries(db: sqlite3.Connection, project: str, wanted: Filter, page:
     return ContainerList(tuple(rows))
 
 
-def _summary(raw: tuple) -> ContainerSummary:  # type: ignore[type-arg]
-    (id_, name, project, pod, pod_name, image, digest, command, spec, status, created, started, finished, code,
-     labels, address, restarts) = raw  # fmt: skip
+class _Pods:
+    """(name, specification, address) of pods: looked up one by one at first, all at once when there are many."""
+
+    def __init__(self, db: sqlite3.Connection, project: str) -> None:
+        self._db = db
+        self._project = project
+        self._known: dict[str, tuple[str, bytes, int | None]] = {}
+
+    def get(self, pod: str) -> tuple[str, bytes, int | None]:
+        found = self._known.get(pod)
+        if found is None:
+            query = "SELECT id, name, spec, address FROM pods WHERE "
+            if len(self._known) < _SCAN_ROWS:
+                rows = self._db.execute(f"{query} id=?", (pod,))
+            else:
+                rows = self._db.execute(f"{query} project=?", (self._project,))
+            self._known.update((id_, (name, spec, address)) for id_, name, spec, address in rows)
+            found = self._known[pod]
+        return found
+
+
+def _summary(raw: tuple, pods: _Pods) -> ContainerSummary:  # type: ignore[type-arg]
+    (id_, name, project, pod, image, digest, command, status, created, started, finished, code, labels,
+     restarts) = raw  # fmt: skip
+    pod_name, spec, address = pods.get(pod)
     brief = _BRIEF.decode(spec)
     return ContainerSummary(
         id_, name, project, pod, pod_name, image, digest, command, brief.level, status, rfc3339(created),

@@ -111,10 +111,12 @@ class Operations:
                 update(db, OperationRow, row.id, status=status, finished_at=at, result=result, problem=problem)
                 events.add(db, at, "operation", row.id, status, operation=row.kind, target=row.target)
 
-            await asyncio.shield(core.db.write(write))
-            self._running.pop(row.id, None)
-            running.end()
-            core.events.wake()
+            try:
+                await asyncio.shield(core.db.write(write))
+            finally:
+                self._running.pop(row.id, None)
+                running.end()
+                core.events.wake()
 
     async def cancel(self, id_: str) -> Operation:
         """Ask the work to end; raises :class:`Conflict` when it has ended."""

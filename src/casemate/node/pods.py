@@ -27,9 +27,8 @@ def check_level(core: Core, level: Level | None) -> Level | None:
     welcome = core.hostd.welcome
     if level is None or level == "namespace" or welcome is None:
         return level
-    offered = welcome.levels.get(level, "it is not installed")
-    # hostd answers the runtime's name (one word), or why there is none (a sentence).
-    if " " in offered or not offered:
+    offered = welcome.levels.get(level, "unavailable: hostd does not know it")
+    if offered.startswith("unavailable"):
         raise LevelUnavailable(f"isolation level {level}: {offered}", level=level)
     return level
 

@@ -7,7 +7,7 @@ import sqlite3
 from casemate.api.schema import WaitAnswer
 from casemate.hostd.client import ask
 from casemate.hostd.protocol import ContainerRemove, Done, VolumeRemove
-from casemate.node import audit, events, journal, lookup, pods, ports
+from casemate.node import audit, events, journal, lookup, pods
 from casemate.node.core import SELF, Caller, Core, report
 from casemate.node.errors import ContainerRunning
 from casemate.node.rows import ALIVE, ContainerRow, select, update
@@ -80,8 +80,6 @@ def _finish(
     db.execute("DELETE FROM containers WHERE id=?", (row.id,))
     if pod.implicit:
         db.execute("DELETE FROM pods WHERE id=?", (pod.id,))
-    elif not pods.alive(db, pod.id):
-        ports.release(db, pod.id)
     journal.end_all(db, row.id)
     at = core.clock()
     events.add(db, at, "container", row.id, "destroy", project=row.project, name=row.name)

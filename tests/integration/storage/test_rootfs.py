@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import mmap
 import os
@@ -298,6 +299,30 @@ def test_sixty_layers_in_paths_with_colons_and_commas(scope: Scope, ids: int, vo
     assert (plan.target / "same").read_text() == "59"
     rootfs.unmount(plan, layers)
     layers.close()
+
+
+def test_the_way_for_kernels_that_want_attached_layers_mounts_the_same(store: Store, ids: int) -> None:
+    """Before Linux 6.15; called directly, since this kernel would not choose it."""
+    digests = [store.adopt(store.stage("etc/low")), store.adopt(store.stage("etc/high"))]
+    upper, work, target = (store.folder / name for name in ("upper", "work", "target"))
+    for folder in (upper, work, target):
+        folder.mkdir()
+    with contextlib.ExitStack() as stack:
+        numbers = [mounts.idmapped_clone_fd(store.layers.use(digest, "x"), ids) for digest in reversed(digests)]
+        numbers += [os.open(folder, os.O_PATH) for folder in (upper, work)]
+        for number in numbers:
+            stack.callback(os.close, number)
+        pair = numbers[2], numbers[3]
+        mounted = mounts._overlay_attached(numbers[:2], pair, False, True, mounts.OVERLAY_OPTIONS)
+        stack.callback(os.close, mounted)
+        mounts.attach(mounted, target)
+    assert sorted(os.listdir(target / "etc")) == ["high", "low"]
+    assert (target / "etc/low").stat().st_uid == FIRST_ID
+    (target / "new").touch()
+    assert (upper / "new").exists()
+    mounts.unmount(target)
+    store.layers.release("x")
+    store.layers.close()
 
 
 def test_a_volatile_root_that_crashed_mounts_again(store: Store, ids: int) -> None:

@@ -73,7 +73,8 @@ def test_descriptors_get_their_numbers_and_no_other_leaks(tmp_path: Path) -> Non
     head, *numbers = done.stdout.decode().split("\n", 1)
     assert head.startswith("AB")
     inherited = {int(n) for n in (head[2:] + "\n" + numbers[0]).split()}
-    assert inherited <= {0, 1, 2, one, other, max(inherited)} | _inheritable()
+    # One more is the listing's own.
+    assert len(inherited - {0, 1, 2, one, other} - _inheritable()) <= 1
 
 
 def _inheritable() -> set[int]:
@@ -102,7 +103,9 @@ def test_the_whole_group_ends_with_a_cancelled_caller(tmp_path: Path) -> None:
 
     async def cancelled() -> None:
         task = asyncio.ensure_future(
-            programs.run(["sh", "-c", f"sleep 60 & echo $! $$ > {pids}; wait"], timeout_s=60, grace_s=1)
+            programs.run(
+                ["sh", "-c", f"(trap '' TERM; exec sleep 60) & echo $! $$ > {pids}; wait"], timeout_s=60, grace_s=1
+            )
         )
         async with asyncio.timeout(10):
             while not pids.exists() or not pids.read_text().strip():  # noqa: ASYNC110 - another process writes it
@@ -112,8 +115,16 @@ def test_the_whole_group_ends_with_a_cancelled_caller(tmp_path: Path) -> None:
             await task
 
     asyncio.run(cancelled())
-    for pid in pids.read_text().split():
-        assert not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text().split(")")[1][:3]
+    deadline = time.monotonic() + 5
+    while any(map(_runs, pids.read_text().split())):
+        assert time.monotonic() < deadline
+
+
+def _runs(pid: str) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def test_a_grandchild_that_holds_the_pipe_does_not_hold_us(tmp_path: Path) -> None:

@@ -112,6 +112,7 @@ def signal(flag: str, text: str) -> str:
     name = text.strip().upper()
     if is_whole(name) and 1 <= int(name) <= 64:
         return name
-    if not name.removeprefix("SIG").replace("+", "").replace("-", "").isalnum() or len(name) > 32:
+    word = name.removeprefix("SIG").replace("+", "").replace("-", "")
+    if not (word.isascii() and word.isalnum() and word[0].isalpha()) or len(name) > 32:
         raise bad_value(flag, text, "SIGNAL: a name (TERM, SIGTERM) or a number from 1 to 64")
     return name

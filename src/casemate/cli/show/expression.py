@@ -9,7 +9,9 @@ _QUOTES = "\"`'"
 
 
 class Expression:
-    """*head* is ``field`` (*path* below dot or a variable), ``literal`` (*value*) or the name of a function."""
+    """*head* is ``field`` (*path* below dot or a variable), ``of`` (*path* below what is in parentheses), ``literal``
+    (*value*) or the name of a function.
+    """
 
     __slots__ = ("arguments", "base", "head", "path", "value")
 
@@ -31,6 +33,14 @@ class Expression:
         return ""
 
 
+def _ends_word(letter: str) -> bool:
+    return letter.isspace() or letter in "|()" or letter in _QUOTES
+
+
+def _closes(token: str) -> bool:
+    return token == "|" or token.startswith(")")
+
+
 def _tokens(text: str) -> list[str]:
     tokens: list[str] = []
     at = 0
@@ -38,7 +48,14 @@ def _tokens(text: str) -> list[str]:
         letter = text[at]
         if letter.isspace():
             at += 1
-        elif letter in "|()":
+        elif letter == ")":
+            # ``(index .Ports 0).HostPort``: what follows at once belongs to the parenthesis.
+            start = at
+            at += 1
+            while text[start + 1 : start + 2] == "." and at < len(text) and not _ends_word(text[at]):
+                at += 1
+            tokens.append(text[start:at])
+        elif letter in "|(":
             tokens.append(letter)
             at += 1
         elif letter in _QUOTES:
@@ -49,7 +66,7 @@ def _tokens(text: str) -> list[str]:
             at = end + 1
         else:
             start = at
-            while at < len(text) and not text[at].isspace() and text[at] not in "|()" and text[at] not in _QUOTES:
+            while at < len(text) and not _ends_word(text[at]):
                 at += 1
             tokens.append(text[start:at])
         if len(tokens) > MAX_PARTS:
@@ -71,7 +88,7 @@ def _pipeline(tokens: list[str], at: int, depth: int) -> tuple[Expression, int]:
     found, at = _call(tokens, at, depth)
     while at < len(tokens) and tokens[at] == "|":
         following, at = _call(tokens, at + 1, depth)
-        if following.head in ("field", "literal"):
+        if following.head in ("field", "literal", "of"):
             raise usage("--format: what stands after | is not a function")
         following.arguments.append(found)
         found = following
@@ -79,12 +96,12 @@ def _pipeline(tokens: list[str], at: int, depth: int) -> tuple[Expression, int]:
 
 
 def _call(tokens: list[str], at: int, depth: int) -> tuple[Expression, int]:
-    if at >= len(tokens) or tokens[at] in "|)":
+    if at >= len(tokens) or _closes(tokens[at]):
         raise usage("--format: an action is empty", "Write a field, for example {{.Names}}.")
     first, at = _term(tokens, at, depth)
     if first.head not in _FUNCTIONS:
         return first, at
-    while at < len(tokens) and tokens[at] not in "|)":
+    while at < len(tokens) and not _closes(tokens[at]):
         argument, at = _term(tokens, at, depth)
         first.arguments.append(argument)
     return first, at
@@ -94,8 +111,13 @@ def _term(tokens: list[str], at: int, depth: int) -> tuple[Expression, int]:
     word = tokens[at]
     if word == "(":
         inner, at = _pipeline(tokens, at + 1, depth + 1)
-        if at >= len(tokens) or tokens[at] != ")":
+        if at >= len(tokens) or not tokens[at].startswith(")"):
             raise usage("--format: a parenthesis is not closed")
+        path = tuple(part for part in tokens[at][1:].split(".") if part)
+        if path:
+            outer = Expression("of", path=path)
+            outer.arguments.append(inner)
+            inner = outer
         return inner, at + 1
     if word.startswith('"'):
         return Expression("literal", word[1:]), at + 1
@@ -123,6 +145,8 @@ def evaluate(expression: Expression, dot: object, names: dict[str, object]) -> o
     if expression.head == "field":
         return _field(expression, dot, names)
     arguments = [evaluate(argument, dot, names) for argument in expression.arguments]
+    if expression.head == "of":
+        return _below(arguments[0], expression.path, True)
     try:
         return _apply(expression.head, arguments)
     except (TypeError, ValueError, IndexError, KeyError, OverflowError) as error:
@@ -133,12 +157,17 @@ def _field(expression: Expression, dot: object, names: dict[str, object]) -> obj
     if expression.base and expression.base not in names:
         raise usage(f"--format: there is no variable {expression.base!r}")
     value = names[expression.base] if expression.base else dot
-    for index, part in enumerate(expression.path):
+    return _below(value, expression.path, bool(expression.base))
+
+
+def _below(value: object, path: tuple[str, ...], lenient: bool) -> object:
+    """What is at *path* below *value*; a first part that is not there is an error unless *lenient*."""
+    for index, part in enumerate(path):
         if not isinstance(value, dict):
-            shown = "." + ".".join(expression.path[: index + 1])
+            shown = "." + ".".join(path[: index + 1])
             raise usage(f"--format: {shown} cannot be reached: what is before it holds no fields")
         if part not in value:
-            if index == 0 and not expression.base:
+            if index == 0 and not lenient:
                 known = ", ".join(f".{name}" for name in sorted(map(str, value)))
                 raise usage(f"--format: there is no field .{part}", f"The fields are {known}.")
             return None

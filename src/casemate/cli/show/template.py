@@ -142,7 +142,7 @@ def _parse(pieces: list[tuple[str, str]], at: int, depth: int) -> tuple[list[Nod
     nodes: list[Node] = []
     while at < len(pieces):
         kind, text = pieces[at]
-        word = text.split(None, 1)[0] if text else ""
+        word = text.split(None, 1)[0] if kind == "action" and text else ""
         if kind == "text":
             nodes.append(Node("text", text))
         elif word in ("end", "else"):

@@ -79,8 +79,13 @@ def match(feed: sqlite3.Connection, contents: ImageContents) -> Match:
         if package.type == "rpm":
             places.append((numbers[ecosystem], BY_SOURCE, package.advisory_name))
         for place in places:
+            # One repair often ends a dozen advisories: ask once for each range, not for each row.
+            known: dict[tuple[str, str, str], bool] = {}
             for introduced, fixed, last, advisory in feed.execute(_PLACE, place):
-                if is_affected(compare, version, introduced, fixed, last):
+                span = (introduced, fixed, last)
+                if span not in known:
+                    known[span] = is_affected(compare, version, introduced, fixed, last)
+                if known[span]:
                     hits.append((found, advisory, fixed))
     return Match(tuple(sorted(_findings(feed, hits), key=_worst_first)), tuple(uncovered))
 
@@ -99,11 +104,12 @@ def _describe(contents: ImageContents) -> str:
 
 def _findings(feed: sqlite3.Connection, hits: Iterable[tuple[Found, int, str]]) -> Iterator[Finding]:
     advisories: dict[int, tuple[str, tuple[str, ...], str, Severity, int, float, bool]] = {}
+    scored = feed.execute("SELECT EXISTS (SELECT 1 FROM epss) OR EXISTS (SELECT 1 FROM kev)").fetchone()[0]
     for found, number, fixed in dict.fromkeys(hits):
         if number not in advisories:
             ident, aliases, summary, severity, score = feed.execute(_ADVISORY, (number,)).fetchone()
             names = tuple(aliases.split())
-            probability, exploited = _scores(feed, (ident, *names))
+            probability, exploited = _scores(feed, (ident, *names)) if scored else (-1.0, False)
             advisories[number] = (ident, names, summary, SEVERITIES[severity], score, probability, exploited)
         ident, names, summary, word, score, probability, exploited = advisories[number]
         yield Finding(found, ident, names, word, score, fixed, summary, probability, exploited)

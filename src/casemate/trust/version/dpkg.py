@@ -64,5 +64,7 @@ def _part(text: str) -> Key:
 
 def compare(left: str, right: str) -> int:
     """-1, 0 or 1."""
+    if left == right:
+        return 0
     a, b = (_key(left), _key(right)) if len(left) + len(right) < _CACHED_CHARS else (key(left), key(right))
     return (a > b) - (a < b)

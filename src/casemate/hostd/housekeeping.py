@@ -1,0 +1,105 @@
+"""What hostd does once a second: records made durable, logs rotated, OOM told, the trash emptied.
+
+Logs: conmon rotates by renaming an empty file over the full one, so that everything is gone. hostd keeps a second
+name (``log.0``) on the file that conmon writes to; when ``log`` has become another file, what ``log.0`` names is the
+generation before, and becomes ``log.1``. So at least half of the bound is always there, and at most one and a half
+times the bound on disk. A container that fills more than one generation between two looks loses those between.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from casemate.hostd.context import Context
+from casemate.hostd.protocol import ContainerOom
+from casemate.hostd.records import sync
+from casemate.hostd.state import Container
+from casemate.spec.errors import CasemateError
+
+log = logging.getLogger("casemate.hostd")
+
+_PERIOD_S = 1.0
+#: One look at a container is about 5 us; with thousands the looks are spread so that they cost 1 % of a cpu.
+_LOOKS_A_SECOND = 2000
+
+
+async def run(context: Context) -> None:
+    """For ever."""
+    async with asyncio.TaskGroup() as group:
+        group.create_task(_keep_durable(context), name="durable")
+        group.create_task(_look(context), name="look")
+        group.create_task(_empty_trash(context), name="trash")
+
+
+async def _keep_durable(context: Context) -> None:
+    while True:
+        await asyncio.sleep(_PERIOD_S)
+        due = context.records.due()
+        if due:
+            try:
+                await asyncio.to_thread(sync, due)
+            except OSError as error:
+                log.error("records could not be made durable: %s", error)
+
+
+async def _look(context: Context) -> None:
+    while True:
+        running = [one for one in context.state.containers.values() if one.record.phase == "running"]
+        for start in range(0, len(running), _LOOKS_A_SECOND):
+            for container in running[start : start + _LOOKS_A_SECOND]:
+                _look_at(context, container)
+            await asyncio.sleep(_PERIOD_S)
+        if not running:
+            await asyncio.sleep(_PERIOD_S)
+
+
+def _look_at(context: Context, container: Container) -> None:
+    if container.record.phase != "running":
+        return
+    folder = context.folders.bundle(container.id)
+    if not container.oom_told and (folder / "oom").exists():
+        container.oom_told = True
+        context.emit(ContainerOom(container.id))
+    spec = container.record.spec
+    if spec.log.keep:
+        try:
+            keep_generation(context, container)
+        except (OSError, CasemateError) as error:
+            log.warning("the older log of container %s was not kept: %s", container.id[:12], error)
+
+
+def keep_generation(context: Context, container: Container) -> bool:
+    """Give a log that conmon rotated its name ``log.1``, and hold the new one; True when there was one."""
+    spec = container.record.spec
+    path = context.folders.log(spec.pod, spec.id)
+    held = path.with_name("log.0")
+    try:
+        current = path.stat().st_ino
+    except FileNotFoundError:
+        return False
+    if current == container.log_inode:
+        return False
+    try:
+        before = held.stat().st_ino
+    except FileNotFoundError:
+        before = current
+    if before != current:
+        held.rename(path.with_name("log.1"))
+    if not held.exists():
+        held.hardlink_to(path)
+    container.log_inode = held.stat().st_ino
+    return before != current
+
+
+async def _empty_trash(context: Context) -> None:
+    while True:
+        context.trash_waits.clear()
+        try:
+            await context.trash.empty()
+        except CasemateError as error:
+            log.error("the trash was not emptied: %s", error.detail)
+            await asyncio.sleep(_PERIOD_S)
+        await context.trash_waits.wait()
+        # Removals come in bursts: one `rm` for many.
+        await asyncio.sleep(_PERIOD_S)
