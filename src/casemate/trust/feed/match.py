@@ -13,7 +13,11 @@ from casemate.trust.packages.merge import Found, ImageContents
 from casemate.trust.packages.model import DISTRIBUTION_TYPES
 from casemate.trust.version.order import Compare, comparison
 
-_PLACE = "SELECT introduced, fixed, last, advisory FROM affected WHERE ecosystem = ? AND by = ? AND name = ?"
+# One repair often ends a dozen advisories: a range is judged once. The index holds all of it, in this order.
+_PLACE = (
+    "SELECT introduced, fixed, last, group_concat(advisory) FROM affected "
+    "WHERE ecosystem = ? AND by = ? AND name = ? GROUP BY introduced, fixed, last"
+)
 _ADVISORY = "SELECT ident, aliases, summary, severity, score FROM advisory WHERE id = ?"
 
 
@@ -79,14 +83,9 @@ def match(feed: sqlite3.Connection, contents: ImageContents) -> Match:
         if package.type == "rpm":
             places.append((numbers[ecosystem], BY_SOURCE, package.advisory_name))
         for place in places:
-            # One repair often ends a dozen advisories: ask once for each range, not for each row.
-            known: dict[tuple[str, str, str], bool] = {}
-            for introduced, fixed, last, advisory in feed.execute(_PLACE, place):
-                span = (introduced, fixed, last)
-                if span not in known:
-                    known[span] = is_affected(compare, version, introduced, fixed, last)
-                if known[span]:
-                    hits.append((found, advisory, fixed))
+            for introduced, fixed, last, advisories in feed.execute(_PLACE, place):
+                if is_affected(compare, version, introduced, fixed, last):
+                    hits += [(found, int(number), fixed) for number in advisories.split(",")]
     return Match(tuple(sorted(_findings(feed, hits), key=_worst_first)), tuple(uncovered))
 
 

@@ -32,7 +32,7 @@ CREATE TABLE epss (source INTEGER NOT NULL, cve TEXT NOT NULL, probability REAL 
 CREATE TABLE kev (source INTEGER NOT NULL, cve TEXT NOT NULL, added TEXT NOT NULL);
 """
 _INDEXES = """
-CREATE INDEX affected_place ON affected (ecosystem, by, name);
+CREATE INDEX affected_place ON affected (ecosystem, by, name, introduced, fixed, last, advisory);
 CREATE INDEX epss_cve ON epss (cve);
 CREATE INDEX kev_cve ON kev (cve);
 """
