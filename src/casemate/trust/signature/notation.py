@@ -210,7 +210,8 @@ def _check_times(protected: dict[str, Any], chain: list[Certificate], now: datet
     for number, certificate in enumerate(chain):
         if not certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc:
             faults.append(
-                f"certificate {number} is valid from {certificate.not_valid_before_utc} to {certificate.not_valid_after_utc}"
+                f"certificate {number} is valid from {certificate.not_valid_before_utc} "
+                f"to {certificate.not_valid_after_utc}"
             )
     if _signing_time(protected) > now:
         faults.append(f"the signature is of {_signing_time(protected)}, and the clock says {now}")

@@ -133,9 +133,8 @@ def require(evidence: Evidence, wanted: Sequence[str], threshold: int) -> Eviden
         raise SignatureMissing(f"{evidence.digest} bears no signature; {threshold} of {', '.join(wanted)} are wanted")
     if not have:
         raise SignatureNoMatch(
-            f"{evidence.digest} bears {evidence.documents} signatures, none by {', '.join(wanted)}: {'; '.join(evidence.refused)}"[
-                :1500
-            ]
+            f"{evidence.digest} bears {evidence.documents} signatures, none by {', '.join(wanted)}: "
+            + "; ".join(evidence.refused)[:1000]
         )
     missing = sorted(set(wanted) - have)
     raise ThresholdNotMet(
@@ -154,7 +153,7 @@ def _measure(documents: Sequence[Document], signers: Sequence[Signer]) -> None:
         raise SignatureLimit(f"the policy names {len(signers)} signers; {MAX_SIGNERS} are allowed")
 
 
-#: (document, digest, repository) -> what it proves: a remark for a signature, a statement for an attestation; None: nothing
+#: (document, digest, repository) -> a remark for a signature, a statement for an attestation; None: it proves nothing
 Test = Callable[[Document, str, str], "str | Statement | None"]
 
 
