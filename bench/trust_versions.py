@@ -14,7 +14,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
 from casemate.trust.version.order import SCHEMES, compare
 
-PAIRS = [("1.2.3-4", "1.2.3-5"), ("2:1.20.11-1+deb11u5", "2:1.20.11-1+deb11u6"), ("3.0.7-25.el9", "3.0.7-24.el9"), ("1.0rc1", "1.0")]
+PAIRS = [
+    ("1.2.3-4", "1.2.3-5"),
+    ("2:1.20.11-1+deb11u5", "2:1.20.11-1+deb11u6"),
+    ("3.0.7-25.el9", "3.0.7-24.el9"),
+    ("1.0rc1", "1.0"),
+]
 SHAPES = ("1.", "a1", "1-", "~")
 
 
@@ -34,7 +39,8 @@ def main() -> None:
             start = time.perf_counter()
             compare(scheme, text, text + "1")
             worst_s = max(worst_s, time.perf_counter() - start)
-        print(f"{scheme:9} {rate:>9,.0f} comparisons/s   worst of two versions of {size // 1_000_000} MB: {worst_s:.1f} s")
+        worst = f"worst of two versions of {size // 1_000_000} MB: {worst_s:.1f} s"
+        print(f"{scheme:9} {rate:>9,.0f} comparisons/s   {worst}")
 
 
 if __name__ == "__main__":

@@ -256,7 +256,7 @@ def test_a_kill_at_each_step_leaves_the_old_or_the_new_feed(feed: Path, folder: 
     def attempt(step: int) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-c", KILLED, str(feed), str(folder), str(step)]
         return subprocess.run(
-            command, check=False, capture_output=True, text=True, timeout=60, env={"PYTHONPATH": os.pathsep.join(sys.path)}
+            command, check=False, capture_output=True, text=True, timeout=60, env={"PYTHONPATH": ":".join(sys.path)}
         )
 
     backup = feed.with_name("backup")

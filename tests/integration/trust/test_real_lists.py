@@ -62,7 +62,8 @@ def build_rpms(folder: Path) -> list[Path]:
     spec = folder / "thing.spec"
     spec.write_text(
         "Name: thing\nVersion: 1.2~rc1\nRelease: 3.el9\nEpoch: 4\nSummary: t\nLicense: MIT\nBuildArch: noarch\n"
-        "%description\nt\n%package a\nSummary: a\n%description a\na\n%package b\nSummary: b\nVersion: 7\n%description b\nb\n"
+        "%description\nt\n%package a\nSummary: a\n%description a\na\n"
+        "%package b\nSummary: b\nVersion: 7\n%description b\nb\n"
         "%install\nmkdir -p %{buildroot}/usr/share/thing\ntouch %{buildroot}/usr/share/thing/{a,b,c}\n"
         "%files\n/usr/share/thing/c\n%files a\n/usr/share/thing/a\n%files b\n/usr/share/thing/b\n"
     )

@@ -9,15 +9,19 @@ import msgspec
 
 from casemate.trust.feed.ecosystems import of_distribution, place_of, scheme_of
 from casemate.trust.feed.model import BY_SOURCE, SEVERITIES, FeedMissing, Severity
+from casemate.trust.feed.schema import KEYED_SCHEME
 from casemate.trust.packages.merge import Found, ImageContents
 from casemate.trust.packages.model import DISTRIBUTION_TYPES
+from casemate.trust.version import dpkg
 from casemate.trust.version.order import Compare, comparison
 
 # One repair often ends a dozen advisories: a range is judged once. The index holds all of it, in this order.
 _PLACE = (
     "SELECT introduced, fixed, last, group_concat(advisory) FROM affected "
-    "WHERE ecosystem = ? AND by = ? AND name = ? GROUP BY introduced, fixed, last"
+    "WHERE ecosystem = ? AND by = ? AND name = ? AND fixed_key = '' GROUP BY introduced, fixed, last"
 )
+# Rows with a sort key are compared by the database.
+_KEYED = "SELECT fixed, advisory FROM affected WHERE ecosystem = ? AND by = ? AND name = ? AND fixed_key > ?"
 _ADVISORY = "SELECT ident, aliases, summary, severity, score FROM advisory WHERE id = ?"
 
 
@@ -83,6 +87,9 @@ def match(feed: sqlite3.Connection, contents: ImageContents) -> Match:
         if package.type == "rpm":
             places.append((numbers[ecosystem], BY_SOURCE, package.advisory_name))
         for place in places:
+            if scheme == KEYED_SCHEME:
+                rows = feed.execute(_KEYED, (*place, dpkg.key(version)))
+                hits += [(found, number, fixed) for fixed, number in rows]
             for introduced, fixed, last, advisories in feed.execute(_PLACE, place):
                 if is_affected(compare, version, introduced, fixed, last):
                     hits += [(found, int(number), fixed) for number in advisories.split(",")]

@@ -8,12 +8,18 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 
 import msgspec
 
+from casemate.trust.feed.ecosystems import scheme_of
 from casemate.trust.feed.model import SEVERITIES, Advisory, FeedInvalid, Source
+from casemate.trust.version import dpkg
+from casemate.trust.version.order import Scheme
 
-SCHEMA_VERSION = "1"
+SCHEMA_VERSION = "2"
+#: The order for which rows carry sort keys; the others are compared one by one.
+KEYED_SCHEME: Scheme = "dpkg"
 _BATCH_ROWS = 20_000
 
 _TABLES = """
@@ -26,13 +32,15 @@ CREATE TABLE advisory (
 );
 CREATE TABLE affected (
     ecosystem INTEGER NOT NULL, by INTEGER NOT NULL, name TEXT NOT NULL, introduced TEXT NOT NULL, fixed TEXT NOT NULL,
-    last TEXT NOT NULL, advisory INTEGER NOT NULL
+    last TEXT NOT NULL, advisory INTEGER NOT NULL,
+    -- the sort key of "fixed" for ranges without a beginning, where versions have one; else empty
+    fixed_key TEXT NOT NULL
 );
 CREATE TABLE epss (source INTEGER NOT NULL, cve TEXT NOT NULL, probability REAL NOT NULL);
 CREATE TABLE kev (source INTEGER NOT NULL, cve TEXT NOT NULL, added TEXT NOT NULL);
 """
 _INDEXES = """
-CREATE INDEX affected_place ON affected (ecosystem, by, name, introduced, fixed, last, advisory);
+CREATE INDEX affected_place ON affected (ecosystem, by, name, fixed_key, introduced, fixed, last, advisory);
 CREATE INDEX epss_cve ON epss (cve);
 CREATE INDEX kev_cve ON kev (cve);
 """
@@ -53,6 +61,9 @@ class FeedWriter:
         self.advisories = 0
         self.doubtful = 0
         self.newest = ""
+        self._keyed: set[int] = set()
+        # A repaired version stands in many rows: several advisories, several releases.
+        self._key = lru_cache(maxsize=100_000)(dpkg.key)
         self.seen: set[str] = set()
         database.executescript(_TABLES)
 
@@ -71,6 +82,8 @@ class FeedWriter:
         for table in ("epss", "kev"):
             run(f"INSERT INTO {table} SELECT * FROM old.{table} WHERE source IN {kept}", (replaced,))  # noqa: S608 - ours
         self._ecosystems = {str(name): int(ident) for ident, name in run("SELECT id, name FROM ecosystem")}
+        for name, number in self._ecosystems.items():
+            self._note_keyed(name, number)
         (self._next_advisory,) = run("SELECT coalesce(max(id), 0) + 1 FROM advisory").fetchone()
         (self.source,) = run("SELECT coalesce(max(id), 0) + 1 FROM source").fetchone()
 
@@ -90,7 +103,8 @@ class FeedWriter:
             if number is None:
                 number = self._ecosystem(row.ecosystem)
             self.seen.add(row.ecosystem)
-            self._affected.append((number, row.by, row.name, row.introduced, row.fixed, row.last, ident))
+            key = self._key(row.fixed) if row.fixed and not row.introduced and number in self._keyed else ""
+            self._affected.append((number, row.by, row.name, row.introduced, row.fixed, row.last, ident, key))
         if len(self._affected) >= _BATCH_ROWS:
             self._flush()
 
@@ -122,12 +136,17 @@ class FeedWriter:
     def _ecosystem(self, name: str) -> int:
         number = max(self._ecosystems.values(), default=0) + 1
         self._ecosystems[name] = number
+        self._note_keyed(name, number)
         self._database.execute("INSERT INTO ecosystem VALUES (?, ?)", (number, name))
         return number
 
+    def _note_keyed(self, ecosystem: str, number: int) -> None:
+        if scheme_of(ecosystem) == KEYED_SCHEME:
+            self._keyed.add(number)
+
     def _flush(self) -> None:
         self._database.executemany("INSERT INTO advisory VALUES (?, ?, ?, ?, ?, ?, ?)", self._advisories)
-        self._database.executemany("INSERT INTO affected VALUES (?, ?, ?, ?, ?, ?, ?)", self._affected)
+        self._database.executemany("INSERT INTO affected VALUES (?, ?, ?, ?, ?, ?, ?, ?)", self._affected)
         self._advisories.clear()
         self._affected.clear()
 

@@ -171,7 +171,8 @@ def _facts(candidate: Candidate, repository: str, evidence: Evidence | None) -> 
         "signed": bool(signers), "signers": signers,
         "attestations": sorted({row.predicate_type for _, row in evidence.attestations}) if evidence else [],
         "scanned": False, "findings": [], "worst": "unknown", "counts": dict.fromkeys(SEVERITIES, 0),
-        "exploited": False, "max_epss": -1.0, "end_of_life": False, "setuid": [], "leaks": [], "unreadable": [], "distribution": "",
+        "exploited": False, "max_epss": -1.0, "end_of_life": False, "setuid": [], "leaks": [], "unreadable": [],
+        "distribution": "",
     }  # fmt: skip
 
 

@@ -10,8 +10,8 @@ import pytest
 
 pytest.importorskip("tuf", reason="missing: tuf")
 
-from securesystemslib.signer import CryptoSigner  # noqa: E402
-from tuf.api.metadata import (  # noqa: E402
+from securesystemslib.signer import CryptoSigner
+from tuf.api.metadata import (
     DelegatedRole,
     Delegations,
     Metadata,
@@ -22,7 +22,7 @@ from tuf.api.metadata import (  # noqa: E402
     Timestamp,
 )
 
-from casemate.trust.freshness.resolve import (  # noqa: E402
+from casemate.trust.freshness.resolve import (
     FreshnessExpired,
     FreshnessInvalid,
     FreshnessRollback,

@@ -60,7 +60,8 @@ def header(tags: dict[int, str | list[str] | list[int]]) -> bytes:
 
 
 BASH: dict[int, str | list[str] | list[int]] = {
-    1000: "bash", 1001: "5.1.8", 1002: "6.el9", 1003: [2], 1022: "x86_64", 1044: "bash-5.1.8-6.el9.src.rpm", 5096: "m:1:2:c",
+    1000: "bash", 1001: "5.1.8", 1002: "6.el9", 1003: [2], 1022: "x86_64",
+    1044: "bash-5.1.8-6.el9.src.rpm", 5096: "m:1:2:c",
     1116: [0, 1], 1117: ["bash", "sh"], 1118: ["/usr/bin/", "/bin/"],
 }  # fmt: skip
 

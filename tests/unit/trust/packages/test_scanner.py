@@ -37,7 +37,7 @@ def tar(files: list[tuple[str, bytes | None]], *, mode: int = 0o644, pax: bool =
 
 
 def scan(data: bytes, chunk_bytes: int = 1000) -> LayerContents:
-    """The contents of a layer, read in chunks that cut headers and files anywhere; the rewritten tar must not change."""
+    """The contents of a layer, read in chunks that cut headers and files anywhere; the rewritten tar stays the same."""
     plain: list[bytes] = []
     seen: list[bytes] = []
     observer: LayerScanner | None

@@ -124,6 +124,11 @@ def test_unknown_publisher_is_raised_where_no_signature_is_asked_for() -> None:
     assert decided(candidate=other).level == "namespace"
 
 
+def graded(when: str) -> TrustPolicy:
+    return changed(POLICY, rules=(changed(RULE, grades=(GradeRule("g", when, "warn"),)),))
+
+
+UNREAD = ImageContents(unreadable=(Unreadable("x.jar", "cut off"),))
 STRICTER = {
     "no signatures": {"evidence": None},
     "too few signers": {"policy": changed(POLICY, rules=(changed(RULE, threshold=2),))},
@@ -134,10 +139,10 @@ STRICTER = {
     "a scan without a day": {"scanned": scan(matched="yesterday")},
     "an old feed": {"scanned": scan(feeds=(changed(scan().feeds[0], date="2026-11-01"),))},
     "a feed from the future": {"scanned": scan(feeds=(changed(scan().feeds[0], date="2027-11-01"),))},
-    "a list that cannot be read": {"scanned": scan(contents=ImageContents(unreadable=(Unreadable("x.jar", "cut off"),)))},
+    "a list that cannot be read": {"scanned": scan(contents=UNREAD)},
     "no feed for it": {"scanned": scan(match=Match((), ("Debian:12",)))},
-    "a condition that fails": {"policy": changed(POLICY, rules=(changed(RULE, grades=(GradeRule("g", "findings[7].score > 1.0", "warn"),)),))},
-    "a condition that is no truth": {"policy": changed(POLICY, rules=(changed(RULE, grades=(GradeRule("g", "size(findings)", "warn"),)),))},
+    "a condition that fails": {"policy": graded("findings[7].score > 1.0")},
+    "a condition that is no truth": {"policy": graded("size(findings)")},
 }  # fmt: skip
 
 

@@ -271,7 +271,8 @@ def test_counts_and_sizes_are_bounded() -> None:
 @pytest.mark.parametrize(
     "data",
     [
-        b"", b"junk", b"-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n", b"\x30\x82\xff\xff", b"-----BEGIN " * 10_000,
+        b"", b"junk", b"-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n", b"\x30\x82\xff\xff",
+        b"-----BEGIN " * 10_000,
         pem(ec.generate_private_key(ec.SECP256K1())).encode(), pem(rsa.generate_private_key(65537, 1024)).encode(),
     ],
 )  # fmt: skip
@@ -296,11 +297,13 @@ def test_dsse_encodes_lengths() -> None:
 
 
 def certificate(
-    name: str, key: Any, issuer: tuple[x509.Certificate, Any] | None = None, *, ca: bool = False, start: datetime = NOW - timedelta(days=1),
-    days: int = 10, signing: bool = True, purpose: Any = ExtendedKeyUsageOID.CODE_SIGNING,
+    name: str, key: Any, issuer: tuple[x509.Certificate, Any] | None = None, *, ca: bool = False,
+    start: datetime = NOW - timedelta(days=1), days: int = 10, signing: bool = True,
+    purpose: Any = ExtendedKeyUsageOID.CODE_SIGNING,
 ) -> x509.Certificate:  # fmt: skip
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    usage = dict.fromkeys(("content_commitment", "key_encipherment", "data_encipherment", "key_agreement", "crl_sign", "encipher_only", "decipher_only"), False)  # fmt: skip
+    unused = "content_commitment key_encipherment data_encipherment key_agreement crl_sign encipher_only decipher_only"
+    usage = dict.fromkeys(unused.split(), False)
     builder = (
         x509.CertificateBuilder()
         .subject_name(subject)
