@@ -36,15 +36,60 @@ class Section(NamedTuple):
     size: int
 
 
+#: As many bytes of a file as tell which of it to keep: the ELF header and the program headers.
+HEAD_BYTES = 4096
+#: A smaller executable is kept whole; of a larger one the writable segments and the end, where the section headers are.
+_WHOLE_BYTES = 16 << 20
+_TAIL_BYTES = 256 << 10
+_MAX_SEGMENTS = 64
+_LOAD, _WRITABLE = 1, 2
+
+
+def wanted(head: bytes, size: int) -> list[tuple[int, int]]:
+    """The ranges (start, end) of an executable of *size* bytes that :func:`parse_executable` looks at, in order.
+
+    *head*: its first :data:`HEAD_BYTES`, or all. Nothing for what is no ELF file.
+    """
+    if len(head) < 64 or head[:4] != ELF_MAGIC:
+        return []
+    if size <= _WHOLE_BYTES:
+        return [(0, size)]
+    ranges = [(0, len(head)), *_writable(head), (max(size - _TAIL_BYTES, 0), size)]
+    (start,) = struct.unpack_from("<Q" if head[5] == 1 else ">Q", head, 40) if head[4] == 2 else (size,)
+    return [*ranges, (max(start - _TAIL_BYTES, 0), size)] if start < size <= start + (64 << 20) else ranges
+
+
+def _writable(head: bytes) -> list[tuple[int, int]]:
+    """The file ranges of the writable segments (a linker puts Go's build information at the beginning of one)."""
+    wide, order = head[4] == 2, "<" if head[5] == 1 else ">"
+    if wide:
+        (start,) = struct.unpack_from(order + "Q", head, 32)
+        entry_bytes, count = struct.unpack_from(order + "HH", head, 54)
+        layout = struct.Struct(order + "IIQQQQQQ")
+    else:
+        (start,) = struct.unpack_from(order + "I", head, 28)
+        entry_bytes, count = struct.unpack_from(order + "HH", head, 42)
+        layout = struct.Struct(order + "IIIIIIII")
+    if entry_bytes != layout.size or count > _MAX_SEGMENTS or start + count * entry_bytes > len(head):
+        return []
+    found = []
+    for row in layout.iter_unpack(head[start : start + count * entry_bytes]):
+        flags, offset, size = (row[1], row[2], row[5]) if wide else (row[6], row[1], row[4])
+        if row[0] == _LOAD and flags & _WRITABLE:
+            found.append((offset, offset + min(size, _MAX_SEARCH_BYTES)))
+    return found
+
+
 def parse_executable(path: str, content: Content) -> Iterator[Package]:
     """The modules of a Go executable or the crates of an auditable Rust one; nothing for any other."""
     if content.size < 64 or content.read(0, 4) != ELF_MAGIC:
         return
     found = {section.name: section for section in sections(content)}
     if go := found.get(b".go.buildinfo"):
-        yield from _go(path, content, go)
-    elif b".gopclntab" in found and (data := found.get(b".data")):
-        yield from _go(path, content, data)
+        yield from _go(path, content, [(go.offset, go.offset + go.size)])
+    elif segments := _writable(content.read(0, min(HEAD_BYTES, content.size))):
+        # An external linker has no section of that name, and a stripped file no sections at all.
+        yield from _go(path, content, segments, must=b".gopclntab" in found)
     if audit := found.get(b".dep-v0"):
         yield from _rust(path, content, audit)
 
@@ -82,13 +127,24 @@ def sections(content: Content) -> list[Section]:
     ]
 
 
-def _go(path: str, content: Content, section: Section) -> Iterator[Package]:
-    data = content.read(section.offset, min(section.size, _MAX_SEARCH_BYTES))
-    start = data.find(_GO_MAGIC)
-    while start >= 0 and start % _GO_ALIGN:
-        start = data.find(_GO_MAGIC, start + 1)
-    if start < 0:
+def _go(path: str, content: Content, ranges: list[tuple[int, int]], *, must: bool = True) -> Iterator[Package]:
+    for begin, end in ranges:
+        data = (
+            content.read(begin, min(end, content.size, begin + _MAX_SEARCH_BYTES) - begin)
+            if begin < content.size
+            else b""
+        )
+        start = data.find(_GO_MAGIC)
+        while start >= 0 and start % _GO_ALIGN:
+            start = data.find(_GO_MAGIC, start + 1)
+        if start >= 0:
+            yield from _go_information(path, data, start)
+            return
+    if must:
         raise PackageListInvalid(f"{path}: a Go executable without build information")
+
+
+def _go_information(path: str, data: bytes, start: int) -> Iterator[Package]:
     if start + 32 > len(data) or not data[start + 15] & _GO_INLINE:
         raise PackageListInvalid(f"{path}: built by Go before 1.18, whose build information is not read")
     version, position = _go_string(path, data, start + 32)

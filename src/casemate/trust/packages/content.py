@@ -25,6 +25,13 @@ class Content:
             self._pieces.append(piece)
             self.size += len(piece)
 
+    def skip(self, count: int) -> None:
+        """The next *count* bytes were not kept; :meth:`read` refuses them, :meth:`whole` must not be asked for."""
+        if count:
+            self._starts.append(self.size)
+            self._pieces.append(b"")
+            self.size += count
+
     def read(self, offset: int, count: int) -> bytes:
         """Exactly *count* bytes from *offset*; raises :class:`PackageListInvalid` when the file has fewer."""
         if offset < 0 or count < 0 or offset + count > self.size:
@@ -34,6 +41,8 @@ class Content:
         while count:
             begin = offset - self._starts[number]
             part = self._pieces[number][begin : begin + count]
+            if not len(part):
+                raise PackageListInvalid(f"bytes {offset} to {offset + count} of a file of {self.size} were not kept")
             parts.append(part)
             offset += len(part)
             count -= len(part)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 
 from casemate.trust.packages.content import Content
 from casemate.trust.packages.model import Package, PackageListInvalid, make_package
@@ -50,9 +50,10 @@ def _package(path: str, fields: dict[str, str]) -> Package:
     )  # fmt: skip
 
 
-def owned_files(path: str, content: Content) -> set[bytes]:
-    """The files that a ``.list`` (one absolute path in a line) or ``.md5sums`` (digest, relative path) names."""
+def owned_files(path: str, content: Content, asked: Set[bytes]) -> set[bytes]:
+    """Those of *asked* that a ``.list`` (one absolute path in a line) or ``.md5sums`` (digest, relative path) names."""
     lines = content.whole().split(b"\n")
     if path.endswith(".md5sums"):
-        return {line[34:] for line in lines if line[32:34] == b"  "}
-    return {line[1:] for line in lines if line.startswith(b"/")}
+        return {line[34:] for line in lines if line[32:34] == b"  "}.intersection(asked)
+    # A layer may hold a million lines; the set of those that are asked for is small.
+    return {line[1:] for line in {b"/" + name for name in asked}.intersection(lines)}

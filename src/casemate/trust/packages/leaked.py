@@ -44,6 +44,8 @@ _PATHS = (
     ("kubeconfig-file", re.compile(r"(?:\A|/)\.kube/config\Z")),
     ("keystore-file", re.compile(r"\.(?:p12|pfx|jks|kdbx)\Z")),
 )
+# Asked about every file of a layer, so one look comes first.
+_ANY_PATH = re.compile("|".join(pattern.pattern for _, pattern in _PATHS))
 _CONTENTS = (
     # At least a line of base64 has to follow: the bare words stand in many programs.
     (
@@ -67,6 +69,8 @@ _HARMLESS = (b"EXAMPLE",)
 
 def by_path(path: str) -> Iterator[Leak]:
     """The rules that look at the name alone."""
+    if not _ANY_PATH.search(path):
+        return
     for rule, pattern in _PATHS:
         if pattern.search(path):
             yield Leak(path, rule)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from typing import NamedTuple
 
 from casemate.trust.packages import alpine, binaries, debian, java, languages, rpm_database
@@ -11,8 +11,8 @@ from casemate.trust.packages.content import Content
 from casemate.trust.packages.model import Package
 
 Parser = Callable[[str, Content], Iterable[Package]]
-#: (path, content) -> the files that distribution packages own, without a leading slash
-OwnedFiles = Callable[[str, Content], set[bytes]]
+#: (path, content, asked) -> those of the files *asked* (without a leading slash) that distribution packages own
+OwnedFiles = Callable[[str, Content, Set[bytes]], set[bytes]]
 
 
 class Route(NamedTuple):
@@ -27,17 +27,17 @@ class Route(NamedTuple):
 _MIB = 1 << 20
 
 
-def _rpm_owned(path: str, content: Content) -> set[bytes]:
+def _rpm_owned(path: str, content: Content, asked: Set[bytes]) -> set[bytes]:
     found: set[bytes] = set()
     for _ in rpm_database.parse_database(path, content, found):
         pass
-    return found
+    return found & asked
 
 
 # A real status file of 3,000 packages has 4 MiB, apk's database of 500 has 2, rpm's of 1,000 has 40.
 DPKG_STATUS = Route("dpkg", 64 * _MIB, debian.parse_status)
 DPKG_FILES = Route("dpkg-files", 32 * _MIB, None, debian.owned_files)
-APK = Route("apk", 128 * _MIB, alpine.parse_installed, lambda _, content: alpine.owned_files(content))
+APK = Route("apk", 128 * _MIB, alpine.parse_installed, lambda _, content, asked: alpine.owned_files(content) & asked)
 RPM = Route("rpm", 512 * _MIB, rpm_database.parse_database, _rpm_owned)
 PYTHON = Route("python", 4 * _MIB, languages.parse_metadata)
 NPM = Route("npm", 8 * _MIB, languages.parse_package_json)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from casemate.spec.errors import CasemateError
 from casemate.trust.packages import leaked
-from casemate.trust.packages.binaries import ELF_MAGIC
+from casemate.trust.packages.binaries import HEAD_BYTES, wanted
 from casemate.trust.packages.content import Content
 from casemate.trust.packages.distribution import parse_os_release
 from casemate.trust.packages.model import (
@@ -26,7 +26,7 @@ from casemate.trust.packages.model import (
     Setuid,
     Unreadable,
 )
-from casemate.trust.packages.routes import EXECUTABLE, JAVA, OS_RELEASE_PATHS, Route, route
+from casemate.trust.packages.routes import EXECUTABLE, OS_RELEASE_PATHS, Route, route
 
 Sink = Callable[[memoryview], None]
 _REGULAR = b"0"
@@ -44,7 +44,7 @@ class LayerScanner:
         self._content: Content | None = None
         self._size = 0
         self._search = self._release = False
-        self._skipped = False
+        self._ranges: list[tuple[int, int]] | None = None
         self._lists: dict[str, tuple[Package, ...]] = {}
         self._os_release: dict[str, Distribution] = {}
         self._setuid: dict[str, Setuid] = {}
@@ -53,7 +53,7 @@ class LayerScanner:
         self._removed: dict[str, None] = {}
         self._opaque: dict[str, None] = {}
         self._owned: set[bytes] = set()
-        self._owners: list[tuple[Route, str, Content]] = []
+        self._owners: dict[str, tuple[Route, Content]] = {}
         self._packages = 0
 
     def begin(self, name: bytes, kind: bytes, size_bytes: int, *, mode: int, uid: int, gid: int) -> Sink | None:
@@ -81,18 +81,32 @@ class LayerScanner:
                 self._lists[path] = ()
             return None
         self._path, self._route, self._content, self._size = path, found, Content(), size_bytes
-        self._skipped = False
+        self._ranges = None
         return self._take
 
     def _take(self, piece: memoryview) -> None:
         content = self._content
-        if content is None or self._skipped:
+        if content is None:
             return
-        # Only the first bytes tell an executable from a script; keep no piece of what is neither.
-        if self._route is EXECUTABLE and not content.size and piece[:4] != ELF_MAGIC[: len(piece)]:
-            self._skipped = True
+        if self._route is not EXECUTABLE:
+            content.append(piece)
             return
-        content.append(piece)
+        if self._ranges is None and content.size < HEAD_BYTES:
+            content.append(piece)
+            if content.size >= min(HEAD_BYTES, self._size):
+                self._ranges = wanted(content.read(0, min(HEAD_BYTES, self._size)), self._size)
+                if not self._ranges:
+                    self._content = Content()  # a script, or a library of another kind
+            return
+        self._take_wanted(content, piece)
+
+    def _take_wanted(self, content: Content, piece: memoryview) -> None:
+        """Keep *piece* when a wanted range touches it: a slice would keep all of it in memory just as well."""
+        start, end = content.size, content.size + len(piece)
+        if any(start < until and begin < end for begin, until in self._ranges or ()):
+            content.append(piece)
+        else:
+            content.skip(len(piece))
 
     def end(self) -> None:
         """The content of the entry for which a sink was given is complete."""
@@ -106,14 +120,14 @@ class LayerScanner:
             elif self._search:
                 self._add_leaks(path, list(leaked.by_content(path, content)))
             elif found is not None:
-                self._parse(path, found, Content() if self._skipped else content)
+                self._parse(path, found, content if self._ranges != [] else Content())
         except CasemateError as error:
             self._fail(path, error.detail)
 
     def _parse(self, path: str, found: Route, content: Content) -> None:
         if found.owned is not None:
             # Which files a package owns is asked at the end, and only when there is a file to ask about.
-            self._owners.append((found, path, content))
+            self._owners[path] = (found, content)
         if found.parse is None:
             return
         packages: list[Package] = []
@@ -149,17 +163,18 @@ class LayerScanner:
         asked: dict[bytes, list[str]] = {}
         for path, packages in self._lists.items():
             if packages and packages[0].type not in DISTRIBUTION_TYPES:
-                asked.setdefault(canonical(path.encode()), []).append(path)
+                for name in both_names(path.encode()):
+                    asked.setdefault(name, []).append(path)
         if not asked:
             return
-        for found, path, content in self._owners:
+        for path, (found, content) in self._owners.items():
             assert found.owned is not None
             try:
-                named = {canonical(name) for name in found.owned(path, content)}
+                named = found.owned(path, content, asked.keys())
             except PackageListInvalid as error:
                 self._fail(path, error.detail)
                 continue
-            for name in asked.keys() & named:
+            for name in named:
                 for owned in asked[name]:
                     self._lists[owned] = tuple(_as_owned(package) for package in self._lists[owned])
 
@@ -173,15 +188,16 @@ class LayerScanner:
 
     def _forget(self, path: str) -> None:
         """An entry of this name came before: only the last one counts."""
-        for where in (self._lists, self._os_release, self._setuid, self._leaks, self._unreadable):
+        for where in (self._lists, self._os_release, self._setuid, self._leaks, self._unreadable, self._owners):
             where.pop(path, None)
-        if self._owners and path.startswith(("var/lib/", "lib/apk", "usr/")):
-            self._owners = [owner for owner in self._owners if owner[1] != path]
 
 
-def canonical(name: bytes) -> bytes:
-    """*name* as it is after the merge of /usr."""
-    return b"usr/" + name if name.startswith(_MERGED) else name
+def both_names(name: bytes) -> tuple[bytes, ...]:
+    """*name* and, where the merge of /usr gave it another, that one too."""
+    if name.startswith(_MERGED):
+        return (name, b"usr/" + name)
+    below = name.removeprefix(b"usr/")
+    return (name, below) if below != name and below.startswith(_MERGED) else (name,)
 
 
 def _as_owned(package: Package) -> Package:
@@ -189,6 +205,3 @@ def _as_owned(package: Package) -> Package:
         package.type, package.name, package.version, package.source, package.source_version, package.architecture,
         package.module, owned=True,
     )  # fmt: skip
-
-
-__all__ = ["EXECUTABLE", "JAVA", "LayerScanner", "Sink", "canonical"]

@@ -1,8 +1,8 @@
 """dpkg's order (deb-version(7); Debian Policy 5.6.12): epoch, upstream version, revision.
 
 A version has a key, a text that sorts by code points (and as UTF-8 by bytes) as dpkg sorts the version: feeds keep it,
-so that a database can compare. In it a word ends in a mark, which comes after ``~`` and before letters, and those before
-all else; a number is led by its length.
+so that a database can compare. In it a word ends in a mark, which sorts after ``~`` and before letters, and these
+before all else; a number is led by its length.
 """
 
 from __future__ import annotations

@@ -62,8 +62,8 @@ def test_dpkg_status_d() -> None:
 
 
 def test_owned_files() -> None:
-    assert debian.owned_files("a.list", Content(b"/.\n/usr/bin/x\n\n")) == {b".", b"usr/bin/x"}
-    assert debian.owned_files("a.md5sums", Content(b"0" * 32 + b"  usr/bin/x\njunk\n")) == {b"usr/bin/x"}
+    assert debian.owned_files("a.list", Content(b"/.\n/usr/bin/x\n\n"), {b"usr/bin/x", b"y", b""}) == {b"usr/bin/x"}
+    assert debian.owned_files("a.md5sums", Content(b"0" * 32 + b"  a/x\njunk\n"), {b"a/x", b"y"}) == {b"a/x"}
     assert alpine.owned_files(Content(b"P:a\nF:\nR:top\nF:usr/bin\nR:x\nR:y\n")) == {b"top", b"usr/bin/x", b"usr/bin/y"}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+import zlib
 
 import pytest
 from tests.unit.trust.packages.samples import elf, go_info
@@ -198,3 +199,14 @@ def test_repeating_a_file_does_not_disown_it() -> None:
     lower = scan(tar([(own, METADATA), ("var/lib/dpkg/info/r.list", f"/{own}\n".encode())]))
     assert merge([lower, scan(tar([(own, METADATA)]))]).packages[0].package.owned
     assert not merge([lower, scan(tar([(own, METADATA.replace(b"2.31", b"2.32"))]))]).packages[0].package.owned
+
+
+@pytest.mark.parametrize("chunk_bytes", [4000, 1 << 20])
+def test_of_a_large_executable_only_what_tells_is_kept(chunk_bytes: int) -> None:
+    go = go_info(b"dep\ta.b/c\tv1\n")
+    large = elf({b".text": bytes(17 << 20), b".go.buildinfo": go})
+    found = scan(tar([("app/server", large)], mode=0o755), chunk_bytes)
+    assert [row.name for row in found.lists["app/server"]] == ["stdlib", "a.b/c"]
+    # What tells of Rust's crates lies anywhere: where it was not kept, the file counts as unreadable.
+    rust = elf({b".dep-v0": zlib.compress(b'{"packages":[]}'), b".text": bytes(20 << 20)})
+    assert "not kept" in scan(tar([("app/rusty", b"\x7fELF" + rust[4:])], mode=0o755), 1 << 20).unreadable[0].reason
