@@ -144,7 +144,8 @@ def converted(folder: Path, layer: Path, diff_id: str, runs: int) -> None:
             shutil.rmtree(store.root)
     without, with_tap = (statistics.median(times[tapped]) for tapped in (False, True))
     print(
-        f"conversion: {without:.2f} s without, {with_tap:.2f} s with the tap: +{100 * (with_tap / without - 1):.0f} % (budget 15 %)"
+        f"conversion: {without:.2f} s without, {with_tap:.2f} s with the tap: "
+        f"+{100 * (with_tap / without - 1):.0f} % (budget 15 %)"
     )
     contents = ContentsStore(folder / "contents").load(diff_id)
     print(f"  {len(merge([contents]).packages)} packages, {len(contents.unreadable)} unreadable files")

@@ -14,16 +14,16 @@ from typing import Any
 import msgspec
 
 from casemate import __version__
-from casemate.api import schema
 from casemate.api.routes import ROUTES, SOCKETS
 from casemate.api.routing import PROBLEM_TYPE, Row, SocketRow
+from casemate.spec import api as schema
 
 _REF = "#/components/schemas/{name}"
 _DESCRIPTION = (
     "The API of Casemate. On the unix socket a caller is root or a member of the group casemate; over TLS a client "
     "certificate is needed. Unknown fields and parameters are refused. Errors are RFC 9457 problems."
 )
-_ALWAYS = (400, 403, 500, 503)
+_ALWAYS = (400, 403, 404, 405, 500, 503)
 _PROBLEM: dict[str, Any] = {
     "title": "Problem",
     "description": "RFC 9457, with a stable code, a remedy, and a trace id that the journal has too.",

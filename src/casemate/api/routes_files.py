@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator
 import msgspec
 from starlette.responses import Response, StreamingResponse
 
-from casemate.api import schema
 from casemate.api.routing import Call, Project, Row
 from casemate.api.streams import until_ending
 from casemate.node import files
+from casemate.spec import api as schema
 
 TAR = "application/x-tar"
 STAT_HEADER = "x-casemate-path-stat"

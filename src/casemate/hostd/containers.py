@@ -43,6 +43,13 @@ async def create(context: Context, pod: Pod, spec: ContainerSpec, caller: Caller
     checks.check_container(spec, pod.record.spec, caller, context.state, context.layers.has)
     if pod.record.phase != "ready":
         raise WrongState(f"pod {pod.id[:12]} is {pod.record.phase}", pod=pod.id)
+    if pod.record.id_shift != context.id_shift:
+        # Its layers would be mounted in one way, and were converted for the other.
+        raise WrongState(
+            f"pod {pod.record.spec.name} was made when userns.idmap, or the kernel, was another",
+            remedy="Make the pod anew; the containers that it has can be started.",
+            pod=pod.id,
+        )
     # The bound of now, recorded: what a container is made of must not change with the settings.
     bound = spec.writable_bytes or context.settings.number("limits.writable_bytes")
     spec = msgspec.structs.replace(spec, writable_bytes=bound)

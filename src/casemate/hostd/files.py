@@ -131,7 +131,7 @@ async def _stream(
                     max_bytes=operation.max_bytes,
                 )
             case protocol.ContainerDiff():
-                lower = rootfs.lower_fd(root, context.layers, number)
+                lower = rootfs.lower_fd(root, context.layers, None if pod.record.id_shift else number)
                 try:
                     await confined.diff(root.target, number, lower, root.upper, data)
                 finally:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
+from casemate.host import syscalls
 from casemate.hostd.context import Context
 from casemate.hostd.protocol import ContainerOom
 from casemate.hostd.records import sync
@@ -20,6 +21,8 @@ from casemate.spec.errors import CasemateError
 log = logging.getLogger("casemate.hostd")
 
 _PERIOD_S = 1.0
+#: A trim takes 1 ms.
+_TRIM_PERIOD_S = 10.0
 #: One look at a container is about 5 us; with thousands the looks are spread so that they cost 1 % of a cpu.
 _LOOKS_A_SECOND = 2000
 
@@ -30,6 +33,7 @@ async def run(context: Context) -> None:
         group.create_task(_keep_durable(context), name="durable")
         group.create_task(_look(context), name="look")
         group.create_task(_empty_trash(context), name="trash")
+        group.create_task(_give_memory_back(context), name="memory")
 
 
 async def _keep_durable(context: Context) -> None:
@@ -90,6 +94,16 @@ def keep_generation(context: Context, container: Container) -> bool:
         held.hardlink_to(path)
     container.log_inode = held.stat().st_ino
     return before != current
+
+
+async def _give_memory_back(context: Context) -> None:
+    """Let go of libnftables (24 MiB once it has listed anything; it is loaded again when needed), and return freed
+    pages to the kernel, which malloc keeps."""
+    trim = syscalls.libc_function("malloc_trim")
+    while True:
+        await asyncio.sleep(_TRIM_PERIOD_S)
+        context.nat.close()
+        trim(0)
 
 
 async def _empty_trash(context: Context) -> None:

@@ -14,9 +14,9 @@ _END_WAIT_S = 5.0
 def conmons(run: Path) -> dict[str, int]:
     """Container id to pid, for every conmon (not of an exec) whose bundle lies below *run*."""
     found: dict[str, int] = {}
-    for name in os.listdir("/proc"):
-        if name.isdigit() and (container := container_of(int(name), run)):
-            found[container] = int(name)
+    for place in Path("/proc").iterdir():
+        if place.name.isdigit() and (container := container_of(int(place.name), run)):
+            found[container] = int(place.name)
     return found
 
 

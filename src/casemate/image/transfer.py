@@ -240,7 +240,12 @@ def _receive(work: Workspace, download: Download | None, layer: LayerRef, *, con
             def open_source(attempt: int) -> Iterator[bytes]:
                 return iter(next(sources)) if attempt == 0 else read_blob_chunks(work, layer.digest)
 
-            record = convert_layer(work.store, layer.diff_id, work.limits, open_source, watch=work.watch)
+            try:
+                record = convert_layer(work.store, layer.diff_id, work.limits, open_source, watch=work.watch)
+            except LayerInvalid:
+                for _ in feeder:  # bytes that are not the digest's are the registry's fault, and are told as such
+                    pass
+                raise
             for _ in feeder:  # what follows the archive's end still has to be stored and verified
                 pass
         finally:

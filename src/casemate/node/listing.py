@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import msgspec
 
-from casemate.api.schema import ContainerList, ContainerSummary, PortRequest
 from casemate.node import imagestore, lookup
 from casemate.node.addresses import address_text
 from casemate.node.clock import rfc3339
 from casemate.node.core import Core
 from casemate.node.errors import ContainerNotFound, PodNotFound
 from casemate.node.rows import ALIVE
+from casemate.spec.api import ContainerList, ContainerSummary, PortRequest
 from casemate.spec.errors import CasemateError, InvalidArgument
 
 _KEYS = ("name", "id", "status", "label", "ancestor", "pod", "exited")
@@ -74,6 +74,8 @@ class Filter:
 
     def takes(self, row: ContainerSummary) -> bool:
         """Whether the row is wanted (ancestor and pod are looked up before)."""
+        if not self.values:
+            return True
         get = self.values.get
         if "name" in self.values and not any(value in row.name for value in get("name", ())):
             return False
@@ -111,7 +113,9 @@ def select_summaries(db: sqlite3.Connection, project: str, wanted: Filter, page:
         f"SELECT {_COLUMNS} FROM containers WHERE {' AND '.join(where)} "  # noqa: S608
         "ORDER BY created_at DESC, id DESC"
     )
-    pods = _Pods(db, project)
+    pods = _Pods(db, project, everything=wanted.everything and not page.limit and not wanted.values)
+    if not wanted.values and not page.limit:
+        return ContainerList(tuple([_summary(raw, pods) for raw in db.execute(query, values)]))
     rows: list[ContainerSummary] = []
     for raw in db.execute(query, values):
         row = _summary(raw, pods)
@@ -126,16 +130,17 @@ def select_summaries(db: sqlite3.Connection, project: str, wanted: Filter, page:
 class _Pods:
     """(name, specification, address) of pods: looked up one by one at first, all at once when there are many."""
 
-    def __init__(self, db: sqlite3.Connection, project: str) -> None:
+    def __init__(self, db: sqlite3.Connection, project: str, *, everything: bool) -> None:
         self._db = db
         self._project = project
+        self._single = 0 if everything else _SCAN_ROWS
         self._known: dict[str, tuple[str, bytes, int | None]] = {}
 
     def get(self, pod: str) -> tuple[str, bytes, int | None]:
         found = self._known.get(pod)
         if found is None:
             query = "SELECT id, name, spec, address FROM pods WHERE "
-            if len(self._known) < _SCAN_ROWS:
+            if len(self._known) < self._single:
                 rows = self._db.execute(f"{query} id=?", (pod,))
             else:
                 rows = self._db.execute(f"{query} project=?", (self._project,))

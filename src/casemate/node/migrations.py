@@ -70,7 +70,11 @@ CREATE TABLE containers (
     spec BLOB NOT NULL
 ) STRICT;
 CREATE UNIQUE INDEX containers_name ON containers (project, name);
-CREATE INDEX containers_created ON containers (project, created_at, id);
+-- Covers `ps`: a row with its request and specification fills a page, so a list would read the whole table.
+CREATE INDEX containers_listed ON containers (
+    project, created_at, id, name, pod, image, image_digest, command, status, started_at, finished_at, exit_code,
+    labels, restarts
+);
 CREATE INDEX containers_pod ON containers (pod);
 CREATE INDEX containers_image ON containers (image_digest);
 

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import pytest
 from tests.integration.daemons import Daemons
 
-from casemate.api.schema import NetworkRequest, PortRequest, RestartPolicy
 from casemate.sdk import ApiError
+from casemate.spec.api import NetworkRequest, PortRequest, RestartPolicy
 from casemate.spec.workload import Resources, VolumeMount
 
 pytestmark = pytest.mark.root

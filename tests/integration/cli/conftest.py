@@ -9,7 +9,6 @@ from pathlib import Path
 
 import msgspec
 import pytest
-
 from tests.integration.cli.terminal import Cli
 from tests.integration.daemons import SOURCE, Daemons
 
@@ -43,7 +42,13 @@ def cm(launcher: Path, environment: dict[str, str], tmp_path: Path) -> Cli:
 
     def run(*argv: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
         return subprocess.run(
-            [str(launcher), *argv], input=stdin, capture_output=True, env=environment, cwd=tmp_path, timeout=60, check=False
+            [str(launcher), *argv],
+            input=stdin,
+            capture_output=True,
+            env=environment,
+            cwd=tmp_path,
+            timeout=60,
+            check=False,
         )
 
     return run

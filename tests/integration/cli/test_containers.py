@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 
 import pytest
-
 from tests.integration.cli.terminal import Cli, Terminal, until
 
 
@@ -40,8 +39,32 @@ def test_environment_user_folder_and_limits(cm: Cli, tmp_path: Path) -> None:
     file = tmp_path / "env"
     file.write_text("FROM=file\n")
     script = "echo $A $FROM; id -u; id -g; pwd; hostname; cat /tmp/x/../../proc/self/status | grep NoNewPrivs"
-    done = cm("run", "--rm", "-e", "A=b", "--env-file", str(file), "-u", "app", "-w", "/tmp", "-h", "box", "--tmpfs", "/tmp/x",
-              "-m", "64m", "--pids-limit", "50", "--cpus", "0.5", "busybox", "sh", "-c", script)  # fmt: skip
+    done = cm(
+        "run",
+        "--rm",
+        "-e",
+        "A=b",
+        "--env-file",
+        str(file),
+        "-u",
+        "app",
+        "-w",
+        "/tmp",
+        "-h",
+        "box",
+        "--tmpfs",
+        "/tmp/x",
+        "-m",
+        "64m",
+        "--pids-limit",
+        "50",
+        "--cpus",
+        "0.5",
+        "busybox",
+        "sh",
+        "-c",
+        script,
+    )
     assert done.stdout.decode().split("\n")[:5] == ["b file", "1000", "1000", "/tmp", "box"], done
     assert b"NoNewPrivs:\t1" in done.stdout
 
@@ -68,8 +91,15 @@ def test_life_of_a_container(cm: Cli) -> None:
     assert cm("kill", "vita").stdout == b"vita\n"
     assert cm("run", "-d", "--name", "vita", "busybox", "true").returncode == 125
     assert cm("rm", "-f", "vita", "absent").returncode == 0
-    actions = [json.loads(line)["action"] for line in cm("events", "--no-follow", "--json", "-f", "type=container",
-                                                         "-f", f"container={id_}").stdout.splitlines()]  # fmt: skip
+    gone = cm("wait", "vita")
+    assert gone.returncode == 125
+    assert b"'vita' is not there" in gone.stderr
+    actions = [
+        json.loads(line)["action"]
+        for line in cm(
+            "events", "--no-follow", "--json", "-f", "type=container", "-f", f"container={id_}"
+        ).stdout.splitlines()
+    ]
     assert actions[:2] == ["create", "start"]
     assert actions[-1] == "destroy"
 
@@ -98,8 +128,21 @@ def test_logs(cm: Cli, launcher: Path, environment: dict[str, str]) -> None:
 
 def test_exec(cm: Cli) -> None:
     cm("run", "-d", "--name", "ex", "busybox", "sleep", "1000")
-    done = cm("exec", "-i", "-e", "A=b", "-w", "/tmp", "-u", "app", "ex", "sh", "-c", "cat; echo $A $(pwd) $(id -u); exit 9",
-              stdin=b"in ")  # fmt: skip
+    done = cm(
+        "exec",
+        "-i",
+        "-e",
+        "A=b",
+        "-w",
+        "/tmp",
+        "-u",
+        "app",
+        "ex",
+        "sh",
+        "-c",
+        "cat; echo $A $(pwd) $(id -u); exit 9",
+        stdin=b"in ",
+    )
     assert (done.returncode, done.stdout) == (9, b"in b /tmp 1000\n"), done
     assert cm("exec", "ex", "nope").returncode == 127
     assert cm("exec", "ex", "/etc/passwd").returncode == 126
@@ -112,8 +155,9 @@ def test_exec(cm: Cli) -> None:
 
 def test_signals_reach_the_container(cm: Cli, launcher: Path, environment: dict[str, str]) -> None:
     script = "trap 'echo got it; exit 33' INT; echo ready; while :; do sleep 0.05; done"
-    process = subprocess.Popen([str(launcher), "run", "--rm", "busybox", "sh", "-c", script], stdout=subprocess.PIPE,
-                               env=environment)  # fmt: skip
+    process = subprocess.Popen(
+        [str(launcher), "run", "--rm", "busybox", "sh", "-c", script], stdout=subprocess.PIPE, env=environment
+    )
     with process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
@@ -218,6 +262,8 @@ def test_pods_and_volumes(cm: Cli) -> None:
     assert cm("run", "--rm", "--mount", "type=volume,src=vol,dst=/y,ro", "busybox", "cat", "/y/x").stdout == b"kept\n"
     assert cm("volume", "ls", "-q").stdout == b"vol\n"
     assert cm("volume", "rm", "vol").stdout == b"vol\n"
+    assert cm("run", "--rm", "-v", "/data", "busybox", "touch", "/data/x").returncode == 0
+    assert cm("volume", "ls", "-q").stdout == b"", "an anonymous volume goes with its container"
 
 
 def test_images(cm: Cli, tmp_path: Path) -> None:
@@ -248,6 +294,8 @@ def test_system(cm: Cli) -> None:
     assert b"busybox" in cm("__complete", "run", "").stdout
 
 
-@pytest.mark.parametrize("argv", [["ps", "-a"], ["images"], ["pod", "ps"], ["volume", "ls"], ["system", "df"], ["info"]])
+@pytest.mark.parametrize(
+    "argv", [["ps", "-a"], ["images"], ["pod", "ps"], ["volume", "ls"], ["system", "df"], ["info"]]
+)
 def test_json_is_json(cm: Cli, argv: list[str]) -> None:
     json.loads(cm(*argv, "--json").stdout)

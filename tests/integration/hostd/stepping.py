@@ -18,7 +18,7 @@ def _hook() -> object:
     crash, _, count = os.environ.get("TEST_CRASH_AT", "").partition(":")
     left = int(count or "1")
     path = os.environ.get("TEST_STEPS")
-    out = open(path, "a", buffering=1) if path else None
+    out = open(path, "a", buffering=1) if path else None  # noqa: SIM115 - open as long as the daemon
 
     def step(name: str) -> None:
         nonlocal left

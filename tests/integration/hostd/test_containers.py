@@ -376,7 +376,14 @@ def test_two_containers_share_the_pods_network_ipc_and_ids(hostd: Hostd, client:
 
 def test_log_is_bounded_and_its_end_stays(hostd: Hostd, client: Client) -> None:
     bound = 64 << 10
-    script = "i=0; while [ $i -lt 6000 ]; do echo line $i of a container that says much; i=$((i+1)); [ $((i%500)) = 0 ] && sleep 0.4; done; true"
+    script = """
+    i=0
+    while [ $i -lt 6000 ]; do
+        echo line $i of a container that says much
+        i=$((i+1)); [ $((i%500)) = 0 ] && sleep 0.4
+    done
+    true
+    """
     spec = run(hostd, client, "sh", "-c", script, log=Log(max_bytes=bound))
     folder = hostd.state / "pods" / spec.pod / spec.id
     highest = 0

@@ -153,11 +153,14 @@ def test_the_first_operation_is_hello_of_this_version(hostd: Hostd) -> None:
 
 
 def test_a_peer_that_only_sends_garbage_is_hung_up_on(client: Client) -> None:
-    with pytest.raises((ConnectionError, BrokenPipeError, OSError)):
+    try:
         for _ in range(40):
             client.send_raw(b"\xc1")
             if client.receive() is None:
-                raise ConnectionError
+                return
+    except OSError:
+        return
+    pytest.fail("40 messages of garbage were answered")
 
 
 def test_more_requests_than_the_bound_are_refused_and_the_others_served(hostd: Hostd, client: Client) -> None:
@@ -170,11 +173,10 @@ def test_more_requests_than_the_bound_are_refused_and_the_others_served(hostd: H
             client.answer(number)
             served += 1
         except Refused as refused:
-            assert refused.code == "hostd.busy"  # noqa: PT017
-            assert refused.problem["retryable"]
-            busy += 1
+            busy += refused.code == "hostd.busy" and refused.problem["retryable"]
     assert served >= 30
     assert busy >= 1
+    assert served + busy == len(numbers)
     client.call(protocol.PodRemove(pod.id))
 
 
@@ -376,7 +378,8 @@ def test_a_person_with_the_grant_reaches_only_what_is_theirs(tmp_path: Path) -> 
                     pod,
                     "sh",
                     "-c",
-                    "touch /m/new && stat -c '%u %n' /m/new /m/rootfile; (echo x >> /m/rootfile) 2>/dev/null || echo kept",
+                    "touch /m/new && stat -c '%u %n' /m/new /m/rootfile;"
+                    " (echo x >> /m/rootfile) 2>/dev/null || echo kept",
                     mounts=(BindMount(str(mine), "/m"),),
                     security=Security(capabilities=("CAP_DAC_OVERRIDE",)),
                 )

@@ -105,8 +105,11 @@ def test_a_terminal_session(launcher: Path, environment: dict[str, str], contain
     assert b"^C\x1a\x04ls\r" in terminal.seen
     assert terminal.seen.endswith(b"bye")
     assert container.asked("POST", "/v1/containers")[0].json == {
-        "image": "img", "terminal": True, "stdin": True, "auto_remove": True,
-    }  # fmt: skip
+        "image": "img",
+        "terminal": True,
+        "stdin": True,
+        "auto_remove": True,
+    }
 
 
 @pytest.mark.parametrize(("flags", "keys"), [([], b"\x10\x11"), (["--detach-keys", "ctrl-x,q"], b"\x18q")])
@@ -189,6 +192,34 @@ def test_signals_are_passed_on(launcher: Path, environment: dict[str, str], cont
     assert process.stdout.read() == b"last words\n"
     assert process.wait(5) == 130
     process.stdout.close()
+
+
+def test_who_insists_is_let_go(launcher: Path, environment: dict[str, str], container: Peer) -> None:
+    """A first process that ignores INT: the third Ctrl-C ends the client, and says that the process goes on."""
+    told = threading.Semaphore(0)
+
+    def kill(request) -> Reply:
+        told.release()
+        return Reply(204)
+
+    def serve(request, websocket: WebSocket) -> None:
+        websocket.output(b"ready\n")
+        with pytest.raises((EOFError, ConnectionError)):
+            websocket.receive()
+
+    container.on("POST", f"/v1/containers/{ID}/kill", kill)
+    container.websocket(ATTACH, serve)
+    process = subprocess.Popen(
+        [str(launcher), "run", "img"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    for _ in range(3):
+        process.send_signal(signal.SIGINT)
+        assert told.acquire(timeout=5)
+    _, said = process.communicate(timeout=10)
+    assert process.returncode == 130
+    assert b"got 3 SIGTERM/SIGINTs" in said
 
 
 def test_without_sig_proxy_the_client_ends(launcher: Path, environment: dict[str, str], container: Peer) -> None:
@@ -292,7 +323,7 @@ def test_a_daemon_that_goes_away(cm, container: Peer) -> None:
     done = cm("run", "img")
     assert (done.returncode, done.stdout) == (125, b"half")
     assert b"closed the connection before the process ended" in done.stderr
-    assert b"The container goes on" in done.stderr
+    assert b"The process goes on" in done.stderr
 
     def garbage(request, websocket: WebSocket) -> None:
         websocket.connection.sendall(b"\xff\xff\xff\xff")
@@ -431,8 +462,11 @@ def test_the_detacher_loses_nothing(pieces: list[bytes], keys: bytes) -> None:
 
 def test_bars_on_a_terminal(launcher: Path, environment: dict[str, str], peer: Peer) -> None:
     layers = ["sha256:" + digit * 64 for digit in "12"]
-    rows = [("progress", {"item": item, "phase": phase, "done": done, "total": 4_000_000})
-            for done, phase in ((1_000_000, "downloading"), (4_000_000, "converting")) for item in layers]  # fmt: skip
+    rows = [
+        ("progress", {"item": item, "phase": phase, "done": done, "total": 4_000_000})
+        for done, phase in ((1_000_000, "downloading"), (4_000_000, "converting"))
+        for item in layers
+    ]
     peer.on("POST", "/v1/images/pull", Reply(202, {"id": "op1", "kind": "pull", "status": "running"}))
     end = ("end", {"id": "op1", "kind": "pull", "status": "done", "result": {"digest": "sha256:99"}})
     peer.on("GET", "/v1/operations/op1/events", events(*rows, end))

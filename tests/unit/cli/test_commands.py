@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 from pathlib import Path
 
 import pytest
@@ -12,10 +11,20 @@ from peer import Peer, Reply, events, problem
 ID = "ab" * 32
 MISSING = problem(404, "container.not_found", "no container 'nope'", remedy="List them with `casemate ps -a`.")
 SUMMARY = {
-    "id": ID, "name": "web", "project": "default", "pod": "cd" * 32, "pod_name": "web", "image": "docker.io/library/debian:12",
-    "image_digest": "sha256:" + "1" * 64, "command": "sleep 9", "level": "namespace", "status": "running",
-    "created_at": "2026-01-01T00:00:00Z", "started_at": "2026-01-01T00:00:00Z", "ports": [{"container_port": 80, "host_port": 8080}],
-}  # fmt: skip
+    "id": ID,
+    "name": "web",
+    "project": "default",
+    "pod": "cd" * 32,
+    "pod_name": "web",
+    "image": "docker.io/library/debian:12",
+    "image_digest": "sha256:" + "1" * 64,
+    "command": "sleep 9",
+    "level": "namespace",
+    "status": "running",
+    "created_at": "2026-01-01T00:00:00Z",
+    "started_at": "2026-01-01T00:00:00Z",
+    "ports": [{"container_port": 80, "host_port": 8080}],
+}
 
 
 def test_run_creates_and_attaches_on_one_connection(cm, peer: Peer) -> None:
@@ -107,8 +116,10 @@ def test_run_pulls_a_missing_image(cm, peer: Peer) -> None:
     done = cm("run", "-d", "--platform", "linux/amd64", "debian:12")
     assert (done.returncode, done.stdout) == (0, f"{ID}\n".encode())
     assert done.stderr.decode().splitlines() == [
-        "Unable to find image 'debian:12' locally", "777777777777: downloading (5MB)", "777777777777: done (5MB)",
-    ]  # fmt: skip
+        "Unable to find image 'debian:12' locally",
+        "777777777777: downloading (5MB)",
+        "777777777777: done (5MB)",
+    ]
     assert peer.asked("POST", "/v1/images/pull")[0].json == {"reference": "debian:12", "platform": "linux/amd64"}
     tries.clear()
     never = cm("run", "-d", "--pull", "never", "debian:12")
@@ -171,8 +182,11 @@ def test_ps(cm, peer: Peer) -> None:
     assert json.loads(cm("ps", "--json").stdout) == [SUMMARY]
     cm("ps", "-a", "-f", "status=exited", "-f", "label=a=b", "--project", "shop")
     assert peer.requests[-1].query == [
-        ("project", "shop"), ("filter", "status=exited"), ("filter", "label=a=b"), ("all", "true"),
-    ]  # fmt: skip
+        ("project", "shop"),
+        ("filter", "status=exited"),
+        ("filter", "label=a=b"),
+        ("all", "true"),
+    ]
     cm("ps", "-n", "3")
     assert peer.requests[-1].params() == {"last": "3", "all": "true"}
     assert b"--filter: 'x' is not valid" in cm("ps", "-f", "x").stderr
@@ -200,10 +214,13 @@ def test_ps_reads_every_page(cm, peer: Peer) -> None:
         (["pause", "web"], "pause", None),
         (["unpause", "web"], "unpause", None),
         (["start", "web"], "start", None),
-        (["update", "-m", "1g", "--restart", "always", "web"], "update",
-         {"resources": {"memory_bytes": 1 << 30}, "restart": {"name": "always"}}),
+        (
+            ["update", "-m", "1g", "--restart", "always", "web"],
+            "update",
+            {"resources": {"memory_bytes": 1 << 30}, "restart": {"name": "always"}},
+        ),
     ],
-)  # fmt: skip
+)
 def test_names_are_printed_back(cm, peer: Peer, argv: list[str], path: str, body: object) -> None:
     peer.on("POST", f"/v1/containers/web/{path}", Reply(204))
     done = cm(*argv)
@@ -251,11 +268,15 @@ def test_logs(cm, peer: Peer) -> None:
     done = cm("logs", "-f", "--tail", "5", "--since", "2026-01-01T00:00:00Z", "-t", "web")
     assert (done.stdout, done.stderr) == (b"out\n", b"err\n")
     assert peer.requests[0].params() == {
-        "follow": "true", "timestamps": "true", "since": "2026-01-01T00:00:00.000000Z", "tail": "5",
-    }  # fmt: skip
+        "follow": "true",
+        "timestamps": "true",
+        "since": "2026-01-01T00:00:00.000000Z",
+        "tail": "5",
+    }
     assert [json.loads(line) for line in cm("logs", "--json", "web").stdout.splitlines()] == [
-        {"stream": "stdout", "text": "out\n"}, {"stream": "stderr", "text": "err\n"},
-    ]  # fmt: skip
+        {"stream": "stdout", "text": "out\n"},
+        {"stream": "stderr", "text": "err\n"},
+    ]
 
 
 def test_exec(cm, peer: Peer) -> None:
@@ -286,9 +307,22 @@ def test_inspect_tries_every_kind(cm, peer: Peer) -> None:
     peer.on(
         "GET", "/v1/containers/web", Reply(value={"summary": SUMMARY, "request": {}, "resolved": {}, "admission": {}})
     )
-    peer.on("GET", "/v1/images/inspect", lambda request: (
-        Reply(value={"summary": {"id": "sha256:2", "names": ["docker.io/library/a:1"]}, "config": {}, "layers": [], "manifest": {}})
-        if request.params()["ref"] == "a:1" else problem(404, "image.not_found", "no image")))  # fmt: skip
+    peer.on(
+        "GET",
+        "/v1/images/inspect",
+        lambda request: (
+            Reply(
+                value={
+                    "summary": {"id": "sha256:2", "names": ["docker.io/library/a:1"]},
+                    "config": {},
+                    "layers": [],
+                    "manifest": {},
+                }
+            )
+            if request.params()["ref"] == "a:1"
+            else problem(404, "image.not_found", "no image")
+        ),
+    )
     peer.on("GET", "/v1/volumes/vol", Reply(value={"name": "vol", "project": "default", "created_at": "x"}))
     peer.on(
         "GET", "/v1/pods/pod", Reply(value={"summary": {"id": "p", "name": "pod", "status": "running"}, "request": {}})
@@ -306,11 +340,28 @@ def test_inspect_tries_every_kind(cm, peer: Peer) -> None:
 
 
 def test_stats(cm, peer: Peer) -> None:
-    row = {"id": ID, "name": "web", "cpu_percent": 12.345, "memory_bytes": 1 << 20, "memory_limit_bytes": 1 << 30, "pids": 3,
-           "pids_limit": 9, "read_bytes": 0, "write_bytes": 2000, "rx_bytes": 5, "tx_bytes": 6}  # fmt: skip
-    peer.on("GET", "/v1/stats", lambda request: (
-        Reply(value={"at": "x", "rows": [row]}) if request.params()["stream"] == "false"
-        else events(("stats", {"at": "x", "rows": [row]}), ("stats", {"at": "y", "rows": []}))))  # fmt: skip
+    row = {
+        "id": ID,
+        "name": "web",
+        "cpu_percent": 12.345,
+        "memory_bytes": 1 << 20,
+        "memory_limit_bytes": 1 << 30,
+        "pids": 3,
+        "pids_limit": 9,
+        "read_bytes": 0,
+        "write_bytes": 2000,
+        "rx_bytes": 5,
+        "tx_bytes": 6,
+    }
+    peer.on(
+        "GET",
+        "/v1/stats",
+        lambda request: (
+            Reply(value={"at": "x", "rows": [row]})
+            if request.params()["stream"] == "false"
+            else events(("stats", {"at": "x", "rows": [row]}), ("stats", {"at": "y", "rows": []}))
+        ),
+    )
     lines = cm("stats", "--no-stream", "web").stdout.decode().splitlines()
     assert lines[1].split() == [
         "abababababab",
@@ -334,8 +385,15 @@ def test_stats(cm, peer: Peer) -> None:
 
 
 def test_events(cm, peer: Peer) -> None:
-    row = {"number": 1, "at": "2026-01-01T00:00:00Z", "kind": "container", "subject": ID, "action": "start", "name": "web",
-           "facts": {"image": "debian"}}  # fmt: skip
+    row = {
+        "number": 1,
+        "at": "2026-01-01T00:00:00Z",
+        "kind": "container",
+        "subject": ID,
+        "action": "start",
+        "name": "web",
+        "facts": {"image": "debian"},
+    }
     peer.on("GET", "/v1/events", events(("event", row)))
     done = cm("events", "--since", "1h", "-f", "type=container", "--no-follow")
     assert done.stdout.decode() == f"2026-01-01T00:00:00Z container start {ID} (name=web, image=debian)\n"
@@ -347,8 +405,14 @@ def test_events(cm, peer: Peer) -> None:
 
 
 def test_images(cm, peer: Peer) -> None:
-    image = {"id": "sha256:" + "a" * 64, "digest": "sha256:" + "b" * 64, "names": ["docker.io/library/debian:12", "x.y/z:1"],
-             "platform": "linux/amd64", "created_at": "2020-01-01T00:00:00Z", "size_bytes": 77_800_000}  # fmt: skip
+    image = {
+        "id": "sha256:" + "a" * 64,
+        "digest": "sha256:" + "b" * 64,
+        "names": ["docker.io/library/debian:12", "x.y/z:1"],
+        "platform": "linux/amd64",
+        "created_at": "2020-01-01T00:00:00Z",
+        "size_bytes": 77_800_000,
+    }
     peer.on("GET", "/v1/images", Reply(value={"images": [image, image | {"names": [], "id": "sha256:" + "c" * 64}]}))
     lines = cm("images").stdout.decode().splitlines()
     assert lines[0].split() == ["REPOSITORY", "TAG", "IMAGE", "ID", "CREATED", "SIZE"]
@@ -400,13 +464,22 @@ def test_archives(cm, peer: Peer, tmp_path: Path) -> None:
     peer.on("POST", "/v1/images/build-debian", Reply(202, {"id": "op1", "kind": "build", "status": "running"}))
     assert cm("image", "build-debian", "-t", "t:1", "bookworm", "curl", "-p", "jq,git").returncode == 0
     assert peer.asked("POST", "/v1/images/build-debian")[0].json == {
-        "suite": "bookworm", "tag": "t:1", "packages": ["curl", "jq", "git"],
-    }  # fmt: skip
+        "suite": "bookworm",
+        "tag": "t:1",
+        "packages": ["curl", "jq", "git"],
+    }
 
 
 def test_pods_volumes_system_audit(cm, peer: Peer) -> None:
-    pod = {"id": "cd" * 32, "name": "shop", "status": "running", "level": "namespace", "created_at": "2026-01-01T00:00:00Z",
-           "address": "10.0.0.2", "containers": ["a", "b"]}  # fmt: skip
+    pod = {
+        "id": "cd" * 32,
+        "name": "shop",
+        "status": "running",
+        "level": "namespace",
+        "created_at": "2026-01-01T00:00:00Z",
+        "address": "10.0.0.2",
+        "containers": ["a", "b"],
+    }
     peer.on("GET", "/v1/pods", Reply(value={"pods": [pod]}))
     assert "10.0.0.2   2" in cm("pod", "ps").stdout.decode()
     peer.on("DELETE", "/v1/pods/shop", Reply(204))
@@ -415,24 +488,78 @@ def test_pods_volumes_system_audit(cm, peer: Peer) -> None:
     assert cm("volume", "ls").stdout == b"DRIVER    VOLUME NAME\nlocal     v\n"
     peer.on("POST", "/v1/volumes", Reply(201, {"name": "v"}))
     assert cm("volume", "create", "v").stdout == b"v\n"
-    peer.on("GET", "/v1/df", Reply(value={"rows": [{"kind": "images", "count": 2, "active": 1, "size_bytes": 1000,
-                                                    "reclaimable_bytes": 500}]}))  # fmt: skip
+    peer.on(
+        "GET",
+        "/v1/df",
+        Reply(
+            value={"rows": [{"kind": "images", "count": 2, "active": 1, "size_bytes": 1000, "reclaimable_bytes": 500}]}
+        ),
+    )
     assert cm("system", "df").stdout.decode().splitlines()[1].split() == ["Images", "2", "1", "1kB", "500B", "(50%)"]
-    peer.on("GET", "/v1/doctor", Reply(value={"healthy": False, "findings": [
-        {"check": "cgroups", "severity": "warning", "detail": "hybrid", "remedy": "boot with v2", "left_over": True}]}))  # fmt: skip
+    peer.on(
+        "GET",
+        "/v1/doctor",
+        Reply(
+            value={
+                "healthy": False,
+                "findings": [
+                    {
+                        "check": "cgroups",
+                        "severity": "warning",
+                        "detail": "hybrid",
+                        "remedy": "boot with v2",
+                        "left_over": True,
+                    }
+                ],
+            }
+        ),
+    )
     sick = cm("system", "doctor")
     assert sick.returncode == 1
     assert sick.stdout.decode().splitlines()[0] == "warning  cgroups (left behind): hybrid"
     peer.on("POST", "/v1/prune", Reply(value={"removed": ["x"], "freed_bytes": 0}))
     assert cm("system", "prune", "-n", "-a").stdout.startswith(b"Nothing was removed")
     assert peer.requests[-1].json == {"all_images": True, "dry_run": True}
-    peer.on("GET", "/v1/info", Reply(value={"version": "1", "containers": 2, "running": 1, "images": 3, "levels": {"namespace": "crun"},
-                                            "host": {}, "settings": {}, "warnings": ["w"]}))  # fmt: skip
+    peer.on(
+        "GET",
+        "/v1/info",
+        Reply(
+            value={
+                "version": "1",
+                "containers": 2,
+                "running": 1,
+                "images": 3,
+                "levels": {"namespace": "crun"},
+                "host": {},
+                "settings": {},
+                "warnings": ["w"],
+            }
+        ),
+    )
     info = cm("info")
     assert b"Isolation levels:\n namespace: crun\n" in info.stdout
     assert info.stderr == b"warning: w\n"
-    peer.on("GET", "/v1/audit", Reply(value={"rows": [{"number": 1, "at": "t", "who": "root", "action": "a", "subject": "s",
-                                                       "answer": "ok", "facts": {"k": 1}, "chain": "x"}], "intact": True}))  # fmt: skip
+    peer.on(
+        "GET",
+        "/v1/audit",
+        Reply(
+            value={
+                "rows": [
+                    {
+                        "number": 1,
+                        "at": "t",
+                        "who": "root",
+                        "action": "a",
+                        "subject": "s",
+                        "answer": "ok",
+                        "facts": {"k": 1},
+                        "chain": "x",
+                    }
+                ],
+                "intact": True,
+            }
+        ),
+    )
     assert cm("audit", "verify").stdout == b"1 rows, the chain is intact\n"
     assert "k=1" in cm("audit", "ls").stdout.decode()
 
@@ -443,125 +570,3 @@ def test_version(cm, peer: Peer) -> None:
     assert json.loads(cm("version", "--json").stdout)["Server"]["Version"] == "0.1.0"
     assert cm("version", "-f", "{{.Server.Kernel}}").stdout == b"6\n"
     assert cm("--version").stdout.startswith(b"casemate version 0.")
-
-
-# --- what goes wrong ------------------------------------------------------------------------------------------------
-
-
-def test_no_daemon(cm, tmp_path: Path) -> None:
-    done = cm("ps", env={"CASEMATE_HOST": f"unix://{tmp_path}/none.sock"})
-    assert done.returncode == 125
-    assert b"casemated is not running: there is no socket" in done.stderr
-    assert b"systemctl start casemated" in done.stderr
-    dead = tmp_path / "dead.sock"
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(dead))
-    assert b"nobody listens" in cm("ps", "-H", f"unix://{dead}").stderr
-    both = cm("version", "-H", f"unix://{dead}")
-    assert both.stdout.startswith(b"Client:\n Version:")
-    assert both.returncode == 125
-    problem_ = json.loads(cm("ps", "--json", "-H", f"unix://{dead}").stderr)
-    assert problem_["code"] == "cli.daemon_unreachable"
-
-
-def test_the_socket_is_for_a_group(launcher: Path, tmp_path: Path, peer: Peer) -> None:
-    import grp
-    import os
-    import subprocess
-
-    if os.geteuid() != 0:
-        pytest.skip("missing: root, to become another user")
-    group = grp.getgrall()[5]
-    os.chown(peer.path, 0, group.gr_gid)
-    peer.path.chmod(0o660)
-    for folder in (tmp_path, *tmp_path.parents):
-        if str(folder).startswith("/tmp/pytest"):
-            folder.chmod(0o755)
-    launcher.parent.chmod(0o755)
-    launcher.parent.parent.chmod(0o755)
-    done = subprocess.run(
-        ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", str(launcher), "-H", peer.host, "ps"],
-        capture_output=True, timeout=30, check=False, cwd="/",
-    )  # fmt: skip
-    assert done.returncode == 125
-    assert f"it is for root and the group {group.gr_name!r}".encode() in done.stderr
-    assert f"usermod -aG {group.gr_name}".encode() in done.stderr
-
-
-@pytest.mark.parametrize(
-    ("reply", "words"),
-    [
-        (Reply(200, body=b"<html>"), b"the answer is not JSON"),
-        (Reply(200, []), b"no JSON object"),
-        (Reply(200, {"containers": 3}), b"has no list 'containers'"),
-        (Reply(502, body=b"<html>bad \x1b[31m gateway"), b"answers 502 X without a problem document"),
-        (Reply(500, {"detail": "x\x1b[31m", "trace_id": "t1"}), b"trace id: t1"),
-    ],
-)
-def test_strange_answers(cm, peer: Peer, reply: Reply, words: bytes) -> None:
-    peer.on("GET", "/v1/containers", reply)
-    done = cm("ps")
-    assert done.returncode == 125
-    assert words in done.stderr
-    assert b"\x1b" not in done.stderr
-
-
-def test_wrong_addresses(cm) -> None:
-    for host, words in (
-        ("ftp://x", b"is not valid"),
-        ("tcp://x", b"no name or no port"),
-        ("tcp://x:99999", b"no port"),
-    ):
-        done = cm("ps", "-H", host)
-        assert done.returncode == 125
-        assert words in done.stderr
-
-
-def test_a_kept_connection_that_the_daemon_closed_is_made_anew(cm, peer: Peer) -> None:
-    peer.on("GET", "/v1/containers", Reply(value={"containers": [], "next_after": "x"}, close=True))
-    first = []
-
-    def page(request) -> Reply:
-        first.append(request)
-        return Reply(value={"containers": [], "next_after": "" if len(first) > 1 else "x"}, close=True)
-
-    peer.on("GET", "/v1/containers", page)
-    assert cm("ps").returncode == 0
-    assert peer.connections == 2
-
-
-def test_unknown_commands(cm) -> None:
-    done = cm("rnu", "x")
-    assert done.returncode == 125
-    assert b"did you mean `casemate run`?" in done.stderr
-    assert b"did you mean `casemate image pull`?" in cm("image", "pul").stderr
-    assert b"unknown command: casemate pod" in cm("pod", "zzz").stderr
-    assert cm("frobnicate").stderr.count(b"did you mean") == 0
-
-
-def test_text_that_is_not_utf8(launcher: Path, peer: Peer) -> None:
-    import subprocess
-
-    done = subprocess.run(
-        [str(launcher), "-H", peer.host, "run", "img", b"\xff\xfe"], capture_output=True, timeout=30, check=False
-    )
-    assert done.returncode == 125
-    assert b"is not UTF-8" in done.stderr
-
-
-def test_every_command_has_help_and_the_overview_names_it(cm) -> None:
-    from casemate.cli.help import page
-    from casemate.cli.index import ROWS, paths
-    from casemate.cli.main import load
-
-    overview = cm("--help").stdout.decode()
-    for path, *_ in ROWS:
-        assert f"  {path} " in overview
-    for path in paths():
-        text = page(path, load(path))
-        assert text.startswith(f"Usage: casemate {path}")
-        assert "--json" in text
-        assert all(len(line) <= 120 for line in text.splitlines())
-    assert cm("help", "run").stdout == cm("run", "--help").stdout
-    assert cm("image").stdout == cm("image", "--help").stdout
-    assert cm("--help", "ps").stdout == cm("ps", "--help").stdout

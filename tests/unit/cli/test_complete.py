@@ -36,7 +36,9 @@ def test_commands_and_flags() -> None:
 
 
 def test_names_come_from_the_daemon(cm, peer: Peer) -> None:
-    peer.on("GET", "/v1/containers", Reply(value={"containers": [{"name": "web", "status": "running"}, {"name": "db\x1b"}]}))
+    peer.on(
+        "GET", "/v1/containers", Reply(value={"containers": [{"name": "web", "status": "running"}, {"name": "db\x1b"}]})
+    )
     peer.on("GET", "/v1/images", Reply(value={"images": [{"names": ["docker.io/library/debian:12"]}]}))
     assert cm("__complete", "stop", "").stdout == b"web\trunning\n"
     assert cm("__complete", "rm", "web", "w").stdout == b"web\trunning\n"
@@ -57,9 +59,13 @@ def test_bash(cm, launcher: Path, peer: Peer, environment: dict[str, str], tmp_p
     try casemate ver; try casemate stop w; try casemate run --rm --isol; try casemate run --env-file env
     """
     done = subprocess.run(
-        ["bash", "-c", program], capture_output=True, cwd=tmp_path, timeout=30, check=False,
+        ["bash", "-c", program],
+        capture_output=True,
+        cwd=tmp_path,
+        timeout=30,
+        check=False,
         env=environment | {"PATH": f"{launcher.parent}:{environment['PATH']}"},
-    )  # fmt: skip
+    )
     assert done.stdout.decode().splitlines() == ["version", "web worker", "--isolation", "env-file"], done.stderr
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import io
+import json
 import os
 import stat
 import tarfile
@@ -70,7 +72,9 @@ def test_no_name_leads_out(tmp_path: Path, rows: list[tarfile.TarInfo | tuple[st
     outside.mkdir()
     (tmp_path / "secret").write_text("s")
     rows = [
-        entry(row.name, row.type, row.linkname.replace("/outside", str(outside))) if isinstance(row, tarfile.TarInfo) else row
+        entry(row.name, row.type, row.linkname.replace("/outside", str(outside)))
+        if isinstance(row, tarfile.TarInfo)
+        else row
         for row in rows
     ]
     with pytest.raises((AnswerInvalid, OSError)):
@@ -95,7 +99,10 @@ def test_set_uid_devices_and_modes(tmp_path: Path) -> None:
     device = entry("top/null", tarfile.CHRTYPE)
     device.devmajor, device.devminor = 1, 3
     su = entry("top/su", tarfile.REGTYPE, mode=0o4755)
-    done = unpack(archive(entry("top", tarfile.DIRTYPE, mode=0o555), su, device, entry("top/pipe", tarfile.FIFOTYPE)), tmp_path / "in")
+    done = unpack(
+        archive(entry("top", tarfile.DIRTYPE, mode=0o555), su, device, entry("top/pipe", tarfile.FIFOTYPE)),
+        tmp_path / "in",
+    )
     assert done.skipped == ["top/null"]
     assert (tmp_path / "in/new/su").stat().st_mode & 0o7777 == 0o755
     assert (tmp_path / "in/new").stat().st_mode & 0o777 == 0o555, "a read-only folder got its files first"
@@ -155,9 +162,6 @@ def test_places() -> None:
 
 
 def _stat(**members: object) -> Reply:
-    import base64
-    import json
-
     value = {"name": "x", "size": 1, "mode": 0o644, "mtime": 0.0, **members}
     return Reply(200, headers={"X-Casemate-Path-Stat": base64.b64encode(json.dumps(value).encode()).decode()})
 
@@ -183,7 +187,7 @@ ARCHIVE = "/v1/containers/web/archive"
         (["a", "b"], {}, None, b"none is"),
         (["web:a", "web:b"], {}, None, b"both are"),
     ],
-)  # fmt: skip
+)
 def test_the_names_of_docker_cp(cm, peer: Peer, tmp_path: Path, argv, stats, folder, names) -> None:
     (tmp_path / "d").mkdir()
     (tmp_path / "d/f").write_text("content")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import posix
+import pty
 import socket
 import ssl
 import subprocess
@@ -12,6 +15,10 @@ from pathlib import Path
 
 import pytest
 from peer import Peer, Reply
+
+from casemate.cli.errors import Cancelled, ObjectsFailed
+from casemate.cli.report import report
+from casemate.cli.show.plain import coloured
 
 CODES = {
     "cli.usage": "UsageError",
@@ -60,9 +67,6 @@ def test_a_connection_that_ends_without_an_answer(cm, tmp_path: Path) -> None:
 
 
 def test_objects_failed_says_nothing_more(capfd: pytest.CaptureFixture[str]) -> None:
-    from casemate.cli.errors import Cancelled, ObjectsFailed
-    from casemate.cli.report import report
-
     assert report(ObjectsFailed(), False) == 1
     assert capfd.readouterr().err == ""
     assert report(Cancelled("x"), False) == 130
@@ -76,12 +80,6 @@ def test_objects_failed_says_nothing_more(capfd: pytest.CaptureFixture[str]) -> 
 
 
 def test_colour_only_where_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
-    import os
-    import posix
-    import pty
-
-    from casemate.cli.show.plain import coloured
-
     master, slave = pty.openpty()
     monkeypatch.setitem(posix.environ, b"TERM", b"xterm")
     monkeypatch.delitem(posix.environ, b"NO_COLOR", raising=False)
@@ -108,13 +106,39 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2")
     for authority in ("ca", "other"):
-        openssl("req", "-x509", *key, "-keyout", f"{authority}.key", "-out", f"{authority}.pem", "-subj", f"/CN={authority}",
-                "-addext", "keyUsage=critical,keyCertSign")  # fmt: skip
+        openssl(
+            "req",
+            "-x509",
+            *key,
+            "-keyout",
+            f"{authority}.key",
+            "-out",
+            f"{authority}.pem",
+            "-subj",
+            f"/CN={authority}",
+            "-addext",
+            "keyUsage=critical,keyCertSign",
+        )
     for name, authority in (("server", "ca"), ("client", "ca"), ("stranger", "other")):
         openssl("req", *key, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}")
         (folder / "ext").write_text("subjectAltName=IP:127.0.0.1")
-        openssl("x509", "-req", "-in", f"{name}.csr", "-CA", f"{authority}.pem", "-CAkey", f"{authority}.key", "-CAcreateserial",
-                "-days", "2", "-out", f"{name}.pem", "-extfile", "ext")  # fmt: skip
+        openssl(
+            "x509",
+            "-req",
+            "-in",
+            f"{name}.csr",
+            "-CA",
+            f"{authority}.pem",
+            "-CAkey",
+            f"{authority}.key",
+            "-CAcreateserial",
+            "-days",
+            "2",
+            "-out",
+            f"{name}.pem",
+            "-extfile",
+            "ext",
+        )
     return folder
 
 

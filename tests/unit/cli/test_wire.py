@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as reference
 import os
+from urllib.parse import quote, unquote
 
 import pytest
 import wsproto
@@ -112,8 +113,6 @@ def test_chunked_garbage_raises_only_our_errors(tail: bytes) -> None:
 
 @given(st.text(max_size=40))
 def test_quoting_is_that_of_urllib(text: str) -> None:
-    from urllib.parse import quote, unquote
-
     assert unquote(http.quote(text)) == text
     assert http.quote(text) == quote(text, safe="/:-._~")
     assert all(character.isascii() and character.isprintable() and character != " " for character in http.quote(text))
@@ -146,8 +145,10 @@ def test_frames_are_those_of_another_implementation(payloads: list[bytes], step:
         ours.feed(sent[at : at + step])
         received += ours.messages()
     assert received == [
-        *((websocket.BINARY, payload) for payload in payloads), (websocket.PING, b"x"), (websocket.CLOSE, b"\x03\xe8bye"),
-    ]  # fmt: skip
+        *((websocket.BINARY, payload) for payload in payloads),
+        (websocket.PING, b"x"),
+        (websocket.CLOSE, b"\x03\xe8bye"),
+    ]
     assert wsproto
 
 
@@ -200,7 +201,8 @@ def test_masking(payload: bytes, mask: bytes) -> None:
 
 
 def test_events_are_read() -> None:
-    text = b': keep-alive\n\nid: 1\nevent: progress\ndata: {"a":1}\n\nevent: end\r\ndata: [2]\r\n\r\ndata:{"x":\ndata: 3}\n\nevent: none\n\n'
+    text = b': keep-alive\n\nid: 1\nevent: progress\ndata: {"a":1}\n\nevent: end\r\ndata: [2]\r\n\r\n'
+    text += b'data:{"x":\ndata: 3}\n\nevent: none\n\n'
     for step in (1, 7, 1000):
         pieces = [text[at : at + step] for at in range(0, len(text), step)]
         assert list(read_events(pieces)) == [("progress", {"a": 1}), ("end", [2]), ("message", {"x": 3})]
