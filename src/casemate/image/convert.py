@@ -19,6 +19,7 @@ from casemate.image.decompress import decompressed
 from casemate.image.errors import DigestMismatch, LayerInvalid, LayerTooLarge, from_os_error
 from casemate.image.jobs import Limits
 from casemate.image.leases import Lease
+from casemate.image.observe import LayerObserver, LayerWatch
 from casemate.image.records import LayerRecord
 from casemate.image.rewrite import Rewriter, Summary
 from casemate.image.store import Store, sync_folder
@@ -169,19 +170,23 @@ def convert_layer(
     wanted_diff_id: str | None,
     limits: Limits,
     open_source: Callable[[int], Chunks],
+    *,
     lease: Lease | None = None,
+    watch: LayerWatch | None = None,
 ) -> LayerRecord:
     """Convert one layer; *open_source(attempt)* gives its compressed bytes (anew, should a second run be needed).
 
     The squashfs file is synced and named in ``staging/``, no descriptor on it stays open, and the record is stored.
-    With *wanted_diff_id* None (an import) the diff_id is what comes out. Raises :class:`DigestMismatch` and the
+    With *wanted_diff_id* None (an import) the diff_id is what comes out. *watch* sees the layer pass. Raises :class:`DigestMismatch` and the
     :class:`LayerInvalid` family.
     """
     temporary = store.temporary("staging", ".sqfs")
     try:
-        summary, stream = _run(temporary, limits, open_source(0), frozenset())
+        observer = watch.open() if watch else None
+        summary, stream = _run(temporary, limits, open_source(0), frozenset(), observer)
         if summary.superseded:
-            summary, stream = _run(temporary, limits, open_source(1), frozenset(summary.superseded))
+            observer = watch.open() if watch else None
+            summary, stream = _run(temporary, limits, open_source(1), frozenset(summary.superseded), observer)
             if summary.superseded:
                 raise LayerInvalid("the layer changed between two readings")
         if wanted_diff_id is not None and stream.diff_id != wanted_diff_id:
@@ -212,11 +217,15 @@ def convert_layer(
         passwd_hidden=b"etc/passwd" in summary.hidden,
         group_hidden=b"etc/group" in summary.hidden,
     )
+    if watch and observer:
+        watch.close(stream.diff_id, observer)
     store.put_layer_record(record)
     return record
 
 
-def _run(target: Path, limits: Limits, compressed: Chunks, skip: frozenset[int]) -> tuple[Summary, HashedStream]:
+def _run(
+    target: Path, limits: Limits, compressed: Chunks, skip: frozenset[int], observer: LayerObserver | None
+) -> tuple[Summary, HashedStream]:
     stream = HashedStream(compressed, limits)
     squasher = Squasher(target, limits.id_shift)
     try:
@@ -226,6 +235,7 @@ def _run(target: Path, limits: Limits, compressed: Chunks, skip: frozenset[int])
             max_entries=limits.max_layer_files,
             max_bytes=limits.max_layer_bytes,
             skip=skip,
+            observer=observer,
             id_shift=limits.id_shift,
         )
         summary = rewriter.run()

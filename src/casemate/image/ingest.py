@@ -107,7 +107,7 @@ def take_layer(
                 pass
             return read_blob_chunks(work, blob.digest)
 
-        record = convert_layer(work.store, diff_id, work.limits, open_source, lease=work.lease)
+        record = convert_layer(work.store, diff_id, work.limits, open_source, lease=work.lease, watch=work.watch)
         for _ in feeder:
             pass
     finally:

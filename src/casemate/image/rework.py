@@ -33,7 +33,7 @@ def convert_blob(work: Workspace, digest: str, diff_id: str) -> LayerRecord:
 
     with work.hold(f"diff-{diff_id[7:]}", digest):
         work.report(Progress(digest, "converting"))
-        record = convert_layer(work.store, diff_id, work.limits, open_source)
+        record = convert_layer(work.store, diff_id, work.limits, open_source, watch=work.watch)
     work.staged[record.squashfs_digest] = record
     return record
 

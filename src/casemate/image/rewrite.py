@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from casemate.image import sparse
 from casemate.image import tarheader as th
 from casemate.image.errors import LayerEscapes, LayerInvalid, LayerTooLarge
+from casemate.image.observe import LayerObserver, Tap
 from casemate.image.tarcursor import Cursor, Sink
 from casemate.image.tarheader import Entry
 
@@ -63,7 +64,7 @@ class _Extension:
 class Rewriter:
     """*chunks* (uncompressed tar) in, pieces of the rewritten tar out to *sink*; :meth:`run` once.
 
-    *skip*: numbers of entries to leave out (``superseded`` of a first run).
+    *skip*: numbers of entries to leave out (``superseded`` of a first run). *observer* is told of what stays.
     """
 
     def __init__(
@@ -75,12 +76,14 @@ class Rewriter:
         max_bytes: int,
         skip: frozenset[int] = frozenset(),
         id_shift: int = 0,
+        observer: LayerObserver | None = None,
     ) -> None:  # fmt: skip
         self._sink = sink
         self._cursor = Cursor(chunks, self._forward)
         self._max_entries = max_entries
         self._bytes_left = max_bytes
         self._skip = skip
+        self._observer = observer
         self._shift = id_shift
         self._muted = False
         self._files: dict[bytes, int] = {}
@@ -248,11 +251,23 @@ class Rewriter:
         else:
             cursor.drop_header()
             cursor.emit(th.build(entry))
+        tap = self._observed(entry)
         if entry.name in USER_FILES:
             self._user_file(entry, stored)
+        elif tap is not None:
+            cursor.tee(stored, entry.name, tap)
         else:
             cursor.keep(stored, entry.name)
+        if tap is not None and self._observer is not None:
+            self._observer.end()
         cursor.pad(stored, keep=True)
+
+    def _observed(self, entry: Entry) -> Tap | None:
+        """Tell the observer of *entry*, with the ids that the image gave it; what shall take its content."""
+        if self._observer is None:
+            return None
+        uid, gid = entry.uid - self._shift, entry.gid - self._shift
+        return self._observer.begin(entry.name, entry.kind, entry.size, mode=entry.mode, uid=uid, gid=gid)
 
     def _user_file(self, entry: Entry, stored: int) -> None:
         self.summary.user_files.pop(entry.name, None)
@@ -289,19 +304,27 @@ class Rewriter:
             self._skip_content(stored, entry.name)
             return
         cursor.emit(th.build(entry))
+        tap = self._observed(entry)
         end = 0
         for offset, length in pieces:
-            self._zeros(offset - end)
-            cursor.keep(length, entry.name)
+            self._zeros(offset - end, tap)
+            if tap is None:
+                cursor.keep(length, entry.name)
+            else:
+                cursor.tee(length, entry.name, tap)
             end = offset + length
-        self._zeros(entry.size - end)
+        self._zeros(entry.size - end, tap)
+        if tap is not None and self._observer is not None:
+            self._observer.end()
         cursor.pad(stored, keep=False)
         self._zeros(-entry.size % th.BLOCK_BYTES)
 
-    def _zeros(self, count: int) -> None:
+    def _zeros(self, count: int, tap: Tap | None = None) -> None:
         while count > 0:
             step = min(count, len(_ZEROS))
             self._cursor.emit(_ZEROS[:step])
+            if tap is not None:
+                tap(_ZEROS[:step])
             count -= step
 
     def _skip_content(self, stored: int, name: bytes) -> None:
@@ -362,12 +385,16 @@ class Rewriter:
                 self._opaque[name] = None
             elif name not in self._files:
                 self._forward(th.build(whiteout))
+                if self._observer is not None:
+                    self._observer.hide(name, opaque=False)
         self.summary.opaque_root = b"" in self._opaque
         for name in self._opaque:
             folder = self._own_folders.setdefault(
                 name, Entry(name, th.FOLDER, mode=0o755, uid=self._shift, gid=self._shift)
             )
             folder.xattrs[OPAQUE] = b"y"
+            if self._observer is not None:
+                self._observer.hide(name, opaque=True)
         for name, folder in self._own_folders.items():
             folder.name = name or b"./"
             folder.size = 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from casemate.image.errors import LayerCutOff
+from casemate.image.observe import Tap
 from casemate.image.tarheader import BLOCK_BYTES
 
 Sink = Callable[[bytes | memoryview], None]
@@ -74,6 +75,16 @@ class Cursor:
             if self._position == len(self._chunk) and not self._next():
                 raise LayerCutOff(f"the layer ends {count} bytes before the end of {what[:200]!r}")
             step = min(count, len(self._chunk) - self._position)
+            self._position += step
+            count -= step
+
+    def tee(self, count: int, what: bytes, tap: Tap) -> None:
+        """As :meth:`keep`, and give the same bytes to *tap*, in pieces and without a copy."""
+        while count:
+            if self._position == len(self._chunk) and not self._next():
+                raise LayerCutOff(f"the layer ends {count} bytes before the end of {what[:200]!r}")
+            step = min(count, len(self._chunk) - self._position)
+            tap(self._view[self._position : self._position + step])
             self._position += step
             count -= step
 

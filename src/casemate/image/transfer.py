@@ -243,7 +243,7 @@ def _receive(work: Workspace, download: Download | None, layer: LayerRef, *, con
                 return iter(next(sources)) if attempt == 0 else read_blob_chunks(work, layer.digest)
 
             try:
-                record = convert_layer(work.store, layer.diff_id, work.limits, open_source)
+                record = convert_layer(work.store, layer.diff_id, work.limits, open_source, watch=work.watch)
             except LayerInvalid:
                 for _ in feeder:  # bytes that are not the digest's are the registry's fault, and are told as such
                     pass

@@ -12,6 +12,7 @@ import resource
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from types import FrameType
 
 from casemate.image.errors import WorkerFailed, from_os_error
@@ -34,6 +35,7 @@ from casemate.image.jobs import (
     encode,
 )
 from casemate.image.leases import Lease
+from casemate.image.observe import LayerWatch
 from casemate.image.store import Store
 from casemate.image.workspace import Workspace
 from casemate.spec.errors import CasemateError
@@ -64,13 +66,14 @@ class Output:
         self.send(progress)
 
 
-def main() -> int:
+def main(watch: Callable[[str], LayerWatch] | None = None) -> int:
+    """*watch*: gives, for the state folder, who else looks at each layer that is converted."""
     output = Output(os.dup(1))
     os.dup2(2, 1)  # what a library may print must not look like a message
     try:
         job = decode_job(sys.stdin.buffer.read(MAX_JOB_BYTES + 1))
         bound_self(job)
-        output.send(run(job, output))
+        output.send(run(job, output, watch))
         return 0
     except CasemateError as error:
         output.send(Failure(error.to_problem()))
@@ -81,11 +84,12 @@ def main() -> int:
     return 1
 
 
-def run(job: Job, output: Output) -> Result:
+def run(job: Job, output: Output, watch: Callable[[str], LayerWatch] | None = None) -> Result:
     """Do *job*; on failure its lease and what is half made go."""
     store = Store(job.state)
     store.create()
     work = Workspace(store, Lease(store, os.getppid()), job.limits, output.progress)
+    work.watch = watch(job.state) if watch else None
 
     def terminate(_signal: int, _frame: FrameType | None) -> None:
         # Threads may sit in a read for a minute: they end with the process, locks go with it, files are removed here.

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from casemate.image.jobs import Limits, Progress
 from casemate.image.leases import Lease
+from casemate.image.observe import LayerWatch
 from casemate.image.patience import Patience
 from casemate.image.records import LayerRecord
 from casemate.image.store import Store
@@ -41,6 +42,7 @@ class Workspace:
     stop: threading.Event = field(default_factory=threading.Event)
     patience: Patience = field(default_factory=Patience)
     staged: dict[str, LayerRecord] = field(default_factory=dict)
+    watch: LayerWatch | None = None
 
     def check(self) -> None:
         if self.stop.is_set():

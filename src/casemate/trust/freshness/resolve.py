@@ -1,0 +1,193 @@
+"""From metadata (bytes) and what was trusted before to the digest of a tag, or an error that says which promise broke.
+
+TUF specification 1.0.34, "Detailed client workflow" (5): the numbers stand beside the code. The steps are those of
+``tuf``'s own updater, on its trusted set, without its files and its network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from casemate.spec.errors import CasemateError, HostLacks
+from casemate.spec.ids import check_digest
+
+if TYPE_CHECKING:
+    from tuf.ngclient._internal.trusted_metadata_set import TrustedMetadataSet
+
+#: As in tuf's own UpdaterConfig.
+_MAX_BYTES = {"root": 512_000, "timestamp": 16_384, "snapshot": 2_000_000, "targets": 5_000_000}
+_MAX_ROOT_ROTATIONS = 256
+_MAX_DELEGATIONS = 32
+
+
+class FreshnessInvalid(CasemateError):
+    code = "trust.tuf_invalid"
+    status = 403
+    title = "Metadata are not signed as they must be"
+    remedy = "Fetch the metadata again from their publisher; `casemate trust why IMAGE` names the role."
+
+
+class FreshnessExpired(CasemateError):
+    code = "trust.tuf_expired"
+    status = 403
+    title = "Metadata have expired"
+    remedy = "Their publisher has to sign them anew: `casemate trust publish`; or this host's clock is wrong."
+
+
+class FreshnessRollback(CasemateError):
+    code = "trust.tuf_rollback"
+    status = 403
+    title = "Metadata are older than those that were seen before"
+    remedy = "Somebody shows this host the past: ask the publisher; `casemate trust why IMAGE` shows both versions."
+
+
+class TagUnknown(CasemateError):
+    code = "trust.tag_unknown"
+    status = 403
+    title = "No publisher vouches for this tag"
+    remedy = "Have it published: `casemate trust publish REPOSITORY:TAG DIGEST`."
+
+
+class Trusted(msgspec.Struct, frozen=True):
+    """What the host keeps between two resolutions. *root* is given by the administrator at first."""
+
+    root: bytes
+    timestamp: bytes = b""
+    snapshot: bytes = b""
+
+
+class Resolved(msgspec.Struct, frozen=True):
+    """The answer, and what to keep. *role*: who said it; *expires*: the timestamp's end."""
+
+    digest: str
+    role: str
+    versions: dict[str, int]
+    expires: str
+    trusted: Trusted
+
+
+def resolve(trusted: Trusted, fetched: Mapping[str, bytes], target: str, now: datetime) -> Resolved:
+    """The digest of *target* (``repository:tag``).
+
+    *fetched*: file names as in a TUF repository with consistent snapshots off (``timestamp.json``, ``2.root.json``,
+    ``team.json``). Raises :class:`FreshnessInvalid`, :class:`FreshnessExpired`, :class:`FreshnessRollback`,
+    :class:`TagUnknown`.
+    """
+    try:
+        from securesystemslib.exceptions import StorageError  # noqa: F401, PLC0415 - the whole library must be there
+        from tuf.api import exceptions  # noqa: PLC0415 - lazily
+    except ImportError as error:
+        raise HostLacks("the Python package tuf is not installed", remedy="pip install 'tuf>=7,<8'") from error
+    try:
+        return _resolve(trusted, fetched, target, now)
+    except exceptions.ExpiredMetadataError as error:
+        raise FreshnessExpired(f"{target}: {error}; the clock says {now.isoformat()}") from error
+    except exceptions.BadVersionNumberError as error:
+        raise FreshnessRollback(f"{target}: {error}") from error
+    except (exceptions.RepositoryError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise FreshnessInvalid(f"{target}: {str(error)[:400]}") from error
+
+
+def _resolve(trusted: Trusted, fetched: Mapping[str, bytes], target: str, now: datetime) -> Resolved:
+    from tuf.ngclient._internal.trusted_metadata_set import TrustedMetadataSet  # noqa: PLC0415
+    from tuf.ngclient.config import EnvelopeType  # noqa: PLC0415
+
+    roles = TrustedMetadataSet(trusted.root, EnvelopeType.METADATA)
+    roles.reference_time = now
+    root = _roots(roles, trusted.root, fetched)  # 5.3
+    timestamp = _timestamp(roles, trusted.timestamp, fetched)  # 5.4
+    snapshot = _snapshot(roles, trusted.snapshot, fetched)  # 5.5
+    digest, role = _target(roles, fetched, target)  # 5.6
+    versions = {name: signed.version for name, signed in roles._trusted_set.items()}
+    return Resolved(digest, role, versions, roles.timestamp.expires.isoformat(), Trusted(root, timestamp, snapshot))
+
+
+def _take(fetched: Mapping[str, bytes], name: str, kind: str) -> bytes:
+    data = fetched.get(name)
+    if data is None:
+        raise FreshnessInvalid(f"{name} was not given by the publisher")
+    if len(data) > _MAX_BYTES[kind]:
+        raise FreshnessInvalid(f"{name} has {len(data)} bytes; {_MAX_BYTES[kind]} are allowed")
+    return data
+
+
+def _roots(roles: TrustedMetadataSet, root: bytes, fetched: Mapping[str, bytes]) -> bytes:
+    """5.3.2 to 5.3.9: each next root is signed by the last one's keys and by its own."""
+    for _ in range(_MAX_ROOT_ROTATIONS):
+        name = f"{roles.root.version + 1}.root.json"
+        if name not in fetched:
+            break
+        root = _take(fetched, name, "root")
+        roles.update_root(root)
+    return root
+
+
+def _timestamp(roles: TrustedMetadataSet, known: bytes, fetched: Mapping[str, bytes]) -> bytes:
+    from tuf.api import exceptions  # noqa: PLC0415
+
+    _load_known(lambda: roles.update_timestamp(known), known)
+    data = _take(fetched, "timestamp.json", "timestamp")
+    try:
+        roles.update_timestamp(data)  # 5.4.3: not older than what is known; 5.4.4: not expired
+    except exceptions.EqualVersionNumberError:
+        data = known
+    return data
+
+
+def _snapshot(roles: TrustedMetadataSet, known: bytes, fetched: Mapping[str, bytes]) -> bytes:
+    _load_known(lambda: roles.update_snapshot(known, trusted=True), known)
+    data = _take(fetched, "snapshot.json", "snapshot")
+    roles.update_snapshot(data)
+    return data
+
+
+def _load_known(load: Any, known: bytes) -> None:
+    """What was trusted before is loaded to compare with; that it expired, or that its key was replaced, is no fault."""
+    from tuf.api import exceptions  # noqa: PLC0415
+
+    if known:
+        try:
+            load()
+        except exceptions.RepositoryError:
+            return
+
+
+def _target(roles: TrustedMetadataSet, fetched: Mapping[str, bytes], target: str) -> tuple[str, str]:
+    """5.6.7: pre-order through the delegations. No role name may be delegated to from two places."""
+    waiting = [("targets", "root")]
+    delegator_of = {"targets": "root"}
+    asked: list[str] = []
+    while waiting:
+        name, delegator = waiting.pop()
+        if roles.contains(name, delegator):
+            continue
+        asked.append(name)
+        if len(asked) > _MAX_DELEGATIONS:
+            raise FreshnessInvalid(f"{target}: more than {_MAX_DELEGATIONS} roles would have to be asked")
+        found = roles.update_delegated_targets(_take(fetched, f"{name}.json", "targets"), name, delegator)
+        if target in found.targets:
+            return _digest(found.targets[target].hashes, target), name
+        if found.delegations is None:
+            continue
+        # Metadata are kept by name alone: a second delegator of a name could have its own taken for the first one's.
+        for child in found.delegations.roles or ():
+            if delegator_of.setdefault(child, name) != name:
+                raise FreshnessInvalid(f"{delegator_of[child]} and {name} both delegate to a role named {child!r}")
+        children = []
+        for child, terminating in found.delegations.get_roles_for_target(target):
+            children.append((child, name))
+            if terminating:
+                waiting = []
+                break
+        waiting.extend(reversed(children))
+    raise TagUnknown(f"none of the roles {', '.join(asked)} names {target}")
+
+
+def _digest(hashes: Mapping[str, str], target: str) -> str:
+    if "sha256" not in hashes:
+        raise FreshnessInvalid(f"{target} is published without a SHA-256")
+    return check_digest(f"sha256:{hashes['sha256']}")

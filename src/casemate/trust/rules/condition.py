@@ -1,0 +1,67 @@
+"""Conditions in CEL over a documented set of facts (docs/decisions/0074-trust-policy.md)."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from importlib import import_module
+from typing import Any
+
+from casemate.spec.errors import CasemateError, HostLacks
+
+MAX_CHARS = 2000
+#: The facts that a condition may name; each is always there, so that a misspelt one is found when the policy is read.
+FACTS = frozenset((
+    "repository", "digest", "signed", "signers", "attestations", "scanned", "findings", "worst", "counts", "exploited",
+    "max_epss", "end_of_life", "setuid", "leaks", "unreadable", "distribution", "project", "level",
+))  # fmt: skip
+#: Names that comprehensions bind (``findings.exists(f, ...)``): CEL's analysis counts them as variables.
+_BOUND = frozenset("abcdefghijklmnopqrstuvwxyz")
+
+
+class ConditionInvalid(CasemateError):
+    code = "trust.condition_invalid"
+    status = 422
+    title = "A condition of the trust policy is not valid"
+    remedy = "Write it in CEL over the documented facts, for example `findings.exists(f, f.severity == 'critical')`."
+
+
+class Condition:
+    """One compiled condition. *name*: of the grade that it belongs to."""
+
+    __slots__ = ("_program", "name", "text")
+
+    def __init__(self, text: str, name: str) -> None:
+        self.text = text
+        self.name = name
+        self._program = _compile(text, name)
+
+    def holds(self, facts: dict[str, Any]) -> bool:
+        """Whether it is true of *facts*; anything but a truth value is an error, never taken for one."""
+        try:
+            answer = self._program.execute(facts)
+        except Exception as error:  # the library raises ValueError, TypeError, RuntimeError by what went wrong
+            raise ConditionInvalid(f"{self.name}: {self.text[:200]!r}: {error}") from error
+        if not isinstance(answer, bool):
+            raise ConditionInvalid(f"{self.name}: {self.text[:200]!r} gives {str(answer)[:60]!r}, not true or false")
+        return answer
+
+
+@lru_cache(maxsize=1000)
+def _compile(text: str, name: str) -> Any:
+    try:
+        cel = import_module("cel")
+    except ImportError as error:
+        raise HostLacks(
+            "the Python package common-expression-language is not installed",
+            remedy="pip install common-expression-language",
+        ) from error
+    if not 0 < len(text) <= MAX_CHARS:
+        raise ConditionInvalid(f"{name}: a condition of {len(text)} characters; 1 to {MAX_CHARS} are allowed")
+    try:
+        program = cel.compile(text)
+        unknown = set(program.variables()) - FACTS - _BOUND
+    except Exception as error:
+        raise ConditionInvalid(f"{name}: {text[:200]!r}: {error}") from error
+    if unknown:
+        raise ConditionInvalid(f"{name}: {text[:200]!r} names {sorted(unknown)[0]!r}, which is no fact")
+    return program

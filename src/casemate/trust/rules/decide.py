@@ -1,0 +1,248 @@
+"""The decision: a policy and what is known of an image in, a grade with its explanation out. Pure, and total.
+
+Whatever is missing, stale or cannot be evaluated makes the answer stricter, never milder.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from datetime import date
+from typing import Any, Literal
+
+import msgspec
+
+from casemate.spec.errors import CasemateError
+from casemate.spec.workload import Level
+from casemate.trust.admission import Candidate, Grade
+from casemate.trust.feed.fresh import age_days, as_date
+from casemate.trust.feed.ignores import judge
+from casemate.trust.feed.match import Match
+from casemate.trust.feed.model import SEVERITIES, Source
+from casemate.trust.packages.merge import ImageContents
+from casemate.trust.rules.condition import Condition
+from casemate.trust.rules.model import LEVELS, Rule, TrustPolicy
+from casemate.trust.signature.verify import Evidence, require
+
+
+class Scan(msgspec.Struct, frozen=True):
+    """What is in the image, what is known of that, by which feeds, and on which day (``YYYY-MM-DD``) it was matched."""
+
+    contents: ImageContents
+    match: Match
+    feeds: tuple[Source, ...]
+    matched: str
+
+
+class Step(msgspec.Struct, frozen=True):
+    """One step of the explanation. *outcome*: ``ok``, ``refuse``, ``raise``, ``warn``, ``excepted``."""
+
+    rule: str
+    outcome: Literal["ok", "refuse", "raise", "warn", "excepted"]
+    evidence: str
+
+
+class Decision(msgspec.Struct, frozen=True):
+    """*level*: the least that the image may run at; *segment*: where, empty for the workload's own choice."""
+
+    answer: Literal["admit", "refuse"]
+    level: Level
+    segment: str
+    rule: str
+    steps: tuple[Step, ...]
+    warnings: tuple[str, ...] = ()
+    dry_run: bool = False
+
+    def grade(self) -> Grade:
+        """As the admission step of a start takes it."""
+        telling = [step for step in self.steps if step.outcome in ("refuse", "raise")] or list(self.steps[-1:])
+        reason = "; ".join(f"{step.rule}: {step.evidence}" for step in telling)
+        if self.segment:
+            reason += f" (segment {self.segment})"
+        return Grade(self.answer, ("dry run: " if self.dry_run else "") + reason, self.rule, self.level)
+
+
+def decide(
+    policy: TrustPolicy, candidate: Candidate, evidence: Evidence | None, scan: Scan | None, today: date
+) -> Decision:
+    """The decision on *candidate*. *evidence*: of its signatures, *scan*: of its content; None: there is none."""
+    steps: list[Step] = []
+    repository = repository_of(candidate.reference)
+    rule = policy.rule_for(repository)
+    if rule is None:
+        steps.append(Step("default", "refuse", f"no rule covers {repository}"))
+        return _sum_up(policy, "default", ("namespace", ""), steps, ())
+    steps.append(_signatures(rule, candidate, evidence))
+    steps += _attestations(rule, evidence)
+    warnings: tuple[str, ...] = ()
+    facts = _facts(candidate, repository, evidence)
+    if rule.max_scan_age_days or rule.max_feed_age_days or scan is not None:
+        steps += _ages(rule, scan, today)
+    if scan is not None:
+        judged = judge(scan.match.findings, policy.ignores, today)
+        warnings = judged.warnings
+        facts |= _scan_facts(scan, judged.findings, today)
+    level, segment = rule.floor, ""
+    for grade in rule.grades:
+        try:
+            holds = Condition(grade.when, grade.name).holds(facts)
+        except CasemateError as error:
+            steps.append(Step(grade.name, "refuse", f"its condition cannot be answered: {error.detail}"[:400]))
+            continue
+        if holds:
+            steps.append(Step(grade.name, grade.then, grade.when))
+            if grade.then == "raise":
+                level = max(level, grade.level, key=LEVELS.index)
+                segment = segment or grade.segment
+    steps.append(_requested(rule, candidate, level))
+    steps = [_excepted(policy, candidate, step, today) for step in steps]
+    return _sum_up(policy, rule.name, (level, segment), steps, warnings)
+
+
+def repository_of(reference: str) -> str:
+    """The repository of a whole reference, without tag and digest."""
+    name = reference.partition("@")[0]
+    head, slash, last = name.rpartition("/")
+    return head + slash + last.partition(":")[0]
+
+
+def _signatures(rule: Rule, candidate: Candidate, evidence: Evidence | None) -> Step:
+    if not rule.signers:
+        return Step(rule.name, "ok", "asks for no signature")
+    given = evidence or Evidence(candidate.digest)
+    if given.digest != candidate.digest:
+        return Step(rule.name, "refuse", f"the signatures are of {given.digest}, not of {candidate.digest}")
+    try:
+        require(given, rule.signers, rule.threshold)
+    except CasemateError as error:
+        return Step(rule.name, "refuse", f"{error.title}: {error.detail}"[:600])
+    return Step(rule.name, "ok", f"signed by {', '.join(sorted(given.signers & set(rule.signers)))}")
+
+
+def _attestations(rule: Rule, evidence: Evidence | None) -> list[Step]:
+    given = {
+        statement.predicate_type
+        for signer, statement in (evidence.attestations if evidence else ())
+        if signer in rule.signers
+    }
+    return [
+        Step(
+            rule.name,
+            "ok" if wanted in given else "refuse",
+            f"attestation {wanted}" + ("" if wanted in given else " is missing"),
+        )
+        for wanted in rule.attestations
+    ]
+
+
+def _ages(rule: Rule, scan: Scan | None, today: date) -> list[Step]:
+    if scan is None:
+        return [Step(rule.name, "refuse", "the image was not scanned")]
+    steps = []
+    for ecosystem in scan.match.uncovered:
+        steps.append(Step(rule.name, "refuse", f"no feed speaks of {ecosystem}"))
+    for row in scan.contents.unreadable[:5]:
+        steps.append(Step(rule.name, "refuse", f"{row.path} cannot be read: {row.reason}"[:300]))
+    try:
+        age = (today - as_date(scan.matched, "the scan")).days
+        if age < -1 or (rule.max_scan_age_days and age > rule.max_scan_age_days):
+            steps.append(
+                Step(rule.name, "refuse", f"the scan is of {scan.matched}; {rule.max_scan_age_days} days are allowed")
+            )
+        for source in scan.feeds:
+            age = age_days(source, today)
+            if rule.max_feed_age_days and age > rule.max_feed_age_days:
+                steps.append(
+                    Step(
+                        rule.name,
+                        "refuse",
+                        f"feed {source.name} is {age} days old; {rule.max_feed_age_days} are allowed",
+                    )
+                )
+    except CasemateError as error:
+        steps.append(Step(rule.name, "refuse", error.detail))
+    return steps or [Step(rule.name, "ok", f"scanned on {scan.matched}")]
+
+
+def _facts(candidate: Candidate, repository: str, evidence: Evidence | None) -> dict[str, Any]:
+    signers = sorted(evidence.signers) if evidence and evidence.digest == candidate.digest else []
+    return {
+        "repository": repository, "digest": candidate.digest, "project": candidate.project, "level": candidate.level,
+        "signed": bool(signers), "signers": signers,
+        "attestations": sorted({row.predicate_type for _, row in evidence.attestations}) if evidence else [],
+        "scanned": False, "findings": [], "worst": "unknown", "counts": dict.fromkeys(SEVERITIES, 0),
+        "exploited": False, "max_epss": -1.0, "end_of_life": False, "setuid": [], "leaks": [], "unreadable": [],
+        "distribution": "",
+    }  # fmt: skip
+
+
+def _scan_facts(scan: Scan, findings: Sequence[Any], today: date) -> dict[str, Any]:
+    counts = Counter(finding.severity for finding in findings)
+    contents = scan.contents
+    end = contents.end_of_life
+    return {
+        "scanned": True,
+        "findings": [
+            {
+                "id": row.ident, "aliases": list(row.aliases), "severity": row.severity, "score": row.score / 10,
+                "fixable": bool(row.fixed), "fixed": row.fixed, "package": row.found.package.name,
+                "version": row.found.package.version, "type": row.found.package.type, "path": row.found.path,
+                "layer": row.found.layer, "epss": row.probability, "exploited": row.exploited,
+            }
+            for row in findings
+        ],
+        "worst": max((row.severity for row in findings), key=SEVERITIES.index, default="none"),
+        "counts": {severity: counts.get(severity, 0) for severity in SEVERITIES},
+        "exploited": any(row.exploited for row in findings),
+        "max_epss": max((row.probability for row in findings), default=-1.0),
+        "end_of_life": end is not None and as_date(end, "end of life") < today,
+        "setuid": [row.path for row in contents.setuid],
+        "leaks": [row.leak.rule for row in contents.leaks],
+        "unreadable": [row.path for row in contents.unreadable],
+        "distribution": f"{contents.distribution.id} {contents.distribution.version}" if contents.distribution else "",
+    }  # fmt: skip
+
+
+def _requested(rule: Rule, candidate: Candidate, level: Level) -> Step:
+    """A level that is too weak is raised; where it was asked for by name, :func:`check_level` refuses it."""
+    if LEVELS.index(candidate.level) < LEVELS.index(level):
+        return Step(rule.name, "raise", f"at least {level}, asked for {candidate.level}")
+    return Step(rule.name, "ok", f"{candidate.level} is at least {level}")
+
+
+def _excepted(policy: TrustPolicy, candidate: Candidate, step: Step, today: date) -> Step:
+    if step.outcome != "refuse":
+        return step
+    for row in policy.exceptions:
+        if row.rule == step.rule and row.digest == candidate.digest and as_date(row.until, row.rule) >= today:
+            return Step(
+                step.rule, "excepted", f"{step.evidence}; excepted until {row.until} by {row.owner}: {row.reason}"[:600]
+            )
+    return step
+
+
+def _sum_up(
+    policy: TrustPolicy, rule: str, where: tuple[Level, str], steps: list[Step], warnings: tuple[str, ...]
+) -> Decision:
+    refused = any(step.outcome == "refuse" for step in steps)
+    answer: Literal["admit", "refuse"] = "refuse" if refused and not policy.dry_run else "admit"
+    return Decision(answer, *where, rule, tuple(steps), warnings, policy.dry_run and refused)
+
+
+def check_level(candidate: Candidate, decision: Decision, *, asked_by_name: bool) -> Level:
+    """The level to run at. Asked for by name and too weak: raises :class:`LevelTooWeak`, with the rule's name."""
+    if LEVELS.index(candidate.level) >= LEVELS.index(decision.level):
+        return candidate.level
+    if asked_by_name:
+        raise LevelTooWeak(
+            f"{candidate.reference}: rule {decision.rule} wants at least {decision.level}, not {candidate.level}",
+            rule=decision.rule, level=decision.level,
+        )  # fmt: skip
+    return decision.level
+
+
+class LevelTooWeak(CasemateError):
+    code = "trust.level_too_weak"
+    status = 403
+    title = "Policy wants a stronger isolation level for this image"
+    remedy = "Leave `--isolation` out, or name the level that the message gives."

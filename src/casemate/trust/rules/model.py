@@ -1,0 +1,130 @@
+"""A trust policy as people write it, checked once."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from casemate.spec.errors import CasemateError
+from casemate.spec.workload import Level
+from casemate.trust.feed.fresh import as_date
+from casemate.trust.feed.ignores import Ignore
+from casemate.trust.rules.condition import Condition
+from casemate.trust.signature.verify import MAX_SIGNERS, Signer
+
+#: From the weakest to the strongest.
+LEVELS: tuple[Level, ...] = ("namespace", "gvisor", "microvm")
+MAX_RULES = 1000
+MAX_GRADES = 64
+MAX_EXCEPTIONS = 1000
+
+
+class PolicyInvalid(CasemateError):
+    code = "trust.policy_invalid"
+    status = 422
+    title = "The trust policy is not valid"
+    remedy = "Correct the rule that the message names; `casemate policy test` runs your cases against it."
+
+
+class GradeRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """*when* (CEL over the facts) holds: *then*. ``raise`` takes the least *level* and, where given, a *segment*."""
+
+    name: str
+    when: str
+    then: Literal["refuse", "raise", "warn"]
+    level: Level = "namespace"
+    segment: str = ""
+
+
+class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What holds for every repository that begins with *prefix* (whole parts; empty: all)."""
+
+    name: str
+    prefix: str
+    signers: tuple[str, ...] = ()
+    threshold: int = 1
+    #: predicate types of attestations that must be there
+    attestations: tuple[str, ...] = ()
+    #: 0: no scan is asked for
+    max_scan_age_days: int = 0
+    max_feed_age_days: int = 0
+    grades: tuple[GradeRule, ...] = ()
+    floor: Level = "namespace"
+
+
+class Exception_(msgspec.Struct, frozen=True, forbid_unknown_fields=True):  # noqa: N801 - the word is the field's own
+    """*rule* (a rule's or a grade's name) does not refuse *digest* until the day *until*."""
+
+    rule: str
+    digest: str
+    reason: str
+    owner: str
+    until: str
+
+
+class TrustPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """*dry_run*: what would be refused is admitted, and the answer says so."""
+
+    signers: tuple[Signer, ...] = ()
+    rules: tuple[Rule, ...] = ()
+    exceptions: tuple[Exception_, ...] = ()
+    ignores: tuple[Ignore, ...] = ()
+    dry_run: bool = False
+
+    def rule_for(self, repository: str) -> Rule | None:
+        """The rule with the longest prefix of *repository*, by whole parts."""
+        found = [rule for rule in self.rules if covers(rule.prefix, repository)]
+        return max(found, key=lambda rule: len(rule.prefix.rstrip("/")), default=None)
+
+
+def covers(prefix: str, repository: str) -> bool:
+    prefix = prefix.rstrip("/")
+    return not prefix or repository == prefix or repository.startswith(prefix + "/")
+
+
+def check_policy(policy: TrustPolicy) -> TrustPolicy:
+    """*policy*, when everything in it refers to something and every condition compiles; else :class:`PolicyInvalid`."""
+    names = [signer.name for signer in policy.signers]
+    if len(names) != len(set(names)) or len(names) > MAX_SIGNERS:
+        raise PolicyInvalid(f"the policy names {len(names)} signers: at most {MAX_SIGNERS}, each once")
+    if len(policy.rules) > MAX_RULES or len(policy.exceptions) > MAX_EXCEPTIONS:
+        raise PolicyInvalid(f"the policy has {len(policy.rules)} rules and {len(policy.exceptions)} exceptions")
+    prefixes = [rule.prefix.rstrip("/") for rule in policy.rules]
+    words = [rule.name for rule in policy.rules]
+    grades = {grade.name for rule in policy.rules for grade in rule.grades}
+    for what, values in (("prefix", prefixes), ("name", [*words, *grades])):
+        if twice := {value for value in values if values.count(value) > 1}:
+            raise PolicyInvalid(f"the {what} {sorted(twice)[0]!r} is there twice")
+    for rule in policy.rules:
+        _check_rule(rule, set(names))
+    for exception in policy.exceptions:
+        if exception.rule not in {*words, *grades} or not exception.reason.strip() or not exception.owner.strip():
+            raise PolicyInvalid(
+                f"the exception from {exception.rule!r} lacks a rule of that name, a reason or an owner"
+            )
+        as_date(exception.until, f"the exception from {exception.rule}")
+    for ignore in policy.ignores:
+        as_date(ignore.until, f"the ignore of {ignore.ident}")
+    return policy
+
+
+def _check_rule(rule: Rule, signers: set[str]) -> None:
+    if unknown := set(rule.signers) - signers:
+        raise PolicyInvalid(f"rule {rule.name}: the signer {sorted(unknown)[0]!r} is not defined")
+    if len(set(rule.signers)) != len(rule.signers):
+        raise PolicyInvalid(f"rule {rule.name}: a signer is there twice")
+    if rule.signers and not 1 <= rule.threshold <= len(rule.signers):
+        raise PolicyInvalid(
+            f"rule {rule.name}: {rule.threshold} of {len(rule.signers)} signers can never be met, or is none"
+        )
+    if rule.attestations and not rule.signers:
+        raise PolicyInvalid(f"rule {rule.name}: attestations are wanted, and no signer whose word counts")
+    if len(rule.grades) > MAX_GRADES:
+        raise PolicyInvalid(f"rule {rule.name}: {len(rule.grades)} grades; {MAX_GRADES} are allowed")
+    if len({grade.name for grade in rule.grades}) != len(rule.grades):
+        raise PolicyInvalid(f"rule {rule.name}: two grades have one name")
+    for grade in rule.grades:
+        Condition(grade.when, grade.name)
+        if grade.then != "raise" and (grade.level != "namespace" or grade.segment):
+            raise PolicyInvalid(f"grade {grade.name}: a level or a segment belongs to `raise`, not to `{grade.then}`")
