@@ -1,2 +1,1 @@
-"""Rules, walls and conditions. Pure; no I/O.
-"""
+"""Rules, walls and conditions. Pure; no I/O."""

@@ -1,0 +1,141 @@
+"""The port space of one pair of identities, cut into cells of one answer each."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from typing import NamedTuple
+
+from casemate.policy.decision import DEFAULT_RULE, Decision, Side
+from casemate.policy.ports import LAST_PLACE, WHOLE, Interval, NamedPort, merged
+from casemate.policy.rules import Rule, Tier
+from casemate.policy.verdict import VERDICT_OF, Action, Verdict
+
+#: First and last place, verdict, rule: sorted, without gaps, one side's answer.
+SideCells = tuple[tuple[int, int, Verdict, str], ...]
+
+
+class Cell(NamedTuple):
+    """Places *first* to *last* (see :mod:`casemate.policy.ports`), with both sides' answers."""
+
+    first: int
+    last: int
+    verdict: Verdict
+    decision: Decision
+
+
+Cells = tuple[Cell, ...]
+
+
+class _Piece(NamedTuple):
+    """Undecided places: *passed* is the tier that a Pass left, *would* the audited rule that would forbid it."""
+
+    first: int
+    last: int
+    passed: Tier | None
+    would: str
+
+
+def decide(
+    rules: Iterable[Rule], audited: Collection[Tier], ports: tuple[NamedPort, ...], default: Action
+) -> SideCells:
+    """One side's answer over the whole port space; *rules* match the pair and come in order."""
+    undecided = [_Piece(0, LAST_PLACE, None, "")]
+    done: list[tuple[int, int, Verdict, str]] = []
+    for rule in rules:
+        undecided = _step(undecided, done, rule, audited, ports)
+        if not undecided:
+            break
+    verdict = VERDICT_OF[default]
+    for piece in undecided:
+        if verdict is Verdict.ALLOW:
+            done.append((*piece[:2], Verdict.AUDIT if piece.would else verdict, piece.would or DEFAULT_RULE))
+        elif Tier.DEFAULT in audited:
+            done.append((*piece[:2], Verdict.AUDIT, piece.would or DEFAULT_RULE))
+        else:
+            done.append((*piece[:2], verdict, DEFAULT_RULE))
+    return _joined(done)
+
+
+def _step(
+    undecided: list[_Piece], done: list[tuple[int, int, Verdict, str]], rule: Rule, audited: Collection[Tier],
+    ports: tuple[NamedPort, ...],
+) -> list[_Piece]:  # fmt: skip
+    places = rule_places(rule, ports)
+    left: list[_Piece] = []
+    for piece in undecided:
+        if piece.passed is rule.tier:
+            left.append(piece)
+            continue
+        at = piece.first
+        for first, last in places:
+            start, end = max(first, at), min(last, piece.last)
+            if start > end:
+                continue
+            if start > at:
+                left.append(piece._replace(first=at, last=start - 1))
+            _match(_Piece(start, end, piece.passed, piece.would), left, done, rule, audited)
+            at = end + 1
+        if at <= piece.last:
+            left.append(piece._replace(first=at))
+    return left
+
+
+def _match(
+    piece: _Piece, left: list[_Piece], done: list[tuple[int, int, Verdict, str]], rule: Rule, audited: Collection[Tier]
+) -> None:
+    if rule.action in (Action.DENY, Action.REFER) and (rule.audit or rule.tier in audited):
+        left.append(piece if piece.would else piece._replace(would=rule.id))
+    elif rule.condition is not None:
+        done.append((piece.first, piece.last, Verdict.REFER, rule.id))
+    elif rule.action is Action.PASS:
+        left.append(piece._replace(passed=rule.tier))
+    elif rule.action is Action.ALLOW and piece.would:
+        done.append((piece.first, piece.last, Verdict.AUDIT, piece.would))
+    else:
+        done.append((piece.first, piece.last, VERDICT_OF[rule.action], rule.id))
+
+
+def rule_places(rule: Rule, ports: tuple[NamedPort, ...]) -> tuple[Interval, ...]:
+    """The places that *rule* is about at a destination with these named *ports*; sorted, without overlap."""
+    if rule.ports is None:
+        return WHOLE
+    if len(rule.ports) == 1:
+        return merged(rule.ports[0].intervals(ports))
+    return merged(interval for port in rule.ports for interval in port.intervals(ports))
+
+
+def _joined(cells: list[tuple[int, int, Verdict, str]]) -> SideCells:
+    out: list[tuple[int, int, Verdict, str]] = []
+    for cell in sorted(cells):
+        if out and out[-1][2:] == cell[2:]:
+            out[-1] = (out[-1][0], cell[1], *cell[2:])
+        else:
+            out.append(cell)
+    return tuple(out)
+
+
+def combine(egress: SideCells, ingress: SideCells) -> Cells:
+    """Both sides laid over each other; the stricter verdict of each place holds."""
+    out: list[Cell] = []
+    at, e, i = 0, 0, 0
+    while at <= LAST_PLACE:
+        one, other = egress[e], ingress[i]
+        last = min(one[1], other[1])
+        decision = Decision(Side(one[2], one[3]), Side(other[2], other[3]))
+        out.append(Cell(at, last, decision.verdict, decision))
+        e += one[1] == last
+        i += other[1] == last
+        at = last + 1
+    return tuple(out)
+
+
+def cell_at(cells: Cells, place: int) -> Cell:
+    """The cell that holds *place*."""
+    low, high = 0, len(cells) - 1
+    while low < high:
+        middle = (low + high + 1) // 2
+        if cells[middle].first <= place:
+            low = middle
+        else:
+            high = middle - 1
+    return cells[low]

@@ -1,0 +1,154 @@
+"""Rules as every kind of document becomes them: one ordered list, of which the first match decides.
+
+Kubernetes' NetworkPolicy has no order: what some rule allows is allowed, and a pod that a policy selects is closed
+otherwise. As a list that is: all its allows, then a deny for each policy that selects. A tier's ``Pass`` leaves the
+rest of that tier out. What no rule decides is what the rule set's *default* says.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum, IntEnum
+
+from casemate.policy.addresses import BlockGroup
+from casemate.policy.conditions import Condition
+from casemate.policy.identity import Endpoint, Identity, Kind
+from casemate.policy.labels import EVERYTHING, Selector
+from casemate.policy.ports import PortMatch
+from casemate.policy.verdict import Action
+from casemate.policy.windows import Window
+
+
+class Tier(IntEnum):
+    """In order of evaluation. ADMIN, NETWORK and BASELINE are Kubernetes' three."""
+
+    OPERATOR = 0
+    ADMIN = 1
+    PROJECT = 2
+    NETWORK = 3
+    BASELINE = 4
+    DEFAULT = 5
+
+
+class Direction(Enum):
+    EGRESS = "egress"
+    INGRESS = "ingress"
+
+
+@dataclass(frozen=True, slots=True)
+class Workloads:
+    """Pods (or nodes) by project and labels. *project* names one; *projects* selects by the projects' labels."""
+
+    selector: Selector = EVERYTHING
+    project: str | None = None
+    projects: Selector | None = None
+    kind: Kind = Kind.POD
+
+    def matches(self, end: Endpoint | Identity) -> bool:
+        if end.kind is not self.kind or self.project not in (None, end.project):
+            return False
+        if self.projects is not None and not self.projects.matches(dict(end.project_labels)):
+            return False
+        return self.selector.matches(dict(end.labels))
+
+    def describe(self) -> str:
+        where = self.project or (f"projects({self.projects.describe()})" if self.projects else "*")
+        return f"{where}/{self.selector.describe()}"
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    group: BlockGroup
+
+    def describe(self) -> str:
+        return self.group.describe()
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """Outside addresses by the names that led there; ``*.`` stands for one label or more."""
+
+    patterns: tuple[str, ...]
+
+    def covers(self, dns: frozenset[str]) -> bool:
+        return any(name_matches(pattern, name) for pattern in self.patterns for name in dns)
+
+    def describe(self) -> str:
+        return ", ".join(self.patterns)
+
+
+@dataclass(frozen=True, slots=True)
+class Anyone:
+    def describe(self) -> str:
+        return "any"
+
+
+Peer = Workloads | Blocks | Names | Anyone
+
+
+def name_matches(pattern: str, name: str) -> bool:
+    """Case and a final dot do not count (RFC 4343)."""
+    pattern, name = pattern.lower().rstrip("."), name.lower().rstrip(".")
+    if pattern.startswith("*."):
+        return name.endswith(pattern[1:]) and len(name) > len(pattern) - 1
+    return name == pattern
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """*id* is stable and unique: ``KIND/[PROJECT/]NAME:direction[index]``; *ports* None means every protocol."""
+
+    id: str
+    tier: Tier
+    rank: tuple[int, str, int]
+    direction: Direction
+    subject: Workloads
+    peers: tuple[Peer, ...]
+    action: Action
+    ports: tuple[PortMatch, ...] | None = None
+    name: str = ""
+    audit: bool = False
+    condition: Condition | None = None
+    windows: tuple[Window, ...] = ()
+
+    @property
+    def order(self) -> tuple[int, tuple[int, str, int], str]:
+        return (int(self.tier), self.rank, self.id)
+
+    def describe(self) -> str:
+        ports = "any port" if self.ports is None else ", ".join(port.describe() for port in self.ports) or "no port"
+        peers = "; ".join(peer.describe() for peer in self.peers) or "nobody"
+        way = "to" if self.direction is Direction.EGRESS else "from"
+        when = f" when {self.condition.source}" if self.condition else ""
+        return f"{self.action.name.lower()} {self.subject.describe()} {way} {peers}, {ports}{when}"
+
+
+@dataclass(frozen=True, slots=True)
+class AuditedSegment:
+    """Whose members are not stopped by rules of *tiers*: what those would deny or refer passes as AUDIT."""
+
+    id: str
+    subject: Workloads
+    tiers: frozenset[Tier]
+
+
+@dataclass(frozen=True, slots=True)
+class RuleSet:
+    """Everything in force at one moment, in order of evaluation. Build it with :func:`rule_set`."""
+
+    rules: tuple[Rule, ...] = ()
+    audited: tuple[AuditedSegment, ...] = ()
+    #: What holds for a pod where no rule decides; outside addresses are not asked for their side.
+    default: Action = Action.ALLOW
+
+
+def rule_set(
+    rules: tuple[Rule, ...] | list[Rule], audited: tuple[AuditedSegment, ...] = (), default: Action = Action.ALLOW
+) -> RuleSet:
+    return RuleSet(tuple(sorted(rules, key=lambda rule: rule.order)), audited, default)
+
+
+def block_groups(rules: RuleSet) -> list[BlockGroup]:
+    """Every group of blocks that a rule names, once."""
+    found = {peer.group.key: peer.group for rule in rules.rules for peer in rule.peers if isinstance(peer, Blocks)}
+    return list(found.values())
