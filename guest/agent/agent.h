@@ -14,7 +14,7 @@
 
 enum {
 	AGENT_VERSION = 1,
-	MAX_PORTS = 17,      /* port 0 is the control port; the others carry one process each */
+	MAX_STREAMS = 64,    /* processes with standard files */
 	MAX_CONTAINERS = 32, /* in one pod */
 	MAX_PROCESSES = 64,  /* first processes and execs */
 	MAX_STRINGS = 8192,
@@ -52,7 +52,7 @@ struct limit_request {
 
 struct request {
 	char container[ID_BYTES], process[ID_BYTES];
-	uint32_t port, flags, namespaces, uid, gid, umask, signal;
+	uint32_t channel, flags, namespaces, uid, gid, umask, signal;
 	uint16_t rows, columns;
 	int has_capabilities, has_oom_adj, oom_adj;
 	uint64_t capabilities[5]; /* bounding, effective, inheritable, permitted, ambient */
@@ -72,7 +72,7 @@ struct request {
 };
 
 /* Parses the fields of CREATE, EXEC, SIGNAL, ...; 0, or an errno with `*why` set. */
-int request_parse(const struct wire_frame *frame, struct request *request, const char **why);
+int request_parse(const struct wire_message *frame, struct request *request, const char **why);
 
 struct container {
 	char id[ID_BYTES]; /* empty: free */
@@ -86,35 +86,30 @@ struct process {
 	pid_t pid;
 	int pidfd;
 	int channel; /* to the child until it has executed; -1 after */
-	int port;    /* index of the stream port, or -1 */
+	int stream;  /* index, or -1 */
 	int started, ended, status, oom;
 };
 
-/* One virtio-serial port with the process on it. */
-struct port {
-	int fd;
-	int process; /* index, or -1 */
-	int connected;
-	int in, out, err; /* the agent's ends: standard input, output, error; with a terminal in == out */
+/* The standard files of one process, on a channel of the port. */
+struct stream {
+	uint16_t channel; /* 0: free */
+	int process;      /* index, or -1 once its exit is known */
+	int status, ended;
+	int in, out, err; /* the agent's ends; with a terminal in == out */
 	int terminal;
-	int exit_sent;
-	uint8_t pending[STREAM_HEADER + STREAM_MAX_PAYLOAD]; /* one frame on its way out */
-	size_t pending_length, pending_sent;
-	uint8_t input[STREAM_HEADER + STREAM_MAX_PAYLOAD];
-	size_t input_length;
-	uint8_t window[STREAM_WINDOW]; /* standard input that the process has not taken yet */
+	uint32_t credit; /* bytes of output that the host will still take */
+	uint8_t window[MUX_WINDOW]; /* standard input that the process has not taken yet */
 	size_t window_length;
-	uint32_t taken; /* bytes to be acknowledged */
 	int input_ended;
 };
 
 extern struct container containers[MAX_CONTAINERS];
 extern struct process processes[MAX_PROCESSES];
-extern struct port ports[MAX_PORTS];
+extern struct stream streams[MAX_STREAMS];
 extern int loop_fd;
 
 /* main.c: tags for the loop's events */
-enum loop_kind { LOOP_CONTROL = 1, LOOP_PORT, LOOP_IN, LOOP_OUT, LOOP_ERR, LOOP_SIGNALS, LOOP_OOM };
+enum loop_kind { LOOP_PORT = 1, LOOP_IN, LOOP_OUT, LOOP_ERR, LOOP_SIGNALS };
 int loop_watch(int fd, enum loop_kind kind, int index, uint32_t events);
 void loop_forget(int fd);
 
@@ -127,19 +122,25 @@ void boot_mounts(void);
 void boot_warm(void);
 int write_file(const char *path, const void *bytes, size_t length);
 
+/* port.c: the one virtio-serial port */
+void port_open(int fd);
+void port_event(void);
+void port_flush(void);
+size_t port_room(void);
+/* Queues one frame; the caller has looked at port_room. */
+void port_send(uint8_t type, uint16_t channel, const void *bytes, size_t length);
+
 /* control.c */
-void control_open(int fd);
+void control_message(const uint8_t *bytes, size_t length);
+void control_send(const struct wire_out *out);
 void control_ready(void);
-void control_readable(void);
-void control_flush(void);
-void control_event(struct wire_out *out);
 
 /* configure.c */
-int configure(const struct wire_frame *frame, const char **why);
+int configure(const struct wire_message *frame, const char **why);
 
 /* rootfs.c */
-int rootfs_make(const struct wire_frame *frame, const char **why);
-int rootfs_share(const struct wire_frame *frame, const char **why);
+int rootfs_make(const struct wire_message *frame, const char **why);
+int rootfs_share(const struct wire_message *frame, const char **why);
 void rootfs_remove(const char *container);
 void rootfs_path(const char *container, char *path, size_t size);
 
@@ -176,12 +177,12 @@ int channel_send(int channel, int code, const char *text, int fd);
 int channel_receive(int channel, int timeout_ms, int *code, char *text, size_t size, int *fd);
 
 /* stream.c */
-void port_open(int index, int fd);
-int port_attach(int index, int process, int in, int out, int err, int terminal);
-void port_event(int index);
-void port_input(int index);
-void port_output(int index, int is_error);
-void port_ended(int index);
-void port_resize(int index, uint16_t rows, uint16_t columns);
+int stream_attach(uint16_t channel, int process, int in, int out, int err, int terminal, int *index);
+void stream_frame(const struct mux_frame *frame);
+void stream_input(int index);
+void stream_output(int index, int is_error);
+void stream_ended(int index, int status);
+/* The port has taken what was queued: read on. */
+void streams_resume(void);
 
 #endif

@@ -194,7 +194,7 @@ static int take(const struct wire_field *field, struct network *network, uint64_
 	}
 }
 
-int configure(const struct wire_frame *frame, const char **why)
+int configure(const struct wire_message *frame, const char **why)
 {
 	struct network network = { 0 };
 	struct wire_field field;

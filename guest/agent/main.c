@@ -27,29 +27,24 @@ void loop_forget(int fd)
 	epoll_ctl(loop_fd, EPOLL_CTL_DEL, fd, NULL);
 }
 
-static void open_ports(void)
+/* The name holds the virtio device's number, which depends on the order of the devices; the port's own is 1 (0 is
+ * reserved for a console by the device). */
+static void open_port(void)
 {
-	char path[32];
+	int fd = -1;
 
-	for (int i = 0; i < MAX_PORTS; i++) {
-		/* Port numbers begin at 1: 0 is reserved for a console by the device. */
-		snprintf(path, sizeof path, "/dev/vport0p%d", i + 1);
-		int fd = -1;
-		/* The driver learns of its ports by messages, after it is loaded. */
-		for (int tries = 0; fd < 0 && tries < 500; tries++) {
-			fd = open(path, O_RDWR | O_NONBLOCK | O_CLOEXEC);
-			if (fd < 0)
-				nanosleep(&(struct timespec){ .tv_nsec = 2000000 }, NULL);
-		}
-		if (fd < 0) {
-			say("casemate: %s: %s", path, strerror(errno));
-			continue;
-		}
-		if (i == 0)
-			control_open(fd);
-		else
-			port_open(i, fd);
+	/* The driver learns of its ports by messages, after it is loaded. */
+	for (int tries = 0; fd < 0 && tries < 10000; tries++) {
+		char path[32];
+		snprintf(path, sizeof path, "/dev/vport%dp1", tries % 16);
+		fd = open(path, O_RDWR | O_NONBLOCK | O_CLOEXEC);
+		if (fd < 0 && tries % 16 == 15)
+			nanosleep(&(struct timespec){ .tv_nsec = 2000000 }, NULL);
 	}
+	if (fd < 0)
+		say("casemate: no virtio-serial port");
+	else
+		port_open(fd);
 }
 
 static void event(enum loop_kind kind, int index, uint32_t events, int signals)
@@ -57,16 +52,15 @@ static void event(enum loop_kind kind, int index, uint32_t events, int signals)
 	struct signalfd_siginfo information;
 
 	switch (kind) {
-	case LOOP_CONTROL: control_readable(); break;
-	case LOOP_PORT: port_event(index); break;
-	case LOOP_IN: port_input(index); break;
+	case LOOP_PORT: port_event(); break;
+	case LOOP_IN: stream_input(index); break;
 	case LOOP_OUT:
-		if (events & EPOLLOUT && ports[index].terminal)
-			port_input(index);
+		if (events & EPOLLOUT)
+			stream_input(index);
 		if (events & (EPOLLIN | EPOLLHUP | EPOLLERR))
-			port_output(index, 0);
+			stream_output(index, 0);
 		break;
-	case LOOP_ERR: port_output(index, 1); break;
+	case LOOP_ERR: stream_output(index, 1); break;
 	case LOOP_SIGNALS:
 		while (read(signals, &information, sizeof information) > 0)
 			continue;
@@ -92,13 +86,13 @@ int main(void)
 	signal(SIGPIPE, SIG_IGN);
 	int signals = signalfd(-1, &set, SFD_NONBLOCK | SFD_CLOEXEC);
 	loop_watch(signals, LOOP_SIGNALS, 0, EPOLLIN);
-	open_ports();
+	open_port();
 	control_ready();
 	for (;;) {
 		int count = epoll_wait(loop_fd, events, 16, -1);
 		for (int i = 0; i < count; i++)
 			event((enum loop_kind)(events[i].data.u64 >> 32), (int)(uint32_t)events[i].data.u64, events[i].events,
 				signals);
-		control_flush();
+		port_flush();
 	}
 }

@@ -82,7 +82,7 @@ static void child_files(const struct files *files)
 			dup2(files->child[i], i);
 }
 
-/* Waits for the child's "set up", takes its terminal, and puts the process on its port. */
+/* Waits for the child's "set up", takes its terminal, and puts the process on its channel. */
 static int attach(int index, const struct request *r, struct files *files, const char **why, char *text, size_t size)
 {
 	struct process *p = &processes[index];
@@ -100,12 +100,9 @@ static int attach(int index, const struct request *r, struct files *files, const
 			return *why = "no terminal", EIO;
 		files->agent[0] = files->agent[1] = master;
 	}
-	*why = "the port is in use";
-	error = port_attach((int)r->port, index, files->agent[0], files->agent[1], files->agent[2],
-		(r->flags & FLAG_TERMINAL) != 0);
-	if (!error)
-		p->port = (int)r->port;
-	return error;
+	*why = "the channel is in use, or too many are";
+	return stream_attach((uint16_t)r->channel, index, files->agent[0], files->agent[1], files->agent[2],
+		(r->flags & FLAG_TERMINAL) != 0, &p->stream);
 }
 
 static void forget(int index)
@@ -138,7 +135,7 @@ static int begin(int index, const struct request *r, int channel)
 {
 	struct process *p = &processes[index];
 
-	*p = (struct process){ .used = 1, .pidfd = -1, .channel = channel, .port = -1 };
+	*p = (struct process){ .used = 1, .pidfd = -1, .channel = channel, .stream = -1 };
 	memcpy(p->container, r->container, ID_BYTES);
 	memcpy(p->id, r->process, ID_BYTES);
 	return 0;
@@ -157,7 +154,7 @@ int process_create(struct request *r, const char **why, char *text, size_t size)
 	if (!slot || index < 0)
 		return EAGAIN;
 	*why = "the request is not complete";
-	if (!r->arg_count || !r->container[0] || r->port >= MAX_PORTS)
+	if (!r->arg_count || !r->container[0] || !r->channel || r->channel > 0xffff)
 		return EINVAL;
 	*why = "a container of this name exists";
 	if (container_find(r->container))
@@ -237,7 +234,7 @@ int process_exec(struct request *r, const char **why, char *text, size_t size)
 	if (!c || c->process < 0 || !processes[c->process].started || processes[c->process].ended)
 		return ENOENT;
 	*why = "too many processes, or the request is not complete";
-	if (index < 0 || !r->arg_count || !r->process[0] || r->port >= MAX_PORTS)
+	if (index < 0 || !r->arg_count || !r->process[0] || !r->channel || r->channel > 0xffff)
 		return EINVAL;
 	int cgroup = cgroup_open(r->container);
 	if (cgroup < 0 || socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
@@ -311,7 +308,7 @@ static void report(int index)
 		wire_add_text(&out, TAG_PROCESS, p->id);
 	wire_add_u32(&out, TAG_STATUS, (uint32_t)p->status);
 	wire_add_u32(&out, TAG_FLAGS, (uint32_t)p->oom);
-	control_event(&out);
+	control_send(&out);
 }
 
 static int was_oom_killed(const char *container)
@@ -337,10 +334,10 @@ void process_reap(void)
 			p->ended = 1;
 			p->status = WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
 			p->oom = was_oom_killed(p->container);
-			int port = p->port;
+			if (p->stream >= 0)
+				stream_ended(p->stream, p->status);
+			p->stream = -1;
 			report(i);
-			if (port >= 0)
-				port_ended(port);
 			/* An exec's row is free now; a container's stays until it is removed. */
 			if (p->id[0])
 				forget(i);
@@ -364,8 +361,8 @@ int process_remove(const char *container)
 			waitpid(p->pid, NULL, 0);
 		}
 		p->ended = 1;
-		if (p->port >= 0)
-			port_ended(p->port);
+		if (p->stream >= 0)
+			stream_ended(p->stream, 128 + SIGKILL);
 		forget(i);
 	}
 	rootfs_remove(container);

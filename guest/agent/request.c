@@ -4,7 +4,7 @@
 #include "agent.h"
 
 /* Room for one request's strings, each with its end: a frame at its largest, and an end for each field. */
-static char arena[WIRE_MAX_PAYLOAD + WIRE_MAX_FIELDS + 64];
+static char arena[MUX_MAX_CONTROL + MAX_FIELDS + 64];
 static size_t arena_used;
 
 static const char *keep(const uint8_t *bytes, size_t length)
@@ -188,7 +188,7 @@ static int one(const struct wire_field *f, struct request *r)
 	switch (f->tag) {
 	case TAG_CONTAINER: return id(f, r->container);
 	case TAG_PROCESS: return id(f, r->process);
-	case TAG_PORT: return number(f, &r->port);
+	case TAG_CHANNEL: return number(f, &r->channel);
 	case TAG_ARG: return add_text(f, r->args, &r->arg_count, MAX_STRINGS);
 	case TAG_ENV: return add_text(f, r->env, &r->env_count, MAX_STRINGS);
 	case TAG_CWD: return (r->cwd = text(f)) != NULL;
@@ -216,7 +216,7 @@ static int one(const struct wire_field *f, struct request *r)
 	}
 }
 
-int request_parse(const struct wire_frame *frame, struct request *request, const char **why)
+int request_parse(const struct wire_message *frame, struct request *request, const char **why)
 {
 	struct wire_field field;
 	size_t offset = 0, fields = 0;
@@ -227,7 +227,7 @@ int request_parse(const struct wire_frame *frame, struct request *request, const
 	request->umask = 022;
 	request->cwd = "/";
 	while ((more = wire_next(frame->payload, frame->length, &offset, &field)) == 1) {
-		if (++fields > WIRE_MAX_FIELDS || !one(&field, request)) {
+		if (++fields > MAX_FIELDS || !one(&field, request)) {
 			static char words[64] = "field 00000 is not valid";
 			for (int i = 10, tag = field.tag; i >= 6; i--, tag /= 10)
 				words[i] = (char)('0' + tag % 10);

@@ -97,7 +97,7 @@ static int overlay(const char *container, const struct layer *layers, int count,
 	return 0;
 }
 
-int rootfs_make(const struct wire_frame *frame, const char **why)
+int rootfs_make(const struct wire_message *frame, const char **why)
 {
 	static struct layer layers[MAX_LAYERS];
 	char container[ID_BYTES] = "";
@@ -129,7 +129,7 @@ int rootfs_make(const struct wire_frame *frame, const char **why)
 }
 
 /* Mounts the host's exported folder (9p) once; its entries become sources of bind mounts. */
-int rootfs_share(const struct wire_frame *frame, const char **why)
+int rootfs_share(const struct wire_message *frame, const char **why)
 {
 	struct wire_field field;
 	size_t offset = 0;

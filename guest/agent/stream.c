@@ -1,7 +1,6 @@
-/* A process's standard files on a port of their own. Output is read only when the port takes it, so a slow host slows
+/* A process's standard files on a channel of the port. Output is read only while the host takes it, so a slow host slows
  * the process and nothing piles up here; input is bounded by a window that the agent acknowledges. */
 #include <errno.h>
-#include <poll.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -11,316 +10,249 @@
 
 #include "agent.h"
 
-struct port ports[MAX_PORTS];
+struct stream streams[MAX_STREAMS];
 
-static void flush(int index);
+/* Room for any control answer stays free: data is queued only when this much is left. */
+enum { RESERVE = 56 * 1024 };
 
-void port_open(int index, int fd)
+static struct stream *find(uint16_t channel)
 {
-	struct port *p = &ports[index];
-
-	p->fd = fd;
-	p->process = -1;
-	p->in = p->out = p->err = -1;
-	/* Edge-triggered: a port whose host end is closed reports a hang-up for as long as one asks. */
-	loop_watch(fd, LOOP_PORT, index, EPOLLIN | EPOLLOUT | EPOLLET);
+	for (int i = 0; i < MAX_STREAMS; i++)
+		if (streams[i].channel == channel)
+			return &streams[i];
+	return NULL;
 }
 
-static void arm(int index, int on)
+static int may_send(const struct stream *s)
 {
-	struct port *p = &ports[index];
-	uint32_t events = on ? EPOLLIN : 0;
-
-	/* A terminal is one descriptor for both ways; input waits in the window while it is armed for output. */
-	if (p->out >= 0)
-		loop_watch(p->out, LOOP_OUT, index, p->terminal && p->window_length ? events | EPOLLOUT : events);
-	if (p->err >= 0)
-		loop_watch(p->err, LOOP_ERR, index, events);
+	return s->credit && port_room() > RESERVE + MUX_HEADER + MUX_MAX_DATA;
 }
 
-int port_attach(int index, int process, int in, int out, int err, int terminal)
+static void arm(int index)
 {
-	struct port *p = &ports[index];
+	struct stream *s = &streams[index];
+	uint32_t events = may_send(s) ? EPOLLIN : 0;
 
-	if (index <= 0 || p->fd <= 0 || p->process >= 0 || p->out >= 0 || p->exit_sent)
+	if (s->out >= 0)
+		loop_watch(s->out, LOOP_OUT, index, s->terminal && s->window_length ? events | EPOLLOUT : events);
+	if (s->err >= 0)
+		loop_watch(s->err, LOOP_ERR, index, events);
+}
+
+int stream_attach(uint16_t channel, int process, int in, int out, int err, int terminal, int *index)
+{
+	struct stream *s = find(0);
+
+	if (!s || find(channel))
 		return EBUSY;
-	p->process = process;
-	p->in = in;
-	p->out = out;
-	p->err = err;
-	p->terminal = terminal;
-	p->pending_length = p->pending_sent = p->input_length = p->window_length = 0;
-	p->taken = 0;
-	p->input_ended = 0;
-	arm(index, 1);
-	/* What the relay sent before. */
-	port_event(index);
+	memset(s, 0, offsetof(struct stream, window));
+	s->window_length = 0;
+	s->input_ended = 0;
+	s->channel = channel;
+	s->process = process;
+	s->in = in;
+	s->out = out;
+	s->err = err;
+	s->terminal = terminal;
+	s->credit = MUX_WINDOW;
+	*index = (int)(s - streams);
+	arm(*index);
 	return 0;
 }
 
-static void close_out(struct port *p, int is_error)
+static void close_out(struct stream *s, int is_error)
 {
-	int *fd = is_error ? &p->err : &p->out;
+	int *fd = is_error ? &s->err : &s->out;
 
 	if (*fd < 0)
 		return;
 	loop_forget(*fd);
-	if (p->in == *fd)
-		p->in = -1;
+	if (s->in == *fd)
+		s->in = -1;
 	close(*fd);
 	*fd = -1;
 }
 
-static void close_in(struct port *p)
+static void close_in(struct stream *s)
 {
-	if (p->in >= 0 && !p->terminal) {
-		loop_forget(p->in);
-		close(p->in);
+	if (s->in >= 0 && !s->terminal) {
+		loop_forget(s->in);
+		close(s->in);
 	}
-	p->in = -1;
-	p->window_length = 0;
+	s->in = -1;
+	s->window_length = 0;
 }
 
-static void reset(int index)
-{
-	struct port *p = &ports[index];
-	uint8_t buffer[64];
-	struct wire_out out;
-
-	close_in(p);
-	close_out(p, 0);
-	close_out(p, 1);
-	p->process = -1;
-	p->exit_sent = 0;
-	p->pending_length = p->pending_sent = p->input_length = 0;
-	wire_begin(&out, buffer, sizeof buffer, KIND_PORT_FREE, 0);
-	wire_add_u32(&out, TAG_PORT, (uint32_t)index);
-	control_event(&out);
-}
-
-static void put(struct port *p, uint8_t type, const void *bytes, size_t length)
-{
-	stream_header(p->pending, type, (uint32_t)length);
-	memcpy(p->pending + STREAM_HEADER, bytes, length);
-	p->pending_length = STREAM_HEADER + length;
-	p->pending_sent = 0;
-}
-
-/* The next frame that is due: an acknowledgement, or, when all output is out, the exit. 0 when there is none. */
-static int next(struct port *p)
+/* After the last output the exit; the channel is free then, as frames keep their order. */
+static void finish(struct stream *s)
 {
 	uint8_t number[4];
 
-	if (p->taken) {
-		wire_put_u32(number, p->taken);
-		p->taken = 0;
-		put(p, STREAM_TAKEN, number, 4);
-		return 1;
-	}
-	if (p->process >= 0 && processes[p->process].ended && p->out < 0 && p->err < 0) {
-		wire_put_u32(number, (uint32_t)processes[p->process].status);
-		put(p, STREAM_EXIT, number, 4);
-		p->process = -1;
-		p->exit_sent = 1;
-		return 1;
-	}
-	return 0;
+	if (!s->ended || s->out >= 0 || s->err >= 0 || port_room() < RESERVE)
+		return;
+	wire_put_u32(number, (uint32_t)s->status);
+	port_send(MUX_EXIT, s->channel, number, 4);
+	close_in(s);
+	s->channel = 0;
 }
 
-static void flush(int index)
+/* Reads what the process wrote, as far as the host takes it. */
+static void drain(int index, int is_error, int once)
 {
-	struct port *p = &ports[index];
+	static uint8_t buffer[MUX_MAX_DATA];
+	struct stream *s = &streams[index];
+	int fd;
 
-	do {
-		while (p->pending_sent < p->pending_length) {
-			ssize_t sent = write(p->fd, p->pending + p->pending_sent, p->pending_length - p->pending_sent);
-			if (sent <= 0) {
-				arm(index, 0);
+	while ((fd = is_error ? s->err : s->out) >= 0 && may_send(s)) {
+		size_t most = s->credit < sizeof buffer ? s->credit : sizeof buffer;
+		ssize_t length = read(fd, buffer, most);
+		if (length > 0) {
+			port_send(is_error ? MUX_ERR : MUX_OUT, s->channel, buffer, (size_t)length);
+			s->credit -= (uint32_t)length;
+			if (once)
 				return;
-			}
-			p->pending_sent += (size_t)sent;
-		}
-		p->pending_length = p->pending_sent = 0;
-	} while (next(p));
-	arm(index, 1);
-}
-
-void port_output(int index, int is_error)
-{
-	struct port *p = &ports[index];
-	int fd = is_error ? p->err : p->out;
-
-	if (fd < 0)
-		return;
-	if (p->pending_length) {
-		arm(index, 0);
-		return;
-	}
-	ssize_t length = read(fd, p->pending + STREAM_HEADER, STREAM_MAX_PAYLOAD);
-	if (length < 0 && (errno == EAGAIN || errno == EINTR))
-		return;
-	if (length <= 0) { /* the end; a terminal says EIO when its last user is gone */
-		close_out(p, is_error);
-	} else {
-		stream_header(p->pending, is_error ? STREAM_ERR : STREAM_OUT, (uint32_t)length);
-		p->pending_length = STREAM_HEADER + (size_t)length;
-		p->pending_sent = 0;
-	}
-	flush(index);
-}
-
-/* The process is gone. What it wrote is still in its pipes; a child that it left behind must not keep them open. */
-void port_ended(int index)
-{
-	struct port *p = &ports[index];
-	static uint8_t rest[STREAM_MAX_PAYLOAD];
-
-	close_in(p);
-	for (int is_error = 0; is_error < 2; is_error++) {
-		int fd = is_error ? p->err : p->out;
-		/* Bounded by what a pipe holds (64 KiB): 4 reads. */
-		for (int i = 0; fd >= 0 && i < 4; i++) {
-			struct pollfd port = { p->fd, POLLOUT, 0 };
-			while (p->pending_sent < p->pending_length && poll(&port, 1, 2000) > 0 && port.revents & POLLOUT) {
-				ssize_t sent = write(p->fd, p->pending + p->pending_sent, p->pending_length - p->pending_sent);
-				if (sent <= 0)
-					break;
-				p->pending_sent += (size_t)sent;
-			}
-			ssize_t length = read(fd, rest, sizeof rest);
-			if (length <= 0)
-				break;
-			put(p, is_error ? STREAM_ERR : STREAM_OUT, rest, (size_t)length);
-		}
-		close_out(p, is_error);
-	}
-	if (!p->connected && p->pending_length == 0)
-		p->connected = 0;
-	flush(index);
-}
-
-void port_input(int index)
-{
-	struct port *p = &ports[index];
-
-	while (p->window_length && p->in >= 0) {
-		ssize_t taken = write(p->in, p->window, p->window_length);
-		if (taken < 0 && errno == EAGAIN) {
-			loop_watch(p->in, p->terminal ? LOOP_OUT : LOOP_IN, index,
-				p->terminal ? EPOLLOUT | EPOLLIN : EPOLLOUT);
-			break;
-		}
-		if (taken <= 0) {
-			close_in(p);
-			break;
-		}
-		memmove(p->window, p->window + taken, p->window_length - (size_t)taken);
-		p->window_length -= (size_t)taken;
-		p->taken += (uint32_t)taken;
-	}
-	if (!p->window_length && p->in >= 0 && !p->terminal) {
-		if (p->input_ended)
-			close_in(p);
-		else
-			loop_forget(p->in);
-	}
-	if (p->taken && !p->pending_length)
-		flush(index);
-}
-
-void port_resize(int index, uint16_t rows, uint16_t columns)
-{
-	struct winsize size = { .ws_row = rows, .ws_col = columns };
-
-	if (ports[index].terminal && ports[index].out >= 0)
-		ioctl(ports[index].out, TIOCSWINSZ, &size);
-}
-
-static int take(int index, const struct stream_frame *frame)
-{
-	struct port *p = &ports[index];
-
-	switch (frame->type) {
-	case STREAM_IN:
-		if (frame->length > sizeof p->window - p->window_length)
-			return -1;
-		if (p->in >= 0) {
-			memcpy(p->window + p->window_length, frame->payload, frame->length);
-			p->window_length += frame->length;
+		} else if (length < 0 && errno == EINTR) {
+			continue;
+		} else if (length < 0 && errno == EAGAIN && !s->ended) {
+			return;
 		} else {
-			p->taken += (uint32_t)frame->length; /* nobody reads: taken, and dropped */
+			/* The end (a terminal says EIO), or nothing more of a process that is gone: what it left behind must not
+			 * hold its output open. */
+			close_out(s, is_error);
 		}
-		break;
-	case STREAM_IN_END:
-		p->input_ended = 1;
-		break;
-	case STREAM_RESIZE:
-		if (frame->length != 4)
-			return -1;
-		port_resize(index, wire_u16(frame->payload), wire_u16(frame->payload + 2));
-		break;
-	case STREAM_KILL:
-		if (frame->length != 1 || frame->payload[0] < 1 || frame->payload[0] > 64)
-			return -1;
-		if (p->process >= 0)
-			process_kill(p->process, frame->payload[0]);
-		break;
-	default:
-		return -1;
 	}
-	return 0;
 }
 
-static void disconnected(int index)
+void stream_output(int index, int is_error)
 {
-	struct port *p = &ports[index];
+	struct stream *s = &streams[index];
 
-	p->connected = 0;
-	/* Whoever relayed for the process is gone, and with it the container's supervisor: the process goes too. */
-	if (p->process >= 0 && !processes[p->process].ended)
-		process_kill(p->process, SIGKILL);
-	if (p->process < 0 || processes[p->process].ended)
-		reset(index);
-	else
-		p->pending_length = p->pending_sent = p->input_length = 0;
+	if (!s->channel)
+		return;
+	drain(index, is_error, 1);
+	finish(s);
+	if (s->channel)
+		arm(index);
 }
 
-void port_event(int index)
+void stream_ended(int index, int status)
 {
-	struct port *p = &ports[index];
-	struct stream_frame frame;
+	struct stream *s = &streams[index];
 
-	for (;;) {
-		ssize_t length = read(p->fd, p->input + p->input_length, sizeof p->input - p->input_length);
-		if (length <= 0)
+	s->ended = 1;
+	s->status = status;
+	s->process = -1;
+	close_in(s);
+	drain(index, 0, 0);
+	drain(index, 1, 0);
+	finish(s);
+	if (s->channel)
+		arm(index);
+}
+
+void streams_resume(void)
+{
+	for (int i = 0; i < MAX_STREAMS; i++) {
+		if (!streams[i].channel)
+			continue;
+		if (streams[i].ended)
+			stream_ended(i, streams[i].status);
+		else
+			arm(i);
+	}
+}
+
+static void acknowledge(struct stream *s, size_t taken)
+{
+	uint8_t number[4];
+
+	if (!taken)
+		return;
+	wire_put_u32(number, (uint32_t)taken);
+	if (port_room() >= MUX_HEADER + 4)
+		port_send(MUX_TAKEN, s->channel, number, 4);
+}
+
+void stream_input(int index)
+{
+	struct stream *s = &streams[index];
+	size_t done = 0;
+
+	if (!s->channel)
+		return;
+	while (done < s->window_length && s->in >= 0) {
+		ssize_t taken = write(s->in, s->window + done, s->window_length - done);
+		if (taken < 0 && errno == EAGAIN)
 			break;
-		p->connected = 1;
-		p->input_length += (size_t)length;
-		size_t used = 0;
-		long size;
-		while ((size = stream_parse(p->input + used, p->input_length - used, &frame)) > 0) {
-			if (p->process >= 0 && take(index, &frame) < 0) {
-				size = WIRE_BROKEN;
-				break;
-			}
-			used += (size_t)size;
+		if (taken <= 0) {
+			acknowledge(s, s->window_length);
+			close_in(s);
+			return;
 		}
-		if (size == WIRE_BROKEN) {
-			say("casemate: port %d: a frame is not valid", index);
-			used = p->input_length;
-		}
-		memmove(p->input, p->input + used, p->input_length - used);
-		p->input_length -= used;
+		done += (size_t)taken;
 	}
-	struct pollfd one = { p->fd, POLLIN, 0 };
-	poll(&one, 1, 0);
-	if (one.revents & POLLHUP) {
-		if (p->connected)
-			disconnected(index);
+	memmove(s->window, s->window + done, s->window_length - done);
+	s->window_length -= done;
+	acknowledge(s, done);
+	if (s->in < 0)
+		return;
+	if (s->terminal)
+		arm(index);
+	else if (s->window_length)
+		loop_watch(s->in, LOOP_IN, index, EPOLLOUT);
+	else if (s->input_ended)
+		close_in(s);
+	else
+		loop_forget(s->in);
+}
+
+static void input(struct stream *s, const struct mux_frame *frame)
+{
+	if (s->in < 0) {
+		acknowledge(s, frame->length); /* nobody reads: taken, and dropped */
 		return;
 	}
-	p->connected = 1;
-	port_input(index);
-	if (p->pending_length || (p->process >= 0 && processes[p->process].ended))
-		flush(index);
+	if (frame->length > sizeof s->window - s->window_length) {
+		say("casemate: channel %u: more input than its window", s->channel);
+		return;
+	}
+	memcpy(s->window + s->window_length, frame->payload, frame->length);
+	s->window_length += frame->length;
+	stream_input((int)(s - streams));
+}
+
+static void resize(const struct stream *s, const uint8_t *payload)
+{
+	struct winsize size = { .ws_row = wire_u16(payload), .ws_col = wire_u16(payload + 2) };
+
+	if (s->terminal && s->out >= 0)
+		ioctl(s->out, TIOCSWINSZ, &size);
+}
+
+void stream_frame(const struct mux_frame *frame)
+{
+	struct stream *s = find(frame->channel);
+
+	if (!s) /* ended in the meantime */
+		return;
+	switch (frame->type) {
+	case MUX_IN: input(s, frame); break;
+	case MUX_IN_END:
+		s->input_ended = 1;
+		stream_input((int)(s - streams));
+		break;
+	case MUX_RESIZE:
+		if (frame->length == 4)
+			resize(s, frame->payload);
+		break;
+	case MUX_KILL:
+		if (frame->length == 1 && s->process >= 0)
+			process_kill(s->process, frame->payload[0]);
+		break;
+	case MUX_TAKEN:
+		if (frame->length == 4 && wire_u32(frame->payload) <= MUX_WINDOW - s->credit)
+			s->credit += wire_u32(frame->payload);
+		break;
+	default: break;
+	}
 }

@@ -35,78 +35,72 @@ void wire_put_u64(uint8_t *b, uint64_t value)
 	wire_put_u32(b + 4, (uint32_t)(value >> 32));
 }
 
-long wire_parse(const uint8_t *bytes, size_t length, struct wire_frame *frame)
+long mux_parse(const uint8_t *bytes, size_t length, struct mux_frame *frame)
 {
-	size_t skipped = 0;
-
-	while (skipped < length && bytes[skipped] == 0)
-		skipped++;
-	if (length - skipped < WIRE_HEADER)
-		return length > skipped && bytes[skipped] != WIRE_MAGIC ? WIRE_BROKEN : WIRE_MORE;
-	const uint8_t *head = bytes + skipped;
-	uint32_t payload = wire_u32(head + 8);
-	if (head[0] != WIRE_MAGIC || wire_u16(head + 2) != 0 || payload > WIRE_MAX_PAYLOAD)
-		return WIRE_BROKEN;
-	if (length - skipped - WIRE_HEADER < payload)
+	if (length < MUX_HEADER)
 		return WIRE_MORE;
-	frame->kind = head[1];
-	frame->number = wire_u32(head + 4);
-	frame->payload = head + WIRE_HEADER;
-	frame->length = payload;
-	return (long)(skipped + WIRE_HEADER + payload);
+	uint32_t payload = wire_u32(bytes + 4);
+	uint16_t channel = wire_u16(bytes + 2);
+	uint32_t most = bytes[0] == MUX_CONTROL ? MUX_MAX_CONTROL : MUX_MAX_DATA;
+	if (bytes[0] < MUX_CONTROL || bytes[0] > MUX_LAST || bytes[1] || payload > most ||
+	    (channel == 0) != (bytes[0] == MUX_CONTROL))
+		return WIRE_BROKEN;
+	if (length - MUX_HEADER < payload)
+		return WIRE_MORE;
+	*frame = (struct mux_frame){ bytes[0], channel, bytes + MUX_HEADER, payload };
+	return (long)(MUX_HEADER + payload);
+}
+
+void mux_header(uint8_t *bytes, uint8_t type, uint16_t channel, uint32_t length)
+{
+	bytes[0] = type;
+	bytes[1] = 0;
+	wire_put_u16(bytes + 2, channel);
+	wire_put_u32(bytes + 4, length);
+}
+
+int wire_parse(const uint8_t *bytes, size_t length, struct wire_message *message)
+{
+	if (length < MESSAGE_HEADER || length > MUX_MAX_CONTROL || bytes[1] || wire_u16(bytes + 2))
+		return WIRE_BROKEN;
+	*message = (struct wire_message){ bytes[0], wire_u32(bytes + 4), bytes + MESSAGE_HEADER, length - MESSAGE_HEADER };
+	return 0;
 }
 
 int wire_next(const uint8_t *payload, size_t length, size_t *offset, struct wire_field *field)
 {
 	if (*offset >= length)
 		return *offset == length ? 0 : WIRE_BROKEN;
-	if (length - *offset < WIRE_FIELD_HEADER)
+	if (length - *offset < FIELD_HEADER)
 		return WIRE_BROKEN;
 	const uint8_t *head = payload + *offset;
 	uint32_t size = wire_u32(head);
-	if (wire_u16(head + 6) != 0 || size > length - *offset - WIRE_FIELD_HEADER)
+	if (wire_u16(head + 6) != 0 || size > length - *offset - FIELD_HEADER)
 		return WIRE_BROKEN;
 	field->tag = wire_u16(head + 4);
-	field->bytes = head + WIRE_FIELD_HEADER;
+	field->bytes = head + FIELD_HEADER;
 	field->length = size;
-	*offset += WIRE_FIELD_HEADER + size;
+	*offset += FIELD_HEADER + size;
 	return 1;
-}
-
-long stream_parse(const uint8_t *bytes, size_t length, struct stream_frame *frame)
-{
-	if (length < STREAM_HEADER)
-		return WIRE_MORE;
-	uint32_t payload = wire_u32(bytes + 4);
-	if (bytes[0] < STREAM_IN || bytes[0] > STREAM_EXIT || bytes[1] || bytes[2] || bytes[3] ||
-	    payload > STREAM_MAX_PAYLOAD)
-		return WIRE_BROKEN;
-	if (length - STREAM_HEADER < payload)
-		return WIRE_MORE;
-	frame->type = bytes[0];
-	frame->payload = bytes + STREAM_HEADER;
-	frame->length = payload;
-	return (long)(STREAM_HEADER + payload);
 }
 
 void wire_begin(struct wire_out *out, uint8_t *buffer, size_t capacity, uint8_t kind, uint32_t number)
 {
 	out->bytes = buffer;
 	out->capacity = capacity;
-	out->length = WIRE_HEADER;
-	out->full = capacity < WIRE_HEADER;
+	out->length = MESSAGE_HEADER;
+	out->full = capacity < MESSAGE_HEADER;
 	if (out->full)
 		return;
-	memset(buffer, 0, WIRE_HEADER);
-	buffer[0] = WIRE_MAGIC;
-	buffer[1] = kind;
+	memset(buffer, 0, MESSAGE_HEADER);
+	buffer[0] = kind;
 	wire_put_u32(buffer + 4, number);
 }
 
 void wire_add(struct wire_out *out, uint16_t tag, const void *bytes, size_t length)
 {
-	if (out->full || out->capacity - out->length < WIRE_FIELD_HEADER ||
-	    out->capacity - out->length - WIRE_FIELD_HEADER < length) {
+	if (out->full || out->capacity - out->length < FIELD_HEADER ||
+	    out->capacity - out->length - FIELD_HEADER < length) {
 		out->full = 1;
 		return;
 	}
@@ -115,8 +109,8 @@ void wire_add(struct wire_out *out, uint16_t tag, const void *bytes, size_t leng
 	wire_put_u16(head + 4, tag);
 	wire_put_u16(head + 6, 0);
 	if (length)
-		memcpy(head + WIRE_FIELD_HEADER, bytes, length);
-	out->length += WIRE_FIELD_HEADER + length;
+		memcpy(head + FIELD_HEADER, bytes, length);
+	out->length += FIELD_HEADER + length;
 }
 
 void wire_add_text(struct wire_out *out, uint16_t tag, const char *text)
@@ -140,17 +134,7 @@ void wire_add_u64(struct wire_out *out, uint16_t tag, uint64_t value)
 	wire_add(out, tag, bytes, sizeof bytes);
 }
 
-size_t wire_end(struct wire_out *out)
+size_t wire_end(const struct wire_out *out)
 {
-	if (out->full || out->length - WIRE_HEADER > WIRE_MAX_PAYLOAD)
-		return 0;
-	wire_put_u32(out->bytes + 8, (uint32_t)(out->length - WIRE_HEADER));
-	return out->length;
-}
-
-void stream_header(uint8_t *bytes, uint8_t type, uint32_t length)
-{
-	memset(bytes, 0, STREAM_HEADER);
-	bytes[0] = type;
-	wire_put_u32(bytes + 4, length);
+	return out->full || out->length > MUX_MAX_CONTROL ? 0 : out->length;
 }

@@ -1,17 +1,14 @@
-/* The words that the host and the guest agent exchange: frames of tagged fields over a virtio-serial port.
+/* The words that the host and the guest agent exchange over the one virtio-serial port of a micro-VM.
  *
- * Both ends use this parser (the host's Python has its own, casemate.isolation.microvm.frames, with the same
- * bounds). It keeps no state outside its arguments, calls nothing but memcpy, and reads no byte beyond the length
- * that it is given: it is what the fuzzers and the sanitizer build exercise.
+ * Everything is a mux frame, little-endian, 8 bytes of header:
+ *     u8 type | u8 zero | u16 channel | u32 payload length
+ * Channel 0 carries control messages (type CONTROL) between hostd and the agent; the monitor on the host passes them on
+ * without a look. Every other channel is one process's standard files.
+ * A control message:  u8 kind | u8 zero | u16 zero | u32 number | fields, each  u32 length | u16 tag | u16 zero | bytes.
  *
- * Control frame, little-endian, 12 bytes of header:
- *     u8 magic 0xC5 | u8 kind | u16 zero | u32 number | u32 payload length
- * Payload: fields, each  u32 length | u16 tag | u16 zero | bytes.
- * Between frames zero bytes are skipped: after a reconnect the host sends as many zeros as a frame can be long,
- * which ends whatever was cut off.
- *
- * Stream frame (one port per process), 8 bytes of header:
- *     u8 type | u8 zero[3] | u32 payload length
+ * Agent and monitor use this parser (hostd's Python has its own, casemate.isolation.microvm.frames, with the same
+ * bounds). It keeps no state outside its arguments and reads no byte beyond the length that it is given: it is what the
+ * fuzzers and the sanitizer build exercise.
  */
 #ifndef CASEMATE_WIRE_H
 #define CASEMATE_WIRE_H
@@ -20,21 +17,32 @@
 #include <stdint.h>
 
 enum {
-	WIRE_MAGIC = 0xC5,
-	WIRE_HEADER = 12,
-	WIRE_FIELD_HEADER = 8,
-	/* ARG_MAX of a sensible command and its environment, with the seccomp program and mounts beside it. */
-	WIRE_MAX_PAYLOAD = 256 * 1024,
-	WIRE_MAX_FIELDS = 20000,
-	STREAM_HEADER = 8,
-	STREAM_MAX_PAYLOAD = 32 * 1024,
-	/* Bytes of standard input that may be under way without an acknowledgement. */
-	STREAM_WINDOW = 64 * 1024,
+	MUX_HEADER = 8,
+	/* A control message must fit one SOCK_SEQPACKET message (net.core.wmem_default is 212,992). */
+	MUX_MAX_CONTROL = 128 * 1024,
+	MUX_MAX_DATA = 32 * 1024,
+	/* Bytes that may be under way on a channel, each way, without an acknowledgement. */
+	MUX_WINDOW = 64 * 1024,
+	MESSAGE_HEADER = 8,
+	FIELD_HEADER = 8,
+	MAX_FIELDS = 20000,
+};
+
+enum mux_type {
+	MUX_CONTROL = 1, /* both ways, channel 0 */
+	MUX_IN = 2,      /* host to guest: standard input */
+	MUX_IN_END = 3,  /* host to guest: end of standard input */
+	MUX_RESIZE = 4,  /* host to guest: u16 rows, u16 columns */
+	MUX_KILL = 5,    /* host to guest: u8 signal number */
+	MUX_OUT = 6,     /* guest to host: standard output, or the terminal's */
+	MUX_ERR = 7,     /* guest to host: standard error */
+	MUX_TAKEN = 8,   /* both ways: u32 bytes that the reader at this end has taken */
+	MUX_EXIT = 9,    /* guest to host: u32 exit code, or 128 + signal; the channel's last frame */
+	MUX_LAST = 9,
 };
 
 enum wire_kind {
 	/* host to guest */
-	KIND_SYNC = 1,
 	KIND_CONFIGURE = 2,
 	KIND_ROOTFS = 3,
 	KIND_CREATE = 4,
@@ -54,13 +62,11 @@ enum wire_kind {
 	KIND_REPLY = 65,
 	KIND_EXITED = 66,
 	KIND_OOM = 67,
-	KIND_PORT_FREE = 68,
 };
 
 enum wire_tag {
 	TAG_ERRNO = 1,
 	TAG_TEXT = 2,
-	TAG_NONCE = 3,
 	TAG_SEED = 4,
 	TAG_CLOCK = 5,
 	TAG_HOSTNAME = 6,
@@ -71,7 +77,7 @@ enum wire_tag {
 	TAG_CONTAINER = 11,
 	TAG_LAYER = 12,
 	TAG_UPPER_BYTES = 13,
-	TAG_PORT = 14,
+	TAG_CHANNEL = 14,
 	TAG_ARG = 15,
 	TAG_ENV = 16,
 	TAG_CWD = 17,
@@ -110,18 +116,14 @@ enum {
 	FLAG_ALL_PROCESSES = 16,
 };
 
-enum stream_type {
-	STREAM_IN = 1,     /* host to guest: standard input */
-	STREAM_IN_END = 2, /* host to guest: end of standard input */
-	STREAM_RESIZE = 3, /* host to guest: u16 rows, u16 columns */
-	STREAM_KILL = 4,   /* host to guest: u8 signal number */
-	STREAM_OUT = 5,    /* guest to host: standard output, or the terminal's */
-	STREAM_ERR = 6,    /* guest to host: standard error */
-	STREAM_TAKEN = 7,  /* guest to host: u32 bytes of standard input that the process has taken */
-	STREAM_EXIT = 8,   /* guest to host: i32 exit code, or 128 + signal; the last frame */
+struct mux_frame {
+	uint8_t type;
+	uint16_t channel;
+	const uint8_t *payload;
+	size_t length;
 };
 
-struct wire_frame {
+struct wire_message {
 	uint8_t kind;
 	uint32_t number;
 	const uint8_t *payload;
@@ -134,12 +136,6 @@ struct wire_field {
 	size_t length;
 };
 
-struct stream_frame {
-	uint8_t type;
-	const uint8_t *payload;
-	size_t length;
-};
-
 enum { WIRE_BROKEN = -1, WIRE_MORE = 0 };
 
 uint16_t wire_u16(const uint8_t *bytes);
@@ -149,16 +145,17 @@ void wire_put_u16(uint8_t *bytes, uint16_t value);
 void wire_put_u32(uint8_t *bytes, uint32_t value);
 void wire_put_u64(uint8_t *bytes, uint64_t value);
 
-/* The first frame of `bytes`: how many bytes it takes up (skipped zeros included), WIRE_MORE, or WIRE_BROKEN. */
-long wire_parse(const uint8_t *bytes, size_t length, struct wire_frame *frame);
+/* The first frame of `bytes`: how many bytes it takes up, WIRE_MORE, or WIRE_BROKEN. */
+long mux_parse(const uint8_t *bytes, size_t length, struct mux_frame *frame);
+void mux_header(uint8_t *bytes, uint8_t type, uint16_t channel, uint32_t length);
+
+/* A control message; 0 or WIRE_BROKEN. */
+int wire_parse(const uint8_t *bytes, size_t length, struct wire_message *message);
 
 /* Step through the fields of a payload: 1 and a field, 0 at the end, WIRE_BROKEN. `*offset` starts at 0. */
 int wire_next(const uint8_t *payload, size_t length, size_t *offset, struct wire_field *field);
 
-/* As wire_parse, for a stream port. */
-long stream_parse(const uint8_t *bytes, size_t length, struct stream_frame *frame);
-
-/* Writing: a frame under construction in the caller's buffer; `full` is set when something did not fit. */
+/* Writing: a control message under construction in the caller's buffer; `full` is set when something did not fit. */
 struct wire_out {
 	uint8_t *bytes;
 	size_t capacity;
@@ -171,9 +168,7 @@ void wire_add(struct wire_out *out, uint16_t tag, const void *bytes, size_t leng
 void wire_add_text(struct wire_out *out, uint16_t tag, const char *text);
 void wire_add_u32(struct wire_out *out, uint16_t tag, uint32_t value);
 void wire_add_u64(struct wire_out *out, uint16_t tag, uint64_t value);
-/* Writes the length; returns the frame's size, or 0 when it did not fit. */
-size_t wire_end(struct wire_out *out);
-
-void stream_header(uint8_t *bytes, uint8_t type, uint32_t length);
+/* The message's size, or 0 when it did not fit. */
+size_t wire_end(const struct wire_out *out);
 
 #endif
