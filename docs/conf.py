@@ -7,7 +7,11 @@ from pathlib import Path
 def _version() -> str:
     """Read, not imported: the documents need nothing of the package."""
     tree = ast.parse((Path(__file__).parent.parent / "src/casemate/__init__.py").read_text())
-    values = [node.value for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__version__"]
+    values = [
+        node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__version__"
+    ]
     return str(ast.literal_eval(values[0]))
 
 

@@ -2,6 +2,7 @@
 # shellcheck shell=bash disable=SC2154
 
 service_policy=/usr/sbin/policy-rc.d
+service_links=/etc
 
 # install_debian_packages LIST
 install_debian_packages() {
@@ -12,8 +13,8 @@ install_debian_packages() {
     local names attempt
     read -ra names <<<"$missing"
     for attempt in 1 2 3; do
-        # The first attempt trusts the package lists that are there; they may be absent or too old.
-        if [ "$attempt" -gt 1 ] || ! apt-cache show "${names[@]}" >/dev/null 2>&1; then
+        # The first attempt trusts the package lists that are there, unless they are absent or too old.
+        if [ "$attempt" -gt 1 ] || ! apt_get install --simulate --no-install-recommends "${names[@]}"; then
             step "apt-get update"
             apt_get update || true
         fi
@@ -41,7 +42,7 @@ is_installed() { [ "$(dpkg-query --show --showformat='${db:Status-Status}' "$1" 
 
 # Another package manager at work is waited for; nothing is asked; what apt prints goes to the log.
 apt_get() {
-    install -d -m 0755 "$logs"
+    install -d -m 0750 "$logs"
     DEBIAN_FRONTEND=noninteractive NEEDRESTART_SUSPEND=1 apt-get --quiet \
         -o DPkg::Lock::Timeout=300 -o Acquire::Retries=3 -o Dpkg::Use-Pty=0 \
         -o Dpkg::Options::=--force-confdef -o Dpkg::Options::=--force-confold \
@@ -53,28 +54,32 @@ apt_get() {
 # the start, and what was enabled by the installation is disabled again. A policy-rc.d of the user's is left alone.
 without_service_starts() {
     local policy=$service_policy ours=0 before after
-    if [ ! -e $policy ]; then
+    if [ ! -e "$policy" ]; then
         ours=1
         # shellcheck disable=SC2064  # the value of now is meant
-        trap "rm -f $policy" EXIT
-        printf '#!/bin/sh\n# Put here by Casemate for the time of one installation.\nexit 101\n' >$policy
-        chmod 0755 $policy
+        trap "rm -f '$policy'" EXIT
+        printf '#!/bin/sh\n# Put here by Casemate for the time of one installation.\nexit 101\n' >"$policy"
+        chmod 0755 "$policy"
     fi
-    before=$(enabled_units)
+    before=$(enabled_services)
     "$@"
-    after=$(enabled_units)
+    after=$(enabled_services)
     if [ $ours = 1 ]; then
-        rm -f $policy
+        rm -f "$policy"
         trap - EXIT
     fi
-    local unit
-    for unit in $(comm -13 <(echo "$before") <(echo "$after")); do
-        step "leaving $unit disabled"
-        systemctl --quiet disable "$unit" 2>>"$logs/prepare.log" || true
+    local link names=()
+    for link in $(comm -13 <(echo "$before") <(echo "$after")); do
+        case $link in
+            */rc?.d/S??*) update-rc.d "${link##*/S??}" disable >>"$logs/prepare.log" 2>&1 || true ;;
+            *) rm -f "$link" && names+=("${link##*/}") ;;
+        esac
     done
+    [ ${#names[@]} -eq 0 ] || step "left disabled: ${names[*]}"
+    ! systemd_runs || systemctl daemon-reload
 }
 
-enabled_units() {
-    systemd_runs || return 0
-    systemctl list-unit-files --no-legend --state=enabled 2>/dev/null | awk '{ print $1 }' | LC_ALL=C sort
+# The links that make a service start with the machine, systemd's and those of SysV init; systemd need not run.
+enabled_services() {
+    find "$service_links"/systemd/system "$service_links"/rc[2-5].d -type l \( -path '*.wants/*' -o -path '*/rc?.d/S*' \) 2>/dev/null | LC_ALL=C sort || true
 }

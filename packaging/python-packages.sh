@@ -64,11 +64,29 @@ install_product() {
         mv "$commands/.$name.new" "$commands/$name"
     done
     install -D -m 0755 "$checkout/packaging/supervise" "$prefix/libexec/supervise"
+    install_completion
     echo "$digest" >"$stamp"
 }
 
+install_completion() {
+    local shell file
+    while read -r shell file; do
+        install -d -m 0755 "$(dirname "$file")"
+        if "$commands/casemate" completion "$shell" >"$file.new" 2>>"$logs/prepare.log"; then
+            mv "$file.new" "$file"
+        else
+            step "no completion for $shell (see $logs/prepare.log)"
+            rm -f "$file.new"
+        fi
+    done <<'FILES'
+bash /usr/local/share/bash-completion/completions/casemate
+zsh /usr/local/share/zsh/site-functions/_casemate
+fish /usr/local/share/fish/vendor_completions.d/casemate.fish
+FILES
+}
+
 product_digest() {
-    (cd "$checkout" && find src packaging pyproject.toml -type f ! -name '*.pyc' -print0 | LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum | cut -c 1-64)
+    (cd "$checkout" && find src packaging pyproject.toml -type f ! -name '*.pyc' ! -path '*/.*_cache/*' -print0 | LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum | cut -c 1-64)
 }
 
 # Twelve digits that stand for these locks and this interpreter.

@@ -39,28 +39,34 @@ def errors_page() -> str:
     lines = [
         GENERATED,
         "# Error codes\n",
-        "Every error that Casemate raises on purpose has a code, which is part of the API and is never renamed. The API",
-        "answers it as `application/problem+json` (RFC 9457) with `type` `urn:casemate:error:CODE`; the command line prints",
-        "the detail and the remedy and ends with the exit code given here.\n",
+        "Every error that Casemate raises on purpose has a code, which is part of the API and is never renamed.",
+        "The API answers it as `application/problem+json` (RFC 9457) with `type` `urn:casemate:error:CODE`; the",
+        "command line prints the detail and the remedy and ends with the exit code given here.\n",
     ]
     lines += [line for cls in classes for line in _error(cls)]
     return "\n".join(lines).rstrip() + "\n"
 
 
 def _error(cls: type[CasemateError]) -> list[str]:
-    facts = f"HTTP {cls.status} · exit code {cls.exit_code} · {'a retry can help' if cls.retryable else 'a retry does not help'}"
+    retry = "a retry can help" if cls.retryable else "a retry does not help"
+    facts = f"HTTP {cls.status} · exit code {cls.exit_code} · {retry}"
     doc = inspect.cleandoc(cls.__dict__.get("__doc__") or "")
-    return [f"## `{cls.code}`\n", f"**{cls.title}.** {facts}\n", *([doc.split("\n\n")[0] + "\n"] if doc else []), f"Remedy: {cls.remedy}\n"]
+    return [
+        f"## `{cls.code}`\n",
+        f"**{cls.title}.** {facts}\n",
+        *([doc.split("\n\n")[0] + "\n"] if doc else []),
+        f"Remedy: {cls.remedy}\n",
+    ]
 
 
 def settings_page() -> str:
     lines = [
         GENERATED,
         "# Settings\n",
-        "Both daemons read `/etc/casemate/casemate.toml` when they start. A setting `section.key` stands there as `key` under",
-        "`[section]`, and in the environment as `CASEMATE_SECTION_KEY` (lists separated by commas). The environment goes before",
-        "the file, the file before the default. An unknown name or a value out of range stops the daemon with",
-        "`settings.invalid`.\n",
+        "Both daemons read `/etc/casemate/casemate.toml` when they start. A setting `section.key` stands there as",
+        "`key` under `[section]`, and in the environment as `CASEMATE_SECTION_KEY` (lists separated by commas). The",
+        "environment goes before the file, the file before the default. An unknown name or a value out of range stops",
+        "the daemon with `settings.invalid`.\n",
     ]
     section = ""
     for row in sorted(SETTINGS, key=lambda row: row.name.partition(".")[0]):

@@ -234,6 +234,8 @@ def detect(root: Path = DEFAULT_ROOT) -> Cgroups:
         if mount.kind == "cgroup":
             for name in mount.super_options.split(","):
                 controllers.setdefault(name, mount.target)
+        elif mount.kind == "cgroup2":
+            controllers["unified"] = mount.target
     if "memory" in controllers and "pids" in controllers:
         return CgroupsV1({name: place for name, place in controllers.items() if name != "rw"})
     raise CgroupsMissing(f"{root}: neither cgroup2 nor v1's memory and pids controllers are mounted")

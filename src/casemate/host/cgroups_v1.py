@@ -21,6 +21,9 @@ class CgroupsV1:
 
     def __init__(self, controllers: Mapping[str, Path]) -> None:
         self.controllers = {name: controllers[name] for name in _CONTROLLERS if name in controllers}
+        #: The other hierarchies (name=systemd, net_cls, an empty cgroup2): nothing is set there, but OCI runtimes
+        #: put containers into each that is mounted, and their cgroups must go too.
+        self._others = tuple(dict.fromkeys(place for name, place in controllers.items() if name not in _CONTROLLERS))
 
     def folder(self, controller: str, path: str) -> Path | None:
         place = self.controllers.get(controller)
@@ -29,6 +32,11 @@ class CgroupsV1:
     def _folders(self, path: str) -> Iterable[Path]:
         """The cgroup in each hierarchy, once (cpu and cpuacct are often one)."""
         return dict.fromkeys(place / base.check_path(path) for place in self.controllers.values())
+
+    def _every(self, path: str) -> Iterable[Path]:
+        """As :meth:`_folders`, and the cgroup in the other hierarchies, where a runtime made one."""
+        own = (*self.controllers.values(), *self._others)
+        return dict.fromkeys(place / base.check_path(path) for place in own)
 
     def create(self, path: str) -> None:
         for place in dict.fromkeys(self.controllers.values()):
@@ -40,10 +48,10 @@ class CgroupsV1:
                     _inherit_cpuset(parent, current)
 
     def exists(self, path: str) -> bool:
-        return any(folder.is_dir() for folder in self._folders(path))
+        return any(folder.is_dir() for folder in self._every(path))
 
     def remove(self, path: str) -> None:
-        for folder in self._folders(path):
+        for folder in self._every(path):
             base.remove_tree(folder)
 
     def kill(self, path: str) -> None:

@@ -64,22 +64,21 @@ async def inside(netns_fd: int, function: Callable[[], T]) -> T:
 
 
 async def create(pin: Path, function: Callable[[], T]) -> T:
-    """A new network namespace, pinned by a bind mount at *pin*, with *function* run inside it first.
+    """A new network namespace, pinned by a bind mount at *pin*, with *function* run inside it.
 
     Nothing stays when *function* or the pinning fails.
     """
 
     def body() -> T:
         syscalls.unshare(syscalls.CLONE_NEWNET)
-        result = function()
         # O_EXCL: a pin that exists belongs to somebody.
         os.close(os.open(pin, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444))
         try:
             syscalls.mount("/proc/thread-self/ns/net", pin, None, syscalls.MS_BIND)
+            return function()
         except BaseException:
-            pin.unlink()
+            remove(pin)
             raise
-        return result
 
     return await in_own_thread(body)
 

@@ -120,11 +120,15 @@ class Child:
         self._loop = asyncio.get_running_loop()
         self._pidfd = os.pidfd_open(pid)
         self.returncode: int | None = None
+        self._ending = False
         self._ended: asyncio.Future[int] = self._loop.create_future()
         self._loop.add_reader(self._pidfd, self._reap)
 
     def _reap(self) -> None:
         self._loop.remove_reader(self._pidfd)
+        if self._ending:
+            # While its leader is not reaped, the group's number cannot belong to others.
+            self.signal_group(signal.SIGKILL)
         _, status = os.waitpid(self.pid, 0)
         self.returncode = os.waitstatus_to_exitcode(status)
         os.close(self._pidfd)
@@ -142,14 +146,14 @@ class Child:
                 os.killpg(self.pid, number)
 
     async def end(self, grace_s: float = TERM_GRACE_S) -> None:
-        """TERM, wait *grace_s*, KILL, wait; survives one cancellation of the caller."""
+        """TERM to the group, wait *grace_s*, KILL to what is left of it; survives one cancellation of the caller."""
+        self._ending = True
         for number, wait_s in ((signal.SIGTERM, grace_s), (signal.SIGKILL, grace_s)):
             self.signal_group(number)
             if self.returncode is None:
                 with contextlib.suppress(TimeoutError, asyncio.CancelledError):
                     async with asyncio.timeout(wait_s):
                         await self.wait()
-        self.signal_group(signal.SIGKILL)
 
 
 class _Collector:

@@ -137,9 +137,10 @@ async def open_as(uid: int, gid: int, groups: Sequence[int], path: str, *, write
         if done.returncode != 0:
             raise programs.failure(done)
         ours.setblocking(False)
-        data, fds, _, _ = socket.recv_fds(ours, 64, 1, socket.MSG_CMSG_CLOEXEC)
-        if fds:
-            return fds[0]
+        # Not socket.recv_fds: Python 3.11's drops its flags, and the descriptor would reach every program we start.
+        data, ancillary, _, _ = ours.recvmsg(64, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC)
+        if ancillary:
+            return int.from_bytes(ancillary[0][2][:4], sys.byteorder)
         number = int(data)
 
     def refuse() -> int:

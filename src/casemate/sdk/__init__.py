@@ -1,2 +1,7 @@
-"""The Python client for programs.
-"""
+"""The Python client for programs."""
+
+from casemate.sdk.client import Client, Ran
+from casemate.sdk.errors import ApiAway, ApiBroken, ApiError
+from casemate.sdk.transport import Transport
+
+__all__ = ["ApiAway", "ApiBroken", "ApiError", "Client", "Ran", "Transport"]

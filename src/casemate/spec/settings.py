@@ -173,6 +173,10 @@ class Settings:
         assert isinstance(value, bool), name
         return value
 
+    def value(self, name: str) -> Value:
+        """The value of the row *name*, whatever its type."""
+        return self._values[name]
+
     def texts(self, name: str) -> tuple[str, ...]:
         value = self._values[name]
         assert isinstance(value, tuple), name

@@ -115,18 +115,23 @@ async def apply(rootfs: RootfsPlan, layers: LayerMounts, userns_fd: int | None) 
 
 def _mount_overlay(rootfs: RootfsPlan, layers: LayerMounts, userns_fd: int | None) -> None:
     with contextlib.ExitStack() as stack:
-        lowers: list[int] = []
-        for layer in rootfs.layers:
-            place = layers.use(layer, rootfs.user)
-            number = mounts.clone(place) if userns_fd is None else mounts.idmapped_clone_fd(place, userns_fd)
-            stack.callback(os.close, number)
-            lowers.append(number)
-        if not lowers:
-            lowers.append(_empty_lower(stack, rootfs))
+        lowers = _lower_fds(stack, rootfs, layers, userns_fd)
         _make_upper(rootfs, os.fstat(lowers[0]))
         rootfs.target.mkdir(parents=True, exist_ok=True, mode=0o755)
         mounted = mounts.overlay(rootfs.target, lowers, rootfs.upper, rootfs.work, volatile=rootfs.volatile)
         os.close(mounted)
+
+
+def _lower_fds(
+    stack: contextlib.ExitStack, rootfs: RootfsPlan, layers: LayerMounts, userns_fd: int | None
+) -> list[int]:
+    lowers: list[int] = []
+    for layer in rootfs.layers:
+        place = layers.use(layer, rootfs.user)
+        number = mounts.clone(place) if userns_fd is None else mounts.idmapped_clone_fd(place, userns_fd)
+        stack.callback(os.close, number)
+        lowers.append(number)
+    return lowers or [_empty_lower(stack, rootfs)]
 
 
 def _empty_lower(stack: contextlib.ExitStack, rootfs: RootfsPlan) -> int:
@@ -204,3 +209,16 @@ def unmount(rootfs: RootfsPlan, layers: LayerMounts) -> None:
 def is_mounted(rootfs: RootfsPlan) -> bool:
     """Whether the root is there (after a reboot it is not)."""
     return os.path.ismount(rootfs.target)
+
+
+def lower_fd(rootfs: RootfsPlan, layers: LayerMounts, userns_fd: int | None) -> int:
+    """A descriptor of the layers alone, joined and mapped as in the root: what `diff` compares with.
+
+    A detached mount, gone when the descriptor is closed (by the caller).
+    """
+    with contextlib.ExitStack() as stack:
+        lowers = _lower_fds(stack, rootfs, layers, userns_fd)
+        mounted = os.dup(lowers[0]) if len(lowers) == 1 else mounts.overlay(None, lowers, None, None, read_only=True)
+        stack.callback(os.close, mounted)
+        # Of a detached mount an O_PATH descriptor is not enough: its entries are listed.
+        return os.open(f"/proc/self/fd/{mounted}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -96,7 +96,12 @@ class Volumes:
 
     def clone_fd(self, volume: Volume, userns_fd: int) -> int:
         """The same, detached, as a descriptor for a confined child."""
-        return mounts.idmapped_clone_fd(volume.data, userns_fd, read_only=False)
+        number = mounts.idmapped_clone_fd(volume.data, userns_fd, read_only=False)
+        try:
+            # The mount's own descriptor only names it (O_PATH); the child lists the folder and sets its owner.
+            return os.open(f"/proc/self/fd/{number}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        finally:
+            os.close(number)
 
     def is_empty(self, volume: Volume) -> bool:
         """Whether there is nothing in it: only then is it filled from the image."""

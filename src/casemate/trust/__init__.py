@@ -1,2 +1,1 @@
-"""Admission: the step between "resolved to a digest" and "run". Pure; no I/O.
-"""
+"""Admission: the step between "resolved to a digest" and "run". Pure; no I/O."""

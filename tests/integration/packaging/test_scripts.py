@@ -14,7 +14,9 @@ SOURCE = f'source "{PACKAGING}/places.sh"; source "{PACKAGING}/debian-packages.s
 
 
 def bash(script: str, *, uid: int | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60, check=False, user=uid, cwd="/")
+    return subprocess.run(
+        ["bash", "-c", script], capture_output=True, text=True, timeout=60, check=False, user=uid, cwd="/"
+    )
 
 
 @pytest.mark.root
@@ -36,7 +38,16 @@ def test_without_root_it_says_so(script: str, tmp_path: Path) -> None:
 
 def test_missing_packages_are_those_without_program_or_package(tmp_path: Path) -> None:
     listed = tmp_path / "list"
-    listed.write_text("# why\n\nno-such-package  -  x\nno-such-other  bash  there by program\nbase-files  -  there by package\nno-third  no-program-3  x\n")
+    lines = (
+        "# why",
+        "",
+        "no-such-package - x",
+        "no-such-other bash program",
+        "base-files - package",
+        "no-third no-3 x",
+        "",
+    )
+    listed.write_text("\n".join(lines))
     result = bash(f"{SOURCE} missing_packages {listed}")
     assert (result.returncode, result.stdout) == (0, "no-such-package no-third\n")
 
@@ -48,6 +59,18 @@ def test_the_policy_against_service_starts_is_taken_away_again(tmp_path: Path, s
     result = bash(f"{SOURCE} service_policy={policy}; {inner}; without_service_starts inner")
     assert (result.returncode, result.stdout) == (status, "answers 101\n")
     assert not policy.exists()
+
+
+def test_what_an_installation_enables_is_disabled_again(tmp_path: Path) -> None:
+    wants = tmp_path / "systemd/system/multi-user.target.wants"
+    wants.mkdir(parents=True)
+    (wants / "users.service").symlink_to("/lib/users.service")
+    inner = f"inner() {{ ln -s /lib/new.service {wants}/new.service; }}"
+    result = bash(
+        f"{SOURCE} service_policy={tmp_path}/p; service_links={tmp_path}; {inner}; without_service_starts inner"
+    )
+    assert (result.returncode, result.stdout) == (0, "casemate: left disabled: new.service\n")
+    assert [link.name for link in wants.iterdir()] == ["users.service"]
 
 
 def test_a_policy_of_the_user_s_is_left_alone(tmp_path: Path) -> None:
@@ -81,6 +104,7 @@ def test_a_host_of_another_kind_is_refused(tmp_path: Path) -> None:
     result = bash(f'{SOURCE} source "{PACKAGING}/host-checks.sh"; PATH={other}:$PATH; check_host')
     assert result.returncode == 1
     assert "this machine is riscv64" in result.stderr
-    result = bash(f'{SOURCE} source "{PACKAGING}/host-checks.sh"; uname() {{ [ $1 = -s ] && echo Linux || echo x86_64; }}; PATH={other}; check_host')
+    uname = "uname() { [ $1 = -s ] && echo Linux || echo x86_64; }"
+    result = bash(f'{SOURCE} source "{PACKAGING}/host-checks.sh"; {uname}; PATH={other}; check_host')
     assert result.returncode == 1
     assert "not a Debian-like system" in result.stderr

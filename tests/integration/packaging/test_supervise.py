@@ -23,7 +23,20 @@ class Supervision:
         self.log = folder / "log"
 
     def start(self, script: str, starts: int = 8) -> subprocess.CompletedProcess[str]:
-        return self._call("start", "--log", str(self.log), "--starts", str(starts), "--", "setpriv", "--pdeathsig", "TERM", "sh", "-c", script)
+        return self._call(
+            "start",
+            "--log",
+            str(self.log),
+            "--starts",
+            str(starts),
+            "--",
+            "setpriv",
+            "--pdeathsig",
+            "TERM",
+            "sh",
+            "-c",
+            script,
+        )
 
     def stop(self) -> subprocess.CompletedProcess[str]:
         return self._call("stop")
@@ -155,7 +168,9 @@ def test_the_caller_s_environment_stays_outside(supervision: Supervision, monkey
     assert "CASEMATE_LIMITS_PIDS=99" in text
 
 
-@pytest.mark.parametrize("arguments", [[], ["start"], ["start", "x"], ["stop", "x", "--", "sh"], ["start", "x", "--what", "y", "--", "sh"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["start"], ["start", "x"], ["stop", "x", "--", "sh"], ["start", "x", "--what", "y", "--", "sh"]]
+)
 def test_wrong_usage(arguments: list[str]) -> None:
     result = subprocess.run([str(PROGRAM), *arguments], capture_output=True, text=True, timeout=30, check=False)
     assert result.returncode == 2

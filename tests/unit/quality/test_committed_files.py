@@ -9,13 +9,21 @@ import pytest
 
 FORBIDDEN = {
     "a folder in /opt that is not ours": re.compile(rb"(?<![\w.])/opt/(?!casemate\b)[a-z]"),
-    "a work folder at the root": re.compile(rb"(?<![\w.})$-])/work/"),
+    "a work folder at the root": re.compile(rb"(?<![\w.})$-])/work/(?=[a-z])"),
     "somebody's home": re.compile(rb"(?<![\w.-])/(home|Users)/(?!casemate\b)[a-z]+/"),
     "root's configuration": re.compile(rb"(?<![\w.-])/root/\.(?!docker\b)[a-z]"),
-    "a package index": re.compile(rb"files\.pythonhosted|pypi\.org/simple"),
-    "a conflict mark": re.compile(rb"^(<<<<<<<|>>>>>>>) ", re.MULTILINE),
+    "a package index": re.compile(rb"files[.]pythonhosted|pypi[.]org/simple"),
+    "a conflict mark": re.compile(rb"^(<{7}|>{7}) ", re.MULTILINE),
 }
-SAMPLES = [b"cd /o" b"pt/tools", b"in /wo" b"rk/main", b"/ho" b"me/jo/x", b"/ro" b"ot/.cache", b"https://pypi.o" b"rg/simple", b"<<<<" b"<<< HEAD"]
+# "@" is taken out: this file names none of them either.
+SAMPLES = [
+    "cd /op@t/tools",
+    "in /wor@k/main",
+    "/hom@e/jo/x",
+    "/roo@t/.cache",
+    "https://pypi.or@g/simple",
+    "<<<@<<<< HEAD",
+]
 
 
 def faults(text: bytes) -> list[str]:
@@ -24,13 +32,13 @@ def faults(text: bytes) -> list[str]:
 
 def test_no_file_names_one_machine(committed_files: list[Path]) -> None:
     assert len(committed_files) > 20
-    found = {str(path): faults(path.read_bytes()) for path in committed_files if path != Path(__file__)}
+    found = {str(path): faults(path.read_bytes()) for path in committed_files}
     assert not {path: what for path, what in found.items() if what}
 
 
 @pytest.mark.parametrize("sample", SAMPLES)
-def test_a_fault_is_found(sample: bytes) -> None:
-    assert len(faults(sample)) == 1
+def test_a_fault_is_found(sample: str) -> None:
+    assert len(faults(sample.replace("@", "").encode())) == 1
 
 
 def test_no_editor_or_build_leftovers(committed_files: list[Path]) -> None:

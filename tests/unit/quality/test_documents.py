@@ -39,7 +39,9 @@ def test_links_lead_somewhere(committed_files: list[Path], root: Path) -> None:
 
 def test_a_dead_link_is_found(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    page.write_text("# One two\n[a](#one-two) [b](page.md) [c](gone.md) [d](#three) [e](https://example.org) `[f](x)`\n")
+    page.write_text(
+        "# One two\n[a](#one-two) [b](page.md) [c](gone.md) [d](#three) [e](https://example.org) `[f](x)`\n"
+    )
     assert dead_links(page) == ["gone.md", "#three"]
 
 

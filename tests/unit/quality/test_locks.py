@@ -27,7 +27,11 @@ def asked(path: Path) -> list[Requirement]:
 @pytest.mark.parametrize("name", LOCKS)
 def test_every_line_is_a_version_or_its_hash(root: Path, name: str) -> None:
     lines = (root / f"requirements/{name}.lock").read_text().splitlines()
-    assert not [line for line in lines if line and not line.startswith("# ") and not PIN.fullmatch(line) and not HASH.fullmatch(line)]
+    assert not [
+        line
+        for line in lines
+        if line and not line.startswith("# ") and not PIN.fullmatch(line) and not HASH.fullmatch(line)
+    ]
     starts = [number for number, line in enumerate(lines) if PIN.fullmatch(line)]
     assert starts
     assert not [lines[number] for number in starts if not HASH.fullmatch(lines[number + 1])]
@@ -36,7 +40,9 @@ def test_every_line_is_a_version_or_its_hash(root: Path, name: str) -> None:
 @pytest.mark.parametrize("name", LOCKS)
 def test_no_address_of_any_index(root: Path, name: str) -> None:
     for path in (root / f"requirements/{name}.lock", root / f"requirements/{name}.in"):
-        assert not re.findall(r"https?:|file:/|//|--index|--extra-index|--find-links|--trusted|debian\.org", path.read_text())
+        assert not re.findall(
+            r"https?:|file:/|//|--index|--extra-index|--find-links|--trusted|debian\.org", path.read_text()
+        )
 
 
 @pytest.mark.parametrize("name", LOCKS)
@@ -53,5 +59,7 @@ def test_tests_run_with_the_product_s_versions(root: Path) -> None:
 
 def test_the_package_asks_for_what_is_locked(root: Path) -> None:
     project = tomllib.loads((root / "pyproject.toml").read_text())
-    declared = {str(Requirement(text)) for text in project["project"]["dependencies"] + project["build-system"]["requires"]}
+    declared = {
+        str(Requirement(text)) for text in project["project"]["dependencies"] + project["build-system"]["requires"]
+    }
     assert declared == {str(requirement) for requirement in asked(root / "requirements/run.in")}

@@ -13,13 +13,32 @@ UNITS = ("casemated", "casemate-hostd")
 #: systemd's own scale from 0 (nothing reachable) to 10; the privileged daemon is bound by its protocol instead.
 MAX_EXPOSURE = 3.0
 #: Each gives a unit a mount namespace of its own.
-MOUNT_NAMESPACE = (
-    "ProtectSystem ProtectHome PrivateTmp PrivateDevices PrivateMounts ReadWritePaths ReadOnlyPaths InaccessiblePaths BindPaths "
-    "BindReadOnlyPaths TemporaryFileSystem ProtectKernelTunables ProtectKernelModules ProtectKernelLogs ProtectControlGroups "
-    "ProtectProc ProcSubset RootDirectory RootImage MountAPIVFS"
-).split()
+MOUNT_NAMESPACE = [
+    "ProtectSystem",
+    "ProtectHome",
+    "PrivateTmp",
+    "PrivateDevices",
+    "PrivateMounts",
+    "ReadWritePaths",
+    "ReadOnlyPaths",
+    "InaccessiblePaths",
+    "BindPaths",
+    "BindReadOnlyPaths",
+    "TemporaryFileSystem",
+    "ProtectKernelTunables",
+    "ProtectKernelModules",
+    "ProtectKernelLogs",
+    "ProtectControlGroups",
+    "ProtectProc",
+    "ProcSubset",
+    "RootDirectory",
+    "RootImage",
+    "MountAPIVFS",
+]
 
-needs_systemd_analyze = pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="missing: systemd-analyze (package systemd)")
+needs_systemd_analyze = pytest.mark.skipif(
+    not shutil.which("systemd-analyze"), reason="missing: systemd-analyze (package systemd)"
+)
 
 
 @pytest.fixture
@@ -37,7 +56,9 @@ def test_systemd_takes_the_unit(root: Path, tmp_path: Path, unit: str) -> None:
     """With every program replaced by one that is there: whether Casemate is installed is not the question."""
     for name in UNITS:
         text = (root / f"packaging/systemd/{name}.service").read_text()
-        (tmp_path / f"{name}.service").write_text(re.sub(r"^ExecStart=.*", "ExecStart=/bin/true", text, flags=re.MULTILINE))
+        (tmp_path / f"{name}.service").write_text(
+            re.sub(r"^ExecStart=.*", "ExecStart=/bin/true", text, flags=re.MULTILINE)
+        )
     command = ["systemd-analyze", "verify", "--man=no", str(tmp_path / f"{unit}.service")]
     result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (result.returncode, result.stderr) == (0, "")
@@ -45,7 +66,13 @@ def test_systemd_takes_the_unit(root: Path, tmp_path: Path, unit: str) -> None:
 
 @needs_systemd_analyze
 def test_casemated_is_barely_exposed(root: Path) -> None:
-    command = ["systemd-analyze", "security", "--offline=true", "--no-pager", str(root / "packaging/systemd/casemated.service")]
+    command = [
+        "systemd-analyze",
+        "security",
+        "--offline=true",
+        "--no-pager",
+        str(root / "packaging/systemd/casemated.service"),
+    ]
     result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     level = re.search(r"Overall exposure level for casemated.service: ([0-9.]+)", result.stdout)
     assert level, result.stderr
@@ -68,9 +95,24 @@ def test_hostd_ends_alone_and_mounts_in_the_host_s_namespace(options: dict[str, 
     assert not set(unit) & set(MOUNT_NAMESPACE)
 
 
-def test_hostd_s_capabilities_are_bounded_and_each_has_its_reason(root: Path, options: dict[str, dict[str, str]]) -> None:
+def test_hostd_s_capabilities_are_bounded_and_each_has_its_reason(
+    root: Path, options: dict[str, dict[str, str]]
+) -> None:
     held = {name.removeprefix("CAP_") for name in options["casemate-hostd"]["CapabilityBoundingSet"].split()}
-    reasons = re.findall(r"^#   ([A-Z_ ]+?)  +[a-z/]", (root / "packaging/systemd/casemate-hostd.service").read_text(), re.MULTILINE)
+    reasons = re.findall(
+        r"^#   ([A-Z_ ]+?)  +[a-z/]", (root / "packaging/systemd/casemate-hostd.service").read_text(), re.MULTILINE
+    )
     assert held == {name for line in reasons for name in line.split()}
-    never = {"SYS_MODULE", "SYS_RAWIO", "SYS_BOOT", "SYS_TIME", "MAC_ADMIN", "MAC_OVERRIDE", "AUDIT_CONTROL", "SYSLOG", "PERFMON", "BPF"}
+    never = {
+        "SYS_MODULE",
+        "SYS_RAWIO",
+        "SYS_BOOT",
+        "SYS_TIME",
+        "MAC_ADMIN",
+        "MAC_OVERRIDE",
+        "AUDIT_CONTROL",
+        "SYSLOG",
+        "PERFMON",
+        "BPF",
+    }
     assert not held & never

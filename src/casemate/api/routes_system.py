@@ -1,0 +1,129 @@
+"""Routes of the node: version, info, doctor, disk usage, prune, events, audit."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+from starlette.responses import Response
+
+from casemate.api import schema
+from casemate.api.routing import Call, NoQuery, Project, Row
+from casemate.api.streams import HEARTBEAT, event_stream, sse
+from casemate.node import audit, system
+from casemate.node.clock import parse_time
+from casemate.node.events import Events
+from casemate.spec.errors import InvalidArgument, PermissionDenied
+
+_FILTERS = ("kind", "type", "action", "event", "subject", "container", "name", "project", "image", "pod", "volume")
+
+
+class EventsQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """*since* and *until* as for logs; *follow* false ends at the present; *filter* is ``key=value``."""
+
+    since: str = ""
+    until: str = ""
+    follow: bool = True
+    filter: Annotated[tuple[str, ...], Meta(max_length=64)] = ()
+    project: str = ""
+
+
+class AuditQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    after: Annotated[int, Meta(ge=0)] = 0
+    limit: Annotated[int, Meta(ge=1, le=1000)] = 200
+
+
+async def version(call: Call) -> object:
+    return system.version(call.core)
+
+
+async def info(call: Call) -> object:
+    return await system.info(call.core)
+
+
+async def doctor(call: Call) -> object:
+    return await system.doctor(call.core)
+
+
+async def disk(call: Call) -> object:
+    return await system.disk(call.core, call.project)
+
+
+async def prune(call: Call) -> object:
+    return await system.prune(call.core, call.body, call.caller)
+
+
+async def openapi(call: Call) -> object:  # noqa: ARG001 - a handler
+    from casemate.api.openapi import document_bytes  # noqa: PLC0415 - asked for rarely, and not small
+
+    return Response(document_bytes(), media_type="application/json")
+
+
+async def read_audit(call: Call) -> object:
+    if not call.peer.auditor:
+        raise PermissionDenied("only root reads the audit log", remedy="sudo casemate system audit")
+    query: AuditQuery = call.query
+    return await call.core.db.read(lambda db: audit.page(db, query.after, query.limit))
+
+
+async def events(call: Call) -> object:
+    query: EventsQuery = call.query
+    at = call.core.clock()
+    since = parse_time(query.since, at) if query.since else 0.0
+    until = parse_time(query.until, at) if query.until else float("inf")
+    wanted = _parse_filters(query.filter)
+    assert call.request is not None
+    last = call.request.headers.get("last-event-id", "")
+    after = int(last) if last.isascii() and last.isdigit() and len(last) < 18 else None
+    if after is None and not query.follow:
+        after = 0
+
+    async def pieces() -> AsyncIterator[bytes]:
+        watcher: Events = call.core.events
+        async for row in watcher.watch(after=after, since=since, until=until, follow=query.follow):
+            if row is None:
+                yield HEARTBEAT
+                if call.core.clock() > until:
+                    return
+            elif _takes(row, wanted) and (not query.project or row.project == query.project):
+                yield sse("event", row, row.number)
+
+    return event_stream(call, pieces())
+
+
+def _parse_filters(texts: tuple[str, ...]) -> dict[str, set[str]]:
+    wanted: dict[str, set[str]] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or key not in _FILTERS:
+            raise InvalidArgument(f"filter {text[:80]!r} is not KEY=VALUE with KEY one of {', '.join(_FILTERS)}")
+        wanted.setdefault({"type": "kind", "event": "action"}.get(key, key), set()).add(value)
+    return wanted
+
+
+def _takes(row: schema.EventRow, wanted: dict[str, set[str]]) -> bool:
+    for key, values in wanted.items():
+        if key in ("kind", "action", "subject", "name", "project"):
+            if getattr(row, key) not in values:
+                return False
+        elif key == "image" and row.kind == "container":
+            if row.facts.get("image") not in values:
+                return False
+        elif row.kind != key or not any(v == row.name or (v and row.subject.startswith(v)) for v in values):
+            return False
+    return True
+
+
+ROWS = (
+    Row("GET", "/v1/version", version, "Versions", NoQuery, answer=schema.VersionAnswer),
+    Row("GET", "/v1/info", info, "The host and what is on it", NoQuery, answer=schema.InfoAnswer),
+    Row("GET", "/v1/doctor", doctor, "Check the host and what a crash left", NoQuery, answer=schema.DoctorAnswer),
+    Row("GET", "/v1/df", disk, "Disk usage", Project, answer=schema.DiskAnswer),
+    Row("POST", "/v1/prune", prune, "Remove what nobody uses", NoQuery, body=schema.PruneRequest, optional_body=True,
+        answer=schema.Removed),
+    Row("GET", "/v1/openapi.json", openapi, "This document", NoQuery, answer="application/json"),
+    Row("GET", "/v1/events", events, "Follow events", EventsQuery, answer="text/event-stream", errors=(429,)),
+    Row("GET", "/v1/audit", read_audit, "Read the audit log", AuditQuery, answer=schema.AuditList, errors=(403,)),
+)  # fmt: skip

@@ -1,0 +1,105 @@
+"""The names of all commands: which module holds each, its line in help, and under which heading it stands.
+
+Only this is loaded for ``casemate --help``; a command's flags are loaded with its module. A test holds that each row
+leads to a :class:`~casemate.cli.flags.Command`.
+"""
+
+from __future__ import annotations
+
+#: path, module below casemate.cli.commands, attribute, summary, heading.
+ROWS: tuple[tuple[str, str, str, str, str], ...] = (
+    ("run", "run", "RUN", "Create and start a container from an image", "Common"),
+    ("exec", "exec", "EXEC", "Run a command in a running container", "Common"),
+    ("ps", "listing", "PS", "List containers", "Common"),
+    ("logs", "logs", "LOGS", "Show what a container wrote", "Common"),
+    ("pull", "images", "PULL", "Fetch an image from a registry", "Common"),
+    ("push", "images", "PUSH", "Send an image to a registry", "Common"),
+    ("images", "images", "LS", "List images", "Common"),
+    ("create", "run", "CREATE", "Create a container without starting it", "Containers"),
+    ("start", "attach", "START", "Start containers", "Containers"),
+    ("stop", "lifecycle", "STOP", "Stop containers: signal, wait, kill", "Containers"),
+    ("restart", "lifecycle", "RESTART", "Stop and start containers", "Containers"),
+    ("kill", "lifecycle", "KILL", "Send a signal to containers (KILL)", "Containers"),
+    ("rm", "lifecycle", "RM", "Remove containers", "Containers"),
+    ("pause", "lifecycle", "PAUSE", "Freeze all processes of containers", "Containers"),
+    ("unpause", "lifecycle", "UNPAUSE", "Let paused containers go on", "Containers"),
+    ("wait", "lifecycle", "WAIT", "Wait until containers end, print their exit codes", "Containers"),
+    ("rename", "lifecycle", "RENAME", "Give a container another name", "Containers"),
+    ("update", "update", "UPDATE", "Change limits and restart policy of containers that run", "Containers"),
+    ("attach", "attach", "ATTACH", "Connect this terminal to a running container", "Containers"),
+    ("cp", "copy", "CP", "Copy files between a container and this machine", "Containers"),
+    ("inspect", "inspect", "INSPECT", "Show everything about objects", "Containers"),
+    ("stats", "stats", "STATS", "Show what containers use, live", "Containers"),
+    ("top", "listing", "TOP", "List the processes of a container", "Containers"),
+    ("diff", "listing", "DIFF", "List what a container changed in its file system", "Containers"),
+    ("port", "listing", "PORT", "List published ports", "Containers"),
+    ("export", "copy", "EXPORT", "Write a container's file system as a tar archive", "Containers"),
+    ("events", "events", "EVENTS", "Show what happens, as it happens", "Containers"),
+    ("pod create", "pods", "CREATE", "Create a pod: one sandbox for several containers", "Pods"),
+    ("pod ps", "pods", "PS", "List pods", "Pods"),
+    ("pod rm", "pods", "RM", "Remove pods", "Pods"),
+    ("pod start", "pods", "START", "Start all containers of pods", "Pods"),
+    ("pod stop", "pods", "STOP", "Stop all containers of pods", "Pods"),
+    ("pod inspect", "inspect", "POD", "Show everything about pods", "Pods"),
+    ("image ls", "images", "LS", "List images", "Images"),
+    ("image pull", "images", "PULL", "Fetch an image from a registry", "Images"),
+    ("image push", "images", "PUSH", "Send an image to a registry", "Images"),
+    ("image rm", "images", "RM", "Remove images", "Images"),
+    ("image tag", "images", "TAG", "Give an image a further name", "Images"),
+    ("image history", "images", "HISTORY", "Show the steps that made an image", "Images"),
+    ("image inspect", "inspect", "IMAGE", "Show everything about images", "Images"),
+    ("image prune", "images", "PRUNE", "Remove images that nothing uses", "Images"),
+    ("image import", "archives", "IMPORT", "Make an image out of an archive or a root file system", "Images"),
+    ("image export", "archives", "EXPORT", "Write an image as an archive", "Images"),
+    ("image load", "archives", "LOAD", "Load images from an archive (docker load)", "Images"),
+    ("image save", "archives", "SAVE", "Write an image as an archive (docker save)", "Images"),
+    ("image build-debian", "archives", "BUILD_DEBIAN", "Make an image out of Debian packages", "Images"),
+    ("volume create", "volumes", "CREATE", "Create a volume", "Volumes"),
+    ("volume ls", "volumes", "LS", "List volumes", "Volumes"),
+    ("volume rm", "volumes", "RM", "Remove volumes", "Volumes"),
+    ("volume inspect", "inspect", "VOLUME", "Show everything about volumes", "Volumes"),
+    ("volume prune", "volumes", "PRUNE", "Remove volumes that nothing uses", "Volumes"),
+    ("system info", "system", "INFO", "Describe the host and the daemons", "System"),
+    ("system doctor", "system", "DOCTOR", "Check the host; name what a crash left behind", "System"),
+    ("system df", "system", "DF", "Show what takes the space", "System"),
+    ("system prune", "system", "PRUNE", "Remove what is unused or was left behind", "System"),
+    ("audit ls", "audit", "LS", "List the audit log", "System"),
+    ("audit verify", "audit", "VERIFY", "Check the chain of the audit log", "System"),
+    ("version", "version", "VERSION", "Show the versions of client and daemons", "System"),
+    ("login", "login", "LOGIN", "Keep credentials for a registry", "System"),
+    ("logout", "login", "LOGOUT", "Forget credentials for a registry", "System"),
+    ("completion", "shell", "COMPLETION", "Print a completion script for bash, zsh or fish", "System"),
+    ("help", "shell", "HELP", "Print help for a command", "System"),
+)
+
+#: What people type for the same: alias -> path.
+ALIASES: dict[str, str] = {
+    "rmi": "image rm", "tag": "image tag", "history": "image history", "import": "image import",
+    "load": "image load", "save": "image save", "info": "system info",
+    "image list": "image ls", "image remove": "image rm",
+    "volume list": "volume ls", "volume remove": "volume rm",
+    "pod ls": "pod ps", "pod list": "pod ps",
+    "system events": "events", "list": "ps", "ls": "ps",
+    "container ls": "ps", "container list": "ps", "container ps": "ps", "container remove": "rm",
+    **{f"container {name}": name for name in (
+        "run", "create", "start", "stop", "restart", "kill", "rm", "pause", "unpause", "wait", "rename", "update",
+        "attach", "exec", "logs", "cp", "inspect", "stats", "top", "diff", "port", "export",
+    )},
+}  # fmt: skip
+
+GROUPS: dict[str, str] = {
+    "container": "Manage containers",
+    "pod": "Manage pods",
+    "image": "Manage images",
+    "volume": "Manage volumes",
+    "system": "Look after the host and the daemons",
+    "audit": "Read the audit log",
+}
+
+
+def paths() -> dict[str, tuple[str, str, str, str, str]]:
+    """Every path, aliases too, with its row."""
+    found = {row[0]: row for row in ROWS}
+    for alias, path in ALIASES.items():
+        found[alias] = found[path]
+    return found

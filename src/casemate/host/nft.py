@@ -1,0 +1,142 @@
+"""nftables through libnftables, in process, loaded when first needed.
+
+Measured (decision 0022): 0.19 ms for an element against 3.6 ms with the `nft` program; the library costs 4 MiB.
+One call is one transaction: all of it holds afterwards, or nothing. The library's context is not for two
+threads; everything here runs on the loop's thread, which a change blocks for that long.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import re
+import socket
+import struct
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from casemate.spec.errors import CasemateError, HostLacks, InvalidArgument
+
+_JSON_OUTPUT = 1 << 4
+_NAME = re.compile(r"[a-zA-Z][a-zA-Z0-9_-]{0,30}\Z")
+#: NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETGEN
+_GETGEN = 10 << 8 | 16
+
+
+class NftFailed(CasemateError):
+    code = "host.nft_failed"
+    title = "The kernel refused a change of the firewall"
+    remedy = "`casemate system doctor` checks the table; `nft list ruleset` shows all of it."
+
+
+class NftMissing(HostLacks):
+    code = "host.nft_missing"
+    title = "nftables is not to be had"
+    remedy = "Install it: `apt-get install nftables` (libnftables.so.1), on a kernel with CONFIG_NF_TABLES."
+
+
+def check_table_name(name: str) -> str:
+    """*name*, when it may stand in a script as it is."""
+    if not _NAME.match(name):
+        raise InvalidArgument(f"nftables table {name[:80]!r} is not 1 to 31 of [a-zA-Z0-9_-], the first a letter")
+    return name
+
+
+class Nft:
+    """A libnftables context."""
+
+    def __init__(self) -> None:
+        try:
+            library = ctypes.CDLL("libnftables.so.1")
+        except OSError as error:
+            raise NftMissing(f"libnftables.so.1: {error}") from error
+        library.nft_ctx_new.restype = ctypes.c_void_p
+        for name in ("nft_ctx_get_output_buffer", "nft_ctx_get_error_buffer"):
+            getattr(library, name).restype = ctypes.c_char_p
+        self._library = library
+        self._context = ctypes.c_void_p(library.nft_ctx_new(0))
+        if not self._context:
+            raise NftMissing("nft_ctx_new failed")
+        library.nft_ctx_output_set_flags(self._context, _JSON_OUTPUT)
+        library.nft_ctx_buffer_output(self._context)
+        library.nft_ctx_buffer_error(self._context)
+
+    def close(self) -> None:
+        if self._context:
+            self._library.nft_ctx_free(self._context)
+            self._context = ctypes.c_void_p(None)
+
+    def run(self, script: str) -> str:
+        """Run nft(8) *script* as one transaction; its (JSON) output. Raises :class:`NftFailed`."""
+        result = self._library.nft_run_cmd_from_buffer(self._context, script.encode())
+        # Both buffers are emptied by being read.
+        output = (self._library.nft_ctx_get_output_buffer(self._context) or b"").decode("utf-8", "replace")
+        error = (self._library.nft_ctx_get_error_buffer(self._context) or b"").decode("utf-8", "replace")
+        if result != 0:
+            words = error.strip().splitlines()
+            raise NftFailed(words[0][:500] if words else "no reason was given", words=error[:2000])
+        return output
+
+    def apply(self, commands: Sequence[Mapping[str, Any]]) -> None:
+        """Run libnftables-json(5) *commands* as one transaction."""
+        self.run(json.dumps({"nftables": list(commands)}, separators=(",", ":")))
+
+    def table(self, family: str, name: str) -> list[dict[str, Any]] | None:
+        """The objects of a table, each as a one-key mapping (chain, rule, map, ...); None when it is not there."""
+        try:
+            return self._list(f"list table {family} {check_table_name(name)}")
+        except NftFailed as error:
+            if "No such file" in str(error):
+                return None
+            raise
+
+    def tables(self) -> list[tuple[str, str]]:
+        """(family, name) of every table."""
+        rows = self._list("list tables")
+        return [(row["table"]["family"], row["table"]["name"]) for row in rows if "table" in row]
+
+    def chains(self) -> list[dict[str, Any]]:
+        """Every chain on the host; base chains have ``hook`` and ``policy``."""
+        return [row["chain"] for row in self._list("list chains") if "chain" in row]
+
+    def delete_table(self, family: str, name: str) -> bool:
+        """Delete a table with all in it; False when it was not there."""
+        if (family, name) not in self.tables():
+            return False
+        self.run(f"delete table {family} {check_table_name(name)}")
+        return True
+
+    def _list(self, command: str) -> list[dict[str, Any]]:
+        document = json.loads(self.run(command) or '{"nftables":[]}')
+        return [row for row in document["nftables"] if "metainfo" not in row]
+
+
+def add_elements(table: str, name: str, elements: Sequence[object]) -> dict[str, Any]:
+    """The command that adds *elements* to the set or map *name* of ``ip`` *table*."""
+    return {"add": {"element": {"family": "ip", "table": table, "name": name, "elem": list(elements)}}}
+
+
+def delete_elements(table: str, name: str, elements: Sequence[object]) -> dict[str, Any]:
+    """The command that deletes *elements*; the transaction fails when one is not there."""
+    return {"delete": {"element": {"family": "ip", "table": table, "name": name, "elem": list(elements)}}}
+
+
+def generation() -> int:
+    """The ruleset's generation: it grows with each transaction of anybody's. 20 us, where a listing takes ms."""
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 12) as netlink:
+        netlink.settimeout(2.0)
+        netlink.send(struct.pack("=IHHII", 20, _GETGEN, 1, 1, 0) + bytes(4))
+        data = netlink.recv(4096)
+    kind = struct.unpack_from("=H", data, 4)[0]
+    if kind == 2:  # NLMSG_ERROR
+        number = -struct.unpack_from("=i", data, 16)[0]
+        raise NftMissing(f"the kernel's nftables: {os.strerror(number)}")
+    offset = 20
+    while offset + 4 <= len(data):
+        size, attribute = struct.unpack_from("=HH", data, offset)
+        if attribute == 1 and size == 8:
+            value: int = struct.unpack_from("!I", data, offset + 4)[0]
+            return value
+        offset += max((size + 3) & ~3, 4)
+    raise NftMissing("the kernel did not tell the ruleset's generation")

@@ -1,0 +1,60 @@
+"""What every operation of hostd works with: the settings, the folders, the layers below, and the state."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from casemate.host.cgroups import Cgroups
+from casemate.hostd.folders import Folders
+from casemate.hostd.protocol import AnyEvent
+from casemate.hostd.records import Records
+from casemate.hostd.state import State
+from casemate.isolation.bundle import HostFacts
+from casemate.isolation.launcher import Launcher
+from casemate.isolation.level import Levels, Runtime
+from casemate.network.nat import Nat
+from casemate.spec.settings import Settings
+from casemate.storage.layers import LayerMounts
+from casemate.storage.trash import Trash
+from casemate.storage.volumes import Volumes
+
+
+def _no_step(_name: str) -> None:
+    """Steps of the journal are of interest to crash tests alone."""
+
+
+@dataclass(slots=True)
+class Context:
+    """Made once by the daemon. *step* is called at each step of the journal; *emit* sends an event to the peer."""
+
+    settings: Settings
+    folders: Folders
+    records: Records
+    state: State
+    facts: HostFacts
+    cgroups: Cgroups
+    levels: Levels
+    layers: LayerMounts
+    volumes: Volumes
+    trash: Trash
+    nat: Nat
+    boot_id: str
+    conmon: str
+    casemated_uid: int
+    mtu_bytes: int
+    emit: Callable[[AnyEvent], None]
+    step: Callable[[str], None] = _no_step
+    launchers: dict[bool, Launcher] = field(default_factory=dict)
+    #: Set when something was thrown into the trash.
+    trash_waits: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def launcher(self, runtime: Runtime) -> Launcher:
+        """The launcher that *runtime* needs."""
+        if runtime.hide_unified not in self.launchers:
+            self.launchers[runtime.hide_unified] = Launcher(hide_unified=runtime.hide_unified)
+        return self.launchers[runtime.hide_unified]
+
+    def pod_cgroup(self, pod: str) -> str:
+        return f"{self.settings.text('cgroup.parent')}/{pod}"

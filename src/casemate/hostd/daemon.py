@@ -1,0 +1,178 @@
+"""casemate-hostd: ``python -m casemate.hostd.daemon``. Reads the settings, recovers, and serves."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import pwd
+import resource
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from casemate.host import cgroups, programs, syscalls
+from casemate.host.seqpacket import listen
+from casemate.host.settings_file import read_settings
+from casemate.hostd import housekeeping, recovery
+from casemate.hostd.context import Context
+from casemate.hostd.folders import Folders
+from casemate.hostd.operations import Operations
+from casemate.hostd.records import Records
+from casemate.hostd.server import Server
+from casemate.hostd.state import State
+from casemate.isolation import observe, runtime
+from casemate.network import links
+from casemate.network.nat import Nat
+from casemate.spec.errors import CasemateError, HostLacks
+from casemate.spec.settings import Settings, SettingInvalid
+from casemate.storage.layers import LayerMounts
+from casemate.storage.trash import Trash
+from casemate.storage.volumes import Volumes
+
+log = logging.getLogger("casemate.hostd")
+
+#: How long operations that run may take to end when the daemon is asked to.
+STOP_GRACE_S = 10.0
+
+
+def harden() -> None:
+    """What this process needs not to have or to be: no core dumps, no inherited descriptors, no wide umask."""
+    syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
+    syscalls.seal_inherited()
+    # Modes are given where things are made; nothing becomes writable for others by omission.
+    os.umask(0o022)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    os.chdir("/")
+
+
+def share_run_folder(folder: Path) -> None:
+    """Make hostd's run folder a mount that is shared, so that mounts made in it reach the namespaces that follow ours.
+
+    On hosts whose / is shared already (systemd makes it so) this changes nothing that anybody sees.
+    """
+    for parent in folder.parents:
+        if not parent.stat().st_mode & 0o001:
+            raise HostLacks(
+                f"paths.host_run is {folder}, and nobody but its owner may pass through {parent}: pods must",
+                remedy=f"chmod o+x {parent}",
+            )
+    if not os.path.ismount(folder):
+        syscalls.mount(str(folder), folder, None, syscalls.MS_BIND)
+    syscalls.mount(None, folder, None, syscalls.MS_SHARED)
+
+
+async def make_context(settings: Settings, step: Callable[[str], None] | None) -> Context:
+    """Everything that operations work with; raises :class:`HostLacks` where the host cannot serve at all."""
+    folders = Folders(Path(settings.text("paths.host_state")), Path(settings.text("paths.host_run")))
+    trash = Trash(folders.state)
+    facts = observe.observe()
+    context = Context(
+        settings=settings,
+        folders=folders,
+        records=Records(folders),
+        state=State(),
+        facts=facts,
+        cgroups=cgroups.detect(),
+        levels=runtime.levels(runtime.Found(None, "not yet probed")),
+        layers=LayerMounts(folders.state, folders.run),
+        volumes=Volumes(folders.state, trash),
+        trash=trash,
+        nat=Nat(settings.text("network.table"), settings.text("network.link_prefix"), settings.text("network.pool")),
+        boot_id=observe.boot_id(),
+        conmon=programs.find_program("conmon"),
+        casemated_uid=_uid_of(settings.text("daemon.user")),
+        mtu_bytes=links.default_mtu_bytes(settings.number("network.mtu")),
+        emit=lambda _event: None,
+    )
+    if step is not None:
+        context.step = step
+    recovery.make_folders(context)
+    share_run_folder(folders.run)
+    # The last range is the probe's own: pods count from the first.
+    last = settings.number("userns.first_id") + settings.number("userns.ranges") * 65_536
+    found = await runtime.choose(
+        settings.text("runtime.namespace"), folders.run, facts, settings.text("cgroup.parent"), last
+    )
+    context.levels = runtime.levels(found)
+    log.info("levels: %s", context.levels.describe())
+    return context
+
+
+def _uid_of(name: str) -> int:
+    try:
+        return pwd.getpwnam(name).pw_uid
+    except KeyError as error:
+        raise SettingInvalid(f"daemon.user: there is no account {name!r}", account=name) from error
+
+
+async def serve(settings: Settings, step: Callable[[str], None] | None = None) -> None:
+    """Recover, then serve until SIGTERM or SIGINT. Containers go on."""
+    context = await make_context(settings, step)
+    context.trash.open()
+    context.volumes.open()
+    recovery.load(context)
+    context.layers.open(recovery.layer_users(context))
+    await recovery.converge(context)
+    server = Server(Operations(context).handle, context.casemated_uid)
+    context.emit = server.emit
+    listening = listen(context.folders.socket, mode=0o600, owner=(context.casemated_uid, 0))
+    log.info(
+        "serving at %s: %d pods, %d containers",
+        context.folders.socket,
+        len(context.state.pods),
+        len(context.state.containers),
+    )
+    ended = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ended.set)
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(server.serve(listening), name="server"),
+                group.create_task(housekeeping.run(context), name="housekeeping"),
+            ]
+            await ended.wait()
+            log.info("ending; containers go on")
+            await server.quiet(STOP_GRACE_S)
+            for task in tasks:
+                task.cancel()
+    finally:
+        listening.close()
+        context.nat.close()
+        for launcher in context.launchers.values():
+            launcher.close()
+
+
+def main(argv: Sequence[str] | None = None, *, step: Callable[[str], None] | None = None) -> int:
+    """Run the daemon; the exit status. *step* is for crash tests: it is called at each step of the journal."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
+    if arguments not in ([], ["--check"]):
+        print("usage: casemate-hostd [--check]   (settings: /etc/casemate/casemate.toml)", file=sys.stderr)  # noqa: T201
+        return 2
+    try:
+        settings = read_settings()
+        if arguments:
+            return 0
+        if os.geteuid() != 0:
+            raise HostLacks("casemate-hostd needs root", remedy="Start it with systemctl or `sudo make start`.")
+        harden()
+        with contextlib.suppress(KeyboardInterrupt):
+            asyncio.run(serve(settings, step))
+    except CasemateError as error:
+        log.error("%s: %s\n%s", error.title, error.detail, error.instance_remedy or error.remedy)
+        return 1
+    except FileExistsError as error:
+        log.error("another casemate-hostd serves: %s", error)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

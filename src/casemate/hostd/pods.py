@@ -1,0 +1,197 @@
+"""Pods: made, taken away, and made good again after a reboot.
+
+Each step can be repeated, and :func:`discard` takes away whatever is there: it serves removal, the undoing of what
+failed, and recovery after a crash. So there is one way back, and it is used every day.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import msgspec
+
+from casemate.host import cgroups
+from casemate.hostd import checks
+from casemate.hostd.context import Context
+from casemate.hostd.errors import WrongState
+from casemate.hostd.grants import Caller
+from casemate.hostd.protocol import PodReady
+from casemate.hostd.records import PodRecord, remove_small
+from casemate.hostd.state import Pod
+from casemate.isolation.bundle import Sandbox
+from casemate.isolation.namespace import sandbox
+from casemate.network import links, plan
+from casemate.spec.workload import PodSpec, Resources
+
+IDS = 65_536
+#: v2's cpu.weight for v1's shares, as the OCI runtimes convert (1024 shares are weight 100 of systemd's default).
+_SHARES_DEFAULT, _WEIGHT_DEFAULT = 1024, 100
+
+
+async def create(context: Context, spec: PodSpec, caller: Caller) -> tuple[Pod, list[str]]:
+    """Make the pod; the caller holds no lock, since nobody knows the pod yet. Undone when it fails."""
+    checks.check_pod(spec, caller, context.state, context.settings)
+    context.levels.find(spec.level)
+    first = context.state.free_range(
+        context.settings.number("userns.first_id"), context.settings.number("userns.ranges")
+    )
+    record = PodRecord(spec, "creating", first, context.boot_id, caller=caller.record())
+    pod = context.state.add_pod(record)
+    async with pod.lock:
+        try:
+            context.records.write_pod(record)
+            context.step("pod.recorded")
+            warnings = await build(context, pod)
+            set_phase(context, pod, "ready")
+            context.step("pod.ready")
+        except BaseException:
+            await discard(context, pod)
+            raise
+    return pod, warnings
+
+
+def set_phase(context: Context, pod: Pod, phase: str) -> None:
+    pod.record = msgspec.structs.replace(pod.record, phase=phase, boot_id=context.boot_id)
+    context.records.write_pod(pod.record)
+
+
+def ready(context: Context, pod: Pod, warnings: list[str]) -> PodReady:
+    network = pod.record.spec.network
+    return PodReady(pod.record.first_id, network.address, interface(context, pod), tuple(warnings))
+
+
+def interface(context: Context, pod: Pod) -> str:
+    if pod.record.spec.network.mode != "pod":
+        return ""
+    return plan.interface_name(context.settings.text("network.link_prefix"), pod.id)
+
+
+def link(context: Context, pod: Pod) -> plan.PodLink:
+    """The plan of the pod's link; only for network mode ``pod``."""
+    network = pod.record.spec.network
+    return plan.pod_link(
+        pod.id,
+        network.address,
+        prefix=context.settings.text("network.link_prefix"),
+        pool=context.settings.text("network.pool"),
+        netns_folder=context.folders.netns,
+        mtu_bytes=context.mtu_bytes,
+        ports=[
+            plan.Publish(one.protocol, one.host_port, one.container_port, one.host_address) for one in network.ports
+        ],
+    )
+
+
+def boundary(context: Context, pod: Pod) -> Sandbox:
+    """The pod's namespaces, ids and cgroup, as a level's driver wants them."""
+    pins = {kind: str(path) for kind, path in context.folders.pins(pod.record.spec).items()}
+    return Sandbox(pins, pod.record.first_id, context.pod_cgroup(pod.id), IDS)
+
+
+def is_built(context: Context, pod: Pod) -> bool:
+    """Whether the pod's namespaces are there; after a reboot they are not."""
+    return all(sandbox.is_pinned(path) for path in context.folders.pins(pod.record.spec).values())
+
+
+async def build(context: Context, pod: Pod) -> list[str]:
+    """Namespaces, cgroup and link of a pod that has none of them; warnings for what the host cannot limit."""
+    spec = pod.record.spec
+    pins = context.folders.pins(spec)
+    for path in pins.values():
+        # A file without a namespace behind it is what a reboot (with /run on disk) or a crash left.
+        sandbox.remove_pin(path)
+        path.parent.mkdir(mode=0o711, exist_ok=True)
+    await sandbox.create(pins, pod.record.first_id, IDS, spec.hostname)
+    context.step("pod.namespaces")
+    path = context.pod_cgroup(pod.id)
+    context.cgroups.create(path)
+    warnings = context.cgroups.set_limits(path, limits(spec.resources))
+    context.step("pod.cgroup")
+    if spec.network.mode == "pod":
+        await context.nat.ensure(known_links(context))
+        await links.apply(link(context, pod))
+        context.step("pod.link")
+        context.nat.publish(link(context, pod))
+        context.step("pod.ports")
+    elif spec.network.mode == "none":
+        await links.apply_loopback_only(pins["network"])
+    return warnings
+
+
+def known_links(context: Context) -> list[plan.PodLink]:
+    """The links of the pods that are whole: what the firewall's table holds when it must be made anew."""
+    if context.nat.is_whole():
+        return []
+    found = []
+    for pod in context.state.pods.values():
+        if pod.record.phase == "ready" and pod.record.spec.network.mode == "pod" and pod.record.spec.network.ports:
+            found.append(link(context, pod))
+    return found
+
+
+def limits(resources: Resources) -> cgroups.Limits:
+    """The cgroup's limits for what a user asked; -1 (unlimited) becomes 0, which takes a limit away."""
+    weight = None
+    if resources.cpu_shares is not None:
+        weight = max(1, min(10_000, resources.cpu_shares * _WEIGHT_DEFAULT // _SHARES_DEFAULT))
+    swap = resources.memory_swap_bytes
+    pids = resources.pids
+    return cgroups.Limits(
+        memory_bytes=resources.memory_bytes,
+        memory_swap_bytes=None if swap is None else max(swap, 0),
+        memory_reservation_bytes=resources.memory_reservation_bytes,
+        cpu_millis=resources.cpu_millis,
+        cpu_weight=weight,
+        cpuset_cpus=resources.cpuset,
+        pids=None if pids is None else max(pids, 0),
+        io_weight=resources.io_weight,
+    )
+
+
+def merged(old: Resources, new: Resources) -> Resources:
+    """*old* with the values that *new* names."""
+    values = {name: value for name in new.__struct_fields__ if (value := getattr(new, name)) is not None}
+    return msgspec.structs.replace(old, **values)
+
+
+def update(context: Context, pod: Pod, resources: Resources) -> list[str]:
+    """Live limits of the whole pod; the caller holds the lock."""
+    checks.check_resources(resources)
+    path = context.pod_cgroup(pod.id)
+    warnings = context.cgroups.set_limits(path, limits(resources)) if context.cgroups.exists(path) else []
+    spec = pod.record.spec
+    pod.record = msgspec.structs.replace(
+        pod.record, spec=msgspec.structs.replace(spec, resources=merged(spec.resources, resources))
+    )
+    context.records.write_pod(pod.record)
+    return warnings
+
+
+async def remove(context: Context, pod: Pod) -> None:
+    """Take the pod away; its containers are gone. The caller holds the lock."""
+    checks.check_free_of_containers(pod)
+    set_phase(context, pod, "removing")
+    context.step("pod.removing")
+    await discard(context, pod)
+
+
+async def discard(context: Context, pod: Pod) -> None:
+    """Take away whatever there is of a pod without containers, its record last. May be repeated."""
+    if pod.containers:
+        raise WrongState(f"pod {pod.id[:12]} has containers", pod=pod.id)
+    spec = pod.record.spec
+    await cgroups.end(context.cgroups, context.pod_cgroup(pod.id))
+    context.step("pod.cgroup_gone")
+    if spec.network.mode == "pod" and spec.network.ports:
+        context.nat.unpublish(spec.network.address)
+    for path in context.folders.pins(spec).values():
+        sandbox.remove_pin(path)
+    with contextlib.suppress(OSError):
+        (context.folders.namespaces / pod.id).rmdir()
+    context.step("pod.namespaces_gone")
+    folder: Path = context.folders.pod(pod.id)
+    context.records.forget(context.folders.pod_record(pod.id))
+    remove_small(folder)
+    context.state.remove_pod(pod)
+    context.step("pod.gone")

@@ -1,0 +1,165 @@
+"""The image worker: ``python -m casemate.image.worker`` reads one job, does it, and ends.
+
+It runs as casemated's user in a session of its own and bounds itself before it reads anything: memory, descriptors,
+size of a file, core dumps. TERM removes what is half made and ends it; so does the death of its parent.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import signal
+import sys
+import threading
+from types import FrameType
+
+from casemate.image.errors import WorkerFailed, from_os_error
+from casemate.image.jobs import (
+    MAX_JOB_BYTES,
+    ConvertJob,
+    DebianJob,
+    ExportJob,
+    Failure,
+    ImportJob,
+    Job,
+    Limits,
+    Message,
+    Progress,
+    PullJob,
+    PushJob,
+    Result,
+    VerifyJob,
+    decode_job,
+    encode,
+)
+from casemate.image.leases import Lease
+from casemate.image.store import Store
+from casemate.image.workspace import Workspace
+from casemate.spec.errors import CasemateError
+
+PR_SET_PDEATHSIG = 1
+PR_SET_DUMPABLE = 4
+PR_SET_NO_NEW_PRIVS = 38
+MAX_DESCRIPTORS = 1024
+#: Metadata of squashfs and of archives on top of a layer's content.
+FILE_SLACK_BYTES = 1 << 30
+EXIT_TERM = 128 + signal.SIGTERM
+
+
+class Output:
+    """Lines to standard output, whole ones from any thread."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._guard = threading.Lock()
+
+    def send(self, message: Message) -> None:
+        data = memoryview(encode(message) + b"\n")
+        with self._guard:
+            while data:
+                data = data[os.write(self._descriptor, data) :]
+
+    def progress(self, progress: Progress) -> None:
+        self.send(progress)
+
+
+def main() -> int:
+    output = Output(os.dup(1))
+    os.dup2(2, 1)  # what a library may print must not look like a message
+    try:
+        job = decode_job(sys.stdin.buffer.read(MAX_JOB_BYTES + 1))
+        bound_self(job)
+        output.send(run(job, output))
+        return 0
+    except CasemateError as error:
+        output.send(Failure(error.to_problem()))
+    except MemoryError:
+        output.send(Failure(WorkerFailed("the job needs more memory than the worker may have").to_problem()))
+    except OSError as error:
+        output.send(Failure(from_os_error(error, "the image worker").to_problem()))
+    return 1
+
+
+def run(job: Job, output: Output) -> Result:
+    """Do *job*; on failure its lease and what is half made go."""
+    store = Store(job.state)
+    store.create()
+    work = Workspace(store, Lease(store, os.getppid()), job.limits, output.progress)
+
+    def terminate(_signal: int, _frame: FrameType | None) -> None:
+        # Threads may sit in a read for a minute: they end with the process, locks go with it, files are removed here.
+        work.stop.set()
+        store.sweep(os.getpid())
+        work.lease.drop()
+        os._exit(EXIT_TERM)
+
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        return dispatch(work, job)
+    except BaseException:
+        work.stop.set()
+        store.sweep(os.getpid())
+        work.lease.drop()
+        raise
+
+
+def dispatch(work: Workspace, job: Job) -> Result:
+    """The job's own module is imported only now: a push needs no decompressor, an import no TLS."""
+    match job:
+        case PullJob():
+            from casemate.image.pull import pull
+
+            return pull(work, job)
+        case PushJob():
+            from casemate.image.push import push
+
+            return push(work, job)
+        case ImportJob():
+            from casemate.image.importing import import_archive
+
+            return import_archive(work, job)
+        case ExportJob():
+            from casemate.image.exporting import export_archive
+
+            return export_archive(work, job)
+        case DebianJob():
+            from casemate.image.debian import build_debian
+
+            return build_debian(work, job)
+        case ConvertJob():
+            from casemate.image.rework import convert_again
+
+            return convert_again(work, job)
+        case VerifyJob():
+            from casemate.image.rework import verify_store
+
+            return verify_store(work, job)
+
+
+def bound_self(job: Job) -> None:
+    """Lower this process's limits for good; limits that are lower already stay."""
+    limits: Limits = job.limits
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
+    lower(resource.RLIMIT_CORE, 0)
+    lower(resource.RLIMIT_NOFILE, MAX_DESCRIPTORS)
+    lower(resource.RLIMIT_FSIZE, limits.max_layer_bytes + FILE_SLACK_BYTES)
+    if not isinstance(job, DebianJob):
+        # mmdebstrap needs newuidmap's privilege for its user namespace, and dpkg's children need memory of their own.
+        libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+        lower(resource.RLIMIT_AS, limits.memory_bytes)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+
+def lower(which: int, value: int) -> None:
+    soft, hard = resource.getrlimit(which)
+    for present in (soft, hard):
+        if present != resource.RLIM_INFINITY:
+            value = min(value, present)
+    resource.setrlimit(which, (value, value))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,53 @@
+"""What a bundle depends on, as this process and this host have it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+from pathlib import Path
+
+from casemate.host import programs
+from casemate.isolation.bundle import HostFacts
+from casemate.isolation.process import RLIMITS
+
+
+def observe() -> HostFacts:
+    """The facts of this process; its limits are those that a container's can at most be."""
+    limits = {}
+    for name in RLIMITS:
+        number = getattr(resource, f"RLIMIT_{name.upper()}", None)
+        if number is not None:
+            limits[name] = resource.getrlimit(number)[1]
+    return HostFacts(
+        machine=platform.machine(),
+        bounding=capability_mask(Path("/proc/self/status").read_text()),
+        hard_limits=limits,
+        oom_score_adj=int(Path("/proc/self/oom_score_adj").read_text()),
+        catatonit=_find("catatonit"),
+    )
+
+
+def capability_mask(status: str) -> int:
+    """What /proc/<pid>/status says that a process holds and may hand on: permitted and in the bounding set."""
+    fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+    return int(fields["CapPrm"], 16) & int(fields["CapBnd"], 16)
+
+
+def _find(name: str) -> str:
+    try:
+        return programs.find_program(name)
+    except programs.ProgramMissing:
+        return ""
+
+
+def boot_id() -> str:
+    """The kernel's name for this boot; another after each restart of the host."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def is_hybrid() -> bool:
+    """Whether cgroup v1 is in use with an empty cgroup2 beside it."""
+    return not os.path.exists("/sys/fs/cgroup/cgroup.controllers") and os.path.exists(
+        "/sys/fs/cgroup/unified/cgroup.procs"
+    )

@@ -1,0 +1,200 @@
+"""A pod's link made, looked at and taken away (the plan is :mod:`casemate.network.plan`'s)."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from casemate.host import netns, rtnetlink
+from casemate.network.plan import GATEWAY, PodLink
+from casemate.spec.errors import Conflict
+
+#: Set inside the pod. The namespace belongs to the host's user namespace, so that a pod's root cannot change its
+#: addresses or routes; what it is used to doing with capabilities there is opened by these instead.
+_POD_SYSCTLS: tuple[tuple[str, str], ...] = (
+    ("net/ipv6/conf/all/disable_ipv6", "1"),
+    ("net/ipv6/conf/default/disable_ipv6", "1"),
+    # Web servers bind port 80 as they do everywhere.
+    ("net/ipv4/ip_unprivileged_port_start", "0"),
+    # `ping` without raw sockets, for every id of every pod's range.
+    ("net/ipv4/ping_group_range", "0 4294967294"),
+)
+#: Set on the host's end, before it is up. Strict reverse path filter: only the pod's own address may come in.
+_HOST_SYSCTLS: tuple[tuple[str, str], ...] = (
+    ("net/ipv6/conf/{}/disable_ipv6", "1"),
+    ("net/ipv4/conf/{}/rp_filter", "1"),
+    ("net/ipv4/conf/{}/accept_redirects", "0"),
+    ("net/ipv4/conf/{}/send_redirects", "0"),
+    ("net/ipv4/conf/{}/forwarding", "1"),
+    ("net/ipv4/conf/{}/arp_ignore", "8"),
+)
+#: Lets a connection from the host's own 127.0.0.1 leave to a pod with published ports; the raw chain of our table
+#: drops whatever comes from a pod *to* 127.0.0.0/8.
+_PUBLISH_SYSCTL = ("net/ipv4/conf/{}/route_localnet", "1")
+
+
+class LinkExists(Conflict):
+    code = "network.link_exists"
+    title = "The pod has a link already"
+    remedy = "Remove the pod, or let `casemate system prune` remove what a crash left."
+
+
+@dataclass(frozen=True, slots=True)
+class FoundLink:
+    """One of our interfaces as it is in the kernel."""
+
+    interface: str
+    up: bool
+    mtu_bytes: int
+
+
+def _write_sysctl(name: str, value: str) -> None:
+    # A kernel without IPv6, or an older one, lacks some: then there is nothing to be set.
+    with contextlib.suppress(FileNotFoundError):
+        number = os.open(f"/proc/sys/{name}", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(number, value.encode())
+        finally:
+            os.close(number)
+
+
+async def apply(link: PodLink) -> None:
+    """Make the namespace and the pair, with addresses, routes and neighbours; 2 to 3 ms. Undone when it fails.
+
+    Published ports are :mod:`casemate.network.nat`'s. Raises :class:`LinkExists`,
+    :class:`~casemate.host.rtnetlink.NetlinkFailed`.
+    """
+    link.pin.parent.mkdir(parents=True, exist_ok=True, mode=0o711)
+    try:
+        inside, own = await _namespace(link.pin)
+    except FileExistsError as error:
+        raise LinkExists(f"{link.pin} exists", pod=link.pod) from error
+    try:
+        # In a thread: the kernel's one lock for links is held for 20 ms while some other interface is deleted.
+        await netns.in_own_thread(lambda: _connect(link, inside, own))
+    except BaseException:
+        netns.remove(link.pin)
+        raise
+    finally:
+        inside.close()
+        os.close(own)
+
+
+async def apply_loopback_only(pin: Path) -> None:
+    """A namespace with nothing but its loopback (``--network none``). Raises :class:`LinkExists`."""
+    pin.parent.mkdir(parents=True, exist_ok=True, mode=0o711)
+    try:
+        inside, own = await _namespace(pin)
+    except FileExistsError as error:
+        raise LinkExists(f"{pin} exists") from error
+    inside.close()
+    os.close(own)
+
+
+async def _namespace(pin: Path) -> tuple[rtnetlink.RouteSocket, int]:
+    """The namespace at *pin*, where an isolation level made it (owned by the pod's user namespace), or a new one."""
+    if not netns.is_pinned(pin):
+        return await netns.create(pin, _enter_pod)
+    number = os.open(pin, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return await netns.inside(number, _enter_pod)
+    finally:
+        os.close(number)
+
+
+def _enter_pod() -> tuple[rtnetlink.RouteSocket, int]:
+    """Runs in a thread inside the new namespace: a socket and a descriptor of it, for use from outside."""
+    for name, value in _POD_SYSCTLS:
+        _write_sysctl(name, value)
+    inside = rtnetlink.RouteSocket()
+    inside.set_up(1)  # lo is 1 in every new namespace
+    return inside, os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _connect(link: PodLink, inside: rtnetlink.RouteSocket, own: int) -> None:
+    with rtnetlink.RouteSocket() as host:
+        _add_pair(host, link, own)
+        try:
+            outer = host.link(link.interface)
+            assert outer is not None, link.interface
+            for name, value in (*_HOST_SYSCTLS, *((_PUBLISH_SYSCTL,) if link.ports else ())):
+                _write_sysctl(name.format(link.interface), value)
+            host.set_up(outer.index)
+            host.add_address(outer.index, GATEWAY, link_scope=True)
+            host.add_neighbour(outer.index, link.address, link.pod_mac)
+            host.add_route(f"{link.address}/32", outer.index)
+            inner = inside.link(link.pod_interface)
+            assert inner is not None, link.pod_interface
+            inside.add_address(inner.index, link.address)
+            inside.set_up(inner.index)
+            inside.add_neighbour(inner.index, GATEWAY, link.host_mac)
+            inside.add_route("0.0.0.0/0", inner.index, gateway=GATEWAY)
+        except BaseException:
+            host.delete_link(link.interface)
+            raise
+
+
+def _add_pair(host: rtnetlink.RouteSocket, link: PodLink, own: int) -> None:
+    for last in (False, True):
+        try:
+            host.add_veth(
+                link.interface,
+                link.host_mac,
+                peer_name=link.pod_interface,
+                peer_mac=link.pod_mac,
+                mtu_bytes=link.mtu_bytes,
+                peer_netns_fd=own,
+            )
+        except rtnetlink.NetlinkFailed as error:
+            if error.errno != errno.EEXIST or last:
+                raise
+            # The pod's last namespace is still being torn down by the kernel, or a crash left the interface.
+            host.delete_link(link.interface)
+        else:
+            return
+
+
+async def remove(pin: Path, interface: str, *, wait: bool = False) -> None:
+    """Take a pod's link away; may be repeated.
+
+    Without the pin and without processes the kernel deletes the pair by itself, soon, and many at a time; to ask
+    for it and to *wait* takes 20 to 40 ms.
+    """
+    netns.remove(pin)
+    if wait:
+        await delete_interface(interface)
+
+
+async def delete_interface(interface: str) -> bool:
+    """Delete one of our interfaces; False when it is not there (any more)."""
+
+    def body() -> bool:
+        with rtnetlink.RouteSocket() as host:
+            return host.delete_link(interface)
+
+    return await netns.in_own_thread(body)
+
+
+def found(prefix: str) -> list[FoundLink]:
+    """Our interfaces in the kernel."""
+    with rtnetlink.RouteSocket() as host:
+        return [FoundLink(one.name, one.up, one.mtu_bytes) for one in host.links(prefix)]
+
+
+def pins(netns_folder: Path) -> list[Path]:
+    """The pins below *netns_folder*, also those whose namespace is gone (a reboot)."""
+    with contextlib.suppress(FileNotFoundError):
+        return sorted(netns_folder.iterdir())
+    return []
+
+
+def default_mtu_bytes(setting: int) -> int:
+    """*setting*, or that of the interface with the default route, or Ethernet's 1500."""
+    if setting:
+        return setting
+    with rtnetlink.RouteSocket() as host:
+        link = host.default_route_link()
+    return link.mtu_bytes if link is not None and link.mtu_bytes >= 576 else 1500

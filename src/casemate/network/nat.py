@@ -1,0 +1,311 @@
+"""One nftables table for all pods: anti-spoofing, address translation, published ports.
+
+A pod without published ports changes nothing here: its rules match by the interfaces' prefix and the pool. A
+published port is one element of a map. The table is made in one transaction, checked by the ruleset's generation
+number, and made anew when somebody flushed the ruleset.
+
+What it holds, in words:
+
+- from a pod's interface comes only what would be routed back to it (fib), and nothing to the host's 127.0.0.0/8;
+- into a pod come answers, other pods' connections, and connections from elsewhere only to published ports: a
+  neighbour on the wire that adds a route to the pool gets nowhere;
+- what leaves the pool for elsewhere bears the host's address.
+
+Other firewalls: an accept in one table does not overrule a drop in another. Where the ``filter FORWARD`` chain of
+iptables drops (Docker and ufw set that policy), two accept rules for our interfaces are inserted *there*; a
+drop anywhere else is reported by :func:`forward_obstacles`, not touched.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from casemate.host import nft, programs
+from casemate.network.plan import PodLink, Publish, check_pool, check_prefix
+from casemate.spec.errors import Conflict, ProgramFailed
+
+_IPTABLES_TIMEOUT_S = 15.0
+_FORWARD_SYSCTL = "/proc/sys/net/ipv4/ip_forward"
+#: Base chains that must be there for the table to be whole.
+_CHAINS = {"raw", "pre", "out", "post", "forward"}
+_ANY = "0.0.0.0"  # noqa: S104 - the value, not a bind
+
+
+class PortTaken(Conflict):
+    code = "network.port_taken"
+    title = "The host's port is taken"
+    remedy = "Publish another port of the host, or stop what listens there: `ss -lntup`."
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """An element of the map as it is in the kernel."""
+
+    port: Publish
+    address: str
+
+
+def base_script(table: str, prefix: str, pool: str) -> str:
+    """The table, empty of elements, as nft(8) text. Adding it again over a whole one would double its rules."""
+    nft.check_table_name(table)
+    ours = f'"{check_prefix(prefix)}*"'
+    network = check_pool(pool)
+    return f"""\
+add table ip {table}
+add map ip {table} published {{ type inet_proto . inet_service : ipv4_addr . inet_service; }}
+add map ip {table} published_at {{ type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service; }}
+add set ip {table} hairpin {{ type ipv4_addr . ipv4_addr; }}
+add chain ip {table} raw {{ type filter hook prerouting priority raw; policy accept; }}
+add rule ip {table} raw iifname {ours} fib saddr . iif oif 0 counter drop
+add rule ip {table} raw iifname {ours} ip daddr 127.0.0.0/8 counter drop
+add chain ip {table} pre {{ type nat hook prerouting priority dstnat; policy accept; }}
+add rule ip {table} pre fib daddr type local dnat ip to ip daddr . meta l4proto . th dport map @published_at
+add rule ip {table} pre fib daddr type local dnat ip to meta l4proto . th dport map @published
+add chain ip {table} out {{ type nat hook output priority -100; policy accept; }}
+add rule ip {table} out fib daddr type local dnat ip to ip daddr . meta l4proto . th dport map @published_at
+add rule ip {table} out fib daddr type local dnat ip to meta l4proto . th dport map @published
+add chain ip {table} post {{ type nat hook postrouting priority srcnat; policy accept; }}
+add rule ip {table} post ip saddr . ip daddr @hairpin masquerade
+add rule ip {table} post ip saddr 127.0.0.0/8 oifname {ours} masquerade
+add rule ip {table} post ip saddr {network} oifname != {ours} masquerade
+add chain ip {table} forward {{ type filter hook forward priority filter; policy accept; }}
+add rule ip {table} forward oifname {ours} ct state established,related accept
+add rule ip {table} forward iifname != {ours} oifname {ours} ct status ! dnat counter drop
+"""
+
+
+class Nat:
+    """Our table on this host. Everything is idempotent."""
+
+    def __init__(self, table: str, prefix: str, pool: str) -> None:
+        self.table = nft.check_table_name(table)
+        self.prefix = check_prefix(prefix)
+        self.pool = str(check_pool(pool))
+        self._nft: nft.Nft | None = None
+        self._generation = -1
+
+    @property
+    def nft(self) -> nft.Nft:
+        """The library's context, loaded when first needed."""
+        if self._nft is None:
+            self._nft = nft.Nft()
+        return self._nft
+
+    def close(self) -> None:
+        if self._nft is not None:
+            self._nft.close()
+            self._nft = None
+
+    def is_whole(self) -> bool:
+        """Whether the table with all its chains is there; 20 us while nobody changed any rule."""
+        if nft.generation() == self._generation:
+            return True
+        objects = self.nft.table("ip", self.table)
+        if objects is None:
+            return False
+        with_rules = {row["rule"]["chain"] for row in objects if "rule" in row}
+        if not with_rules >= _CHAINS:
+            return False
+        self._generation = nft.generation()
+        return True
+
+    async def ensure(self, links: Sequence[PodLink] = ()) -> list[str]:
+        """Make the table when it is not whole, with the ports of *links* in it, and let packets be forwarded.
+
+        Answers what was done, in lines for the journal; an empty list when all was well.
+        """
+        done: list[str] = []
+        if not self.is_whole():
+            self.rebuild(links)
+            done.append(f"made nftables table ip {self.table} with the published ports of {len(links)} pods")
+        if switch_forwarding_on():
+            done.append("switched net.ipv4.ip_forward on: pods reach other networks through this host")
+        if await self._open_forward():
+            done.append(f"inserted accept rules for {self.prefix}* into iptables' FORWARD chain, whose policy is DROP")
+        self._generation = nft.generation()
+        return done
+
+    def rebuild(self, links: Sequence[PodLink]) -> None:
+        """Replace the whole table in one transaction."""
+        script = [f"add table ip {self.table}", f"delete table ip {self.table}"]
+        script.append(base_script(self.table, self.prefix, self.pool).rstrip())
+        for name, elements in _elements(links).items():
+            script.extend(f"add element ip {self.table} {name} {{ {_text(element)} }}" for element in elements)
+        self.nft.run("\n".join(script) + "\n")
+        self._generation = nft.generation()
+
+    def publish(self, link: PodLink) -> None:
+        """Add the ports of *link* in one transaction; none costs nothing. Raises :class:`PortTaken`."""
+        if not link.ports:
+            return
+        for port in link.ports:
+            check_free(port)
+        was_whole = nft.generation() == self._generation
+        try:
+            self.nft.apply(
+                [nft.add_elements(self.table, name, rows) for name, rows in _elements([link]).items() if rows]
+            )
+        except nft.NftFailed as error:
+            if "File exists" in str(error.facts.get("words", "")) or "File exists" in error.detail:
+                taken = ", ".join(port.describe() for port in link.ports)
+                raise PortTaken(f"another pod has published one of: {taken}", pod=link.pod) from error
+            raise
+        if was_whole:
+            self._generation = nft.generation()
+
+    def unpublish(self, address: str) -> int:
+        """Remove every element that leads to *address*; how many. One listing, so only for pods with ports."""
+        wanted: dict[str, list[object]] = {"published": [], "published_at": [], "hairpin": []}
+        count = 0
+        for name, element in self._kernel_elements():
+            if name == "hairpin":
+                if element["concat"][0] == address:
+                    wanted[name].append(element)
+            elif element[1]["concat"][0] == address:
+                wanted[name].append(element)
+                count += 1
+        commands = [nft.delete_elements(self.table, name, rows) for name, rows in wanted.items() if rows]
+        if commands:
+            was_whole = nft.generation() == self._generation
+            self.nft.apply(commands)
+            if was_whole:
+                self._generation = nft.generation()
+        return count
+
+    def published(self) -> list[Published]:
+        """The published ports as the kernel has them."""
+        found = []
+        for name, element in self._kernel_elements():
+            if name == "hairpin":
+                continue
+            key, (address, pod_port) = element[0]["concat"], element[1]["concat"]
+            host_address, protocol, host_port = key if name == "published_at" else (_ANY, *key)
+            found.append(Published(Publish(protocol, int(host_port), int(pod_port), host_address), address))
+        return found
+
+    def _kernel_elements(self) -> list[tuple[str, Any]]:
+        found: list[tuple[str, Any]] = []
+        for row in self.nft.table("ip", self.table) or ():
+            for kind in ("map", "set"):
+                if kind in row:
+                    found.extend((row[kind]["name"], element) for element in row[kind].get("elem", ()))
+        return found
+
+    async def remove(self) -> list[str]:
+        """Take away the table and our rules in FORWARD; what was removed, in lines."""
+        done = []
+        if self.nft.delete_table("ip", self.table):
+            done.append(f"removed nftables table ip {self.table}")
+        for rule in self._forward_rules():
+            if await _iptables("-C", rule):
+                await _iptables("-D", rule)
+                done.append(f"removed from iptables' FORWARD chain: {' '.join(rule)}")
+        self._generation = -1
+        return done
+
+    async def _open_forward(self) -> bool:
+        """Insert our accept rules where iptables' FORWARD drops; True when one was missing."""
+        if not any(_is_iptables_forward(chain) for chain in self.nft.chains()):
+            return False
+        changed = False
+        for rule in self._forward_rules():
+            if not await _iptables("-C", rule):
+                await _iptables("-I", rule, check=True)
+                changed = True
+        return changed
+
+    def _forward_rules(self) -> list[list[str]]:
+        comment = ["-m", "comment", "--comment", f"casemate:{self.table}"]
+        answers = ["-m", "conntrack", "--ctstate", "RELATED,ESTABLISHED,DNAT"]
+        return [
+            ["-i", f"{self.prefix}+", *comment, "-j", "ACCEPT"],
+            ["-o", f"{self.prefix}+", *answers, *comment, "-j", "ACCEPT"],
+        ]
+
+    def forward_obstacles(self) -> list[str]:
+        """Base chains of others that drop forwarded packets by policy and are not iptables' own; for the doctor."""
+        return [
+            f"{chain['family']} {chain['table']} {chain['name']}"
+            for chain in self.nft.chains()
+            if chain.get("hook") == "forward" and chain.get("policy") == "drop" and not _is_iptables_forward(chain)
+        ]
+
+
+def _is_iptables_forward(chain: dict[str, Any]) -> bool:
+    where = (chain["family"], chain["table"], chain["name"])
+    return where == ("ip", "filter", "FORWARD") and chain.get("policy") == "drop"
+
+
+async def _iptables(action: str, rule: Sequence[str], *, check: bool = False) -> bool:
+    argv = ["iptables", "-w", "10", action, "FORWARD", *rule]
+    try:
+        done = await programs.run(argv, timeout_s=_IPTABLES_TIMEOUT_S, check=check)
+    except programs.ProgramMissing:
+        return False
+    except ProgramFailed:
+        if check:
+            raise
+        return False
+    return done.returncode == 0
+
+
+def _elements(links: Sequence[PodLink]) -> dict[str, list[Any]]:
+    found: dict[str, list[Any]] = {"published": [], "published_at": [], "hairpin": []}
+    for link in links:
+        for port in link.ports:
+            value = {"concat": [link.address, port.pod_port]}
+            key: list[object] = [port.protocol, port.host_port]
+            name = "published"
+            if port.host_address != _ANY:
+                key.insert(0, port.host_address)
+                name = "published_at"
+            found[name].append([{"concat": key}, value])
+        if link.ports:
+            found["hairpin"].append({"concat": [link.address, link.address]})
+    return found
+
+
+def _text(element: Any) -> str:
+    if isinstance(element, dict):
+        return " . ".join(str(part) for part in element["concat"])
+    return " : ".join(_text(part) for part in element)
+
+
+def switch_forwarding_on() -> bool:
+    """Switch ip_forward on; False when it was."""
+    number = os.open(_FORWARD_SYSCTL, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        if os.read(number, 8).strip() == b"1":
+            return False
+        os.write(number, b"1")
+        return True
+    finally:
+        os.close(number)
+
+
+def check_free(port: Publish) -> None:
+    """Raise :class:`PortTaken` when a program of the host listens where *port* would be published.
+
+    Without this the port would silently be taken away from that program.
+    """
+    kind = socket.SOCK_STREAM if port.protocol == "tcp" else socket.SOCK_DGRAM
+    with socket.socket(socket.AF_INET, kind | socket.SOCK_CLOEXEC) as probe:
+        if kind == socket.SOCK_STREAM:
+            # Connections in TIME_WAIT are no listener.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((port.host_address, port.host_port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise PortTaken(
+                    f"{port.host_address}:{port.host_port}/{port.protocol} is in use by a program of the host",
+                    port=port.host_port,
+                ) from error
+            if error.errno == errno.EADDRNOTAVAIL:
+                raise PortTaken(f"{port.host_address} is not an address of this host", port=port.host_port) from error
+            raise

@@ -1,0 +1,171 @@
+"""What every part of the node shares: store, hostd, settings, events, locks, and the tasks in the background."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import traceback
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakValueDictionary
+
+from casemate.api.schema import WaitAnswer
+from casemate.hostd.client import Hostd
+from casemate.image.store import Store
+from casemate.node.addresses import Pool, parse_pool
+from casemate.node.clock import now
+from casemate.node.database import Database
+from casemate.node.events import Events
+from casemate.node.hub import Hub
+from casemate.node.resolve import Image
+from casemate.spec.ids import id_from_bytes
+from casemate.spec.settings import Settings
+from casemate.trust.admission import Admitter, no_policy
+
+#: Exit codes of removed containers that ``wait`` still answers, and resolved images kept in memory.
+MAX_REMEMBERED = 1024
+MAX_IMAGES = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks: *who* as the audit log has it (``uid:name``), and the descriptor of their API socket.
+
+    *descriptor* answers -1 where there is none to pass on (TLS, or the connection is gone).
+    """
+
+    who: str
+    uid: int | None = None
+    descriptor: Callable[[], int] = field(default=lambda: -1)
+
+    def descriptors(self) -> tuple[int, ...]:
+        """The ``caller`` descriptor for hostd, if there is one."""
+        number = self.descriptor()
+        return (number,) if number >= 0 else ()
+
+
+#: casemated itself, for what it does on its own: restarts, recovery. It holds no grant.
+SELF = Caller("casemated")
+
+
+class Changes:
+    """Wakes whoever waits for a change of one container."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[str, set[asyncio.Future[None]]] = {}
+
+    def register(self, subject: str) -> asyncio.Future[None]:
+        """A future that is done at the next change; register first, look at the state, then wait."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        waiting = self._waiting.setdefault(subject, set())
+        waiting.add(future)
+
+        def forget(_: object) -> None:
+            waiting.discard(future)
+            if not waiting and self._waiting.get(subject) is waiting:
+                del self._waiting[subject]
+
+        future.add_done_callback(forget)
+        return future
+
+    def tell(self, subject: str) -> None:
+        """Something about *subject* changed."""
+        for future in list(self._waiting.get(subject, ())):
+            if not future.done():
+                future.set_result(None)
+
+
+class Core:
+    """The shared state of one node; :meth:`running` holds it while the daemon lives."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        db: Database,
+        hostd: Hostd,
+        *,
+        clock: Callable[[], float] = now,
+        random_bytes: Callable[[int], bytes] = os.urandom,
+        admitter: Admitter = no_policy,
+    ) -> None:
+        self.settings = settings
+        self.db = db
+        self.hostd = hostd
+        self.clock = clock
+        self.random_bytes = random_bytes
+        self.admitter = admitter
+        self.events = Events(db)
+        self.changes = Changes()
+        self.hub = Hub()
+        self.images = Store(settings.text("paths.state"))
+        self.pool: Pool = parse_pool(settings.text("network.pool"))
+        #: Containers that were removed lately, with how they ended.
+        self.endings: OrderedDict[str, WaitAnswer] = OrderedDict()
+        #: Images whose layers were read, by manifest digest.
+        self.resolved: OrderedDict[str, Image] = OrderedDict()
+        #: The end of each exec, told by hostd.
+        self.exec_ends: dict[str, asyncio.Future[int]] = {}
+        #: Clients that follow statistics, and that read a log, now.
+        self.stats_followers = 0
+        self.log_readers = 0
+        #: Containers whose start is under way; an exit is recorded after it.
+        self.starting: dict[str, asyncio.Future[None]] = {}
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._tasks: asyncio.TaskGroup | None = None
+        self._spawned: set[asyncio.Task[None]] = set()
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Tasks of :meth:`spawn` live inside; they are cancelled at the end."""
+        async with asyncio.TaskGroup() as tasks:
+            self._tasks = tasks
+            try:
+                yield
+            finally:
+                self._tasks = None
+                for task in list(self._spawned):
+                    task.cancel()
+
+    def spawn(self, work: Coroutine[Any, Any, object], name: str) -> None:
+        """Run *work* in the background; what it raises goes to the journal, and takes nothing else with it."""
+
+        async def guarded() -> None:
+            try:
+                await work
+            except Exception:
+                report(f"{name} failed")
+
+        if self._tasks is None:
+            work.close()
+            return
+        task = self._tasks.create_task(guarded(), name=name)
+        self._spawned.add(task)
+        task.add_done_callback(self._spawned.discard)
+
+    @asynccontextmanager
+    async def lock(self, subject: str) -> AsyncIterator[None]:
+        """One change of *subject* at a time."""
+        lock = self._locks.get(subject)
+        if lock is None:
+            lock = self._locks[subject] = asyncio.Lock()
+        async with lock:
+            yield
+
+    def new_id(self) -> str:
+        return id_from_bytes(self.random_bytes(32))
+
+    def remember(self, id_: str, ending: WaitAnswer) -> None:
+        """Keep how a removed container ended, for whoever still asks."""
+        self.endings[id_] = ending
+        while len(self.endings) > MAX_REMEMBERED:
+            self.endings.popitem(last=False)
+
+
+def report(text: str) -> None:
+    """A line, and the exception that is being handled, to the journal (standard error)."""
+    sys.stderr.write(f"casemated: {text}\n{traceback.format_exc(limit=30) if sys.exc_info()[0] else ''}")
+    sys.stderr.flush()

@@ -1,0 +1,210 @@
+"""Files in and out of a container: tar streams through pipes that hostd's confined child reads or writes."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import posixpath
+import tarfile
+from collections.abc import AsyncIterable
+from types import TracebackType
+
+from casemate.api.schema import Change, ChangesAnswer, PathStat
+from casemate.hostd.client import ask
+from casemate.hostd.protocol import AnyOperation, ContainerArchive, ContainerDiff, ContainerExtract, Done
+from casemate.node import audit, lookup
+from casemate.node.core import Caller, Core
+from casemate.node.errors import ContainerState
+from casemate.node.rows import ContainerRow
+from casemate.spec.errors import Corrupt, InvalidArgument, LimitExceeded
+
+CHUNK_BYTES = 256 << 10
+#: A copy of a large tree takes its time; one that hangs ends all the same.
+TIMEOUT_S = 6 * 3600.0
+MAX_CHANGES = 200_000
+MAX_CHANGES_BYTES = 64 << 20
+
+
+class Output:
+    """What hostd writes into a pipe for *operation*; use as a context, read until empty."""
+
+    def __init__(self, core: Core, operation: AnyOperation) -> None:
+        self._core = core
+        self._operation = operation
+        self._group = asyncio.TaskGroup()
+        self._task: asyncio.Task[Done] | None = None
+        self._transport: asyncio.ReadTransport | None = None
+        self._reader = asyncio.StreamReader(limit=CHUNK_BYTES)
+
+    async def __aenter__(self) -> Output:
+        await self._group.__aenter__()
+        read_end, write_end = os.pipe2(os.O_CLOEXEC)
+        loop = asyncio.get_running_loop()
+        pipe = os.fdopen(read_end, "rb", buffering=0)
+        protocol = asyncio.StreamReaderProtocol(self._reader)
+        self._transport, _ = await loop.connect_read_pipe(lambda: protocol, pipe)
+        self._task = self._group.create_task(self._ask(write_end))
+        return self
+
+    async def _ask(self, write_end: int) -> Done:
+        # Our copy of the writing end is closed as soon as hostd has its own, so that its end is the pipe's end.
+        waiting = asyncio.ensure_future(  # noqa: TID251 - awaited below, in the same function
+            ask(self._core.hostd, self._operation, Done, descriptors=(write_end,), timeout_s=TIMEOUT_S)
+        )
+        try:
+            await asyncio.sleep(0)
+            os.close(write_end)
+            return await waiting
+        finally:
+            waiting.cancel()
+
+    async def read(self) -> bytes:
+        """The next piece; empty at the end. Raises what hostd answers."""
+        assert self._task is not None
+        data = await self._reader.read(CHUNK_BYTES)
+        if not data:
+            await self._task
+        return data
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._transport is not None:
+            self._transport.close()
+        if self._task is not None and not self._task.done():
+            self._task.cancel()
+        try:
+            await self._group.__aexit__(kind, error, trace)
+        except ExceptionGroup as group:
+            raise group.exceptions[0] from group
+
+
+async def _made(core: Core, reference: str, project: str) -> ContainerRow:
+    row = await core.db.read(lambda db: lookup.container(db, reference, project))
+    if not row.made or row.status == "removing":
+        raise ContainerState(
+            f"container {row.name} is {row.status}: it has no files yet",
+            remedy=f"Start it once: `casemate start {row.name}`.", status=row.status,
+        )  # fmt: skip
+    return row
+
+
+def check_path(path: str) -> str:
+    """*path* inside a container, made absolute; raises :class:`InvalidArgument`."""
+    if not path or "\0" in path or len(path.encode("utf-8", "replace")) > 4096:
+        raise InvalidArgument("path has 1 to 4096 bytes and no zero byte")
+    # The end matters ("dir/." is the content of dir): hostd resolves the rest beneath the root file system.
+    return path if path.startswith("/") else "/" + path
+
+
+async def archive(core: Core, reference: str, project: str, path: str) -> Output:
+    """A tar of *path*."""
+    row = await _made(core, reference, project)
+    return Output(core, ContainerArchive(row.id, check_path(path)))
+
+
+async def export(core: Core, reference: str, project: str) -> Output:
+    """A tar of the whole root file system."""
+    row = await _made(core, reference, project)
+    return Output(core, ContainerArchive(row.id, "/", whole=True))
+
+
+async def stat(core: Core, reference: str, project: str, path: str) -> PathStat:
+    """What stands at *path*: read from the first header of its archive, whose rest is not asked for."""
+    output = await archive(core, reference, project, path)
+    async with output:
+        return await first_member(output, posixpath.basename(path.rstrip("/")) or "/")
+
+
+async def first_member(output: Output, name: str) -> PathStat:
+    """The first entry of a tar stream as a :class:`PathStat`; bounded by what its extended headers may take."""
+    data = b""
+    while len(data) < 1 << 20:
+        piece = await output.read()
+        data += piece
+        try:
+            with tarfile.open(fileobj=io.BytesIO(data), mode="r|") as tar:
+                member = tar.next()
+        except (tarfile.ReadError, EOFError):
+            member = None
+        if member is not None:
+            return PathStat(
+                name=name,
+                size=member.size,
+                mode=_mode(member),
+                mtime=float(member.mtime),
+                link_target=member.linkname if member.issym() else "",
+                is_dir=member.isdir(),
+            )
+        if not piece:
+            break
+    raise Corrupt("the archive of the path holds no entry")
+
+
+def _mode(member: tarfile.TarInfo) -> int:
+    """st_mode of a tar member: type and permission bits."""
+    kinds = {
+        tarfile.DIRTYPE: 0o040000, tarfile.SYMTYPE: 0o120000, tarfile.CHRTYPE: 0o020000, tarfile.BLKTYPE: 0o060000,
+        tarfile.FIFOTYPE: 0o010000,
+    }  # fmt: skip
+    return kinds.get(member.type, 0o100000) | (member.mode & 0o7777)
+
+
+async def extract(
+    core: Core, reference: str, project: str, caller: Caller, *, path: str, body: AsyncIterable[bytes]
+) -> None:
+    """Unpack the tar *body* below *path*; hostd's confined child reads it from a pipe."""
+    row = await _made(core, reference, project)
+    operation = ContainerExtract(row.id, check_path(path))
+    at = core.clock()
+    await core.db.write(
+        lambda db: audit.append(db, at, caller.who, "container.extract", row.id, name=row.name, path=path[:500])
+    )
+    read_end, write_end = os.pipe2(os.O_CLOEXEC)
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            asking = tasks.create_task(
+                ask(core.hostd, operation, Done, descriptors=(read_end,), timeout_s=TIMEOUT_S), name="extract"
+            )
+            await asyncio.sleep(0)
+            os.close(read_end)
+            read_end = -1
+            writer_pipe = os.fdopen(write_end, "wb", buffering=0)
+            transport, protocol = await loop.connect_write_pipe(asyncio.streams.FlowControlMixin, writer_pipe)
+            writer = asyncio.StreamWriter(transport, protocol, None, loop)
+            try:
+                async for chunk in body:
+                    if asking.done():
+                        break  # it failed, or had enough: its answer says which
+                    writer.write(chunk)
+                    await writer.drain()
+            except (BrokenPipeError, ConnectionResetError):
+                pass
+            finally:
+                transport.close()
+    except ExceptionGroup as group:
+        raise group.exceptions[0] from group
+    finally:
+        if read_end >= 0:
+            os.close(read_end)
+
+
+async def changes(core: Core, reference: str, project: str) -> ChangesAnswer:
+    """What the container changed in its file system."""
+    row = await _made(core, reference, project)
+    data = bytearray()
+    async with Output(core, ContainerDiff(row.id)) as output:
+        while piece := await output.read():
+            data += piece
+            if len(data) > MAX_CHANGES_BYTES:
+                raise LimitExceeded(f"the list of changes is longer than {MAX_CHANGES_BYTES} bytes")
+    found: list[Change] = []
+    for line in bytes(data).split(b"\0")[: MAX_CHANGES + 1]:
+        kind, _, path = line.decode("utf-8", "replace").partition(" ")
+        if kind in ("A", "C", "D"):
+            found.append(Change(kind, path))  # type: ignore[arg-type]  # one of the three
+    if len(found) > MAX_CHANGES:
+        raise LimitExceeded(f"more than {MAX_CHANGES} changes")
+    return ChangesAnswer(tuple(sorted(found, key=lambda change: change.path)))

@@ -1,0 +1,150 @@
+"""The list of containers: filters, pages, and a row for each without reading its whole record."""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import dataclass
+
+import msgspec
+
+from casemate.api.schema import ContainerList, ContainerSummary, PortRequest
+from casemate.node import imagestore, lookup
+from casemate.node.addresses import address_text
+from casemate.node.clock import rfc3339
+from casemate.node.core import Core
+from casemate.node.errors import ContainerNotFound, PodNotFound
+from casemate.node.rows import ALIVE
+from casemate.spec.errors import CasemateError, InvalidArgument
+
+_KEYS = ("name", "id", "status", "label", "ancestor", "pod", "exited")
+_STATUSES = "created starting running paused stopping restarting exited removing broken".split()  # noqa: SIM905
+_COLUMNS = (
+    "c.id, c.name, c.project, c.pod, p.name, c.image, c.image_digest, c.command, p.spec, c.status, c.created_at, "
+    "c.started_at, c.finished_at, c.exit_code, c.labels, p.address, c.restarts"
+)
+
+
+class _Network(msgspec.Struct, frozen=True):
+    ports: tuple[PortRequest, ...] = ()
+
+
+class _PodBrief(msgspec.Struct, frozen=True):
+    """The part of a pod's specification that a row shows; the rest is skipped, which is fast."""
+
+    level: str = "namespace"
+    network: _Network = _Network()
+
+
+_BRIEF = msgspec.json.Decoder(_PodBrief)
+_LABELS = msgspec.json.Decoder(dict[str, str])
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """At most *limit* rows (0: all), beginning after the container *after*."""
+
+    limit: int = 0
+    after: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Values of one key are alternatives, keys must all hold; labels must all hold."""
+
+    values: dict[str, tuple[str, ...]]
+    everything: bool
+
+    @classmethod
+    def parse(cls, texts: tuple[str, ...], *, everything: bool) -> Filter:
+        """``key=value`` texts; raises :class:`InvalidArgument` for an unknown key or status."""
+        values: dict[str, tuple[str, ...]] = {}
+        for text in texts:
+            key, equals, value = text.partition("=")
+            if not equals or key not in _KEYS:
+                raise InvalidArgument(f"filter {text[:80]!r} is not KEY=VALUE with KEY one of {', '.join(_KEYS)}")
+            if key == "status" and value not in _STATUSES:
+                raise InvalidArgument(f"status {value[:40]!r} is not one of {', '.join(_STATUSES)}")
+            if key == "exited" and not (value.isascii() and value.isdigit() and len(value) <= 3):
+                raise InvalidArgument(f"exited={value[:40]!r} is not an exit code")
+            values[key] = (*values.get(key, ()), value)
+        # Who asks for a status or an exit code means all containers, as in Docker.
+        return cls(values, everything or "status" in values or "exited" in values)
+
+    def takes(self, row: ContainerSummary) -> bool:
+        """Whether the row is wanted (ancestor and pod are looked up before)."""
+        get = self.values.get
+        if "name" in self.values and not any(value in row.name for value in get("name", ())):
+            return False
+        if "id" in self.values and not any(row.id.startswith(value) for value in get("id", ())):
+            return False
+        if "status" in self.values and row.status not in get("status", ()):
+            return False
+        if "exited" in self.values and (row.status != "exited" or str(row.exit_code) not in get("exited", ())):
+            return False
+        return all(_has_label(row.labels, value) for value in get("label", ()))
+
+
+async def containers(core: Core, project: str, wanted: Filter, page: Page) -> ContainerList:
+    """The containers of *project*, the newest first."""
+    return await core.db.read(lambda db: select_summaries(db, project, wanted, page))
+
+
+def select_summaries(db: sqlite3.Connection, project: str, wanted: Filter, page: Page) -> ContainerList:
+    where, values = ["c.project=?"], [project]
+    if not wanted.everything:
+        where.append(f"c.status IN ({', '.join(repr(s) for s in sorted(ALIVE | {'restarting'}))})")
+    for key, column, find in (("ancestor", "c.image_digest", _image), ("pod", "c.pod", _pod)):
+        if key in wanted.values:
+            found = [find(db, value, project) for value in wanted.values[key]]
+            where.append(f"{column} IN ({', '.join('?' * len(found))})")
+            values += found
+    if page.after:
+        try:
+            last = lookup.container(db, page.after, project)
+        except ContainerNotFound as error:
+            raise InvalidArgument(f"after={page.after[:80]!r} names no container; begin again") from error
+        where.append("(c.created_at, c.id) < (?, ?)")
+        values += [last.created_at, last.id]  # type: ignore[list-item]
+    query = (
+        f"SELECT {_COLUMNS} FROM containers c JOIN pods p ON p.id=c.pod WHERE {' AND '.join(where)} "  # noqa: S608
+        "ORDER BY c.created_at DESC, c.id DESC"
+    )
+    rows: list[ContainerSummary] = []
+    for raw in db.execute(query, values):
+        row = _summary(raw)
+        if not wanted.takes(row):
+            continue
+        if page.limit and len(rows) == page.limit:
+            return ContainerList(tuple(rows), rows[-1].id)
+        rows.append(row)
+    return ContainerList(tuple(rows))
+
+
+def _summary(raw: tuple) -> ContainerSummary:  # type: ignore[type-arg]
+    (id_, name, project, pod, pod_name, image, digest, command, spec, status, created, started, finished, code,
+     labels, address, restarts) = raw  # fmt: skip
+    brief = _BRIEF.decode(spec)
+    return ContainerSummary(
+        id_, name, project, pod, pod_name, image, digest, command, brief.level, status, rfc3339(created),
+        rfc3339(started), rfc3339(finished), code, brief.network.ports,
+        _LABELS.decode(labels) if labels != b"{}" else {}, address_text(address), restarts,
+    )  # fmt: skip
+
+
+def _has_label(labels: dict[str, str], wanted: str) -> bool:
+    key, equals, value = wanted.partition("=")
+    return key in labels and (not equals or labels[key] == value)
+
+
+def _image(db: sqlite3.Connection, text: str, _project: str) -> str:
+    try:
+        return imagestore.find(db, text).manifest_digest
+    except CasemateError:
+        return ""  # no container has it
+
+
+def _pod(db: sqlite3.Connection, text: str, project: str) -> str:
+    try:
+        return lookup.pod(db, text, project).id
+    except PodNotFound:
+        return ""

@@ -1,0 +1,162 @@
+"""The database's schema, as the list of steps from an empty file; a step that was released is never changed.
+
+``desired`` is what the user wants of a container, ``status`` what was last observed. Requests and resolved
+specifications are kept as JSON, as the API and hostd have them; what is searched or changed has its own column.
+Times are seconds since the epoch.
+"""
+
+from __future__ import annotations
+
+_FIRST = """
+CREATE TABLE projects (name TEXT PRIMARY KEY, created_at REAL NOT NULL) STRICT;
+INSERT INTO projects VALUES ('default', 0);
+
+CREATE TABLE pods (
+    id TEXT PRIMARY KEY,
+    project TEXT NOT NULL REFERENCES projects (name),
+    name TEXT NOT NULL,
+    created_at REAL NOT NULL,
+    request BLOB NOT NULL,
+    spec BLOB NOT NULL,
+    implicit INTEGER NOT NULL,
+    address INTEGER,
+    first_id INTEGER NOT NULL DEFAULT 0,
+    made INTEGER NOT NULL DEFAULT 0
+) STRICT;
+CREATE UNIQUE INDEX pods_name ON pods (project, name);
+CREATE UNIQUE INDEX pods_address ON pods (address) WHERE address IS NOT NULL;
+
+CREATE TABLE ports (
+    pod TEXT NOT NULL REFERENCES pods (id) ON DELETE CASCADE,
+    protocol TEXT NOT NULL,
+    host_address TEXT NOT NULL,
+    host_port INTEGER NOT NULL,
+    PRIMARY KEY (protocol, host_port, host_address, pod)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX ports_pod ON ports (pod);
+
+CREATE TABLE containers (
+    id TEXT PRIMARY KEY,
+    project TEXT NOT NULL REFERENCES projects (name),
+    name TEXT NOT NULL,
+    pod TEXT NOT NULL REFERENCES pods (id),
+    created_at REAL NOT NULL,
+    request BLOB NOT NULL,
+    spec BLOB NOT NULL,
+    image TEXT NOT NULL,
+    image_digest TEXT NOT NULL,
+    command TEXT NOT NULL,
+    labels BLOB NOT NULL,
+    restart_name TEXT NOT NULL,
+    restart_maximum INTEGER NOT NULL,
+    auto_remove INTEGER NOT NULL,
+    stop_signal INTEGER NOT NULL,
+    stop_timeout INTEGER NOT NULL,
+    admission BLOB NOT NULL,
+    warnings BLOB NOT NULL,
+    desired TEXT NOT NULL,
+    status TEXT NOT NULL,
+    made INTEGER NOT NULL DEFAULT 0,
+    pid INTEGER NOT NULL DEFAULT 0,
+    conmon_pid INTEGER NOT NULL DEFAULT 0,
+    intent_at REAL NOT NULL DEFAULT 0,
+    started_at REAL NOT NULL DEFAULT 0,
+    finished_at REAL NOT NULL DEFAULT 0,
+    exit_code INTEGER,
+    oom_killed INTEGER NOT NULL DEFAULT 0,
+    reason TEXT NOT NULL DEFAULT '',
+    restarts INTEGER NOT NULL DEFAULT 0,
+    failures INTEGER NOT NULL DEFAULT 0,
+    restart_at REAL NOT NULL DEFAULT 0
+) STRICT;
+CREATE UNIQUE INDEX containers_name ON containers (project, name);
+CREATE INDEX containers_created ON containers (created_at, id);
+CREATE INDEX containers_pod ON containers (pod);
+CREATE INDEX containers_image ON containers (image_digest);
+
+CREATE TABLE container_volumes (
+    container TEXT NOT NULL REFERENCES containers (id) ON DELETE CASCADE,
+    project TEXT NOT NULL,
+    volume TEXT NOT NULL,
+    PRIMARY KEY (container, volume)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX container_volumes_volume ON container_volumes (project, volume);
+
+CREATE TABLE volumes (
+    project TEXT NOT NULL REFERENCES projects (name),
+    name TEXT NOT NULL,
+    created_at REAL NOT NULL,
+    anonymous INTEGER NOT NULL,
+    labels BLOB NOT NULL,
+    made INTEGER NOT NULL DEFAULT 0,
+    PRIMARY KEY (project, name)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE images (
+    manifest_digest TEXT PRIMARY KEY,
+    config_digest TEXT NOT NULL,
+    created_at REAL NOT NULL,
+    record BLOB NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX images_config ON images (config_digest);
+CREATE TABLE image_names (
+    name TEXT PRIMARY KEY,
+    manifest_digest TEXT NOT NULL REFERENCES images (manifest_digest) ON DELETE CASCADE
+) STRICT, WITHOUT ROWID;
+CREATE INDEX image_names_digest ON image_names (manifest_digest);
+CREATE TABLE layers (
+    hex TEXT PRIMARY KEY,
+    diff_id TEXT NOT NULL,
+    squashfs_bytes INTEGER NOT NULL,
+    adopted INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE execs (
+    id TEXT PRIMARY KEY,
+    container TEXT NOT NULL REFERENCES containers (id) ON DELETE CASCADE,
+    request BLOB NOT NULL,
+    process BLOB NOT NULL,
+    created_at REAL NOT NULL,
+    status TEXT NOT NULL,
+    exit_code INTEGER,
+    pid INTEGER NOT NULL DEFAULT 0
+) STRICT;
+CREATE INDEX execs_container ON execs (container);
+
+CREATE TABLE journal (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    at REAL NOT NULL,
+    kind TEXT NOT NULL,
+    subject TEXT NOT NULL,
+    facts BLOB NOT NULL,
+    step TEXT NOT NULL
+) STRICT;
+CREATE INDEX journal_subject ON journal (subject);
+
+CREATE TABLE operations (
+    id TEXT PRIMARY KEY,
+    kind TEXT NOT NULL,
+    status TEXT NOT NULL,
+    created_at REAL NOT NULL,
+    finished_at REAL NOT NULL,
+    target TEXT NOT NULL,
+    result BLOB NOT NULL,
+    problem BLOB
+) STRICT;
+
+CREATE TABLE events (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    at REAL NOT NULL,
+    row BLOB NOT NULL
+) STRICT;
+
+CREATE TABLE audit (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    row BLOB NOT NULL,
+    chain TEXT NOT NULL
+) STRICT;
+
+CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
+"""
+
+MIGRATIONS: tuple[str, ...] = (_FIRST,)

@@ -1,0 +1,78 @@
+"""The node: what casemated is, without HTTP. Holds the core, the connection to hostd, and the reconcile loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from casemate.hostd.client import HostdClient
+from casemate.node import exits, recovery
+from casemate.node.core import Core, report
+from casemate.node.database import Database
+from casemate.node.operations import Operations
+from casemate.spec.errors import CasemateError
+from casemate.spec.settings import Settings
+
+SOCKET_NAME = "hostd.sock"
+
+
+class Node:
+    """casemated's work. *core* is shared by its parts; *operations* is the long work under way."""
+
+    def __init__(self, core: Core) -> None:
+        self.core = core
+        self.operations = Operations(core)
+        #: Set once the store has been brought together with what hostd has.
+        self.reconciled = asyncio.Event()
+        #: Set when the daemon is about to end: streams come to their end.
+        self.ending = asyncio.Event()
+        self._wake = asyncio.Event()
+
+    def hostd_changed(self, up: bool) -> None:
+        """The connection to hostd came or went."""
+        if up:
+            self._wake.set()
+        else:
+            self.reconciled.clear()
+
+    async def keep_reconciled(self) -> None:
+        """Reconcile each time that the connection is made; never returns."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            try:
+                for operation in await recovery.reconcile_all(self.core):
+                    report(operation.describe())
+                await self.operations.recover()
+                self.reconciled.set()
+            except CasemateError:
+                report("the reconcile loop was interrupted; it goes on when casemate-hostd is back")
+
+
+@asynccontextmanager
+async def running_node(settings: Settings) -> AsyncIterator[Node]:
+    """A node at work: the database open, hostd's connection kept, everything ended at the exit."""
+    db = Database(f"{settings.text('paths.state')}/casemate.db")
+    await db.open()
+    try:
+        holder: list[Node] = []
+        client = HostdClient(
+            f"{settings.text('paths.host_run')}/{SOCKET_NAME}",
+            on_event=lambda event: exits.on_event(holder[0].core, event),
+            on_state=lambda up: holder[0].hostd_changed(up),  # noqa: PLW0108 - it is not there yet
+        )
+        core = Core(settings, db, client)
+        await asyncio.to_thread(core.images.create)
+        node = Node(core)
+        holder.append(node)
+        async with core.running():
+            core.spawn(client.run(), "the connection to casemate-hostd")
+            core.spawn(node.keep_reconciled(), "the reconcile loop")
+            try:
+                yield node
+            finally:
+                await node.operations.close()
+                core.hub.close()
+    finally:
+        await db.close()

@@ -1,0 +1,33 @@
+"""The netlink codec against what a kernel would never, and an attacker could not, but a bug might send."""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+
+from casemate.host import rtnetlink
+
+
+def test_attributes_are_padded_and_read_back() -> None:
+    data = rtnetlink.attribute(3, b"abc\0\0") + rtnetlink.attribute(4, struct.pack("=I", 1500))
+    assert len(data) % 4 == 0
+    assert list(rtnetlink.attributes(data)) == [(3, b"abc\0\0"), (4, struct.pack("=I", 1500))]
+
+
+@pytest.mark.parametrize("data", [b"\3\0\1\0", b"\0\0\0\0", b"\xff\0\1\0abcd"])
+def test_a_length_that_cannot_be_is_an_error(data: bytes) -> None:
+    with pytest.raises(ValueError, match="netlink attribute"):
+        list(rtnetlink.attributes(data))
+
+
+@pytest.mark.parametrize("text", ["aa:bb", "zz:00:00:00:00:00", ""])
+def test_a_hardware_address_has_six_bytes(text: str) -> None:
+    with pytest.raises(ValueError, match=r"hex|hardware address"):
+        rtnetlink.mac_bytes(text)
+
+
+def test_an_error_names_the_errno() -> None:
+    error = rtnetlink.NetlinkFailed("adding x", 17, "File exists")
+    assert "EEXIST" in error.detail
+    assert error.facts == {"errno": "EEXIST"}
