@@ -104,7 +104,7 @@ static void hear_hostd(void)
 			count = 0; /* the channel's now */
 		break;
 	case 'M':
-		if (send(vm.qmp, message + 1, length, MSG_NOSIGNAL | MSG_DONTWAIT) < 0)
+		if (send_fds(vm.qmp, message + 1, length, fds, count))
 			keep_tail("qmp: not taken\n", 15);
 		break;
 	case 'T': tell('T', vm.tail, vm.tail_length); break;

@@ -72,6 +72,9 @@ _Noreturn void waiter_run(const struct stdio *stdio);
 /* monitor.c */
 int monitor_main(int argc, char **argv);
 
+/* tsc.c */
+int tsc_main(void);
+
 /* jail.c */
 struct jail {
 	uid_t uid;
