@@ -69,7 +69,7 @@ int channel_open(uint16_t number, const int *fds, int count)
 	c->out.fd = c->terminal ? fds[0] : fds[1];
 	c->err.fd = c->terminal ? -1 : fds[2];
 	c->exit_socket = fds[count - 1];
-	c->credit = MUX_WINDOW;
+	/* The guest's first acknowledgement opens the channel for input. */
 	channels[slot] = c;
 	return 0;
 }
@@ -161,6 +161,9 @@ int channel_frame(const struct mux_frame *frame)
 	case MUX_TAKEN:
 		if (frame->length != 4 || wire_u32(frame->payload) > MUX_WINDOW - c->credit)
 			return -1;
+		if (!c->open && c->has_size)
+			port_put(MUX_RESIZE, c->number, c->size, 4);
+		c->open = 1;
 		c->credit += wire_u32(frame->payload);
 		return 0;
 	case MUX_EXIT:
@@ -223,7 +226,10 @@ static void hear_waiter(struct channel *c)
 	if (got == 2 && message[0] == 'K') {
 		port_put(MUX_KILL, c->number, message + 1, 1);
 	} else if (got == 5 && message[0] == 'R') {
-		port_put(MUX_RESIZE, c->number, message + 1, 4);
+		memcpy(c->size, message + 1, 4);
+		c->has_size = 1;
+		if (c->open)
+			port_put(MUX_RESIZE, c->number, c->size, 4);
 	} else if (got == 0 || (got < 0 && errno != EAGAIN && errno != EINTR)) {
 		port_put(MUX_KILL, c->number, &kill_signal, 1);
 		release(c);

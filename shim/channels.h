@@ -23,6 +23,8 @@ struct channel {
 	struct pipe_out out, err;
 	uint32_t credit;  /* bytes of input that the guest will still take */
 	uint32_t unacked; /* bytes of output that the guest has sent and we have not acknowledged */
+	int open, has_size;
+	uint8_t size[4]; /* of the terminal, kept until the channel is open */
 	int exited;
 	uint32_t status;
 };

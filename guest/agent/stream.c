@@ -57,6 +57,12 @@ int stream_attach(uint16_t channel, int process, int in, int out, int err, int t
 	s->credit = MUX_WINDOW;
 	*index = (int)(s - streams);
 	arm(*index);
+	/* The first credit says that the channel is there: input that came before would have found nobody. */
+	uint8_t number[4];
+	wire_put_u32(number, MUX_WINDOW);
+	if (port_room() < MUX_HEADER + 4)
+		return EAGAIN;
+	port_send(MUX_TAKEN, channel, number, 4);
 	return 0;
 }
 

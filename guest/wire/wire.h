@@ -36,7 +36,7 @@ enum mux_type {
 	MUX_KILL = 5,    /* host to guest: u8 signal number */
 	MUX_OUT = 6,     /* guest to host: standard output, or the terminal's */
 	MUX_ERR = 7,     /* guest to host: standard error */
-	MUX_TAKEN = 8,   /* both ways: u32 bytes that the reader at this end has taken */
+	MUX_TAKEN = 8,   /* both ways: u32 bytes that the reader at this end takes; the guest's first opens the channel */
 	MUX_EXIT = 9,    /* guest to host: u32 exit code, or 128 + signal; the channel's last frame */
 	MUX_LAST = 9,
 };

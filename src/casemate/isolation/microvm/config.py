@@ -17,7 +17,7 @@ from casemate.isolation.microvm.errors import BundleUnsupported
 from casemate.isolation.microvm.frames import Field, Tag
 from casemate.isolation.microvm.oci import Config, Device, Mount, Process
 
-NO_NEW_PRIVS, TERMINAL, STDIN, READ_ONLY_ROOT = 1, 2, 4, 8
+NO_NEW_PRIVS, TERMINAL, STDIN, READ_ONLY_ROOT, ALL_PROCESSES = 1, 2, 4, 8, 16
 _CLONE = {"pid": 0x2000_0000, "ipc": 0x0800_0000, "uts": 0x0400_0000, "mount": 0x0002_0000, "cgroup": 0x0200_0000}
 #: What an exec joins: setns(2) by the first process's pidfd.
 EXEC_NAMESPACES = 0x2000_0000 | 0x0800_0000 | 0x0400_0000 | 0x0002_0000 | 0x0200_0000

@@ -53,6 +53,17 @@ class Kind(enum.IntEnum):
     REPLY = 65
     EXITED = 66
     OOM = 67
+    #: What casemate-vm asks of hostd (shim/shim.h), in the same form.
+    ASK_CREATE = 100
+    ASK_START = 101
+    ASK_STATE = 102
+    ASK_KILL = 103
+    ASK_DELETE = 104
+    ASK_EXEC = 105
+    ASK_LIST = 106
+    ASK_PS = 107
+    ASK_PAUSE = 108
+    ASK_RESUME = 109
 
 
 class Tag(enum.IntEnum):
@@ -99,6 +110,8 @@ class Tag(enum.IntEnum):
 
 #: What the guest may say.
 GUEST_KINDS = frozenset((Kind.READY, Kind.REPLY, Kind.EXITED, Kind.OOM))
+#: What casemate-vm may say.
+ASK_KINDS = frozenset(kind for kind in Kind if kind >= Kind.ASK_CREATE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,12 +179,12 @@ def encode(kind: Kind, number: int, fields: Sequence[Field] = ()) -> bytes:
     return data
 
 
-def decode(data: bytes) -> Message:
-    """The message that the guest sent; :class:`GuestBroken` for anything that is not exactly one."""
+def decode(data: bytes, kinds: frozenset[Kind] = GUEST_KINDS, max_fields: int = MAX_GUEST_FIELDS) -> Message:
+    """The message that the guest sent; :class:`GuestBroken` for anything that is not exactly one of *kinds*."""
     if not _HEAD.size <= len(data) <= MAX_MESSAGE_BYTES:
         raise GuestBroken(f"a message of {len(data)} bytes, allowed are {_HEAD.size}..{MAX_MESSAGE_BYTES}")
     kind, zero, zeros, number = _HEAD.unpack_from(data)
-    if zero or zeros or kind not in GUEST_KINDS:
+    if zero or zeros or kind not in kinds:
         raise GuestBroken(f"a message of kind {kind} with reserved bits {zero:x} {zeros:x}")
     fields: list[Field] = []
     offset = _HEAD.size
@@ -182,8 +195,8 @@ def decode(data: bytes) -> Message:
         offset += _FIELD.size
         if zero or length > len(data) - offset:
             raise GuestBroken(f"field {tag} claims {length} bytes, {len(data) - offset} are left")
-        if len(fields) == MAX_GUEST_FIELDS:
-            raise GuestBroken(f"more than {MAX_GUEST_FIELDS} fields in one message")
+        if len(fields) == max_fields:
+            raise GuestBroken(f"more than {max_fields} fields in one message")
         fields.append(Field(tag, data[offset : offset + length]))
         offset += length
     return Message(Kind(kind), number, tuple(fields))

@@ -98,7 +98,9 @@ class Monitor:
         except CasemateError:
             pass
         finally:
-            self.quit()
+            # hostd going away is no reason; a guest that broke the protocol is.
+            if self.broken is not None:
+                self.quit()
             self.channel.close()
             self.ended.set()
             for waiting in self._waiting.values():
@@ -190,6 +192,10 @@ class Monitor:
             self.channel.send(b"Q")
         except CasemateError:
             return
+
+    def leave(self) -> None:
+        """Close the connection and let the machine run: hostd stops."""
+        self.channel.close()
 
     async def wait(self, timeout_s: float) -> None:
         """Until the monitor is gone, by force when it takes longer than *timeout_s*."""
