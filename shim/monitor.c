@@ -83,6 +83,19 @@ _Noreturn static void finish(int status)
 	exit(0);
 }
 
+static void hear_text(int fd, uint8_t kind)
+{
+	char bytes[4096];
+	ssize_t got = recv(fd, bytes, sizeof bytes, MSG_DONTWAIT);
+
+	if (got <= 0)
+		return;
+	if (kind)
+		tell(kind, bytes, (size_t)got);
+	else
+		keep_tail(bytes, (size_t)got);
+}
+
 static void hear_hostd(void)
 {
 	static uint8_t message[1 + MUX_MAX_CONTROL];
@@ -107,7 +120,10 @@ static void hear_hostd(void)
 		if (send_fds(vm.qmp, message + 1, length, fds, count))
 			keep_tail("qmp: not taken\n", 15);
 		break;
-	case 'T': tell('T', vm.tail, vm.tail_length); break;
+	case 'T':
+		hear_text(vm.console, 0);
+		tell('T', vm.tail, vm.tail_length);
+		break;
 	case 'Q': finish(0);
 	default: break;
 	}
@@ -162,19 +178,6 @@ static void hear_guest(void)
 	}
 	memmove(vm.input, vm.input + used, vm.input_length - used);
 	vm.input_length -= used;
-}
-
-static void hear_text(int fd, uint8_t kind)
-{
-	char bytes[4096];
-	ssize_t got = recv(fd, bytes, sizeof bytes, MSG_DONTWAIT);
-
-	if (got <= 0)
-		return;
-	if (kind)
-		tell(kind, bytes, (size_t)got);
-	else
-		keep_tail(bytes, (size_t)got);
 }
 
 static void hear_signals(void)

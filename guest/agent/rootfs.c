@@ -55,14 +55,20 @@ static int mount_layer(const struct layer *layer)
 		return -ENOSPC;
 	int number = mounted_count + 1;
 	int error = add_partition(number, layer);
-	if (error)
+	if (error) {
+		say("casemate: layer %d at sector %llu, %llu sectors: %s", number, (unsigned long long)layer->start,
+			(unsigned long long)layer->sectors, strerror(error));
 		return -error;
+	}
 	mounted[mounted_count++] = *layer;
 	snprintf(source, sizeof source, "%s%d", device, number);
 	snprintf(target, sizeof target, "/layers/%d", number);
 	mkdir(target, 0700);
-	if (mount(source, target, "squashfs", MS_RDONLY | MS_NODEV, NULL) < 0)
-		return -errno;
+	if (mount(source, target, "squashfs", MS_RDONLY | MS_NODEV, NULL) < 0) {
+		error = errno;
+		say("casemate: %s (layer at sector %llu): %s", source, (unsigned long long)layer->start, strerror(error));
+		return -error;
+	}
 	return number;
 }
 

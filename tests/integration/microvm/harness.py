@@ -186,7 +186,20 @@ def conmon(host: Host, name: str, bundle: Path, *more: str) -> tuple[subprocess.
     folder = host.folder / "conmon" / name
     (folder / "exits").mkdir(parents=True)
     sync_read, sync_write = os.pipe()
-    argv_ = ["conmon", "--sync", "--full-attach", "--no-sync-log", "--cid", name, "--cuuid", name, "--name", name, "--bundle", str(bundle)]
+    argv_ = [
+        "conmon",
+        "--sync",
+        "--full-attach",
+        "--no-sync-log",
+        "--cid",
+        name,
+        "--cuuid",
+        name,
+        "--name",
+        name,
+        "--bundle",
+        str(bundle),
+    ]
     argv_ += ["--persist-dir", str(folder), "--exit-dir", str(folder / "exits")]
     argv_ += ["--container-pidfile", str(folder / "pid"), "--runtime", str(host.shim)]
     argv_ += ["--runtime-arg", "--socket", "--runtime-arg", str(host.socket)]

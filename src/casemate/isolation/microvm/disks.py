@@ -30,9 +30,10 @@ def extents(sizes: Sequence[tuple[int, int]]) -> tuple[Extent, ...]:
     found: list[Extent] = []
     start = 0
     for fd, size_bytes in sizes:
-        sectors = -(-size_bytes // SECTOR_BYTES)
+        # Rounded up: QEMU reads zeros behind a file's end, and passes over extents of type ZERO without leaving room.
+        sectors = -(-size_bytes // (SECTOR_BYTES * _ALIGN)) * _ALIGN
         found.append(Extent(start, sectors, fd))
-        start += -(-sectors // _ALIGN) * _ALIGN
+        start += sectors
     return tuple(found)
 
 
@@ -57,21 +58,11 @@ def layer_node(only: Extent) -> str:
 
 
 def descriptor(found: Sequence[Extent]) -> str:
-    """A VMDK descriptor of flat extents: the layers, and zeros between them."""
-    lines = [
-        "# Disk DescriptorFile",
-        "version=1",
-        "CID=fffffffe",
-        "parentCID=ffffffff",
-        'createType="monolithicFlat"',
-        "",
-    ]
-    at = 0
-    for extent in found:
-        if extent.start > at:
-            lines.append(f"RW {extent.start - at} ZERO")
-        lines.append(f'RW {extent.sectors} FLAT "/proc/self/fd/{extent.fd}" 0')
-        at = extent.start + extent.sectors
+    """A VMDK descriptor of flat extents, one behind the other as :func:`extents` placed them."""
+    lines = ["# Disk DescriptorFile", "version=1", "CID=fffffffe", "parentCID=ffffffff"]
+    # No empty line before the extents: QEMU's sscanf passes over its end and takes the first extent twice.
+    lines += ['createType="monolithicFlat"', "# Extent description"]
+    lines += [f'RW {extent.sectors} FLAT "/proc/self/fd/{extent.fd}" 0' for extent in found]
     lines += ["", "#DDB", 'ddb.adapterType = "ide"', 'ddb.geometry.cylinders = "1"', 'ddb.geometry.heads = "16"']
     return "\n".join([*lines, 'ddb.geometry.sectors = "63"', ""])
 

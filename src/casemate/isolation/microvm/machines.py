@@ -180,8 +180,8 @@ class Machines:
             root = [frames.text(Tag.CONTAINER, name), *places]
             await monitor.ask(Kind.ROOTFS, root, error=RootfsFailed)
         except BaseException as error:
-            if isinstance(error, CasemateError) and not isinstance(error, MonitorFailed):
-                error.facts["console"] = (await monitor.tail())[-500:]
+            if isinstance(error, CasemateError):
+                error.detail += f"; console: {(await monitor.tail())[-500:]}"
             await self.end(machine)
             raise
         return machine

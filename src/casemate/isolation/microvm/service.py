@@ -11,6 +11,8 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from casemate.host import seqpacket
 from casemate.isolation.microvm import bundles, config, frames, seccomp_oci
 from casemate.isolation.microvm.errors import AgentFailed, BundleUnsupported, MachineMissing
@@ -153,8 +155,10 @@ class Service:
             raise Conflict(f"container {one.id} is {one.status}, not running")
         document = next((field.value for field in ask.fields if field.tag == Tag.PROCESS), None)
         process = read_process(document) if document is not None else _plain_process(ask)
-        if len(fds) != (2 if ask.number_of(Tag.FLAGS) & TERMINAL else 4):
-            raise BundleUnsupported("the descriptors are not those of a process")
+        terminal = bool(ask.number_of(Tag.FLAGS) & TERMINAL)
+        if len(fds) != (2 if terminal else 4) or (process.terminal and not terminal):
+            raise BundleUnsupported("process.terminal and the descriptors do not agree")
+        process = msgspec.structs.replace(process, terminal=terminal)
         channel = machine.next_channel()
         machine.monitor.attach(channel, fds)
         fields = [
@@ -260,11 +264,9 @@ def _state(one: ContainerRecord) -> dict[str, object]:
 
 
 def _plain_process(ask: Message) -> Process:
-    return Process(
-        args=tuple(ask.texts(Tag.ARG)),
-        env=("PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",),
-        cwd=ask.text(Tag.CWD, 4096) or "/",
-    )
+    """What ``exec ID COMMAND`` means without a document: root without capabilities, as runc does it."""
+    path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+    return Process(args=tuple(ask.texts(Tag.ARG)), env=(path,), cwd=ask.text(Tag.CWD, 4096) or "/")
 
 
 def _command_error(error: AgentFailed) -> CasemateError:
