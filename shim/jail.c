@@ -19,7 +19,6 @@
 
 static int read_only_bind(const char *source, const char *target)
 {
-	mkdir(target, 0755);
 	return mount(source, target, NULL, MS_BIND, NULL) < 0 ||
 		mount(NULL, target, NULL, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV, NULL) < 0;
 }
@@ -30,6 +29,7 @@ static const char *change_root(const char *root)
 		return "private mounts";
 	if (mount("casemate", root, "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, "mode=0755,size=64k") < 0 || chdir(root) < 0)
 		return "root";
+	mkdir("usr", 0755);
 	if (read_only_bind("/usr", "usr"))
 		return "usr";
 	static const char *const links[][2] = { { "usr/lib", "lib" }, { "usr/lib64", "lib64" }, { "usr/bin", "bin" } };
@@ -39,7 +39,7 @@ static const char *change_root(const char *root)
 	/* Debian's alternatives lead through /etc; QEMU's own data do not. ld.so works without its cache. */
 	mkdir("etc", 0755);
 	int fd = open("etc/ld.so.cache", O_CREAT | O_CLOEXEC | O_WRONLY, 0444);
-	if (fd < 0 || close(fd) < 0 || mount("/etc/ld.so.cache", "etc/ld.so.cache", NULL, MS_BIND, NULL) < 0)
+	if (fd < 0 || close(fd) < 0 || read_only_bind("/etc/ld.so.cache", "etc/ld.so.cache"))
 		return "ld.so.cache";
 	mkdir("proc", 0555);
 	if (mount("proc", "proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, "subset=pid") < 0)

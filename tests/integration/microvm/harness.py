@@ -112,6 +112,7 @@ class Host:
 
     def start(self) -> None:
         began = threading.Event()
+        self.socket.unlink(missing_ok=True)
 
         async def serve() -> None:
             self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()

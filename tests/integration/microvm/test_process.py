@@ -237,7 +237,7 @@ def test_a_terminal(host: harness.Host, sleeper: str) -> None:
 
     until(rb"# ")
     os.write(master, b"tty; echo $((6*7))\n")
-    until(rb"/dev/pts/\d+\r\n42\r\n")
+    until(rb"/dev/pts/\d+\r+\n42\r+\n")
     os.write(master, b"exit 4\n")
     assert process.wait(20) == 4
     os.close(master)
