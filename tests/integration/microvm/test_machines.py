@@ -1,4 +1,4 @@
-"""Machines: clones differ, crashes leave nothing, hostd may go and come, templates are verified, monitors are jailed."""
+"""Machines: clones differ, crashes leave nothing, hostd goes and comes, templates are verified, monitors jailed."""
 
 from __future__ import annotations
 
@@ -154,7 +154,8 @@ def test_the_monitor_and_qemu_hold_no_privilege(host: harness.Host, base_layer: 
     assert all("ro" in line.split()[5].split(",") or line.split()[4] == "/proc" for line in mounts), mounts
     for kind in ("net", "ipc", "uts", "pid", "mnt"):
         assert os.readlink(f"/proc/{qemu}/ns/{kind}") != os.readlink(f"/proc/self/ns/{kind}")
-    links = subprocess.run(["nsenter", "-t", str(qemu), "-n", "ip", "-o", "link"], capture_output=True, text=True)
+    command = ["nsenter", "-t", str(qemu), "-n", "ip", "-o", "link"]
+    links = subprocess.run(command, capture_output=True, text=True, check=True)
     assert [line.split(": ")[1] for line in links.stdout.splitlines()] == ["lo"]
     # What is open is the machine's own: memory, state, layer, sockets; nothing of the host's tree.
     opened = {os.readlink(f"/proc/{qemu}/fd/{number}") for number in os.listdir(f"/proc/{qemu}/fd")}
@@ -183,7 +184,9 @@ def _is_template(path: str) -> bool:
 def test_what_a_bundle_asks_in_vain_is_refused_and_leaves_nothing(host: harness.Host, base_layer: Path) -> None:
     cases = {
         "unknown mount type": {"mounts": [{"destination": "/x", "type": "nfs", "source": "a:/b"}]},
-        "a folder of the host": {"mounts": [{"destination": "/x", "type": "bind", "source": "/usr", "options": ["bind"]}]},
+        "a folder of the host": {
+            "mounts": [{"destination": "/x", "type": "bind", "source": "/usr", "options": ["bind"]}]
+        },
         "no layers": {"annotations": {}},
         "hooks": {"hooks": {"prestart": [{"path": "/bin/true"}]}},
         "a layer that is not there": {"annotations": {"org.casemate.layers": "/nowhere.sqfs"}},
@@ -201,7 +204,11 @@ def test_what_a_bundle_asks_in_vain_is_refused_and_leaves_nothing(host: harness.
 
 def test_no_hostd_is_a_clear_error(host: harness.Host) -> None:
     done = subprocess.run(
-        [host.shim, "--socket", "/nowhere/vm.sock", "state", "x"], capture_output=True, text=True, timeout=10
+        [host.shim, "--socket", "/nowhere/vm.sock", "state", "x"],
+        capture_output=True,
+        text=True,
+        timeout=10,
+        check=False,
     )
     assert done.returncode == 1
     assert "is casemate-hostd running?" in done.stderr
