@@ -21,6 +21,8 @@ enum {
 	MAX_MOUNTS = 512,
 	ID_BYTES = 65,
 	SETUP_TIMEOUT_MS = 20000,
+	/* One request's strings, each with its end: a message at its largest, and an end for each field. */
+	REQUEST_ARENA = MUX_MAX_CONTROL + MAX_FIELDS + 64,
 };
 
 /* What CREATE and EXEC ask for; every pointer leads into one arena that the next request reuses. */
@@ -51,7 +53,7 @@ struct limit_request {
 };
 
 struct request {
-	char container[ID_BYTES], process[ID_BYTES];
+	char container[ID_BYTES], process[ID_BYTES], root[128]; /* the container's root, as the agent names it */
 	uint32_t channel, flags, namespaces, uid, gid, umask, signal;
 	uint16_t rows, columns;
 	int has_capabilities, has_oom_adj, oom_adj;
@@ -72,7 +74,7 @@ struct request {
 };
 
 /* Parses the fields of CREATE, EXEC, SIGNAL, ...; 0, or an errno with `*why` set. */
-int request_parse(const struct wire_message *frame, struct request *request, const char **why);
+int request_parse(const struct wire_message *frame, struct request *request, char *arena, const char **why);
 
 struct container {
 	char id[ID_BYTES]; /* empty: free */
@@ -141,6 +143,7 @@ int configure(const struct wire_message *frame, const char **why);
 /* rootfs.c */
 int rootfs_make(const struct wire_message *frame, const char **why);
 int rootfs_share(const struct wire_message *frame, const char **why);
+void rootfs_early(void);
 void rootfs_remove(const char *container);
 void rootfs_path(const char *container, char *path, size_t size);
 
@@ -165,11 +168,21 @@ void process_kill(int index, int signal);
 _Noreturn void stage_container(const struct request *request, int channel);
 _Noreturn void stage_exec(const struct request *request, int channel, int init_pidfd);
 
+_Noreturn void stage_zygote(const struct request *request, int channel);
+
+/* zygote.c */
+void zygote_make(void);
+struct request *zygote_request(char **arena);
+int zygote_is(const char *container);
+int zygote_take(const struct request *request, struct process *process, int *files, int *child_files);
+void zygote_files(const struct request *request);
+int zygote_move(const struct mount_request *mount, const char *target);
+
 /* identity.c: in the child, the last steps before execve; 0 or an errno with the step's name */
 int identity_apply(const struct request *request, const char **why);
 
 /* mounts.c: in the child */
-int mounts_make(int root, const struct request *request, const char **why);
+int mounts_make(int root, const struct request *request, int early, const char **why);
 int mounts_hide(const struct request *request, const char **why);
 
 /* channel.c: between agent and child: one message each way, with a descriptor */

@@ -46,7 +46,10 @@ void boot_mounts(void)
 	static const char *const controllers[] = { "+memory", "+cpu", "+pids", "+io", "+cpuset" };
 	for (size_t i = 0; i < sizeof controllers / sizeof *controllers; i++)
 		write_file("/sys/fs/cgroup/cgroup.subtree_control", controllers[i], strlen(controllers[i]));
-	mkdir("/c", 0700);
+	must_mount("casemate", "/c", "tmpfs", MS_NOSUID | MS_NODEV, "mode=0700,size=1m");
+	/* Shared, so that the zygote sees the root that is mounted here later. */
+	mount(NULL, "/c", NULL, MS_SHARED, NULL);
+	mkdir("/z", 0700);
 	mkdir("/layers", 0700);
 	mkdir("/shares", 0700);
 	int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);

@@ -11,7 +11,7 @@
 
 static void path_of(const char *container, const char *file, char *path, size_t size)
 {
-	snprintf(path, size, CGROUPS "%s%s%s", container, *file ? "/" : "", file);
+	snprintf(path, size, CGROUPS "%s%s%s", zygote_is(container) ? "zygote" : container, *file ? "/" : "", file);
 }
 
 int cgroup_make(const char *container, const struct request *request)

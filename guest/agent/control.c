@@ -6,7 +6,8 @@
 
 #include "agent.h"
 
-static struct request request;
+static struct request own_request;
+static char own_arena[REQUEST_ARENA];
 
 /* An answer or event that finds no room is dropped: hostd's request then ends by its deadline, and it asks anew. */
 void control_send(const struct wire_out *out)
@@ -57,45 +58,49 @@ static void rows(struct wire_out *out)
 	}
 }
 
-static int limits(void)
+static int limits(const struct request *r)
 {
-	for (size_t i = 0; i < request.limit_count; i++) {
-		int error = cgroup_write(request.container, request.limits[i].file, request.limits[i].value);
+	for (size_t i = 0; i < r->limit_count; i++) {
+		int error = cgroup_write(r->container, r->limits[i].file, r->limits[i].value);
 		if (error)
 			return error;
 	}
 	return 0;
 }
 
-static int known(const char **why)
+static int known(const struct request *r, const char **why)
 {
 	*why = "no such container";
-	return container_find(request.container) ? 0 : ENOENT;
+	return container_find(r->container) ? 0 : ENOENT;
 }
 
-/* One request whose fields are those of struct request. */
+/* One request whose fields are those of struct r-> */
 static int with_request(const struct wire_message *frame, struct wire_out *out, const char **why, char *text, size_t size)
 {
-	int error = request_parse(frame, &request, why);
+	struct request *r = &own_request;
+	char *arena = own_arena;
 
+	if (frame->kind == KIND_CREATE && (r = zygote_request(&arena)) == NULL)
+		r = &own_request;
+	int error = request_parse(frame, r, arena, why);
 	if (error)
 		return error;
 	switch (frame->kind) {
-	case KIND_CREATE: return process_create(&request, why, text, size);
-	case KIND_EXEC: return process_exec(&request, why, text, size);
-	case KIND_START: return process_start(request.container, why, text, size);
-	case KIND_SIGNAL: return *why = "no such process", process_signal(&request);
+	case KIND_CREATE: return process_create(r, why, text, size);
+	case KIND_EXEC: return process_exec(r, why, text, size);
+	case KIND_START: return process_start(r->container, why, text, size);
+	case KIND_SIGNAL: return *why = "no such process", process_signal(r);
 	default: break;
 	}
-	if ((error = known(why)))
+	if ((error = known(r, why)))
 		return error;
 	*why = "control group";
 	switch (frame->kind) {
-	case KIND_STATS: return stats(out, request.container), 0;
-	case KIND_FREEZE: return cgroup_write(request.container, "cgroup.freeze", "1");
-	case KIND_THAW: return cgroup_write(request.container, "cgroup.freeze", "0");
-	case KIND_LIMITS: return limits();
-	case KIND_REMOVE: return process_remove(request.container);
+	case KIND_STATS: return stats(out, r->container), 0;
+	case KIND_FREEZE: return cgroup_write(r->container, "cgroup.freeze", "1");
+	case KIND_THAW: return cgroup_write(r->container, "cgroup.freeze", "0");
+	case KIND_LIMITS: return limits(r);
+	case KIND_REMOVE: return process_remove(r->container);
 	default: return *why = "unknown kind of request", ENOSYS;
 	}
 }

@@ -89,7 +89,7 @@ static int bind(int root, const struct mount_request *m, const char *target)
 	return 0;
 }
 
-static int one_mount(int root, const struct mount_request *m)
+static int one_mount(int root, const struct mount_request *m, int early)
 {
 	char target[64];
 	int fd, is_file = 0, is_bind = (m->flags & MS_BIND) != 0;
@@ -106,6 +106,8 @@ static int one_mount(int root, const struct mount_request *m)
 		return error;
 	if (is_bind)
 		error = bind(root, m, target);
+	else if (early && zygote_move(m, target))
+		error = 0;
 	else if (mount(m->source, target, m->type, flags, *m->data ? m->data : NULL) < 0)
 		error = errno;
 	close(fd);
@@ -176,7 +178,7 @@ static int write_files(int root, const struct request *r)
 	return 0;
 }
 
-int mounts_make(int root, const struct request *r, const char **why)
+int mounts_make(int root, const struct request *r, int early, const char **why)
 {
 	int error;
 
@@ -185,7 +187,7 @@ int mounts_make(int root, const struct request *r, const char **why)
 		return error;
 	for (size_t i = 0; i < r->mount_count; i++) {
 		*why = r->mounts[i].target;
-		if ((error = one_mount(root, &r->mounts[i])))
+		if ((error = one_mount(root, &r->mounts[i], early)))
 			return error;
 	}
 	*why = "devices";

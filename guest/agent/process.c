@@ -141,11 +141,32 @@ static int begin(int index, const struct request *r, int channel)
 	return 0;
 }
 
+static int fork_container(int index, const struct request *r, struct files *files, const char **why)
+{
+	struct process *p = &processes[index];
+	int pair[2], error = open_files(r, files), group = cgroup_open(r->container);
+
+	if (error || group < 0 || socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
+		return error ? error : errno;
+	p->channel = pair[0];
+	uint64_t flags = r->namespaces & ~(uint64_t)CLONE_NEWCGROUP;
+	p->pid = clone_into(flags | CLONE_NEWNS, group, &p->pidfd);
+	if (p->pid == 0) {
+		child_files(files);
+		stage_container(r, pair[1]);
+	}
+	*why = "clone";
+	error = p->pid < 0 ? errno : 0;
+	close(pair[1]);
+	close(group);
+	return error;
+}
+
 int process_create(struct request *r, const char **why, char *text, size_t size)
 {
-	struct files files;
+	struct files files = { { -1, -1, -1 }, { -1, -1, -1 } };
 	struct container *slot = NULL;
-	int index = free_process(), pair[2];
+	int index = free_process();
 
 	*why = "too many containers or processes";
 	for (int i = 0; i < MAX_CONTAINERS && !slot; i++)
@@ -159,26 +180,15 @@ int process_create(struct request *r, const char **why, char *text, size_t size)
 	*why = "a container of this name exists";
 	if (container_find(r->container))
 		return EEXIST;
+	begin(index, r, -1);
+	rootfs_path(r->container, r->root, sizeof r->root);
+	int early = zygote_take(r, &processes[index], files.agent, files.child);
 	*why = "control group";
 	int error = cgroup_make(r->container, r);
-	int cgroup = error ? -1 : cgroup_open(r->container);
-	if (cgroup < 0)
-		return error ? error : errno;
-	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
-		return close(cgroup), errno;
-	begin(index, r, pair[0]);
-	struct process *p = &processes[index];
-	error = open_files(r, &files);
-	uint64_t flags = r->namespaces & ~(uint64_t)CLONE_NEWCGROUP;
-	p->pid = error ? -1 : clone_into(flags | CLONE_NEWNS, cgroup, &p->pidfd);
-	if (p->pid == 0) {
-		child_files(&files);
-		stage_container(r, pair[1]);
-	}
-	if (!error && p->pid < 0)
-		error = errno, *why = "clone";
-	close(pair[1]);
-	close(cgroup);
+	if (!error && early)
+		error = channel_send(processes[index].channel, 0, "", -1);
+	else if (!error)
+		error = fork_container(index, r, &files, why);
 	if (!error)
 		error = attach(index, r, &files, why, text, size);
 	if (error) {

@@ -3,13 +3,12 @@
 
 #include "agent.h"
 
-/* Room for one request's strings, each with its end: a frame at its largest, and an end for each field. */
-static char arena[MUX_MAX_CONTROL + MAX_FIELDS + 64];
+static char *arena;
 static size_t arena_used;
 
 static const char *keep(const uint8_t *bytes, size_t length)
 {
-	if (sizeof arena - arena_used <= length)
+	if (REQUEST_ARENA - arena_used <= length)
 		return NULL;
 	char *copy = arena + arena_used;
 	memcpy(copy, bytes, length);
@@ -216,13 +215,14 @@ static int one(const struct wire_field *f, struct request *r)
 	}
 }
 
-int request_parse(const struct wire_message *frame, struct request *request, const char **why)
+int request_parse(const struct wire_message *frame, struct request *request, char *room, const char **why)
 {
 	struct wire_field field;
 	size_t offset = 0, fields = 0;
 	int more;
 
 	memset(request, 0, offsetof(struct request, args));
+	arena = room;
 	arena_used = 0;
 	request->umask = 022;
 	request->cwd = "/";

@@ -24,9 +24,19 @@ static int mounted_count;
 
 static const char device[] = "/dev/vda";
 
+/* The first root's place is made at boot, like its process. */
+static char first[ID_BYTES];
+static int early;
+
+static void base_of(const char *container, char *path, size_t size)
+{
+	snprintf(path, size, "/c/%s", *first && !strcmp(first, container) ? "+first" : container);
+}
+
 void rootfs_path(const char *container, char *path, size_t size)
 {
-	snprintf(path, size, "/c/%s/root", container);
+	base_of(container, path, size);
+	strncat(path, "/root", size - strlen(path) - 1);
 }
 
 static int add_partition(int number, const struct layer *layer)
@@ -72,30 +82,60 @@ static int mount_layer(const struct layer *layer)
 	return number;
 }
 
-static int overlay(const char *container, const struct layer *layers, int count, uint64_t upper_bytes,
-	const char **why)
+static int mount_whole(void)
 {
-	static char options[16 * MAX_LAYERS + 4 * 128];
-	char base[96], path[128], size[64];
-	size_t used = 0;
+	mkdir("/layers/w", 0700);
+	return mount(device, "/layers/w", "squashfs", MS_RDONLY | MS_NODEV, NULL) < 0 ? -errno : 0;
+}
 
-	snprintf(base, sizeof base, "/c/%s", container);
+static int make_upper(const char *base, uint64_t upper_bytes, const char **why)
+{
+	static const char *const folders[] = { "upper", "work", "root" };
+	char path[128], size[64];
+
 	if (mkdir(base, 0700) < 0)
 		return *why = "a container of this name exists", errno;
 	snprintf(size, sizeof size, "mode=0700,size=%llu", (unsigned long long)upper_bytes);
 	if (mount("casemate", base, "tmpfs", MS_NOSUID | MS_NODEV, upper_bytes ? size : "mode=0700") < 0)
 		return *why = "mount of the writable layer", errno;
-	static const char *const folders[] = { "upper", "work", "root" };
 	for (size_t i = 0; i < 3; i++) {
 		snprintf(path, sizeof path, "%s/%s", base, folders[i]);
 		mkdir(path, 0755);
 	}
+	return 0;
+}
+
+void rootfs_early(void)
+{
+	const char *why = "";
+
+	early = make_upper("/c/+first", 0, &why) == 0;
+}
+
+static int overlay(const char *container, const struct layer *layers, int count, uint64_t upper_bytes,
+	const char **why)
+{
+	static char options[16 * MAX_LAYERS + 4 * 128];
+	char base[96], path[128];
+	size_t used = 0;
+	int error = 0;
+
+	if (early && !upper_bytes && !*first)
+		memcpy(first, container, strlen(container) + 1);
+	base_of(container, base, sizeof base);
+	if (strcmp(first, container))
+		error = make_upper(base, upper_bytes, why);
+	if (error)
+		return error;
 	used = (size_t)snprintf(options, sizeof options, "upperdir=%s/upper,workdir=%s/work,lowerdir=", base, base);
 	for (int i = 0; i < count; i++) {
-		int number = mount_layer(&layers[i]);
+		/* A single layer needs no partition. */
+		int number = count == 1 && !mounted_count ? mount_whole() : mount_layer(&layers[i]);
 		if (number < 0)
 			return *why = "mount of a layer", -number;
-		used += (size_t)snprintf(options + used, sizeof options - used, "%s/layers/%d", i ? ":" : "", number);
+		used += number
+			? (size_t)snprintf(options + used, sizeof options - used, "%s/layers/%d", i ? ":" : "", number)
+			: (size_t)snprintf(options + used, sizeof options - used, "/layers/w");
 	}
 	snprintf(path, sizeof path, "%s/root", base);
 	if (mount("overlay", path, "overlay", 0, options) < 0)
@@ -157,7 +197,7 @@ void rootfs_remove(const char *container)
 
 	rootfs_path(container, path, sizeof path);
 	umount2(path, MNT_DETACH);
-	snprintf(path, sizeof path, "/c/%s", container);
+	base_of(container, path, sizeof path);
 	umount2(path, MNT_DETACH);
 	if (rmdir(path) < 0 && errno != ENOENT)
 		say("casemate: %s: %s", path, strerror(errno));

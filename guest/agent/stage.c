@@ -127,23 +127,17 @@ _Noreturn static void finish(const struct request *r, int channel, int wait_for_
 	fail(channel, error, "execve");
 }
 
-_Noreturn void stage_container(const struct request *r, int channel)
+_Noreturn static void enter(const struct request *r, int channel, int early)
 {
 	const char *why = "root";
-	char path[128];
 	int error;
 
-	rootfs_path(r->container, path, sizeof path);
-	if (r->namespaces & CLONE_NEWCGROUP && unshare(CLONE_NEWCGROUP) < 0)
-		fail(channel, errno, "cgroup namespace");
 	if (r->hostname && r->namespaces & CLONE_NEWUTS && sethostname(r->hostname, strlen(r->hostname)) < 0)
 		fail(channel, errno, "host name");
-	if (mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0)
-		fail(channel, errno, "private mounts");
-	int root = open(path, O_PATH | O_DIRECTORY | O_CLOEXEC);
+	int root = open(r->root, O_PATH | O_DIRECTORY | O_CLOEXEC);
 	if (root < 0)
 		fail(channel, errno, why);
-	if ((error = mounts_make(root, r, &why)))
+	if ((error = mounts_make(root, r, early, &why)))
 		fail(channel, error, why);
 	if (fchdir(root) < 0 || syscall(SYS_pivot_root, ".", ".") < 0 || umount2(".", MNT_DETACH) < 0 || chdir("/") < 0)
 		fail(channel, errno, "change of root");
@@ -151,6 +145,22 @@ _Noreturn void stage_container(const struct request *r, int channel)
 	if ((error = mounts_hide(r, &why)))
 		fail(channel, error, why);
 	finish(r, channel, 1);
+}
+
+_Noreturn void stage_container(const struct request *r, int channel)
+{
+	if (r->namespaces & CLONE_NEWCGROUP && unshare(CLONE_NEWCGROUP) < 0)
+		fail(channel, errno, "cgroup namespace");
+	if (mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0)
+		fail(channel, errno, "private mounts");
+	enter(r, channel, 0);
+}
+
+/* It has its namespaces and control group already. */
+_Noreturn void stage_zygote(const struct request *r, int channel)
+{
+	zygote_files(r);
+	enter(r, channel, 1);
 }
 
 _Noreturn void stage_exec(const struct request *r, int channel, int init_pidfd)

@@ -41,13 +41,14 @@ static uint8_t *copy_of(const uint8_t *data, size_t size)
 static void try_request(const uint8_t *data, size_t size)
 {
 	static struct request request;
+	static char arena[REQUEST_ARENA];
 	struct wire_message message;
 	const char *why = NULL;
 
 	if (wire_parse(data, size, &message) < 0)
 		return;
 	check(message.length <= size, "a message within its bytes");
-	if (request_parse(&message, &request, &why) == 0) {
+	if (request_parse(&message, &request, arena, &why) == 0) {
 		check(request.arg_count <= MAX_STRINGS && request.args[request.arg_count] == NULL, "arguments have an end");
 		for (size_t i = 0; i < request.arg_count; i++)
 			check(strlen(request.args[i]) <= size, "an argument within the message");

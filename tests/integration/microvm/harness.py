@@ -73,14 +73,19 @@ def configuration(layers: list[Path], *args: str, **process: object) -> dict[str
     """A bundle's configuration as our driver writes it."""
     mounts = [
         {"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]},
-        {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755", "size=64k"]},
+        {
+            "destination": "/dev",
+            "type": "tmpfs",
+            "source": "tmpfs",
+            "options": ["nosuid", "strictatime", "mode=755", "size=64k"],
+        },
         {
             "destination": "/dev/pts",
             "type": "devpts",
             "source": "devpts",
             "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
         },
-        {"destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": ["nosuid", "nodev", "mode=1777"]},
+        {"destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": SHM},
         {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["nosuid", "noexec", "nodev", "ro"]},
     ]
     body: dict[str, object] = {
@@ -100,6 +105,9 @@ def configuration(layers: list[Path], *args: str, **process: object) -> dict[str
         "annotations": {"org.casemate.layers": ":".join(str(path) for path in layers)},
         "linux": {"namespaces": [{"type": kind} for kind in ("pid", "ipc", "uts", "mount", "cgroup", "network")]},
     }
+
+
+SHM = ["nosuid", "noexec", "nodev", "mode=1777", "size=67108864"]
 
 
 class Host:
