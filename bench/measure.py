@@ -100,7 +100,7 @@ def scratch() -> Iterator[Path]:
 
 def import_ours(archive: Path) -> None:
     """Our image, made of the same archive as the peers'."""
-    run([CASEMATE, "image", "import", str(archive), IMAGE])
+    run([CASEMATE, "image", "import", "--format", "rootfs", str(archive), IMAGE])
 
 
 @contextlib.contextmanager

@@ -32,15 +32,20 @@ def pss_kib(pid: str) -> int:
     return next((int(row.split()[1]) for row in rollup.splitlines() if row.startswith("Pss:")), 0)
 
 
+def command(pid: str) -> str:
+    """The command line of *pid*, its words separated by spaces; empty when it is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        return ""
+
+
 def processes(*words: str) -> list[str]:
     """Pids whose command line holds all *words*."""
     found = []
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
-            try:
-                line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            except OSError:
-                continue
+            line = command(folder.name)
             if all(word in line for word in words):
                 found.append(folder.name)
     return found
@@ -48,8 +53,10 @@ def processes(*words: str) -> list[str]:
 
 def main() -> None:
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 500
-    daemons = {name: processes("python", module) for name, module in
-               {"casemated": "casemate.api.daemon", "casemate-hostd": "casemate.hostd.daemon"}.items()}  # fmt: skip
+    daemons = {
+        name: [p for p in processes("python", f"/bin/{name}") if "supervise" not in command(p)]
+        for name in ("casemated", "casemate-hostd")
+    }
     with scratch() as folder:
         import_ours(busybox_root(folder))
     print(machine())

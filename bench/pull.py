@@ -62,14 +62,34 @@ def make_image(layout: Path, size_mb: int) -> tuple[int, int]:
 
     layers, diff_ids, unpacked = [], [], 0
     for group in pick(size_mb):
-        raw = subprocess.run(["tar", "-C", "/", "-cf", "-", "-T", "-"], input="\n".join(group).encode(), capture_output=True, check=True).stdout
+        raw = subprocess.run(
+            ["tar", "-C", "/", "-cf", "-", "-T", "-"], input="\n".join(group).encode(), capture_output=True, check=True
+        ).stdout
         unpacked += len(raw)
         diff_ids.append(f"sha256:{hashlib.sha256(raw).hexdigest()}")
         packed = subprocess.run(["gzip", "-6nc"], input=raw, capture_output=True, check=True).stdout
         layers.append({"mediaType": "application/vnd.oci.image.layer.v1.tar+gzip", **put(packed)})
-    config = put(json.dumps({"architecture": "amd64", "os": "linux", "config": {"Cmd": ["sh"]}, "rootfs": {"type": "layers", "diff_ids": diff_ids}}).encode())
-    manifest = {"schemaVersion": 2, "mediaType": MANIFEST, "config": {"mediaType": "application/vnd.oci.image.config.v1+json", **config}, "layers": layers}
-    entry = {"mediaType": MANIFEST, **put(json.dumps(manifest).encode()), "annotations": {"org.opencontainers.image.ref.name": "latest"}}
+    config = put(
+        json.dumps(
+            {
+                "architecture": "amd64",
+                "os": "linux",
+                "config": {"Cmd": ["sh"]},
+                "rootfs": {"type": "layers", "diff_ids": diff_ids},
+            }
+        ).encode()
+    )
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": MANIFEST,
+        "config": {"mediaType": "application/vnd.oci.image.config.v1+json", **config},
+        "layers": layers,
+    }
+    entry = {
+        "mediaType": MANIFEST,
+        **put(json.dumps(manifest).encode()),
+        "annotations": {"org.opencontainers.image.ref.name": "latest"},
+    }
     (layout / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [entry]}))
     (layout / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
     return sum(layer["size"] for layer in layers), unpacked
@@ -85,9 +105,12 @@ def start_registry(folder: Path) -> tuple[subprocess.Popen[bytes], str]:
     port = free_port()
     config = folder / "registry.yml"
     config.write_text(
-        f"version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {folder}/registry}}}}\nhttp: {{addr: 127.0.0.1:{port}}}\n"
+        f"version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {folder}/registry}}}}\n"
+        f"http: {{addr: 127.0.0.1:{port}}}\n"
     )
-    program = subprocess.Popen(["docker-registry", "serve", str(config)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    program = subprocess.Popen(
+        ["docker-registry", "serve", str(config)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     wait_for(lambda: socket.create_connection(("127.0.0.1", port), 1).close())
     return program, f"127.0.0.1:{port}"
 
@@ -110,7 +133,8 @@ def start_docker(folder: Path) -> tuple[subprocess.Popen[bytes] | None, str]:
     host = f"unix://{folder}/docker.sock"
     log = (folder / "dockerd.log").open("wb")
     program = subprocess.Popen(
-        ["dockerd", "--host", host, "--data-root", f"{folder}/docker", "--exec-root", f"{folder}/docker-exec", "--pidfile", f"{folder}/docker.pid",
+        ["dockerd", "--host", host, "--data-root", f"{folder}/docker", "--exec-root", f"{folder}/docker-exec",
+         "--pidfile", f"{folder}/docker.pid",
          "--iptables=false", "--ip6tables=false", "--bridge=none", "--log-level=error"],
         stdout=log, stderr=log,
     )  # fmt: skip
@@ -130,7 +154,9 @@ def stop(program: subprocess.Popen[bytes] | None) -> None:
 
 def timed(command: list[str], data: bytes | None = None) -> float:
     start = time.monotonic()
-    done = subprocess.run(command, input=data, capture_output=True, env={**os.environ, "PYTHONPATH": str(SOURCE)}, check=False)
+    done = subprocess.run(
+        command, input=data, capture_output=True, env={**os.environ, "PYTHONPATH": str(SOURCE)}, check=False
+    )
     took = time.monotonic() - start
     if done.returncode != 0:
         raise SystemExit(f"{command[0]}: {done.stderr.decode()[-800:]}{done.stdout.decode()[-800:]}")
@@ -140,18 +166,30 @@ def timed(command: list[str], data: bytes | None = None) -> float:
 def ours(folder: Path, host: str, *, convert: bool) -> float:
     state = folder / "state"
     shutil.rmtree(state, ignore_errors=True)
-    job = {"type": "pull", "state": str(state), "reference": f"{host}/bench/image", "endpoints": {"insecure": [host]}, "convert": convert}
+    job = {
+        "type": "pull",
+        "state": str(state),
+        "reference": f"{host}/bench/image",
+        "endpoints": {"insecure": [host]},
+        "convert": convert,
+    }
     return timed([sys.executable, "-m", "casemate.image.worker"], json.dumps(job).encode())
 
 
 def skopeo(folder: Path, host: str) -> float:
     shutil.rmtree(folder / "skopeo", ignore_errors=True)
-    return timed(["skopeo", "copy", "-q", "--src-tls-verify=false", f"docker://{host}/bench/image", f"oci:{folder}/skopeo:x"])
+    return timed(
+        ["skopeo", "copy", "-q", "--src-tls-verify=false", f"docker://{host}/bench/image", f"oci:{folder}/skopeo:x"]
+    )
 
 
 def docker(host: str, docker_host: str) -> float:
     timed(["docker", "--host", docker_host, "image", "prune", "-af"])
     return timed(["docker", "--host", docker_host, "pull", "-q", f"{host}/bench/image"])
+
+
+def report(what: str, ours_s: float, peer: str, peer_s: float, budget: float) -> None:
+    print(f"{what}: casemate {ours_s:.2f} s, {peer} {peer_s:.2f} s, ratio {ours_s / peer_s:.2f} (budget {budget})")
 
 
 def main() -> None:
@@ -166,7 +204,16 @@ def main() -> None:
         try:
             packed, unpacked = make_image(folder / "layout", options.size_mb)
             registry, host = start_registry(folder)
-            timed(["skopeo", "copy", "-q", "--dest-tls-verify=false", f"oci:{folder}/layout:latest", f"docker://{host}/bench/image:latest"])
+            timed(
+                [
+                    "skopeo",
+                    "copy",
+                    "-q",
+                    "--dest-tls-verify=false",
+                    f"oci:{folder}/layout:latest",
+                    f"docker://{host}/bench/image:latest",
+                ]
+            )
             docker_host = ""
             if options.docker or os.environ.get("DOCKER_HOST"):
                 daemon, docker_host = start_docker(folder)
@@ -182,10 +229,11 @@ def main() -> None:
                     os.sync()
                     figures["docker"].append(docker(host, docker_host))
             middle = {key: statistics.median(values) for key, values in figures.items() if values}
-            print(f"image: {LAYERS} layers, {packed / 1e6:.0f} MB packed, {unpacked / 1e6:.0f} MB unpacked; medians of {options.rounds}")
-            print(f"transfer: casemate {middle['transfer']:.2f} s, skopeo {middle['skopeo']:.2f} s, ratio {middle['transfer'] / middle['skopeo']:.2f} (budget 1.0)")
+            sizes = f"{packed / 1e6:.0f} MB packed, {unpacked / 1e6:.0f} MB unpacked"
+            print(f"image: {LAYERS} layers, {sizes}; medians of {options.rounds}")
+            report("transfer", middle["transfer"], "skopeo", middle["skopeo"], 1.0)
             if "docker" in middle:
-                print(f"pull with unpacking: casemate {middle['pull']:.2f} s, docker {middle['docker']:.2f} s, ratio {middle['pull'] / middle['docker']:.2f} (budget 0.6)")
+                report("pull with unpacking", middle["pull"], "docker", middle["docker"], 0.6)
             else:
                 print(f"pull with unpacking: casemate {middle['pull']:.2f} s; docker: not asked for (--docker)")
         finally:

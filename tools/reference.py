@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "src"))
 
 import casemate  # noqa: E402
+from casemate.cli.reference import cli_page  # noqa: E402
 from casemate.spec.errors import CasemateError, error_classes  # noqa: E402
 from casemate.spec.settings import SETTINGS, Setting  # noqa: E402
 
@@ -94,6 +95,7 @@ def _setting(row: Setting) -> str:
 
 #: Path below docs/, and what gives the page's text. Add yours here.
 PAGES: list[tuple[str, Callable[[], str]]] = [
+    ("reference/cli.md", cli_page),
     ("reference/errors.md", errors_page),
     ("reference/settings.md", settings_page),
 ]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -132,6 +133,14 @@ def clean(scope: Scope) -> None:
     for line in _tables(scope):
         if line.startswith("nft "):
             subprocess.run(["nft", "delete", "table", *line.split()[2:]], check=False, capture_output=True, timeout=20)
+    if shutil.which("iptables") is not None:
+        listing = subprocess.run(
+            ["iptables", "-w", "10", "-S", "FORWARD"], check=False, capture_output=True, timeout=20
+        )
+        for rule in listing.stdout.decode("utf-8", "replace").splitlines():
+            if f"casemate:{scope.table}" in rule:
+                argv = ["iptables", "-w", "10", "-D", *shlex.split(rule)[1:]]
+                subprocess.run(argv, check=False, capture_output=True, timeout=20)
     for place in [Path("/sys/fs/cgroup"), *Path("/sys/fs/cgroup").glob("*/")]:
         for folder in sorted((place / scope.cgroup).rglob("*/"), key=lambda one: -len(one.parts)):
             with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""Attached clients over WebSocket: containers and execs. The frames are described in :mod:`casemate.api.schema`."""
+"""Attached clients over WebSocket: containers and execs. The frames are described in :mod:`casemate.spec.api`."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import msgspec
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from casemate.api.routing import Call, Project, SocketRow
-from casemate.api.schema import Control
 from casemate.node import attaching, execs
 from casemate.node.hub import Client
+from casemate.spec.api import Control
 from casemate.spec.errors import CasemateError
 
 STDIN, CONTROL = 0, 3
@@ -76,13 +76,16 @@ async def attach_exec(socket: WebSocket, call: Call) -> None:
 
 async def _relay(socket: WebSocket, client: Client, resize: Resize, *, stdin: bool) -> bool:
     """Pass frames both ways; True when the output came to its end, False when the client went away."""
-    async with asyncio.TaskGroup() as tasks:
-        reading = tasks.create_task(_take_input(socket, client, resize, stdin=stdin))
-        writing = tasks.create_task(_give_output(socket, client))
-        await asyncio.wait((reading, writing), return_when=asyncio.FIRST_COMPLETED)
-        is_over = writing.done()
-        reading.cancel()
-        writing.cancel()
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            reading = tasks.create_task(_take_input(socket, client, resize, stdin=stdin))
+            writing = tasks.create_task(_give_output(socket, client))
+            await asyncio.wait((reading, writing), return_when=asyncio.FIRST_COMPLETED)
+            is_over = writing.done()
+            reading.cancel()
+            writing.cancel()
+    except ExceptionGroup as group:
+        raise group.exceptions[0] from group  # ClientTooSlow: told to the client as it is
     return is_over and writing.result()
 
 

@@ -6,11 +6,11 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from casemate.api import schema
 from casemate.api.routing import Call, Project, Row
 from casemate.api.streams import log_stream, stats_stream
 from casemate.node import containers, execs, lifecycle, listing, logs, removal, stats, updating
 from casemate.node.clock import parse_time
+from casemate.spec import api as schema
 from casemate.spec.errors import InvalidArgument
 
 

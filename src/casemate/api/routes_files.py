@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator
 import msgspec
 from starlette.responses import Response, StreamingResponse
 
-from casemate.api import schema
 from casemate.api.routing import Call, Project, Row
 from casemate.api.streams import until_ending
 from casemate.node import files
+from casemate.spec import api as schema
 
 TAR = "application/x-tar"
 STAT_HEADER = "x-casemate-path-stat"
@@ -59,7 +59,9 @@ async def head_archive(call: Call) -> object:
 
 async def put_archive(call: Call) -> None:
     assert call.request is not None
-    await files.extract(call.core, call.reference, call.project, call.query.path, call.request.stream(), call.caller)
+    await files.extract(
+        call.core, call.reference, call.project, call.caller, path=call.query.path, body=call.request.stream()
+    )
 
 
 async def export(call: Call) -> object:

@@ -11,11 +11,11 @@ import msgspec
 from msgspec import Meta
 from starlette.responses import Response, StreamingResponse
 
-from casemate.api import schema
 from casemate.api.errors import BodyTooLarge
 from casemate.api.routing import Call, NoQuery, Row
 from casemate.api.streams import HEARTBEAT, event_stream, sse, until_ending
 from casemate.node import imageremoval, images, imagetransfer
+from casemate.spec import api as schema
 from casemate.spec.errors import DiskFull, InvalidArgument
 
 

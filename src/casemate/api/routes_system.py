@@ -9,12 +9,12 @@ import msgspec
 from msgspec import Meta
 from starlette.responses import Response
 
-from casemate.api import schema
 from casemate.api.routing import Call, NoQuery, Project, Row
 from casemate.api.streams import HEARTBEAT, event_stream, sse
 from casemate.node import audit, system
 from casemate.node.clock import parse_time
 from casemate.node.events import Events
+from casemate.spec import api as schema
 from casemate.spec.errors import InvalidArgument, PermissionDenied
 
 _FILTERS = ("kind", "type", "action", "event", "subject", "container", "name", "project", "image", "pod", "volume")
@@ -63,7 +63,7 @@ async def openapi(call: Call) -> object:  # noqa: ARG001 - a handler
 
 async def read_audit(call: Call) -> object:
     if not call.peer.auditor:
-        raise PermissionDenied("only root reads the audit log", remedy="sudo casemate system audit")
+        raise PermissionDenied("only root reads the audit log", remedy="`sudo casemate audit ls`")
     query: AuditQuery = call.query
     return await call.core.db.read(lambda db: audit.page(db, query.after, query.limit))
 

@@ -67,15 +67,25 @@ class Call:
 
     async def until_gone(self, work: Coroutine[Any, Any, T]) -> T:
         """The outcome of a long wait, given up when the client goes away or the daemon ends."""
+
+        async def settled() -> T | CasemateError:
+            try:
+                return await work
+            except CasemateError as error:
+                return error  # out of the group it would come as an ExceptionGroup, and be answered as unforeseen
+
         async with asyncio.TaskGroup() as tasks:
-            waiting = tasks.create_task(work)
+            waiting = tasks.create_task(settled())
             gone = tasks.create_task(self._gone())
             await asyncio.wait((waiting, gone), return_when=asyncio.FIRST_COMPLETED)
             gone.cancel()
             waiting.cancel()
         if waiting.cancelled():
             raise Ending("the daemon ends, or the client went away")
-        return waiting.result()
+        result = waiting.result()
+        if isinstance(result, CasemateError):
+            raise result
+        return result
 
     async def _gone(self) -> None:
         async def disconnected() -> None:

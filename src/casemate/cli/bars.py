@@ -43,13 +43,21 @@ class Bars:
             if len(self._tasks) >= MAX_BARS:
                 item = next(reversed(self._tasks))
             else:
+                self._hide_without_figures()
                 self._tasks[item] = self._progress.add_task("", total=None, item=item, phase=phase)
         self._progress.update(
             self._tasks[item],
             completed=done if isinstance(done, int) else 0,
             total=total if isinstance(total, int) and total > 0 else None,
             phase=phase,
+            visible=True,
         )
+
+    def _hide_without_figures(self) -> None:
+        """A step that had nothing to count (resolving a name) makes room for what comes after it."""
+        for task in self._progress.tasks:
+            if task.total is None and not task.completed:
+                self._progress.update(task.id, visible=False)
 
     def close(self) -> None:
         self._progress.stop()

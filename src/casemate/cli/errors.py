@@ -45,7 +45,7 @@ class ConnectionLost(CasemateError):
     code = "cli.connection_lost"
     status = 502
     title = "The connection to the daemon was lost"
-    remedy = "The container goes on: `casemate ps`, then `casemate attach NAME` or `casemate logs -f NAME`."
+    remedy = "Try again; `casemate version` tells whether the daemon answers."
     retryable = True
 
 

@@ -18,16 +18,17 @@ if TYPE_CHECKING:
 
 def main(argv: list[str]) -> int:
     """Run the command that *argv* (without the program's name) names; the process's exit code."""
-    as_json = "--json" in argv
+    # Until the flags are read, an error is told as JSON where --json stands anywhere; then where it was a flag of ours.
+    as_json = ["--json" in argv]
     try:
-        return _dispatch(argv)
+        return _dispatch(argv, as_json)
     except BaseException as error:  # the one place where everything ends
         from casemate.cli.report import report
 
-        return report(error, as_json)
+        return report(error, as_json[0])
 
 
-def _dispatch(argv: list[str]) -> int:
+def _dispatch(argv: list[str], as_json: list[bool]) -> int:
     leading: Arguments | None = None
     if argv and argv[0].startswith("-"):
         from casemate.cli.parse import parse_leading
@@ -45,10 +46,10 @@ def _dispatch(argv: list[str]) -> int:
         from casemate.cli.complete import answer
 
         return answer(argv[1:])
-    return _run(argv, leading)
+    return _run(argv, leading, as_json)
 
 
-def _run(argv: list[str], leading: Arguments | None) -> int:
+def _run(argv: list[str], leading: Arguments | None, as_json: list[bool]) -> int:
     path, rest = find(argv)
     command = None if path is None else load(path)
     if path is None or command is None:
@@ -65,6 +66,7 @@ def _run(argv: list[str], leading: Arguments | None) -> int:
     from casemate.cli.context import Context
 
     context: Context = Context.of(arguments, leading)
+    as_json[0] = context.json
     try:
         return command.do(arguments, context)
     finally:

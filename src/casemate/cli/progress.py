@@ -12,7 +12,7 @@ from casemate.cli.show.human import size
 from casemate.cli.show.plain import clean
 from casemate.cli.wire.client import object_of, text_of
 from casemate.cli.wire.events import read_events
-from casemate.cli.wire.http import quote
+from casemate.cli.wire.http import segment
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def follow(context: Context, operation: object, quiet: bool, fd: int) -> dict[st
 
 
 def _watch(context: Context, id_: str, show: Show) -> dict[str, object]:
-    path = f"/v1/operations/{quote(id_)}"
+    path = f"/v1/operations/{segment(id_)}"
     for _ in range(MAX_RECONNECTS):
         answer = context.client.send("GET", f"{path}/events")
         try:
@@ -80,7 +80,7 @@ def _cancel(context: Context, id_: str, kind: str) -> Exception:
 
     other = context.new_client()
     try:
-        other.delete(f"/v1/operations/{quote(id_)}")
+        other.delete(f"/v1/operations/{segment(id_)}")
     except Exception as error:  # whatever it was, the operation may go on, and that is what is said
         return Cancelled(f"the {kind} could not be cancelled and may go on: {error}")
     finally:

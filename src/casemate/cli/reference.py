@@ -7,9 +7,9 @@ from casemate.cli.help import groups_of
 from casemate.cli.index import ALIASES, ROWS
 from casemate.cli.main import load
 
-_HEAD = """# Command line
+_HEAD = """<!-- Written by tools/reference.py out of the code; do not edit. -->
 
-<!-- Made by tools/reference.py from src/casemate/cli; do not edit. -->
+# Command line
 
 `casemate [OPTIONS] COMMAND`. Flags follow GNU's rules: `-it`, `--name web`, `--name=web`, `--rm=false`, `--` ends them.
 For `run`, `create` and `exec` the first word that is no flag ends them too.

@@ -19,6 +19,8 @@ def report(error: BaseException, as_json: bool) -> int:
         case SystemExit():
             return error.code if isinstance(error.code, int) else 1
         case KeyboardInterrupt():
+            if posix.isatty(2):
+                write_error("\n")  # behind the ^C that the terminal shows
             return INTERRUPTED
         case BrokenPipeError():
             return PIPE_BROKEN
@@ -56,8 +58,8 @@ def as_text(problem: dict[str, object]) -> str:
     remedy = problem.get("remedy")
     if remedy:
         text += f"  {coloured('remedy:', '1', 2)} {clean(str(remedy), newlines=True)}\n"
-    trace = problem.get("trace_id")
-    if trace:
+    trace, status = problem.get("trace_id"), problem.get("status")
+    if trace and not (isinstance(status, int) and status < 500):
         text += f"  trace id: {clean(str(trace))}\n"
     return text
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from casemate.host import mounts, syscalls
+from casemate.spec.errors import TimedOut
 
 T = TypeVar("T")
 
@@ -25,7 +26,8 @@ _TIMEOUT_S = 30.0
 async def in_own_thread(function: Callable[[], T], *, timeout_s: float = _TIMEOUT_S) -> T:
     """Run *function* in a new thread that ends with it; its result or its exception.
 
-    The thread cannot be stopped: after *timeout_s*, or when the waiter is cancelled, its result is dropped.
+    The thread cannot be stopped. A waiter that is cancelled waits for its end first, so that what it undoes is the
+    final state. Raises :class:`TimedOut` after *timeout_s*; the thread then goes on unseen.
     """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
@@ -49,8 +51,16 @@ async def in_own_thread(function: Callable[[], T], *, timeout_s: float = _TIMEOU
             loop.call_soon_threadsafe(deliver, result, failed)
 
     threading.Thread(target=body, daemon=True, name="casemate-own").start()
-    async with asyncio.timeout(timeout_s):
-        return await future
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await asyncio.shield(future)
+    except TimeoutError as error:
+        raise TimedOut(f"work in a thread of its own did not end within {timeout_s:g} s") from error
+    except asyncio.CancelledError:
+        with contextlib.suppress(Exception):
+            async with asyncio.timeout(timeout_s):
+                await asyncio.shield(future)
+        raise
 
 
 async def inside(netns_fd: int, function: Callable[[], T]) -> T:
@@ -75,12 +85,20 @@ async def create(pin: Path, function: Callable[[], T]) -> T:
         os.close(os.open(pin, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444))
         try:
             syscalls.mount("/proc/thread-self/ns/net", pin, None, syscalls.MS_BIND)
+            made.append(pin)
             return function()
         except BaseException:
             remove(pin)
             raise
 
-    return await in_own_thread(body)
+    made: list[Path] = []
+    try:
+        return await in_own_thread(body)
+    except BaseException:
+        # Cancelled, perhaps after the thread had done it all.
+        for one in made:
+            remove(one)
+        raise
 
 
 def remove(pin: Path) -> bool:

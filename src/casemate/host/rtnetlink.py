@@ -82,8 +82,10 @@ def mac_bytes(text: str) -> bytes:
 class RouteSocket:
     """A NETLINK_ROUTE socket of the network namespace in which it was made. Not for two threads at once."""
 
+    protocol = 0  # NETLINK_ROUTE
+
     def __init__(self) -> None:
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, self.protocol)
         self._socket.setsockopt(_SOL_NETLINK, _NETLINK_EXT_ACK, 1)
         self._socket.settimeout(_TIMEOUT_S)
         self._socket.bind((0, 0))
@@ -118,17 +120,17 @@ class RouteSocket:
             + mtu
             + attribute(_IFLA_LINKINFO | _NESTED, info)
         )
-        self._request(_NEWLINK, _CREATE | _EXCL, body, f"adding veth {name}")
+        self.request(_NEWLINK, _CREATE | _EXCL, body, f"adding veth {name}")
 
     def set_up(self, index: int) -> None:
         """Bring the interface *index* up."""
-        self._request(_NEWLINK, 0, struct.pack("=BBHiII", 0, 0, 0, index, _IFF_UP, _IFF_UP), f"interface {index} up")
+        self.request(_NEWLINK, 0, struct.pack("=BBHiII", 0, 0, 0, index, _IFF_UP, _IFF_UP), f"interface {index} up")
 
     def delete_link(self, name: str) -> bool:
         """Delete the interface *name* (and its peer); False when there is none."""
         body = struct.pack("=BBHiII", 0, 0, 0, 0, 0, 0) + attribute(_IFLA_IFNAME, name.encode() + b"\0")
         try:
-            self._request(_DELLINK, 0, body, f"deleting {name}")
+            self.request(_DELLINK, 0, body, f"deleting {name}")
         except NetlinkFailed as error:
             if error.errno == errno.ENODEV:
                 return False
@@ -139,7 +141,7 @@ class RouteSocket:
         """The interface *name*, or None."""
         body = struct.pack("=BBHiII", 0, 0, 0, 0, 0, 0) + attribute(_IFLA_IFNAME, name.encode() + b"\0")
         try:
-            answers = self._request(_GETLINK, 0, body, f"reading {name}")
+            answers = self.request(_GETLINK, 0, body, f"reading {name}")
         except NetlinkFailed as error:
             if error.errno == errno.ENODEV:
                 return None
@@ -148,7 +150,7 @@ class RouteSocket:
 
     def links(self, prefix: str = "") -> list[Link]:
         """The interfaces whose names begin with *prefix*."""
-        answers = self._request(_GETLINK, _ROOT_MATCH, struct.pack("=BBHiII", 0, 0, 0, 0, 0, 0), "listing interfaces")
+        answers = self.request(_GETLINK, _ROOT_MATCH, struct.pack("=BBHiII", 0, 0, 0, 0, 0, 0), "listing interfaces")
         return [link for link in map(_link, answers) if link.name.startswith(prefix)]
 
     def add_address(self, index: int, address: str, prefix_length: int = 32, *, link_scope: bool = False) -> None:
@@ -156,7 +158,7 @@ class RouteSocket:
         packed = ipaddress.IPv4Address(address).packed
         body = struct.pack("=BBBBi", socket.AF_INET, prefix_length, 0, 253 if link_scope else 0, index)
         body += attribute(2, packed) + attribute(1, packed)
-        self._request(_NEWADDR, _CREATE | _REPLACE, body, f"address {address} on interface {index}")
+        self.request(_NEWADDR, _CREATE | _REPLACE, body, f"address {address} on interface {index}")
 
     def add_route(self, destination: str, index: int, *, gateway: str | None = None, source: str | None = None) -> None:
         """A route to *destination* (``a.b.c.d/n``) through *index*; a *gateway* is taken to be on-link."""
@@ -171,19 +173,19 @@ class RouteSocket:
             body += attribute(5, ipaddress.IPv4Address(gateway).packed)
         if source:
             body += attribute(7, ipaddress.IPv4Address(source).packed)
-        self._request(_NEWROUTE, _CREATE | _REPLACE, body, f"route to {destination} through interface {index}")
+        self.request(_NEWROUTE, _CREATE | _REPLACE, body, f"route to {destination} through interface {index}")
 
     def add_neighbour(self, index: int, address: str, mac: str) -> None:
         """A permanent neighbour entry: nobody asks by ARP, and nobody can answer for it."""
         body = struct.pack("=BBHiHBB", socket.AF_INET, 0, 0, index, 0x80, 0, 0)
         body += attribute(1, ipaddress.IPv4Address(address).packed) + attribute(2, mac_bytes(mac))
-        self._request(_NEWNEIGH, _CREATE | _REPLACE, body, f"neighbour {address} on interface {index}")
+        self.request(_NEWNEIGH, _CREATE | _REPLACE, body, f"neighbour {address} on interface {index}")
 
     def default_route_index(self) -> int | None:
         """The interface of the IPv4 default route with the lowest metric in the main table, or None."""
         body = struct.pack("=BBBBBBBBI", socket.AF_INET, 0, 0, 0, 0, 0, 0, 0, 0)
         best: tuple[int, int] | None = None
-        for answer in self._request(_GETROUTE, _ROOT_MATCH, body, "listing routes"):
+        for answer in self.request(_GETROUTE, _ROOT_MATCH, body, "listing routes"):
             _family, destination_bits, _, _, table, _, _, kind = struct.unpack_from("=8B", answer)
             if destination_bits or table != 254 or kind != 1:
                 continue
@@ -199,7 +201,7 @@ class RouteSocket:
         index = self.default_route_index()
         return next((link for link in self.links() if link.index == index), None) if index else None
 
-    def _request(self, kind: int, flags: int, body: bytes, what: str) -> list[bytes]:
+    def request(self, kind: int, flags: int, body: bytes, what: str) -> list[bytes]:
         """Send one message; the bodies of its answers. Raises :class:`NetlinkFailed`."""
         dump = flags & _ROOT_MATCH == _ROOT_MATCH
         self._sequence = (self._sequence + 1) & 0xFFFFFFFF

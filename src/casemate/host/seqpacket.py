@@ -9,6 +9,7 @@ from __future__ import annotations
 import array
 import asyncio
 import contextlib
+import errno
 import os
 import socket
 from collections import deque
@@ -25,6 +26,9 @@ MAX_MESSAGE_BYTES = 256 << 10
 MAX_DESCRIPTORS = 8
 #: Messages that may wait for a slow peer before it is dropped.
 MAX_WAITING = 256
+#: The host is short of descriptors or memory for a moment, or the peer went away: no reason to stop serving.
+_SHORT_OF = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ECONNABORTED)
+_SHORT_PAUSE_S = 0.1
 
 
 class ConnectionLost(CasemateError):
@@ -257,7 +261,14 @@ async def serve(
     async with asyncio.TaskGroup() as group:
         while True:
             await places.acquire()
-            connection, _ = await loop.sock_accept(server)
+            try:
+                connection, _ = await loop.sock_accept(server)
+            except OSError as error:
+                places.release()
+                if error.errno not in _SHORT_OF:
+                    raise
+                await asyncio.sleep(_SHORT_PAUSE_S)
+                continue
             if accepts(peer_of(connection)):
                 group.create_task(one(Channel(connection)))
             else:

@@ -11,12 +11,14 @@ from collections.abc import Callable
 from casemate.hostd.errors import AddressTaken, WrongState
 from casemate.hostd.grants import Caller
 from casemate.hostd.state import Pod, State
-from casemate.isolation import capabilities, oci
+from casemate.isolation import oci
 from casemate.network import names, plan
+from casemate.spec import capabilities
 from casemate.spec.errors import Conflict, InvalidArgument
 from casemate.spec.ids import check_hostname
 from casemate.spec.settings import Settings
 from casemate.spec.workload import BindMount, ContainerSpec, NetworkSpec, PodSpec, Resources
+from casemate.storage import rootfs
 
 #: cpu.cfs_quota_us has a least value of 1 ms in a period of 100 ms.
 _LEAST_CPU_MILLIS = 10
@@ -93,6 +95,10 @@ def check_container(
     for layer in spec.layers:
         if not has_layer(layer):
             raise InvalidArgument(f"layer {layer} is not on this host", layer=layer)
+    if spec.writable_bytes and spec.writable_bytes < rootfs.MIN_WRITABLE_BYTES:
+        raise InvalidArgument(
+            f"a writable layer of {spec.writable_bytes} bytes; the least is {rootfs.MIN_WRITABLE_BYTES}"
+        )
     check_resources(spec.resources)
     check_security(spec, caller)
     check_mounts(spec, caller)

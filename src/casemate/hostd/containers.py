@@ -22,6 +22,7 @@ from casemate.hostd import checks, mounting, pods
 from casemate.hostd.context import Context
 from casemate.hostd.errors import WrongState
 from casemate.hostd.grants import Caller
+from casemate.hostd.housekeeping import keep_generation
 from casemate.hostd.records import ContainerRecord, ProcessRecord, remove_small
 from casemate.hostd.state import Container, Pod, changed
 from casemate.hostd.watching import forget, wait_ended, watch
@@ -33,7 +34,7 @@ from casemate.spec.workload import ContainerSpec
 
 #: After KILL a process is gone at once, or waits for a device.
 _KILL_WAIT_S = 10.0
-#: The backstop in conmon: hostd rotates at half of the bound, long before.
+#: conmon rotates at half of the log's bound: two generations are kept (see housekeeping). The least that it takes.
 _LEAST_LOG_BYTES = 4096
 
 
@@ -42,6 +43,16 @@ async def create(context: Context, pod: Pod, spec: ContainerSpec, caller: Caller
     checks.check_container(spec, pod.record.spec, caller, context.state, context.layers.has)
     if pod.record.phase != "ready":
         raise WrongState(f"pod {pod.id[:12]} is {pod.record.phase}", pod=pod.id)
+    if pod.record.id_shift != context.id_shift:
+        # Its layers would be mounted in one way, and were converted for the other.
+        raise WrongState(
+            f"pod {pod.record.spec.name} was made when userns.idmap, or the kernel, was another",
+            remedy="Make the pod anew; the containers that it has can be started.",
+            pod=pod.id,
+        )
+    # The bound of now, recorded: what a container is made of must not change with the settings.
+    bound = spec.writable_bytes or context.settings.number("limits.writable_bytes")
+    spec = msgspec.structs.replace(spec, writable_bytes=bound)
     record = ContainerRecord(spec, "creating", context.boot_id, caller=caller.record())
     container = context.state.add_container(pod, record)
     try:
@@ -81,11 +92,12 @@ async def prepare(context: Context, pod: Pod, container: Container) -> list[str]
     )
     warnings += plan.warnings
     (context.folders.bundle(spec.id) / "config.json").write_bytes(json.dumps(plan.config).encode())
-    path = f"{context.pod_cgroup(pod.id)}/{spec.id}"
-    context.cgroups.create(path)
-    warnings += context.cgroups.set_limits(path, pods.limits(spec.resources))
     context.step("container.bundle")
     await _supervise(context, container, level)
+    # After the runtime has joined the cgroup: crun 1.8 takes v1's memory limits away when it does. Nothing of the
+    # image runs before the start, so nothing has run without its limits.
+    warnings += context.cgroups.set_limits(f"{context.pod_cgroup(pod.id)}/{spec.id}", pods.limits(spec.resources))
+    context.step("container.limited")
     return list(warnings)
 
 
@@ -101,7 +113,7 @@ async def _supervise(context: Context, container: Container, level: IsolationLev
         folder=folder,
         exit_folder=str(context.folders.exits),
         log_path=str(context.folders.log(spec.pod, spec.id)) if spec.log.keep else "",
-        log_max_bytes=max(spec.log.max_bytes, _LEAST_LOG_BYTES),
+        log_max_bytes=max(spec.log.max_bytes // 2, _LEAST_LOG_BYTES),
         terminal=spec.process.terminal,
         stdin=spec.process.stdin,
     )
@@ -130,6 +142,8 @@ async def _supervise(context: Context, container: Container, level: IsolationLev
     )
     context.records.write_container(record)
     watch(context, container)
+    if spec.log.keep:
+        keep_generation(context, container)
     context.step("container.created")
 
 

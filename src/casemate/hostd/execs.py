@@ -32,13 +32,12 @@ async def start(context: Context, pod: Pod, container: Container, operation: Exe
     if len(container.execs) >= MAX_EXECS:
         raise LimitExceeded(f"{MAX_EXECS} execs run in container {container.record.spec.name}", limit=MAX_EXECS)
     security = container.record.spec.security
-    if operation.privileged:
-        # Only what the container itself was granted: an exec takes no caller.
-        if not security.privileged:
-            raise WrongState(
-                f"container {container.record.spec.name} is not privileged, so no exec in it can be",
-                remedy="Run the container with --privileged, which needs a grant.",
-            )
+    # Only what the container itself was granted: an exec takes no caller.
+    if operation.privileged and not security.privileged:
+        raise WrongState(
+            f"container {container.record.spec.name} is not privileged, so no exec in it can be",
+            remedy="Run the container with --privileged, which needs a grant.",
+        )
     folder = context.folders.exec(container.id, operation.exec_id)
     folder.parent.mkdir(mode=0o700, exist_ok=True)
     folder.mkdir(mode=0o700)
@@ -47,7 +46,7 @@ async def start(context: Context, pod: Pod, container: Container, operation: Exe
     one = Exec(operation.exec_id, container.id)
     container.execs[one.exec_id] = one
     try:
-        return await _launch(context, pod, container, one, folder, operation)
+        return await _launch(context, pod, container, one, folder, operation=operation)
     except BaseException:
         container.execs.pop(one.exec_id, None)
         remove_small(folder)
@@ -55,7 +54,7 @@ async def start(context: Context, pod: Pod, container: Container, operation: Exe
 
 
 async def _launch(
-    context: Context, pod: Pod, container: Container, one: Exec, folder: Path, operation: ExecStart
+    context: Context, pod: Pod, container: Container, one: Exec, folder: Path, *, operation: ExecStart
 ) -> tuple[AnyAnswer, list[int]]:
     level = context.levels.find(pod.record.spec.level)
     plan = conmon.ConmonPlan(

@@ -8,6 +8,7 @@ from casemate.host import safe_path
 from casemate.hostd import containers, execs, observing, protocol
 from casemate.hostd.context import Context
 from casemate.hostd.errors import ProtocolViolated, WrongState
+from casemate.hostd.housekeeping import keep_generation
 from casemate.hostd.mounting import plan
 from casemate.hostd.protocol import AnyAnswer, Done
 from casemate.hostd.state import Container, Pod
@@ -69,6 +70,7 @@ def _one(fds: list[int]) -> int:
 
 def _log(context: Context, pod: Pod, container: Container) -> list[int]:
     path = context.folders.log(pod.id, container.id)
+    keep_generation(context, container)
     found: list[int] = []
     try:
         for one in (path.with_name("log.1"), path):
@@ -129,7 +131,7 @@ async def _stream(
                     max_bytes=operation.max_bytes,
                 )
             case protocol.ContainerDiff():
-                lower = rootfs.lower_fd(root, context.layers, number)
+                lower = rootfs.lower_fd(root, context.layers, None if pod.record.id_shift else number)
                 try:
                     await confined.diff(root.target, number, lower, root.upper, data)
                 finally:

@@ -1,9 +1,9 @@
 """What hostd does once a second: records made durable, logs rotated, OOM told, the trash emptied.
 
-Logs: conmon itself only truncates: at its bound the whole file is gone, the line that tells why included. So hostd
-rotates at half of the bound: the file becomes ``log.1``, and conmon is told to open a new one. At least the last
-quarter of the bound is then always there; conmon's own bound is only the backstop against a container that writes
-more than that between two looks, or while hostd is away. On disk: at most twice the bound.
+Logs: conmon rotates by renaming an empty file over the full one, so that everything is gone. hostd keeps a second
+name (``log.0``) on the file that conmon writes to; when ``log`` has become another file, what ``log.0`` names is the
+generation before, and becomes ``log.1``. So at least half of the bound is always there, and at most one and a half
+times the bound on disk. A container that fills more than one generation between two looks loses those between.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from casemate.hostd import containers
+from casemate.host import syscalls
 from casemate.hostd.context import Context
 from casemate.hostd.protocol import ContainerOom
 from casemate.hostd.records import sync
@@ -21,6 +21,8 @@ from casemate.spec.errors import CasemateError
 log = logging.getLogger("casemate.hostd")
 
 _PERIOD_S = 1.0
+#: A trim takes 1 ms.
+_TRIM_PERIOD_S = 10.0
 #: One look at a container is about 5 us; with thousands the looks are spread so that they cost 1 % of a cpu.
 _LOOKS_A_SECOND = 2000
 
@@ -31,6 +33,7 @@ async def run(context: Context) -> None:
         group.create_task(_keep_durable(context), name="durable")
         group.create_task(_look(context), name="look")
         group.create_task(_empty_trash(context), name="trash")
+        group.create_task(_give_memory_back(context), name="memory")
 
 
 async def _keep_durable(context: Context) -> None:
@@ -65,24 +68,42 @@ def _look_at(context: Context, container: Container) -> None:
     spec = container.record.spec
     if spec.log.keep:
         try:
-            rotate(context, container)
+            keep_generation(context, container)
         except (OSError, CasemateError) as error:
-            log.warning("the log of container %s was not rotated: %s", container.id[:12], error)
+            log.warning("the older log of container %s was not kept: %s", container.id[:12], error)
 
 
-def rotate(context: Context, container: Container) -> bool:
-    """Move a log that has reached half of its bound aside, and let conmon begin a new one."""
+def keep_generation(context: Context, container: Container) -> bool:
+    """Give a log that conmon rotated its name ``log.1``, and hold the new one; True when there was one."""
     spec = container.record.spec
     path = context.folders.log(spec.pod, spec.id)
+    held = path.with_name("log.0")
     try:
-        if path.stat().st_size < spec.log.max_bytes // 2:
-            return False
+        current = path.stat().st_ino
     except FileNotFoundError:
         return False
-    path.rename(path.with_name("log.1"))
-    # Type 2 of conmon's messages: open the log again (to which it writes on until then, under its new name).
-    containers.control(context.folders.bundle(spec.id), "2 0 0\n")
-    return True
+    if current == container.log_inode:
+        return False
+    try:
+        before = held.stat().st_ino
+    except FileNotFoundError:
+        before = current
+    if before != current:
+        held.rename(path.with_name("log.1"))
+    if not held.exists():
+        held.hardlink_to(path)
+    container.log_inode = held.stat().st_ino
+    return before != current
+
+
+async def _give_memory_back(context: Context) -> None:
+    """Let go of libnftables (24 MiB once it has listed anything; it is loaded again when needed), and return freed
+    pages to the kernel, which malloc keeps."""
+    trim = syscalls.libc_function("malloc_trim")
+    while True:
+        await asyncio.sleep(_TRIM_PERIOD_S)
+        context.nat.close()
+        trim(0)
 
 
 async def _empty_trash(context: Context) -> None:

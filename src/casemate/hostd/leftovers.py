@@ -11,6 +11,7 @@ import contextlib
 import os
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from casemate.host import cgroups, loop, mounts, probes
 from casemate.hostd import containers, pods
@@ -34,6 +35,19 @@ class Leftover:
     remove: Callable[[], Awaitable[None]]
 
 
+#: The kernel deletes an interface some time after its namespace: not every one that is still there is a leftover.
+_SETTLE_S = 1.0
+
+
+async def find_settled(context: Context) -> list[Leftover]:
+    """:func:`find`, with a second look when there is an interface among them."""
+    found = find(context)
+    if any(one.kind == "interface" for one in found):
+        await asyncio.sleep(_SETTLE_S)
+        found = find(context)
+    return found
+
+
 def find(context: Context) -> list[Leftover]:
     """Every leftover, in the order in which they can be removed: processes, mounts, then the rest."""
     found: list[Leftover] = []
@@ -48,7 +62,7 @@ def _processes(context: Context) -> Iterator[Leftover]:
             yield Leftover(
                 "process",
                 f"conmon {pid} of container {container[:12]}",
-                lambda pid=pid, container=container: kill_conmon(pid, context.folders.run, container),  # type: ignore[misc]
+                partial(kill_conmon, pid, context.folders.run, container),
             )
 
 
@@ -57,16 +71,16 @@ def _mounts(context: Context) -> Iterator[Leftover]:
     for mount in reversed(mounts.mounts_below(base)):
         parts = mount.target.relative_to(base).parts
         if parts and parts[0] not in context.state.containers:
-            yield _plain("mount", str(mount.target), lambda one=mount.target: mounts.unmount(one, detach=True))
+            yield _plain("mount", str(mount.target), partial(mounts.unmount, mount.target, detach=True))
 
 
 def _pins(context: Context) -> Iterator[Leftover]:
     for path in links.pins(context.folders.netns):
         if path.name not in context.state.pods:
-            yield _plain("network namespace", str(path), lambda one=path: sandbox.remove_pin(one))
+            yield _plain("network namespace", str(path), partial(sandbox.remove_pin, path))
     for pod in folder_names(context.folders.namespaces):
         if pod not in context.state.pods:
-            yield _plain("namespaces", str(context.folders.namespaces / pod), lambda one=pod: _unpin(context, one))
+            yield _plain("namespaces", str(context.folders.namespaces / pod), partial(_unpin, context, pod))
 
 
 def _unpin(context: Context, pod: str) -> None:
@@ -81,12 +95,12 @@ def _cgroups(context: Context) -> Iterator[Leftover]:
     for name in context.cgroups.children(parent):
         path = f"{parent}/{name}"
         if len(name) == 64 and name not in context.state.pods:
-            yield Leftover("cgroup", path, lambda one=path: cgroups.end(context.cgroups, one))  # type: ignore[misc]
+            yield Leftover("cgroup", path, partial(cgroups.end, context.cgroups, path))
         elif name in context.state.pods:
             for child in context.cgroups.children(path):
                 if len(child) == 64 and child not in context.state.containers:
                     one = f"{path}/{child}"
-                    yield Leftover("cgroup", one, lambda one=one: cgroups.end(context.cgroups, one))  # type: ignore[misc]
+                    yield Leftover("cgroup", one, partial(cgroups.end, context.cgroups, one))
 
 
 def _interfaces(context: Context) -> Iterator[Leftover]:
@@ -94,7 +108,7 @@ def _interfaces(context: Context) -> Iterator[Leftover]:
     ours = {plan.interface_name(prefix, pod) for pod in context.state.pods}
     for one in links.found(prefix):
         if one.interface not in ours:
-            yield Leftover("interface", one.interface, lambda name=one.interface: _delete(name))  # type: ignore[misc]
+            yield Leftover("interface", one.interface, partial(_delete, one.interface))
 
 
 async def _delete(name: str) -> None:
@@ -106,26 +120,26 @@ def _ports(context: Context) -> Iterator[Leftover]:
         return
     lost = {one.address for one in context.nat.published() if one.address not in context.state.addresses}
     for address in sorted(lost):
-        yield _plain("published ports", f"to {address}", lambda one=address: context.nat.unpublish(one))
+        yield _plain("published ports", f"to {address}", partial(context.nat.unpublish, address))
 
 
 def _devices(context: Context) -> Iterator[Leftover]:
     for device in context.layers.leaked_devices():
-        yield _plain("loop device", f"{device.device} of {device.backing}", lambda one=device: loop.detach(one.device))
+        yield _plain("loop device", f"{device.device} of {device.backing}", partial(loop.detach, device.device))
 
 
 def _folders(context: Context) -> Iterator[Leftover]:
     folders = context.folders
     for container in folder_names(folders.containers):
         if container not in context.state.containers:
-            yield _plain("bundle", container[:12], lambda one=container: remove_small(folders.bundle(one)))
+            yield _plain("bundle", container[:12], partial(remove_small, folders.bundle(container)))
     for container in folder_names(folders.runtime):
         if container not in context.state.containers:
-            yield _plain("runtime state", container[:12], lambda one=container: remove_small(folders.runtime / one))
+            yield _plain("runtime state", container[:12], partial(remove_small, folders.runtime / container))
     with contextlib.suppress(FileNotFoundError):
-        for entry in sorted(os.listdir(folders.exits)):
-            if entry not in context.state.containers:
-                yield _plain("exit file", entry[:12], lambda one=entry: (folders.exits / one).unlink(missing_ok=True))
+        for entry in sorted(folders.exits.iterdir()):
+            if entry.name not in context.state.containers:
+                yield _plain("exit file", entry.name[:12], partial(entry.unlink, missing_ok=True))
 
 
 def _records(context: Context) -> Iterator[Leftover]:
@@ -133,14 +147,14 @@ def _records(context: Context) -> Iterator[Leftover]:
     for pod in folder_names(context.folders.pods):
         known = context.state.pods.get(pod)
         if known is None:
-            yield _plain("pod folder without a readable record", pod[:12], lambda one=pod: _throw_pod(context, one))
+            yield _plain("pod folder without a readable record", pod[:12], partial(_throw_pod, context, pod))
             continue
         for container in folder_names(context.folders.pod(pod)):
             if container not in known.containers:
                 yield _plain(
                     "container folder without a readable record",
                     container[:12],
-                    lambda one=container, pod=pod: containers.throw(context, pod, one),
+                    partial(containers.throw, context, pod, container),
                 )
 
 
@@ -159,6 +173,8 @@ def _plain(kind: str, which: str, function: Callable[[], object]) -> Leftover:
 async def doctor(context: Context) -> list[Finding]:
     """Checks of the host, the levels, and every leftover."""
     found = [await asyncio.to_thread(_probe, probe) for probe in probes.all_probes(context.folders.state)]
+    found.append(await asyncio.to_thread(_probe, lambda: probes.idmapped_squashfs(context.folders.run)))
+    found.append(_ranges(context))
     for level, words in context.levels.describe().items():
         missing = words.startswith("unavailable")
         severity = "ok" if not missing else "error" if level == "namespace" else "note"
@@ -169,11 +185,21 @@ async def doctor(context: Context) -> list[Finding]:
     waiting = len(context.trash.waiting())
     if waiting:
         found.append(Finding("trash", "note", f"{waiting} folders are being deleted"))
-    for one in find(context):
+    for one in await find_settled(context):
         found.append(Finding(one.kind, "warning", f"{one.which} belongs to nobody", f"`{PRUNE}`", left_over=True))
     if not any(one.left_over for one in found):
         found.append(Finding("leftovers", "ok", "nothing of ours belongs to nobody"))
     return found
+
+
+def _ranges(context: Context) -> Finding:
+    if not context.id_shift:
+        return Finding("user id ranges", "ok", "each pod has its own")
+    if context.settings.text("userns.idmap") == "off":
+        remedy = 'Take `idmap = "off"` out of the section userns of casemate.toml, and restart casemate-hostd.'
+        return Finding("user id ranges", "warning", "pods share one range: userns.idmap is off", remedy)
+    said = f"pods share one range on this kernel ({os.uname().release}): it cannot map the owners of squashfs files"
+    return Finding("user id ranges", "warning", said, "Run Linux 6.2 or newer; containers are then run anew.")
 
 
 def _probe(probe: Callable[[], probes.Probe]) -> Finding:
@@ -198,7 +224,7 @@ async def prune(context: Context, operation: Prune) -> list[Finding]:
                     if pod.id in context.state.pods:
                         await pods.remove(context, pod)
             found.append(_done("pod", f"{pod.record.spec.name} ({pod.id[:12]})", operation.dry_run))
-    for one in find(context):
+    for one in await find_settled(context):
         try:
             if not operation.dry_run:
                 await one.remove()

@@ -43,7 +43,7 @@ def plan(context: Context, pod: Pod, container: Container) -> rootfs.RootfsPlan:
         target=context.folders.rootfs(spec.id),
         writable=context.folders.container_state(pod.id, spec.id),
         first_id=pod.record.first_id,
-        writable_bytes=spec.writable_bytes or context.settings.number("limits.writable_bytes"),
+        writable_bytes=spec.writable_bytes,
     )
 
 
@@ -67,7 +67,8 @@ async def mount(context: Context, pod: Pod, container: Container) -> tuple[list[
     unmount_binds(folder)
     number = os.open(context.folders.pins(pod.record.spec)["user"], os.O_RDONLY | os.O_CLOEXEC)
     try:
-        await rootfs.apply(plan(context, pod, container), context.layers, number)
+        layers_map = None if pod.record.id_shift else number
+        await rootfs.apply(plan(context, pod, container), context.layers, layers_map)
         context.step("container.rootfs")
         (folder / "binds").mkdir(mode=0o711, exist_ok=True)
         binds, warnings = _etc(context, pod, container, folder), []
@@ -141,7 +142,7 @@ async def _open(caller: Caller, one: BindMount) -> int:
         if not one.create or caller.uid != 0:
             raise
     # Only for root: to make folders for somebody else takes their rights in every parent, which we do not have.
-    Path(one.source).mkdir(parents=True, exist_ok=True, mode=0o755)
+    os.makedirs(one.source, mode=0o755, exist_ok=True)  # noqa: PTH103 - one call on a local path, as all mounting is
     return await safe_path.open_as(0, 0, (), one.source)
 
 
@@ -186,7 +187,7 @@ def device_nodes(devices: tuple[Device, ...]) -> tuple[DeviceNode, ...]:
 
 def _device_status(device: Device) -> os.stat_result:
     try:
-        status = os.stat(device.source)
+        status = Path(device.source).stat()
     except OSError as error:
         raise NotFound(f"device {device.source[:200]!r}: {error.strerror}", remedy="ls -l /dev") from error
     if not (stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode)):

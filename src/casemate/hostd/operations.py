@@ -116,6 +116,7 @@ class Operations:
             "machine": context.facts.machine,
             "cgroups": f"v{context.cgroups.version}",
             "conmon": context.conmon,
+            "id_shift": str(context.id_shift),
         }
         return Welcome(protocol.PROTOCOL_VERSION, context.boot_id, context.levels.describe(), facts)
 

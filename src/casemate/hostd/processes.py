@@ -14,9 +14,9 @@ _END_WAIT_S = 5.0
 def conmons(run: Path) -> dict[str, int]:
     """Container id to pid, for every conmon (not of an exec) whose bundle lies below *run*."""
     found: dict[str, int] = {}
-    for name in os.listdir("/proc"):
-        if name.isdigit() and (container := container_of(int(name), run)):
-            found[container] = int(name)
+    for place in Path("/proc").iterdir():
+        if place.name.isdigit() and (container := container_of(int(place.name), run)):
+            found[container] = int(place.name)
     return found
 
 
@@ -51,7 +51,12 @@ async def kill_conmon(pid: int, run: Path, container: str) -> None:
             signal.pidfd_send_signal(number, signal.SIGKILL)
         loop = asyncio.get_running_loop()
         gone: asyncio.Future[None] = loop.create_future()
-        loop.add_reader(number, lambda: gone.done() or gone.set_result(None))
+
+        def ended() -> None:
+            if not gone.done():
+                gone.set_result(None)
+
+        loop.add_reader(number, ended)
         try:
             async with asyncio.timeout(_END_WAIT_S):
                 await gone

@@ -9,6 +9,7 @@ container is worse than one that nobody asked for any more.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 import traceback
@@ -68,6 +69,7 @@ class Server:
         self._channel: Channel | None = None
         self._running = 0
         self._closing = False
+        self._ended = asyncio.Event()
         self._group: asyncio.TaskGroup | None = None
 
     async def serve(self, listening: socket.socket) -> None:
@@ -98,19 +100,19 @@ class Server:
         if not why:
             return True
         log.warning("refused a peer: %s", why)
-        try:
+        with contextlib.suppress(CasemateError):
             channel.send(_encoder.encode(Reply(0, Failed(PeerRefused(why).to_problem()))))
-        except CasemateError:
-            pass
         channel.close()
         return False
 
     async def quiet(self, timeout_s: float) -> None:
         """Take no more requests, and wait until those that run have ended, at most *timeout_s*."""
         self._closing = True
-        deadline = asyncio.get_running_loop().time() + timeout_s
-        while self._running and asyncio.get_running_loop().time() < deadline:
-            await asyncio.sleep(0.02)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while self._running:
+                    self._ended.clear()
+                    await self._ended.wait()
 
     def emit(self, event: AnyEvent) -> None:
         """Send an event; without a peer it is dropped: who connects asks for the state."""
@@ -182,6 +184,7 @@ class Server:
             answer = Failed(CasemateError(f"casemate-hostd failed; trace {trace} in its journal").to_problem())
         finally:
             self._running -= 1
+            self._ended.set()
             received.close()
         self._answer(channel, request.number, answer, given)
 

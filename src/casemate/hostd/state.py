@@ -29,6 +29,8 @@ class Container:
     record: ContainerRecord
     execs: dict[str, Exec] = field(default_factory=dict)
     oom_told: bool = False
+    #: The file that ``log.0`` names; 0 before the first look.
+    log_inode: int = 0
     #: Set when nothing of it runs.
     ended: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -57,7 +59,8 @@ class State:
         self.pods: dict[str, Pod] = {}
         self.containers: dict[str, Container] = {}
         self.addresses: dict[str, str] = {}
-        self.ranges: dict[int, str] = {}
+        #: First id to the pods that have the range: one, but for the range that is shared where owners are not mapped.
+        self.ranges: dict[int, set[str]] = {}
         self.volume_users: dict[tuple[str, str], set[str]] = {}
         self._next_range = 0
 
@@ -78,15 +81,17 @@ class State:
     def add_pod(self, record: PodRecord) -> Pod:
         pod = Pod(record)
         self.pods[pod.id] = pod
-        self.ranges[record.first_id] = pod.id
+        self.ranges.setdefault(record.first_id, set()).add(pod.id)
         if record.spec.network.address:
             self.addresses[record.spec.network.address] = pod.id
         return pod
 
     def remove_pod(self, pod: Pod) -> None:
         self.pods.pop(pod.id, None)
-        if self.ranges.get(pod.record.first_id) == pod.id:
-            del self.ranges[pod.record.first_id]
+        sharing = self.ranges.get(pod.record.first_id, set())
+        sharing.discard(pod.id)
+        if not sharing:
+            self.ranges.pop(pod.record.first_id, None)
         if self.addresses.get(pod.record.spec.network.address) == pod.id:
             del self.addresses[pod.record.spec.network.address]
 

@@ -51,7 +51,7 @@ def parse_challenge(header: str) -> Challenge | None:
 
 
 def check_realm(realm: str, registry_host: str, *, registry_is_plain: bool) -> None:
-    """Raise unless a token may be asked for at *realm*: over TLS, or at the registry's own host when that is plain HTTP too."""
+    """Raise unless a token may be asked for at *realm*: over TLS, or at a plain HTTP registry's own host."""
     try:
         parts = urlsplit(realm)
         host = parts.hostname or ""

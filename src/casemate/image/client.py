@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Protocol
 
 from casemate.image.errors import WorkerFailed
@@ -20,8 +21,10 @@ GRACE_S = 5.0
 MAX_WORDS_BYTES = 8 << 10
 #: A pull over a slow line takes hours; a worker that hangs is ended all the same.
 TIMEOUT_S = 6 * 3600.0
+#: The worker is of the same code as its caller, from a checkout as from an installation.
+PACKAGE_ROOT = str(Path(__file__).resolve().parents[2])
 #: What the worker may know of casemated's environment.
-PASSED = ("PATH", "PYTHONPATH", "LANG", "TMPDIR", "HOME", "SSL_CERT_FILE", "SSL_CERT_DIR")
+PASSED = ("PATH", "LANG", "TMPDIR", "HOME", "SSL_CERT_FILE", "SSL_CERT_DIR")
 
 
 class Spawn(Protocol):
@@ -53,6 +56,7 @@ async def run_job(
     *,
     descriptors: tuple[int, ...] = (),
     timeout_s: float = TIMEOUT_S,
+    grace_s: float = GRACE_S,
     start: Spawn = spawn,
 ) -> Result:
     """Run *job* in a worker and give its :class:`Result`.
@@ -63,6 +67,7 @@ async def run_job(
     after 5 s KILL to the whole session, and reaps before it returns.
     """
     environment = {name: os.environ[name] for name in PASSED if name in os.environ}
+    environment["PYTHONPATH"] = PACKAGE_ROOT
     process = await start((sys.executable, "-P", "-m", "casemate.image.worker"), environment, descriptors)
     try:
         async with asyncio.timeout(timeout_s):
@@ -70,7 +75,7 @@ async def run_job(
     except TimeoutError as error:
         raise TimedOut(f"the image job {type(job).__name__} did not end within {timeout_s:.0f} s") from error
     finally:
-        await asyncio.shield(_end(process, job.state))
+        await asyncio.shield(_end(process, job.state, grace_s))
 
 
 async def _converse(
@@ -126,13 +131,13 @@ async def _drain(process: asyncio.subprocess.Process) -> str:
     return kept.decode(errors="replace").strip()
 
 
-async def _end(process: asyncio.subprocess.Process, state: str) -> None:
+async def _end(process: asyncio.subprocess.Process, state: str, grace_s: float) -> None:
     """TERM, grace, KILL to the session, reap; then what the worker or a child of it left half made is removed."""
     if process.returncode is None:
         with contextlib.suppress(ProcessLookupError):
             process.terminate()
         try:
-            async with asyncio.timeout(GRACE_S):
+            async with asyncio.timeout(grace_s):
                 await process.wait()
         except TimeoutError:
             pass

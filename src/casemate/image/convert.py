@@ -43,12 +43,16 @@ Chunks = Iterator[bytes]
 class Squasher:
     """One ``tar2sqfs``; *write* takes pieces of tar, *close* ends it and *kill* is safe at any time."""
 
-    def __init__(self, target: Path) -> None:
+    def __init__(self, target: Path, id_shift: int = 0) -> None:
         self._pieces: list[bytes | memoryview] = []
         self._size = 0
         self._held = os.open(target, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o640)
         self._words = os.memfd_create("tar2sqfs", os.MFD_CLOEXEC)
-        command = [PROGRAM, "--quiet", "--force", "--no-skip", "--compressor", "lz4", "--num-jobs", "2", str(target)]
+        command = [PROGRAM, "--quiet", "--force", "--no-skip", "--compressor", "lz4", "--num-jobs", "2"]
+        if id_shift:
+            # Folders without an entry of their own.
+            command += ["--defaults", f"uid={id_shift},gid={id_shift}"]
+        command.append(str(target))
         try:
             self._program = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=self._words, env=CHILD_ENVIRONMENT
@@ -202,6 +206,7 @@ def convert_layer(
         whiteouts=summary.whiteouts,
         opaque_root=summary.opaque_root,
         dropped_xattrs=summary.dropped_xattrs,
+        id_shift=limits.id_shift,
         passwd=summary.user_files.get(b"etc/passwd"),
         group=summary.user_files.get(b"etc/group"),
         passwd_hidden=b"etc/passwd" in summary.hidden,
@@ -213,7 +218,7 @@ def convert_layer(
 
 def _run(target: Path, limits: Limits, compressed: Chunks, skip: frozenset[int]) -> tuple[Summary, HashedStream]:
     stream = HashedStream(compressed, limits)
-    squasher = Squasher(target)
+    squasher = Squasher(target, limits.id_shift)
     try:
         rewriter = Rewriter(
             iter(stream),
@@ -221,6 +226,7 @@ def _run(target: Path, limits: Limits, compressed: Chunks, skip: frozenset[int])
             max_entries=limits.max_layer_files,
             max_bytes=limits.max_layer_bytes,
             skip=skip,
+            id_shift=limits.id_shift,
         )
         summary = rewriter.run()
         if not summary.superseded:

@@ -145,7 +145,7 @@ def login_for(
     environment: Mapping[str, str] | None = None,
     ask: Callable[[str, str], Login | None] = run_helper,
 ) -> Login | None:
-    """The caller's login for *registry* (``host[:port]``): a helper named for it, the default helper, the file itself."""
+    """The caller's login for *registry* (``host[:port]``): its own helper, the default helper, the file itself."""
     registry = registry_of(registry)
     server = "https://index.docker.io/v1/" if registry == DEFAULT_REGISTRY else registry
     for path in config_paths(os.environ if environment is None else environment):

@@ -26,6 +26,7 @@ from casemate.image.errors import BuildFailed
 from casemate.image.importing import assemble
 from casemate.image.ingest import take_layer
 from casemate.image.jobs import DebianJob, Progress, Result
+from casemate.image.leases import start_time
 from casemate.image.records import Platform
 from casemate.image.workspace import Workspace
 from casemate.spec.errors import HostLacks, InvalidArgument, TimedOut
@@ -34,8 +35,9 @@ VARIANTS = ("tiny", "extract", "custom", "essential", "apt", "required", "minbas
 MODES = ("auto", "unshare", "fakechroot", "root")
 MAX_PACKAGES = 2000
 #: Readable by the namespace's mapped ids, which the store is not.
-SCRATCH = "/var/tmp"  # noqa: S108 - mkdtemp makes a name of its own there
-ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", "HOME": "/", "TMPDIR": SCRATCH}
+SCRATCH = "/var/tmp"
+SCRATCH_PREFIX = "casemate-build-"
+ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", "HOME": "/"}
 _SUITE = re.compile(r"[a-z][a-z0-9.-]{1,40}\Z")
 _PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]{1,100}(:[a-z0-9]+)?(=[A-Za-z0-9.+:~-]{1,100}|/[a-z0-9.-]{1,40})?\Z")
 _SOURCE = re.compile(r"deb (\[[A-Za-z0-9=,:/_. -]*\] )?(https?|copy|file):[!-~]+ [!-~]+( [A-Za-z0-9_.-]+)*\Z")
@@ -45,8 +47,10 @@ _ARCHITECTURES = {"amd64": "amd64", "arm64": "arm64", "armhf": "arm", "i386": "3
 _FORGET = 'rm -f "$1/etc/hostname"; : > "$1/etc/resolv.conf"; chmod 644 "$1/etc/resolv.conf"'
 _TINY = (
     'set -e; for name in $("$1/bin/busybox" --list); do [ -e "$1/bin/$name" ] || ln -s busybox "$1/bin/$name"; done; '
-    'mkdir -p "$1/tmp" "$1/root" "$1/proc" "$1/sys" "$1/dev" "$1/var/tmp"; chmod 1777 "$1/tmp" "$1/var/tmp"; chmod 700 "$1/root"; '
-    'printf "root:x:0:0:root:/root:/bin/sh\\nnobody:x:65534:65534:nobody:/nonexistent:/bin/false\\n" > "$1/etc/passwd"; '
+    'mkdir -p "$1/tmp" "$1/root" "$1/proc" "$1/sys" "$1/dev" "$1/var/tmp"; '
+    'chmod 1777 "$1/tmp" "$1/var/tmp"; chmod 700 "$1/root"; '
+    'printf "root:x:0:0:root:/root:/bin/sh\\n'
+    'nobody:x:65534:65534:nobody:/nonexistent:/bin/false\\n" > "$1/etc/passwd"; '
     'printf "root:x:0:\\nnogroup:x:65534:\\n" > "$1/etc/group"; chmod 644 "$1/etc/passwd" "$1/etc/group"'
 )
 
@@ -58,12 +62,14 @@ def build_debian(work: Workspace, job: DebianJob) -> Result:
     architecture = job.architecture or host_architecture()
     platform = Platform("linux", _ARCHITECTURES.get(architecture, architecture))
     work.report(Progress(job.name, "building", text=f"mmdebstrap --mode={mode} --variant={job.variant} {job.suite}"))
+    sweep_scratch()
     with ExitStack() as stack:
+        folder = Path(tempfile.mkdtemp(prefix=f"{SCRATCH_PREFIX}{os.getpid()}-", dir=SCRATCH))
+        folder.chmod(0o755)  # the user namespace's root must come through
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
         if mode == "fakechroot" and job.variant in ("tiny", "extract"):
             # There is no tar in such a root to be run under fakechroot: build a folder, and archive it from outside.
-            folder = Path(tempfile.mkdtemp(prefix="casemate-build-", dir=SCRATCH))
-            stack.callback(shutil.rmtree, folder, ignore_errors=True)
-            for _ in _output(work, command(job, mode, str(folder / "root")), job):
+            for _ in _output(command(job, mode, str(folder / "root")), job, folder):
                 pass
             archive = [
                 "tar",
@@ -74,9 +80,9 @@ def build_debian(work: Workspace, job: DebianJob) -> Result:
                 "--numeric-owner",
                 f"--mtime=@{job.epoch}",
             ]
-            source = _output(work, [*archive, "--exclude=./dev/*", "--directory", str(folder / "root"), "."], job)
+            source = _output([*archive, "--exclude=./dev/*", "--directory", str(folder / "root"), "."], job, folder)
         else:
-            source = _output(work, command(job, mode, "-"), job)
+            source = _output(command(job, mode, "-"), job, folder)
         layer, record = take_layer(work, source, item=job.name, pack=True)
     comment = f"mmdebstrap {job.variant} {job.suite} {' '.join(job.packages)}".strip()[:1000]
     change = msgspec.structs.replace(job.change, comment=job.change.comment or comment)
@@ -88,6 +94,14 @@ def build_debian(work: Workspace, job: DebianJob) -> Result:
         lease=work.lease.name,
         digest=image.manifest_digest,
     )
+
+
+def sweep_scratch() -> None:
+    """Remove what builds left behind whose worker is gone (killed, or the host went down), as far as it is ours."""
+    for path in Path(SCRATCH).glob(f"{SCRATCH_PREFIX}*-*"):
+        pid = path.name.removeprefix(SCRATCH_PREFIX).partition("-")[0]
+        if pid.isdigit() and start_time(int(pid)) is None and path.lstat().st_uid == os.geteuid():
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def check(job: DebianJob) -> None:
@@ -157,12 +171,13 @@ def choose_mode(wanted: str) -> str:
         return "fakechroot"
     raise HostLacks(
         "mmdebstrap needs subordinate ids for this user, or the programs fakechroot and fakeroot",
-        remedy="usermod --add-subuids 3000000000-3000065535 --add-subgids 3000000000-3000065535 casemate; or: apt install fakechroot fakeroot",
+        remedy="apt install fakechroot fakeroot; or give ids: usermod --add-subuids 3000000000-3000065535 "
+        "--add-subgids 3000000000-3000065535 casemate",
     )
 
 
 def host_sources(suite: str) -> tuple[str, ...]:
-    """The host's own lines for *suite* and its updates, from sources.list(5) and deb822 files; empty when there are none."""
+    """The host's own lines for *suite* and its updates, from sources.list(5) and deb822 files; perhaps none."""
     suites = {suite, f"{suite}-updates", f"{suite}-security"}
     lines: list[str] = []
     root = Path("/etc/apt")
@@ -201,13 +216,13 @@ def host_architecture() -> str:
     return {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "armhf", "i686": "i386"}.get(machine, machine)
 
 
-def _output(work: Workspace, arguments: list[str], job: DebianJob) -> Iterator[bytes]:
+def _output(arguments: list[str], job: DebianJob, scratch: Path) -> Iterator[bytes]:
     """The program's standard output in chunks; its words are kept for the error when it fails."""
     words = os.memfd_create("words", os.MFD_CLOEXEC)
     try:
         program = subprocess.Popen(
             arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=words,
-            env={**ENVIRONMENT, "SOURCE_DATE_EPOCH": str(job.epoch)}, cwd="/",
+            env={**ENVIRONMENT, "TMPDIR": str(scratch), "SOURCE_DATE_EPOCH": str(job.epoch)}, cwd="/",
         )  # fmt: skip
     except FileNotFoundError as error:
         os.close(words)

@@ -24,7 +24,7 @@ KINDS = ("docker-archive", "oci-archive")
 
 
 class TarWriter:
-    """A tar onto a descriptor: members in order, each once, times and owners zero, so that equal input gives equal bytes."""
+    """A tar onto a descriptor: members in order, each once, times and owners zero: equal input gives equal bytes."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor

@@ -158,7 +158,7 @@ class Client:
         raise RegistryError(f"{first_origin[1]} redirects more than {MAX_REDIRECTS} times")
 
     def retrying(self, send: Callable[[], Answer]) -> Answer:
-        """*send* until it gives an answer that is neither 429 nor 5xx, at most 5 times; the last answer or error stands."""
+        """*send* until it gives an answer that is neither 429 nor 5xx, at most 5 times; the last one stands."""
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 answer = send()

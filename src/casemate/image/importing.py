@@ -1,10 +1,11 @@
-"""The import job: `docker save` archives (old and new), OCI archives and folders, plain root file systems. Worker only."""
+"""The import job: `docker save` archives (old, new), OCI archives and folders, plain root file systems. Worker only."""
 
 from __future__ import annotations
 
 import json
 import os
-from datetime import datetime, timezone
+from datetime import UTC, datetime
+from hashlib import sha256
 from typing import Any
 
 import msgspec
@@ -64,7 +65,7 @@ def import_archive(work: Workspace, job: ImportJob) -> Result:
         os.close(descriptor)
 
 
-def assemble(
+def assemble(  # noqa: PLR0917 - what an image is
     work: Workspace,
     layers: list[tuple[LayerRef, LayerRecord]],
     name: str,
@@ -72,8 +73,8 @@ def assemble(
     change: ConfigChange,
     epoch: int,
 ) -> ImageRecord:
-    """An image out of *layers*: its configuration and manifest are written and stored; *epoch* (seconds) is its date."""
-    created = datetime.fromtimestamp(epoch, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+    """An image out of *layers*: configuration and manifest are written and stored; *epoch* (seconds) is its date."""
+    created = datetime.fromtimestamp(epoch, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     run = {
         "User": change.user,
         "Env": list(change.env) or ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
@@ -158,15 +159,15 @@ def _import_oci(work: Workspace, archive: Archive, job: ImportJob) -> tuple[list
     for entry in index.manifests:
         names = _oci_names(entry.annotations or {}, job.name)
         digest, index_digest = entry.digest, None
-        data = _document(work, archive, digest, bound)
+        data = _document(archive, digest, bound)
         kind = document_type(data, entry.media_type, f"manifest {digest}", bound)
         if kind in media.INDEXES:
             index_digest = work.store.put_blob(data)
             digest = choose_platform(decode_index(data, digest, bound), job.platform, digest).digest
-            data = _document(work, archive, digest, bound)
+            data = _document(archive, digest, bound)
             kind = document_type(data, "", f"manifest {digest}", bound)
         manifest = decode_manifest(data, f"manifest {digest}", bound)
-        config = _document(work, archive, manifest.config.digest, bound)
+        config = _document(archive, manifest.config.digest, bound)
         record = image_record(data, kind, config, names, index_digest, digest, bound)
         if digest in images:
             merged = tuple(dict.fromkeys((*images[digest].names, *names)))
@@ -183,7 +184,7 @@ def _import_oci(work: Workspace, archive: Archive, job: ImportJob) -> tuple[list
 
 
 def _oci_layer(work: Workspace, archive: Archive, layer: LayerRef) -> LayerRecord:
-    known = work.store.layer_record(layer.diff_id)
+    known = work.known_layer(layer.diff_id)
     if known is not None and work.store.has_blob(layer.digest, layer.size_bytes):
         return known
     name = f"blobs/sha256/{layer.digest[7:]}"
@@ -199,9 +200,7 @@ def _oci_layer(work: Workspace, archive: Archive, layer: LayerRef) -> LayerRecor
     return record
 
 
-def _document(work: Workspace, archive: Archive, digest: str, bound: int) -> bytes:
-    from hashlib import sha256
-
+def _document(archive: Archive, digest: str, bound: int) -> bytes:
     data = archive.read(f"blobs/sha256/{digest[7:]}", bound)
     if f"sha256:{sha256(data).hexdigest()}" != digest:
         raise ArchiveInvalid(f"{digest} in the archive hashes to something else")

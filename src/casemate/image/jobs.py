@@ -19,7 +19,11 @@ MAX_LINE_BYTES = 64 << 20
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """The bounds of the ``image.*`` settings."""
+    """The bounds of the ``image.*`` settings, and how layers are converted.
+
+    *id_shift* is added to every owner in the squashfs files: for kernels that cannot mount squashfs idmapped
+    (before 6.2), where all pods then share the one range that begins there; else 0.
+    """
 
     parallel_layers: int = 3
     max_manifest_bytes: int = 4 << 20
@@ -27,6 +31,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     max_ratio: int = 1000
     max_layer_files: int = 2_000_000
     memory_bytes: int = 8 << 30
+    id_shift: int = 0
 
 
 class Login(msgspec.Struct, frozen=True):
@@ -38,7 +43,7 @@ class Login(msgspec.Struct, frozen=True):
 
 
 class Endpoints(msgspec.Struct, frozen=True, kw_only=True):
-    """How registries may be reached. *mirrors*: ``host=mirror``; *insecure*: hosts that may be spoken to over plain HTTP."""
+    """How registries may be reached. *mirrors*: ``host=mirror``; *insecure*: hosts to be spoken to over plain HTTP."""
 
     mirrors: tuple[str, ...] = ()
     insecure: tuple[str, ...] = ()
@@ -58,7 +63,7 @@ class PullJob(msgspec.Struct, frozen=True, tag="pull", kw_only=True):
 
 
 class PushJob(msgspec.Struct, frozen=True, tag="push", kw_only=True):
-    """Send the stored image of *manifest_digest* to *reference*. *mount_from*: repositories there that may hold the layers."""
+    """Send the stored image of *manifest_digest* to *reference*. *mount_from*: repositories that may have it."""
 
     state: str
     reference: str
@@ -146,7 +151,7 @@ Job = PullJob | PushJob | ImportJob | ExportJob | DebianJob | ConvertJob | Verif
 
 
 class Progress(msgspec.Struct, frozen=True, tag="progress", omit_defaults=True):
-    """Something moved on. *item*: a layer's digest or a word; *stage*: waiting, downloading, converting, shared, done, ..."""
+    """Something moved on. *item*: a layer's digest or a word; *stage*: waiting, downloading, shared, done, ..."""
 
     item: str
     stage: str

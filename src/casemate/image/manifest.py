@@ -149,7 +149,7 @@ def decode_manifest(data: bytes, what: str, max_bytes: int) -> Manifest:
     _check_descriptor(manifest.config, what)
     if manifest.config.media_type not in media.CONFIGS:
         raise MediaTypeUnsupported(
-            f"{what} has a configuration of type {manifest.config.media_type[:120]!r}: an artifact, not a container image"
+            f"{what} has a configuration of type {manifest.config.media_type[:99]!r}: an artifact, no container image"
         )
     for layer in manifest.layers:
         _check_descriptor(layer, what)
@@ -181,7 +181,7 @@ def parse_platform(text: str) -> Platform:
     parts = text.lower().split("/")
     if len(parts) == 1:
         parts = ["linux", parts[0]]
-    if len(parts) > 3 or not all(re.fullmatch(r"[a-z0-9_.-]{1,32}", part) for part in parts):
+    if len(parts) > 3 or not all(re.fullmatch(r"[a-z0-9][a-z0-9_.-]{0,31}", part) for part in parts):
         raise InvalidArgument(f"platform {text[:80]!r} is not OS/ARCHITECTURE[/VARIANT], as linux/arm64")
     return _normal(Platform(parts[0], parts[1], parts[2] if len(parts) == 3 else ""))
 
@@ -231,7 +231,7 @@ def _rank(variant: str) -> int:
     return int(digits) if digits.isdigit() and len(digits) < 4 else 0
 
 
-def image_record(
+def image_record(  # noqa: PLR0917 - the documents of one image
     manifest_data: bytes, media_type: str, config_data: bytes, names: tuple[str, ...], index_digest: str | None,
     manifest_digest: str, max_bytes: int,
 ) -> ImageRecord:  # fmt: skip

@@ -69,8 +69,13 @@ Outcome = tuple[LayerRecord | None, int]
 
 
 def bring_layers(
-    work: Workspace, client: Client, first: Callable[[Callable[[Repository], Outcome]], Outcome], layers: Iterable[LayerRef], *, convert: bool
-) -> list[Outcome]:  # fmt: skip
+    work: Workspace,
+    client: Client,
+    first: Callable[[Callable[[Repository], Outcome]], Outcome],
+    layers: Iterable[LayerRef],
+    *,
+    convert: bool,
+) -> list[Outcome]:
     """Every layer once, ``image.parallel_layers`` at a time; the first failure stops the others."""
     distinct = list({layer.digest: layer for layer in layers}.values())
 

@@ -40,7 +40,7 @@ def push(work: Workspace, job: PushJob) -> Result:
     return Result(digest=job.manifest_digest, transferred_bytes=sent)
 
 
-def _send(
+def _send(  # noqa: PLR0917 - one caller
     work: Workspace,
     job: PushJob,
     reference: Reference,

@@ -88,7 +88,7 @@ class LayerRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     *passwd* and *group* are the layer's own ``etc/passwd`` and ``etc/group`` (at most 1 MiB each, else None);
     *passwd_hidden* and *group_hidden* say that the layer hides those of the layers below (by its own file, a
     whiteout or an opaque folder). *opaque_root*: nothing of the layers below may be seen (overlayfs ignores
-    the mark on a root, so whoever mounts must leave them out).
+    the mark on a root, so whoever mounts must leave them out). *id_shift* was added to every owner.
     """
 
     diff_id: str
@@ -99,6 +99,7 @@ class LayerRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     whiteouts: int = 0
     opaque_root: bool = False
     dropped_xattrs: int = 0
+    id_shift: int = 0
     passwd: bytes | None = None
     group: bytes | None = None
     passwd_hidden: bool = False

@@ -59,6 +59,7 @@ class Repository:
         url: Url,
         headers: dict[str, str] | None = None,
         body: bytes | None = None,
+        *,
         accept: tuple[int, ...] = (200,),
         stream: Callable[[], Iterator[bytes]] | None = None,
     ) -> Answer:
@@ -80,7 +81,7 @@ class Repository:
                 raise self._error(answer, method)
 
     def manifest(self, wanted: str, max_bytes: int) -> tuple[bytes, str, str]:
-        """The manifest or index *wanted* (tag or digest): its bytes, media type and digest, verified where they can be."""
+        """The manifest or index *wanted* (tag or digest): its bytes, media type and verified digest."""
         with self.call("GET", self.url(f"manifests/{wanted}"), {"Accept": media.ACCEPT}) as answer:
             length = answer.length
             if length is not None and length > max_bytes:

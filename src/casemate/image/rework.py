@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator
 
 from casemate.image.convert import READ_BYTES, convert_layer
-from casemate.image.jobs import ConvertJob, Progress, Result, VerifyJob
+from casemate.image.jobs import ConvertJob, Progress, Result
 from casemate.image.records import LayerRecord
 from casemate.image.transfer import read_blob_chunks
 from casemate.image.workspace import Workspace
@@ -38,7 +38,7 @@ def convert_blob(work: Workspace, digest: str, diff_id: str) -> LayerRecord:
     return record
 
 
-def verify_store(work: Workspace, job: VerifyJob) -> Result:
+def verify_store(work: Workspace) -> Result:
     """Read every blob, layer record and staged file; *damaged* names those that are not what they are called."""
     damaged = []
     for folder, suffix in (("blobs/sha256", ""), ("staging", ".sqfs")):

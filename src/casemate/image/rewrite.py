@@ -67,13 +67,21 @@ class Rewriter:
     """
 
     def __init__(
-        self, chunks: Iterator[bytes], sink: Sink, *, max_entries: int, max_bytes: int, skip: frozenset[int] = frozenset()
+        self,
+        chunks: Iterator[bytes],
+        sink: Sink,
+        *,
+        max_entries: int,
+        max_bytes: int,
+        skip: frozenset[int] = frozenset(),
+        id_shift: int = 0,
     ) -> None:  # fmt: skip
         self._sink = sink
         self._cursor = Cursor(chunks, self._forward)
         self._max_entries = max_entries
         self._bytes_left = max_bytes
         self._skip = skip
+        self._shift = id_shift
         self._muted = False
         self._files: dict[bytes, int] = {}
         self._links: set[bytes] = set()
@@ -146,7 +154,8 @@ class Rewriter:
             raise LayerInvalid(f"{entry.name[:200]!r} has type {entry.kind!r}, which is no file")
         if entry.size < 0 or entry.size > self._bytes_left:
             raise LayerTooLarge(
-                f"{entry.name[:200]!r} has {entry.size} bytes; {self._bytes_left} are left to the layer (image.max_layer_bytes)"
+                f"{entry.name[:200]!r} has {entry.size} bytes; {self._bytes_left} are left to the layer "
+                "(image.max_layer_bytes)"
             )
         stored = 0 if entry.kind in th.HEADER_ONLY else entry.size
         raw_name = entry.name
@@ -163,14 +172,16 @@ class Rewriter:
             self._cursor.drop_header()
             self._pax_sparse(entry, number, pieces, stored, extension)
         else:
-            self._file(block, entry, number, plain=not extension and _is_plain(block, entry, raw_name))
+            self._file(entry, number, plain=not extension and not self._shift and _is_plain(block, entry, raw_name))
 
     def _checked(self, entry: Entry) -> None:
         """Bring *entry* into bounds: names, ids, times, devices."""
         entry.name = clean_name(entry.name)
         if any(part.startswith(b".wh.") for part in entry.name.split(b"/")[:-1]):
             raise LayerInvalid(f"{entry.name[:200]!r} lies below a whiteout")
-        if not (0 <= entry.uid <= th.MAX_ID and 0 <= entry.gid <= th.MAX_ID):
+        entry.uid += self._shift
+        entry.gid += self._shift
+        if not (self._shift <= entry.uid <= th.MAX_ID and self._shift <= entry.gid <= th.MAX_ID):
             raise LayerInvalid(f"{entry.name[:200]!r} belongs to {entry.uid}:{entry.gid}; ids are 0 to {th.MAX_ID}")
         entry.mode &= 0o7777
         entry.mtime = min(max(entry.mtime, 0), th.MAX_MTIME)
@@ -217,7 +228,7 @@ class Rewriter:
 
     # what an entry is
 
-    def _file(self, block: bytes, entry: Entry, number: int, *, plain: bool) -> None:
+    def _file(self, entry: Entry, number: int, *, plain: bool) -> None:
         cursor = self._cursor
         stored = 0 if entry.kind in th.HEADER_ONLY else entry.size
         entry.size = stored
@@ -266,10 +277,11 @@ class Rewriter:
         self._sparse(entry, number, sparse.check(pieces, real_size, stored - taken), stored - taken)
 
     def _sparse(self, entry: Entry, number: int, pieces: list[sparse.Piece], stored: int) -> None:
-        """Write a sparse file out in full: squashfs finds the holes again, and its size is bounded like any other."""
+        """Write a sparse file out in full: squashfs finds the holes again; its size is bounded like any other."""
         if entry.size > self._bytes_left:
             raise LayerTooLarge(
-                f"{entry.name[:200]!r} has {entry.size} bytes; {self._bytes_left} are left to the layer (image.max_layer_bytes)"
+                f"{entry.name[:200]!r} has {entry.size} bytes; {self._bytes_left} are left to the layer "
+                "(image.max_layer_bytes)"
             )
         self._bytes_left -= entry.size
         cursor = self._cursor
@@ -317,7 +329,7 @@ class Rewriter:
             raise LayerEscapes(f"{entry.name[:200]!r} is a whiteout of {hidden!r}")
         name = parent + b"/" + hidden if parent else hidden
         self._parents(name)
-        self._whiteouts[name] = Entry(name, th.CHARACTER, mode=0, mtime=entry.mtime)
+        self._whiteouts[name] = Entry(name, th.CHARACTER, mode=0, uid=self._shift, gid=self._shift, mtime=entry.mtime)
 
     def _claim(self, name: bytes, number: int) -> bool:
         """Note a file's name; False when this entry is to be left out."""
@@ -352,7 +364,9 @@ class Rewriter:
                 self._forward(th.build(whiteout))
         self.summary.opaque_root = b"" in self._opaque
         for name in self._opaque:
-            folder = self._own_folders.setdefault(name, Entry(name, th.FOLDER, mode=0o755))
+            folder = self._own_folders.setdefault(
+                name, Entry(name, th.FOLDER, mode=0o755, uid=self._shift, gid=self._shift)
+            )
             folder.xattrs[OPAQUE] = b"y"
         for name, folder in self._own_folders.items():
             folder.name = name or b"./"

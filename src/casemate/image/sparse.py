@@ -10,7 +10,7 @@ from collections.abc import Callable
 from casemate.image.errors import LayerInvalid, LayerTooLarge
 from casemate.image.tarheader import BLOCK_BYTES, octal
 
-#: A piece is at least a block of the file system; 1 Mi pieces of 4 KiB are a file of 4 GiB with holes at each second one.
+#: A piece is at least a block of the file system: 1 Mi pieces of 4 KiB are a file of 8 GiB, every second block a hole.
 MAX_PIECES = 1 << 20
 Piece = tuple[int, int]
 

@@ -97,7 +97,7 @@ class Cursor:
         return data
 
     def pad(self, size: int, *, keep: bool) -> None:
-        """Pass the padding after *size* bytes of content; at the stream's very end it may be missing (then it is made up)."""
+        """Pass the padding after *size* bytes of content; at the very end it may be missing (it is made up)."""
         count = -size % BLOCK_BYTES
         if keep and self._position + count <= len(self._chunk):
             self._position += count

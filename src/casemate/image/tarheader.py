@@ -158,11 +158,13 @@ def _pax_record(key: bytes, value: bytes) -> bytes:
     return b"%d %s=%s\n" % (length, key, value)
 
 
-def _block(
-    name: bytes, kind: bytes, mode: int, uid: bytes, gid: bytes, size: bytes, mtime: bytes, link: bytes, major: int, minor: int
+def _block(  # noqa: PLR0917 - the order of the fields in the block
+    name: bytes, kind: bytes, mode: int, uid: bytes, gid: bytes, size: bytes, mtime: bytes, link: bytes,
+    major: int, minor: int,
 ) -> bytes:  # fmt: skip
     block = b"".join((
-        name.ljust(100, b"\0"), b"%07o\0" % (mode & 0o7777), uid, gid, size, mtime, b"        ", kind, link.ljust(100, b"\0"),
+        name.ljust(100, b"\0"), b"%07o\0" % (mode & 0o7777), uid, gid, size, mtime, b"        ", kind,
+        link.ljust(100, b"\0"),
         b"ustar\x0000", bytes(64), b"%07o\0" % major, b"%07o\0" % minor, bytes(167),
     ))  # fmt: skip
     return block[:148] + b"%06o\0 " % sum(block) + block[156:]

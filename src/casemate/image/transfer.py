@@ -14,7 +14,7 @@ from casemate.image.http import ATTEMPTS, Client, network_error
 from casemate.image.jobs import Progress
 from casemate.image.records import LayerRecord, LayerRef
 from casemate.image.registry import Repository
-from casemate.image.workspace import Meter, Stopped, Workspace
+from casemate.image.workspace import Meter, Workspace
 from casemate.spec.errors import Corrupt
 
 QUEUE_CHUNKS = 32
@@ -22,7 +22,7 @@ QUEUE_POLL_S = 0.1
 
 
 class Download:
-    """One blob from *place* into the store. :meth:`chunks` yields every byte of it, also those that were here already."""
+    """One blob from *place* into the store. :meth:`chunks` yields all of it, also what was here already."""
 
     def __init__(self, work: Workspace, client: Client, place: Repository, layer: LayerRef) -> None:
         self._work = work
@@ -83,7 +83,8 @@ class Download:
                     offset += len(chunk)
                     if offset > layer.size_bytes:
                         raise DigestMismatch(
-                            f"layer {layer.digest} from {self._place} has more than the {layer.size_bytes} bytes of its manifest"
+                            f"layer {layer.digest} from {self._place} has more than the "
+                            f"{layer.size_bytes} bytes of its manifest"
                         )
                     self._hash.update(chunk)
                     _write(descriptor, chunk)
@@ -111,7 +112,8 @@ class Download:
             length = answer.length
             if length is not None and length != layer.size_bytes - offset + skip:
                 raise DigestMismatch(
-                    f"layer {layer.digest} from {self._place} has Content-Length {length}; its manifest leaves {layer.size_bytes - offset + skip}"
+                    f"layer {layer.digest} from {self._place} has Content-Length {length}; "
+                    f"its manifest leaves {layer.size_bytes - offset + skip}"
                 )
             chunks = answer.chunks()
             while True:
@@ -197,10 +199,10 @@ def read_blob_chunks(work: Workspace, digest: str) -> Iterator[bytes]:
 def bring_layer(
     work: Workspace, client: Client, place: Repository, layer: LayerRef, *, convert: bool
 ) -> tuple[LayerRecord | None, int]:
-    """Make *layer* present: its blob stored, and with *convert* its squashfs known. The record and bytes transferred."""
+    """Make *layer* present: its blob stored, with *convert* its squashfs known. The record and bytes transferred."""
     store = work.store
     with work.hold(f"blob-{layer.digest[7:]}", layer.digest):
-        known = store.layer_record(layer.diff_id)
+        known = work.known_layer(layer.diff_id)
         if store.has_blob(layer.digest, layer.size_bytes) and (known is not None or not convert):
             work.report(Progress(layer.digest, "shared", layer.size_bytes, layer.size_bytes))
             return known, 0
@@ -228,7 +230,7 @@ def _receive(work: Workspace, download: Download | None, layer: LayerRef, *, con
                 pass
         return None
     with work.hold(f"diff-{layer.diff_id[7:]}", layer.digest):
-        known = work.store.layer_record(layer.diff_id)
+        known = work.known_layer(layer.diff_id)
         if known is not None and download is None:
             return known
         feeder = Feeder(download.chunks() if download else read_blob_chunks(work, layer.digest), work.stop)
@@ -238,7 +240,12 @@ def _receive(work: Workspace, download: Download | None, layer: LayerRef, *, con
             def open_source(attempt: int) -> Iterator[bytes]:
                 return iter(next(sources)) if attempt == 0 else read_blob_chunks(work, layer.digest)
 
-            record = convert_layer(work.store, layer.diff_id, work.limits, open_source)
+            try:
+                record = convert_layer(work.store, layer.diff_id, work.limits, open_source)
+            except LayerInvalid:
+                for _ in feeder:  # bytes that are not the digest's are the registry's fault, and are told as such
+                    pass
+                raise
             for _ in feeder:  # what follows the archive's end still has to be stored and verified
                 pass
         finally:

@@ -108,33 +108,33 @@ def dispatch(work: Workspace, job: Job) -> Result:
     """The job's own module is imported only now: a push needs no decompressor, an import no TLS."""
     match job:
         case PullJob():
-            from casemate.image.pull import pull
+            from casemate.image.pull import pull  # noqa: PLC0415
 
             return pull(work, job)
         case PushJob():
-            from casemate.image.push import push
+            from casemate.image.push import push  # noqa: PLC0415
 
             return push(work, job)
         case ImportJob():
-            from casemate.image.importing import import_archive
+            from casemate.image.importing import import_archive  # noqa: PLC0415
 
             return import_archive(work, job)
         case ExportJob():
-            from casemate.image.exporting import export_archive
+            from casemate.image.exporting import export_archive  # noqa: PLC0415
 
             return export_archive(work, job)
         case DebianJob():
-            from casemate.image.debian import build_debian
+            from casemate.image.debian import build_debian  # noqa: PLC0415
 
             return build_debian(work, job)
         case ConvertJob():
-            from casemate.image.rework import convert_again
+            from casemate.image.rework import convert_again  # noqa: PLC0415
 
             return convert_again(work, job)
         case VerifyJob():
-            from casemate.image.rework import verify_store
+            from casemate.image.rework import verify_store  # noqa: PLC0415
 
-            return verify_store(work, job)
+            return verify_store(work)
 
 
 def bound_self(job: Job) -> None:

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from casemate.image.patience import Patience
 from casemate.image.jobs import Limits, Progress
 from casemate.image.leases import Lease
+from casemate.image.patience import Patience
 from casemate.image.records import LayerRecord
 from casemate.image.store import Store
 from casemate.spec.errors import CasemateError
@@ -39,12 +39,17 @@ class Workspace:
     limits: Limits
     report: Callable[[Progress], None]
     stop: threading.Event = field(default_factory=threading.Event)
-    patience: Patience = Patience()
+    patience: Patience = field(default_factory=Patience)
     staged: dict[str, LayerRecord] = field(default_factory=dict)
 
     def check(self) -> None:
         if self.stop.is_set():
             raise Stopped
+
+    def known_layer(self, diff_id: str) -> LayerRecord | None:
+        """The layer's record, when it was converted as this job would convert it."""
+        record = self.store.layer_record(diff_id)
+        return record if record is not None and record.id_shift == self.limits.id_shift else None
 
     @contextmanager
     def hold(self, name: str, item: str) -> Iterator[None]:

@@ -22,6 +22,8 @@ class HostFacts:
     hard_limits: Mapping[str, int] = field(default_factory=dict)
     oom_score_adj: int = 0
     catatonit: str = ""
+    #: The host has /dev/mqueue, which a pod that shares its ipc namespace sees.
+    mqueue: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,7 @@ class ConmonPlan:
     exec_attach: bool = False
 
     def argv(self) -> list[str]:
-        found = [self.program, "--sync", "--full-attach", "--no-sync-log"]
+        found = [self.program, "--api-version", "1", "--sync", "--full-attach", "--no-sync-log"]
         found += ["--cid", self.container, "--cuuid", self.unique, "--name", self.container[:12]]
         found += ["--bundle", self.folder if self.exec_spec else self.bundle]
         found += ["--persist-dir", self.folder, "--exit-dir", self.exit_folder]
@@ -55,6 +55,9 @@ class ConmonPlan:
             found.append("--terminal")
         if self.stdin:
             found += ["--stdin"]
+        if self.stdin and self.terminal:
+            # Who detaches from a terminal, or loses the daemon, has not ended its input: a shell would end with it.
+            found += ["--leave-stdin-open"]
         if self.exec_spec:
             found += ["--exec", "--exec-process-spec", self.exec_spec]
             found += ["--exec-attach"] if self.exec_attach else []
@@ -67,7 +70,8 @@ def parse_pid(line: bytes) -> int:
     The form is ``{"pid": 123}``, or ``{"pid": -1, "message": "..."}``; other versions call the first ``data``.
     """
     try:
-        value = json.loads(line)
+        # An attached exec that has ended already has written its exit code as a second line.
+        value = json.loads(line.partition(b"\n")[0])
         pid = value.get("pid", value.get("data"))
         message = value.get("message", "")
     except (ValueError, AttributeError, RecursionError) as error:
@@ -89,7 +93,14 @@ def parse_exit(text: bytes) -> int:
 
 
 _NOT_FOUND = ("executable file not found", "no such file or directory", "not found in $path")
-_NOT_EXECUTABLE = ("permission denied", "exec format error", "is a directory", "text file busy")
+#: "operation not permitted" is crun's word for a folder.
+_NOT_EXECUTABLE = (
+    "permission denied",
+    "operation not permitted",
+    "exec format error",
+    "is a directory",
+    "text file busy",
+)
 
 
 def runtime_error(message: str) -> CasemateError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import resource
 from pathlib import Path
@@ -25,6 +24,7 @@ def observe() -> HostFacts:
         hard_limits=limits,
         oom_score_adj=int(Path("/proc/self/oom_score_adj").read_text()),
         catatonit=_find("catatonit"),
+        mqueue=Path("/dev/mqueue").is_dir(),
     )
 
 
@@ -48,6 +48,5 @@ def boot_id() -> str:
 
 def is_hybrid() -> bool:
     """Whether cgroup v1 is in use with an empty cgroup2 beside it."""
-    return not os.path.exists("/sys/fs/cgroup/cgroup.controllers") and os.path.exists(
-        "/sys/fs/cgroup/unified/cgroup.procs"
-    )
+    root = Path("/sys/fs/cgroup")
+    return not (root / "cgroup.controllers").exists() and (root / "unified/cgroup.procs").exists()

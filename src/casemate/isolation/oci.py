@@ -1,7 +1,7 @@
 """The OCI runtime configuration of one container (runtime-spec 1.0, config.md and config-linux.md): pure.
 
-Limits on memory, cpu, pids and io do not stand here: hostd sets them on the container's cgroup before the runtime
-joins it, by the same code that changes them live, which also says what this host cannot do.
+Limits on memory, cpu, pids and io do not stand here: hostd sets them on the container's cgroup between create and
+start, by the same code that changes them live, which also says what this host cannot do.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from casemate.isolation import capabilities, seccomp
+from casemate.isolation import seccomp
 from casemate.isolation.bundle import BindSource, BundleInput, BundlePlan, DeviceNode
 from casemate.isolation.process import INIT_PATH, process
+from casemate.spec import capabilities
 from casemate.spec.errors import HostLacks, InvalidArgument
 
 OCI_VERSION = "1.0.2"
@@ -137,7 +138,8 @@ def mounts(given: BundleInput) -> list[dict[str, Any]]:
         found.append(_mount("/dev/shm", "tmpfs", "shm", "nosuid", "noexec", "nodev", "mode=1777", size))
         found.append(_mount("/dev/mqueue", "mqueue", "mqueue", "nosuid", "noexec", "nodev"))
     else:
-        found += [_bind("/dev/shm", "/dev/shm"), _bind("/dev/mqueue", "/dev/mqueue")]
+        found.append(_bind("/dev/shm", "/dev/shm"))
+        found += [_bind("/dev/mqueue", "/dev/mqueue")] if given.facts.mqueue else []
     if "network" in own:
         found.append(_mount("/sys", "sysfs", "sysfs", "nosuid", "noexec", "nodev", "rw" if privileged else "ro"))
     else:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from casemate.isolation import capabilities
 from casemate.isolation.bundle import HostFacts
+from casemate.spec import capabilities
 from casemate.spec.errors import InvalidArgument
 from casemate.spec.workload import Process, Rlimit, Security
 
 #: Limits of setrlimit(2), without ``RLIMIT_``.
-RLIMITS = frozenset(
-    "as core cpu data fsize locks memlock msgqueue nice nofile nproc rss rtprio rttime sigpending stack".split()
-)
+_RLIMITS = "as core cpu data fsize locks memlock msgqueue nice nofile nproc rss rtprio rttime sigpending stack"
+RLIMITS = frozenset(_RLIMITS.split(" "))
 #: Where catatonit is mounted for ``--init``: /dev is the container's own tmpfs, so no image is changed.
 INIT_PATH = "/dev/init"
 #: execve(2) takes 128 KiB for one string and 2 MiB for all; below that with room for the auxiliary vector.

@@ -13,7 +13,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from casemate.host import durable, programs
+from casemate.host import cgroups, durable, programs
 from casemate.isolation import observe, seccomp_compile
 from casemate.isolation.bundle import BindSource, BundleInput, HostFacts, Sandbox
 from casemate.isolation.launcher import Launcher
@@ -105,7 +105,7 @@ def _key(wanted: str) -> list[str]:
     for name in ("crun", "runc", "conmon"):
         with contextlib.suppress(CasemateError, OSError):
             path = programs.find_program(name)
-            status = os.stat(path)
+            status = Path(path).stat()
             found.append(f"{path} {status.st_ino} {status.st_size} {status.st_mtime_ns}")
     return found
 
@@ -131,16 +131,9 @@ async def probe(level: NamespaceLevel, run_folder: Path, facts: HostFacts, cgrou
     pins = {kind: folder / kind for kind in sandbox.KINDS}
     _clear(folder, pins)
     root = folder / "root"
-    root.mkdir(parents=True)
+    _prepare(run_folder, root, first_id)
     launcher = Launcher(hide_unified=runtime.hide_unified)
     try:
-        for name in ("bin", "sbin", "lib", "lib64"):
-            with contextlib.suppress(OSError):
-                (root / name).symlink_to(os.readlink(f"/{name}"))
-        for place in (run_folder, folder, root):
-            place.chmod(place.stat().st_mode | 0o711)
-        for place in [root, *root.iterdir()]:
-            os.chown(place, first_id, first_id, follow_symlinks=False)
         await sandbox.create(pins, first_id, 65_536, "probe")
         given = BundleInput(
             pod=PodSpec(id=_PROBE_ID, name="probe", hostname="probe"),
@@ -169,6 +162,20 @@ async def probe(level: NamespaceLevel, run_folder: Path, facts: HostFacts, cgrou
     finally:
         launcher.close()
         _clear(folder, pins)
+        with contextlib.suppress(CasemateError):
+            await cgroups.end(cgroups.detect(), f"{cgroup}/probe")
+
+
+def _prepare(run_folder: Path, root: Path, first_id: int) -> None:
+    """A root that shows the host's programs, whose /usr is bound in."""
+    root.mkdir(parents=True)
+    for name in ("bin", "sbin", "lib", "lib64"):
+        with contextlib.suppress(OSError):
+            (root / name).symlink_to(Path(f"/{name}").readlink())
+    for place in (run_folder, root.parent, root):
+        place.chmod(place.stat().st_mode | 0o711)
+    for place in [root, *root.iterdir()]:
+        os.chown(place, first_id, first_id, follow_symlinks=False)
 
 
 def _clear(folder: Path, pins: dict[str, Path]) -> None:

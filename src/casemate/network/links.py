@@ -69,9 +69,10 @@ async def apply(link: PodLink) -> None:
     """
     link.pin.parent.mkdir(parents=True, exist_ok=True, mode=0o711)
     try:
-        inside, own = await _namespace(link.pin)
+        inside = await _namespace(link.pin)
     except FileExistsError as error:
         raise LinkExists(f"{link.pin} exists", pod=link.pod) from error
+    own = rtnetlink.open_netns(link.pin)
     try:
         # In a thread: the kernel's one lock for links is held for 20 ms while some other interface is deleted.
         await netns.in_own_thread(lambda: _connect(link, inside, own))
@@ -87,15 +88,13 @@ async def apply_loopback_only(pin: Path) -> None:
     """A namespace with nothing but its loopback (``--network none``). Raises :class:`LinkExists`."""
     pin.parent.mkdir(parents=True, exist_ok=True, mode=0o711)
     try:
-        inside, own = await _namespace(pin)
+        (await _namespace(pin)).close()
     except FileExistsError as error:
         raise LinkExists(f"{pin} exists") from error
-    inside.close()
-    os.close(own)
 
 
-async def _namespace(pin: Path) -> tuple[rtnetlink.RouteSocket, int]:
-    """The namespace at *pin*, where an isolation level made it (owned by the pod's user namespace), or a new one."""
+async def _namespace(pin: Path) -> rtnetlink.RouteSocket:
+    """A socket in the namespace at *pin*: one that an isolation level made for the pod's own user, or a new one."""
     if not netns.is_pinned(pin):
         return await netns.create(pin, _enter_pod)
     number = os.open(pin, os.O_RDONLY | os.O_CLOEXEC)
@@ -105,13 +104,13 @@ async def _namespace(pin: Path) -> tuple[rtnetlink.RouteSocket, int]:
         os.close(number)
 
 
-def _enter_pod() -> tuple[rtnetlink.RouteSocket, int]:
-    """Runs in a thread inside the new namespace: a socket and a descriptor of it, for use from outside."""
+def _enter_pod() -> rtnetlink.RouteSocket:
+    """Runs in a thread inside the new namespace: a socket of it, for use from outside."""
     for name, value in _POD_SYSCTLS:
         _write_sysctl(name, value)
     inside = rtnetlink.RouteSocket()
     inside.set_up(1)  # lo is 1 in every new namespace
-    return inside, os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    return inside
 
 
 def _connect(link: PodLink, inside: rtnetlink.RouteSocket, own: int) -> None:

@@ -50,4 +50,6 @@ def next_address(pool: Pool, last_given: int, is_used: Callable[[int], bool]) ->
 
 def address_text(number: int | None) -> str:
     """``10.209.0.1``, or nothing for None."""
-    return str(ipaddress.IPv4Address(number)) if number is not None else ""
+    if number is None:
+        return ""
+    return f"{number >> 24}.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}"

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-from casemate.api.schema import WaitAnswer
 from casemate.hostd.client import HostdMismatch, ask
 from casemate.hostd.protocol import ContainerAttach, ContainerResize, Done
 from casemate.node import lifecycle, logs, lookup, removal
 from casemate.node.core import Caller, Core
 from casemate.node.errors import ContainerNotRunning
 from casemate.node.hub import Client
+from casemate.spec.api import WaitAnswer
 from casemate.spec.errors import CasemateError
 
 

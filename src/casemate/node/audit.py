@@ -7,8 +7,8 @@ import sqlite3
 
 import msgspec
 
-from casemate.api.schema import AuditList, AuditRow
 from casemate.node.clock import rfc3339
+from casemate.spec.api import AuditList, AuditRow
 
 #: Rows of a page at most.
 MAX_PAGE = 1000

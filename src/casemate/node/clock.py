@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from datetime import UTC, datetime, timedelta, timezone
+from functools import lru_cache
 
 from casemate.spec.errors import InvalidArgument
 
@@ -21,10 +22,19 @@ def now() -> float:
 
 
 def rfc3339(seconds: float) -> str:
-    """*seconds* since the epoch as RFC 3339 text in UTC with microseconds; empty for 0 (never)."""
+    """*seconds* since the epoch as RFC 3339 text in UTC with microseconds; empty for 0 (never).
+
+    By hand, with the minute remembered: four times as fast as datetime, and `ps` prints thousands.
+    """
     if not seconds:
         return ""
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    minute, micros = divmod(round(seconds * 1_000_000), 60_000_000)
+    return f"{_minute(minute)}{micros // 1_000_000:02d}.{micros % 1_000_000:06d}Z"
+
+
+@lru_cache(maxsize=512)
+def _minute(number: int) -> str:
+    return datetime.fromtimestamp(number * 60, UTC).strftime("%Y-%m-%dT%H:%M:")
 
 
 def parse_duration(text: str) -> float | None:

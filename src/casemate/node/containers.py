@@ -9,7 +9,13 @@ from dataclasses import dataclass
 
 import msgspec
 
-from casemate.api.schema import (
+from casemate.node import audit, events, imagestore, lookup, pods, ports, resolve
+from casemate.node.clock import rfc3339
+from casemate.node.core import Caller, Core
+from casemate.node.errors import NameTaken, TooManyContainers
+from casemate.node.names import another_name, random_name
+from casemate.node.rows import ContainerRow, ExecRow, PodRow, encode, insert, select, update
+from casemate.spec.api import (
     Admission,
     ContainerCreated,
     ContainerDetail,
@@ -17,12 +23,6 @@ from casemate.api.schema import (
     ContainerSummary,
     PodRequest,
 )
-from casemate.node import audit, events, imagestore, lookup, pods, ports, resolve
-from casemate.node.clock import rfc3339
-from casemate.node.core import Caller, Core
-from casemate.node.errors import NameTaken, TooManyContainers
-from casemate.node.names import another_name, random_name
-from casemate.node.rows import ContainerRow, ExecRow, PodRow, encode, insert, select, update
 from casemate.spec.errors import InvalidArgument, NotFound
 from casemate.spec.workload import VolumeMount
 from casemate.trust.admission import Candidate, Grade, admit
@@ -131,7 +131,9 @@ class _Fresh:
         return pod
 
     def _volumes(self, db: sqlite3.Connection, resolved: resolve.Resolved, at: float) -> None:
-        query = "INSERT OR IGNORE INTO volumes (project, name, created_at, anonymous, labels) VALUES (?, ?, ?, ?, '{}')"
+        query = (
+            "INSERT OR IGNORE INTO volumes (project, name, created_at, anonymous, labels) VALUES (?, ?, ?, ?, x'7b7d')"
+        )
         for mount in resolved.spec.mounts:
             if isinstance(mount, VolumeMount):
                 is_anonymous = int(mount.volume in resolved.anonymous)

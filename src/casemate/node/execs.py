@@ -7,7 +7,6 @@ import sqlite3
 
 import msgspec
 
-from casemate.api.schema import ExecCreated, ExecDetail, ExecRequest
 from casemate.hostd.client import HostdMismatch, ask
 from casemate.hostd.protocol import ContainerResize, Done, ExecStart, Started
 from casemate.node import audit, events, imagestore, lookup
@@ -16,6 +15,7 @@ from casemate.node.errors import ContainerNotRunning, ContainerState, TooMany
 from casemate.node.hub import Client
 from casemate.node.resolve import resolve_exec
 from casemate.node.rows import ContainerRow, ExecRow, encode, insert, select, update
+from casemate.spec.api import ExecCreated, ExecDetail, ExecRequest
 from casemate.spec.errors import CasemateError, PermissionDenied
 from casemate.spec.workload import Process
 

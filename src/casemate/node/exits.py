@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 
-from casemate.api.schema import WaitAnswer
 from casemate.hostd.protocol import AnyEvent, ContainerExited, ContainerOom, ExecEnded
-from casemate.node import events, lifecycle, pods, ports, removal, restart
+from casemate.node import events, lifecycle, removal, restart
 from casemate.node.core import SELF, Core, report
 from casemate.node.rows import ALIVE, ContainerRow, ExecRow, select, update
 from casemate.node.signals import exit_reason
+from casemate.spec.api import WaitAnswer
 from casemate.spec.errors import CasemateError
 
 #: A file's time may lie this much before the clock that was read before it (granularity of the kernel's own).
@@ -75,8 +75,6 @@ def _record(
         desired=row.desired if row.desired == "stopped" or decision.again else "stopped",
         restarts=row.restarts + int(decision.again),
     )  # fmt: skip
-    if not decision.again and not pods.alive(db, row.pod, but=id_):
-        ports.release(db, row.pod)
     db.execute("UPDATE execs SET status='ended' WHERE container=? AND status='running'", (id_,))
     events.add(
         db, at, "container", id_, "die", project=row.project, name=row.name, exit_code=exit_code,

@@ -10,13 +10,13 @@ import tarfile
 from collections.abc import AsyncIterable
 from types import TracebackType
 
-from casemate.api.schema import Change, ChangesAnswer, PathStat
 from casemate.hostd.client import ask
 from casemate.hostd.protocol import AnyOperation, ContainerArchive, ContainerDiff, ContainerExtract, Done
 from casemate.node import audit, lookup
 from casemate.node.core import Caller, Core
 from casemate.node.errors import ContainerState
 from casemate.node.rows import ContainerRow
+from casemate.spec.api import Change, ChangesAnswer, PathStat
 from casemate.spec.errors import Corrupt, InvalidArgument, LimitExceeded
 
 CHUNK_BYTES = 256 << 10

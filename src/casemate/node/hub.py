@@ -5,7 +5,7 @@ slows the container down, as a pipe would, and no output is lost. Where others a
 full for :data:`PATIENCE_S` is sent away, so that it cannot hold up the rest.
 
 conmon's side is a SOCK_SEQPACKET socket; each message begins with 2 (standard output) or 3 (standard error). The
-clients' frames begin with 1 or 2 (see :mod:`casemate.api.schema`).
+clients' frames begin with 1 or 2 (see :mod:`casemate.spec.api`).
 """
 
 from __future__ import annotations

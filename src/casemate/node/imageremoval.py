@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 
-from casemate.api.schema import Removed
 from casemate.hostd.client import ask
 from casemate.hostd.protocol import Done, LayerRemove
 from casemate.image import garbage
@@ -13,6 +12,7 @@ from casemate.node import audit, events, imagestore
 from casemate.node.core import Caller, Core, report
 from casemate.node.errors import ImageInUse
 from casemate.node.images import hostd_layers
+from casemate.spec.api import Removed
 from casemate.spec.errors import CasemateError
 from casemate.spec.ids import digest_hex
 from casemate.spec.reference import ReferenceInvalid, parse_reference
@@ -127,10 +127,23 @@ def _wanted_layers(core: Core, reachable: set[str]) -> set[str]:
     return found
 
 
-async def unknown_layers(core: Core) -> set[str]:
-    """Layers that hostd has and no record names: left by a crash between adoption and record."""
+async def remove_unknown_layers(core: Core, *, dry_run: bool) -> list[str]:
+    """Remove layers that hostd has and no record names: left by a crash between adoption and record.
+
+    While a job runs nothing is removed: what it has just handed over is not recorded yet.
+    """
+    if await asyncio.to_thread(lambda: any((core.images.root / "leases").iterdir())):
+        return []
     known = await core.db.read(lambda db: {hex_ for (hex_,) in db.execute("SELECT hex FROM layers")})
-    return await hostd_layers(core) - known
+    removed: list[str] = []
+    for hex_ in sorted(await hostd_layers(core) - known):
+        try:
+            if not dry_run:
+                await ask(core.hostd, LayerRemove(hex_), Done)
+        except CasemateError:
+            continue  # a container uses it
+        removed.append(hex_)
+    return removed
 
 
 def _as_name(text: str) -> str:

@@ -9,7 +9,15 @@ from collections.abc import Iterable
 
 import msgspec
 
-from casemate.api.schema import (
+from casemate.hostd.client import ask
+from casemate.hostd.protocol import Done, LayerAdopt, LayerList, Layers
+from casemate.image import jobs, leases
+from casemate.image.client import run_job
+from casemate.image.records import ImageRecord, Platform
+from casemate.node import audit, events, imagestore, journal
+from casemate.node.core import Caller, Core
+from casemate.node.operations import Operations, Running
+from casemate.spec.api import (
     BuildDebianRequest,
     HistoryAnswer,
     HistoryRow,
@@ -23,14 +31,6 @@ from casemate.api.schema import (
     RegistryAuth,
     TagRequest,
 )
-from casemate.hostd.client import ask
-from casemate.hostd.protocol import Done, LayerAdopt, LayerList, Layers
-from casemate.image import jobs, leases
-from casemate.image.client import run_job
-from casemate.image.records import ImageRecord, Platform
-from casemate.node import audit, events, imagestore, journal
-from casemate.node.core import Caller, Core
-from casemate.node.operations import Operations, Running
 from casemate.spec.errors import InvalidArgument
 from casemate.spec.ids import digest_hex
 from casemate.spec.reference import parse_reference
@@ -202,6 +202,19 @@ async def _record(
     }
 
 
+async def recover(core: Core) -> None:
+    """An adoption that a crash interrupted: the image never became visible, its layers are garbage until it is pulled
+    again (then they are found at hostd and used).
+    """
+
+    def work(db: sqlite3.Connection) -> None:
+        for entry in journal.pending(db):
+            if entry.kind == "image.adopt":
+                journal.end(db, entry.number)
+
+    await core.db.write(work)
+
+
 async def adopt(core: Core, images: Iterable[ImageRecord]) -> None:
     """Hand every layer of *images* that hostd does not have over to it."""
     have: set[str] | None = None
@@ -212,6 +225,8 @@ async def adopt(core: Core, images: Iterable[ImageRecord]) -> None:
                 lambda db, h=hex_: db.execute("SELECT adopted FROM layers WHERE hex=?", (h,)).fetchone()  # type: ignore[misc]
             )
             if known is not None and known[0]:
+                # Converted once more (an import does that): hostd has it, so the copy that waits is not needed.
+                await asyncio.to_thread(_unlink, str(core.images.staged_path(layer.squashfs_digest)))
                 continue
             if have is None:
                 have = await hostd_layers(core)

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from casemate.api.schema import Operation
 from casemate.image import jobs
 from casemate.image.client import run_job
 from casemate.node import images, imagestore
 from casemate.node.core import Caller, Core
 from casemate.node.operations import Operations
+from casemate.spec.api import Operation
 from casemate.spec.errors import CasemateError, InvalidArgument
 from casemate.spec.reference import parse_reference
 

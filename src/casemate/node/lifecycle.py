@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 
-from casemate.api.schema import KillRequest, StopRequest, WaitAnswer
 from casemate.hostd.client import HostdAway, HostdMismatch, ask
 from casemate.hostd.protocol import (
     ContainerKill,
@@ -24,6 +23,7 @@ from casemate.node.core import Caller, Core
 from casemate.node.errors import ContainerNotFound, ContainerNotRunning, ContainerState
 from casemate.node.rows import ALIVE, ContainerRow, PodRow, VolumeRow, encode, select, update
 from casemate.node.signals import KILL, TERM, exit_reason, signal_number
+from casemate.spec.api import KillRequest, StopRequest, WaitAnswer
 from casemate.spec.errors import CasemateError, TimedOut
 from casemate.spec.workload import PodSpec
 
@@ -66,7 +66,7 @@ async def start_locked(core: Core, id_: str, caller: Caller, *, attach: bool) ->
         return row, None
     if row.status in ("removing", "broken", "starting"):
         raise ContainerState(f"container {row.name} is {row.status}", status=row.status)
-    listening = ports.listening() if pod.the_request().network.ports else frozenset()
+    listening = await asyncio.to_thread(ports.listening) if pod.the_request().network.ports else frozenset()
     intent_at = core.clock()
     spec = await core.db.write(lambda db: _begin(db, core, row, pod, listening=listening, at=intent_at))
     started = core.starting[id_] = asyncio.get_running_loop().create_future()

@@ -7,21 +7,23 @@ from dataclasses import dataclass
 
 import msgspec
 
-from casemate.api.schema import ContainerList, ContainerSummary, PortRequest
 from casemate.node import imagestore, lookup
 from casemate.node.addresses import address_text
 from casemate.node.clock import rfc3339
 from casemate.node.core import Core
 from casemate.node.errors import ContainerNotFound, PodNotFound
 from casemate.node.rows import ALIVE
+from casemate.spec.api import ContainerList, ContainerSummary, PortRequest
 from casemate.spec.errors import CasemateError, InvalidArgument
 
 _KEYS = ("name", "id", "status", "label", "ancestor", "pod", "exited")
 _STATUSES = "created starting running paused stopping restarting exited removing broken".split()  # noqa: SIM905
 _COLUMNS = (
-    "c.id, c.name, c.project, c.pod, p.name, c.image, c.image_digest, c.command, p.spec, c.status, c.created_at, "
-    "c.started_at, c.finished_at, c.exit_code, c.labels, p.address, c.restarts"
+    "id, name, project, pod, image, image_digest, command, status, created_at, started_at, finished_at, exit_code, "
+    "labels, restarts"
 )
+#: Above so many rows all pods are read at once: a scan is far cheaper than as many look-ups.
+_SCAN_ROWS = 500
 
 
 class _Network(msgspec.Struct, frozen=True):
@@ -72,6 +74,8 @@ class Filter:
 
     def takes(self, row: ContainerSummary) -> bool:
         """Whether the row is wanted (ancestor and pod are looked up before)."""
+        if not self.values:
+            return True
         get = self.values.get
         if "name" in self.values and not any(value in row.name for value in get("name", ())):
             return False
@@ -90,10 +94,10 @@ async def containers(core: Core, project: str, wanted: Filter, page: Page) -> Co
 
 
 def select_summaries(db: sqlite3.Connection, project: str, wanted: Filter, page: Page) -> ContainerList:
-    where, values = ["c.project=?"], [project]
+    where, values = ["project=?"], [project]
     if not wanted.everything:
-        where.append(f"c.status IN ({', '.join(repr(s) for s in sorted(ALIVE | {'restarting'}))})")
-    for key, column, find in (("ancestor", "c.image_digest", _image), ("pod", "c.pod", _pod)):
+        where.append(f"status IN ({', '.join(repr(s) for s in sorted(ALIVE | {'restarting'}))})")
+    for key, column, find in (("ancestor", "image_digest", _image), ("pod", "pod", _pod)):
         if key in wanted.values:
             found = [find(db, value, project) for value in wanted.values[key]]
             where.append(f"{column} IN ({', '.join('?' * len(found))})")
@@ -103,15 +107,18 @@ def select_summaries(db: sqlite3.Connection, project: str, wanted: Filter, page:
             last = lookup.container(db, page.after, project)
         except ContainerNotFound as error:
             raise InvalidArgument(f"after={page.after[:80]!r} names no container; begin again") from error
-        where.append("(c.created_at, c.id) < (?, ?)")
+        where.append("(created_at, id) < (?, ?)")
         values += [last.created_at, last.id]  # type: ignore[list-item]
     query = (
-        f"SELECT {_COLUMNS} FROM containers c JOIN pods p ON p.id=c.pod WHERE {' AND '.join(where)} "  # noqa: S608
-        "ORDER BY c.created_at DESC, c.id DESC"
+        f"SELECT {_COLUMNS} FROM containers WHERE {' AND '.join(where)} "  # noqa: S608
+        "ORDER BY created_at DESC, id DESC"
     )
+    pods = _Pods(db, project, everything=wanted.everything and not page.limit and not wanted.values)
+    if not wanted.values and not page.limit:
+        return ContainerList(tuple([_summary(raw, pods) for raw in db.execute(query, values)]))
     rows: list[ContainerSummary] = []
     for raw in db.execute(query, values):
-        row = _summary(raw)
+        row = _summary(raw, pods)
         if not wanted.takes(row):
             continue
         if page.limit and len(rows) == page.limit:
@@ -120,9 +127,32 @@ def select_summaries(db: sqlite3.Connection, project: str, wanted: Filter, page:
     return ContainerList(tuple(rows))
 
 
-def _summary(raw: tuple) -> ContainerSummary:  # type: ignore[type-arg]
-    (id_, name, project, pod, pod_name, image, digest, command, spec, status, created, started, finished, code,
-     labels, address, restarts) = raw  # fmt: skip
+class _Pods:
+    """(name, specification, address) of pods: looked up one by one at first, all at once when there are many."""
+
+    def __init__(self, db: sqlite3.Connection, project: str, *, everything: bool) -> None:
+        self._db = db
+        self._project = project
+        self._single = 0 if everything else _SCAN_ROWS
+        self._known: dict[str, tuple[str, bytes, int | None]] = {}
+
+    def get(self, pod: str) -> tuple[str, bytes, int | None]:
+        found = self._known.get(pod)
+        if found is None:
+            query = "SELECT id, name, spec, address FROM pods WHERE "
+            if len(self._known) < self._single:
+                rows = self._db.execute(f"{query} id=?", (pod,))
+            else:
+                rows = self._db.execute(f"{query} project=?", (self._project,))
+            self._known.update((id_, (name, spec, address)) for id_, name, spec, address in rows)
+            found = self._known[pod]
+        return found
+
+
+def _summary(raw: tuple, pods: _Pods) -> ContainerSummary:  # type: ignore[type-arg]
+    (id_, name, project, pod, image, digest, command, status, created, started, finished, code, labels,
+     restarts) = raw  # fmt: skip
+    pod_name, spec, address = pods.get(pod)
     brief = _BRIEF.decode(spec)
     return ContainerSummary(
         id_, name, project, pod, pod_name, image, digest, command, brief.level, status, rfc3339(created),

@@ -2,7 +2,7 @@
 
 ``desired`` is what the user wants of a container, ``status`` what was last observed. Requests and resolved
 specifications are kept as JSON, as the API and hostd have them; what is searched or changed has its own column.
-Times are seconds since the epoch.
+Times are seconds since the epoch. Large columns stand last: what comes after them would be read through their pages.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ CREATE TABLE pods (
     project TEXT NOT NULL REFERENCES projects (name),
     name TEXT NOT NULL,
     created_at REAL NOT NULL,
-    request BLOB NOT NULL,
-    spec BLOB NOT NULL,
     implicit INTEGER NOT NULL,
     address INTEGER,
     first_id INTEGER NOT NULL DEFAULT 0,
-    made INTEGER NOT NULL DEFAULT 0
+    made INTEGER NOT NULL DEFAULT 0,
+    spec BLOB NOT NULL,
+    request BLOB NOT NULL
 ) STRICT;
 CREATE UNIQUE INDEX pods_name ON pods (project, name);
 CREATE UNIQUE INDEX pods_address ON pods (address) WHERE address IS NOT NULL;
@@ -41,8 +41,6 @@ CREATE TABLE containers (
     name TEXT NOT NULL,
     pod TEXT NOT NULL REFERENCES pods (id),
     created_at REAL NOT NULL,
-    request BLOB NOT NULL,
-    spec BLOB NOT NULL,
     image TEXT NOT NULL,
     image_digest TEXT NOT NULL,
     command TEXT NOT NULL,
@@ -67,10 +65,16 @@ CREATE TABLE containers (
     reason TEXT NOT NULL DEFAULT '',
     restarts INTEGER NOT NULL DEFAULT 0,
     failures INTEGER NOT NULL DEFAULT 0,
-    restart_at REAL NOT NULL DEFAULT 0
+    restart_at REAL NOT NULL DEFAULT 0,
+    request BLOB NOT NULL,
+    spec BLOB NOT NULL
 ) STRICT;
 CREATE UNIQUE INDEX containers_name ON containers (project, name);
-CREATE INDEX containers_created ON containers (created_at, id);
+-- Covers `ps`: a row with its request and specification fills a page, so a list would read the whole table.
+CREATE INDEX containers_listed ON containers (
+    project, created_at, id, name, pod, image, image_digest, command, status, started_at, finished_at, exit_code,
+    labels, restarts
+);
 CREATE INDEX containers_pod ON containers (pod);
 CREATE INDEX containers_image ON containers (image_digest);
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from casemate.hostd.client import HostdClient
-from casemate.node import exits, recovery
+from casemate.node import exits, images, recovery, volumes
 from casemate.node.core import Core, report
 from casemate.node.database import Database
 from casemate.node.operations import Operations
@@ -44,6 +44,8 @@ class Node:
             try:
                 for operation in await recovery.reconcile_all(self.core):
                     report(operation.describe())
+                await volumes.recover(self.core)
+                await images.recover(self.core)
                 await self.operations.recover()
                 self.reconciled.set()
             except CasemateError:

@@ -1,7 +1,7 @@
 """Published ports: who holds which port of the host, and which one is free.
 
-A pod holds its ports from its first start to its end, and while it is stopped others may take them. What listens
-on the host itself is read from /proc/net, since a DNAT rule would take its traffic away without a word.
+A pod holds its ports from its first start to its removal, stopped or not, because hostd publishes them as long. What
+listens on the host itself is read from /proc/net, since a DNAT rule would take its traffic away without a word.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from pathlib import Path
 
 import msgspec
 
-from casemate.api.schema import PortRequest
 from casemate.node.errors import PortTaken
+from casemate.spec.api import PortRequest
 from casemate.spec.errors import InvalidArgument
 from casemate.spec.workload import PodSpec
 
@@ -57,7 +57,7 @@ def reserve(
 
     *pick* answers a random number below its argument. Call it in the transaction that starts the pod.
     """
-    release(db, pod)
+    db.execute("DELETE FROM ports WHERE pod=?", (pod,))  # those of its last start
     chosen: list[PortRequest] = []
     for port in ports:
         _check_address(port)
@@ -75,8 +75,8 @@ def reserve(
 
 
 def release(db: sqlite3.Connection, pod: str) -> None:
-    """The pod's last container has ended: its ports are free."""
-    db.execute("DELETE FROM ports WHERE pod=?", (pod,))
+    """Give the pod's ports back, unless it was made: hostd publishes them for as long as it has the pod."""
+    db.execute("DELETE FROM ports WHERE pod IN (SELECT id FROM pods WHERE id=? AND made=0)", (pod,))
 
 
 def _free(db: sqlite3.Connection, port: PortRequest, in_use: Listening, pick: Callable[[int], int]) -> PortRequest:

@@ -9,7 +9,7 @@ from casemate.hostd.client import ask
 from casemate.hostd.protocol import Done, Observe, Observed, ObservedContainer, PodRemove
 from casemate.node import exits, journal, lifecycle, pods, ports, reconcile, removal
 from casemate.node.core import SELF, Core, report
-from casemate.node.rows import ALIVE, ContainerRow, PodRow, select, update
+from casemate.node.rows import ContainerRow, PodRow, select, update
 from casemate.spec.errors import CasemateError
 
 _BOOT = "boot_id"
@@ -124,6 +124,5 @@ def _record_unstarted(db: sqlite3.Connection, operation: reconcile.RecordUnstart
 def _settle(db: sqlite3.Connection, boot_id: str) -> None:
     """The plan is done: starts are no longer under way, ports are held by who runs, and this boot was seen."""
     db.execute("DELETE FROM journal WHERE kind='container.start'")
-    marks = ", ".join(f"'{status}'" for status in sorted(ALIVE))
-    db.execute(f"DELETE FROM ports WHERE pod NOT IN (SELECT pod FROM containers WHERE status IN ({marks}))")  # noqa: S608
+    db.execute("DELETE FROM ports WHERE pod IN (SELECT id FROM pods WHERE made=0)")
     db.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (_BOOT, boot_id))

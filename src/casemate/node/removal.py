@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sqlite3
 
-from casemate.api.schema import WaitAnswer
 from casemate.hostd.client import ask
-from casemate.hostd.protocol import ContainerRemove, Done, VolumeRemove
-from casemate.node import audit, events, journal, lookup, pods, ports
+from casemate.hostd.protocol import ContainerRemove, Done, PodRemove, VolumeRemove
+from casemate.node import audit, events, journal, lookup, pods
 from casemate.node.core import SELF, Caller, Core, report
 from casemate.node.errors import ContainerRunning
 from casemate.node.rows import ALIVE, ContainerRow, select, update
+from casemate.spec.api import WaitAnswer
 from casemate.spec.errors import CasemateError
 
 REMOVE_TIMEOUT_S = 120.0
@@ -56,8 +56,12 @@ async def remove_locked(core: Core, id_: str, caller: Caller, *, force: bool, vo
         return
     # A start that was interrupted may have left it at hostd without our knowing: removing what is not there is Done.
     if row.made or row.intent_at:
-        operation = ContainerRemove(id_, force=True, pod=await _pod_goes(core, row))
+        pod_goes = await _pod_goes(core, row)
+        operation = ContainerRemove(id_, force=True, pod=pod_goes)
         await ask(core.hostd, operation, Done, timeout_s=REMOVE_TIMEOUT_S)
+        if pod_goes and not row.made:
+            # Interrupted between pod and container: hostd has a pod that no container leads to.
+            await ask(core.hostd, PodRemove(row.pod, force=True), Done, timeout_s=REMOVE_TIMEOUT_S)
     gone = await core.db.write(lambda db: _finish(db, core, row, caller, volumes=volumes))
     core.hub.forget(id_)
     core.remember(id_, core.endings.get(id_) or WaitAnswer(137 if row.status in ALIVE else row.exit_code or 0))
@@ -80,8 +84,6 @@ def _finish(
     db.execute("DELETE FROM containers WHERE id=?", (row.id,))
     if pod.implicit:
         db.execute("DELETE FROM pods WHERE id=?", (pod.id,))
-    elif not pods.alive(db, pod.id):
-        ports.release(db, pod.id)
     journal.end_all(db, row.id)
     at = core.clock()
     events.add(db, at, "container", row.id, "destroy", project=row.project, name=row.name)

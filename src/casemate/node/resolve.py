@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 import msgspec
 
-from casemate.api.schema import ContainerRequest, ExecRequest, NetworkRequest, PortRequest
 from casemate.image.records import ImageConfig
-from casemate.isolation import capabilities
 from casemate.node.errors import CommandMissing
 from casemate.node.signals import TERM, signal_number
 from casemate.node.users import Account, resolve_user
+from casemate.spec import capabilities
+from casemate.spec.api import ContainerRequest, ExecRequest, NetworkRequest, PortRequest
 from casemate.spec.errors import InvalidArgument
 from casemate.spec.ids import check_hostname
 from casemate.spec.workload import (
@@ -267,7 +267,9 @@ def _mounts(
         if target in targets:
             raise InvalidArgument(f"two mounts have the target {target[:200]!r}", remedy="Give each its own target.")
         targets.add(target)
-    mounts, anonymous = list(asked), []
+    mounts = list(asked)
+    # ``-v /data``: the command line names the volume by 64 random digits, as Docker does; nobody types such a name.
+    anonymous = [mount.volume for mount in asked if isinstance(mount, VolumeMount) and _is_random(mount.volume)]
     for path, name in zip(image_volumes, names, strict=False):
         target = _folder("/" + path.lstrip("/")) if "\0" not in path and len(path) < 4096 else "/"
         if target != "/" and target not in targets:
@@ -275,6 +277,10 @@ def _mounts(
             mounts.append(VolumeMount(volume=name, target=target))
             anonymous.append(name)
     return tuple(mounts), tuple(anonymous)
+
+
+def _is_random(name: str) -> bool:
+    return len(name) == 64 and not name.strip("0123456789abcdef")
 
 
 def _folder(path: str) -> str:

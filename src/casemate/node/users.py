@@ -36,11 +36,14 @@ def resolve_user(text: str, passwd: bytes | None, group: bytes | None, extra_gro
     """
     who, colon, group_text = text.partition(":")
     uid, gid, home, name = _user(who, passwd)
+    # The group is among the supplementary ones too: a process that drops it must not gain what a mode denies to it
+    # (a file 0604 of that group), which is what CVE-2022-36109 was about.
     groups: list[int] = []
     if colon and group_text:
         gid = _group(group_text, group)
     elif name:
         groups = [number for number, members in _groups(group) if name in members and number != gid]
+    groups.insert(0, gid)
     for extra in extra_groups:
         number = _group(extra, group)
         if number not in groups:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import socket
@@ -67,7 +68,9 @@ class Transport:
         target = f"{path}?{urlencode(list(query))}" if query else path
         headers = {"content-type": "application/json"} if isinstance(body, bytes) else {}
         try:
-            connection.request(method, target, body=body, headers={**headers, "connection": "close"})
+            # A server that refuses a long body answers and closes before it has read it all: the answer counts.
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                connection.request(method, target, body=body, headers={**headers, "connection": "close"})
             response = connection.getresponse()
         except (OSError, http.client.HTTPException) as error:
             connection.close()

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from casemate.host import programs
+from casemate.host import programs, safe_path
 from casemate.spec.errors import DiskFull, InvalidArgument, NotFound
 
 _CHILD = Path(__file__).with_name("confined_child.py")
@@ -39,16 +39,24 @@ class PathMissing(NotFound):
 
 
 async def archive(
-    root: Path, userns_fd: int | None, path: str, out: int, *, follow: bool = False, cgroup_procs: Sequence[str] = ()
+    root: Path,
+    userns_fd: int | None,
+    path: str,
+    out: int,
+    *,
+    follow: bool = False,
+    mount_namespace: int | None = None,
+    cgroup_procs: Sequence[str] = (),
 ) -> None:
     """Stream a tar of *path* inside *root* into the descriptor *out*; ``/`` for all of it.
 
     *userns_fd*: the pod's namespace; None only for a pod that runs in the host's. *cgroup_procs*: files of the
-    pod's cgroup that the child puts itself into, so that the pod pays. Raises :class:`PathMissing`,
-    :class:`TreeRefused`. A reader that closes its end ends the work without an error.
+    pod's cgroup that the child puts itself into, so that the pod pays. *mount_namespace*: a descriptor of a running
+    container's (``/proc/<pid>/ns/mnt``); *path* is then looked up as that container sees it, with its volumes.
+    Raises :class:`PathMissing`, :class:`TreeRefused`. A reader that closes its end ends the work without an error.
     """
     task: dict[str, object] = {"task": "archive", "path": path, "follow": follow, "cgroup_procs": list(cgroup_procs)}
-    await _run(root, userns_fd, task, stdout=out)
+    await _run(root, userns_fd, task, stdout=out, mount_namespace=mount_namespace)
 
 
 async def extract(
@@ -60,17 +68,18 @@ async def extract(
     keep_folders: bool = True,
     owner: tuple[int, int] | None = None,
     max_bytes: int = MAX_BYTES,
+    mount_namespace: int | None = None,
     cgroup_procs: Sequence[str] = (),
 ) -> None:
     """Unpack the tar read from the descriptor *source* into the folder *path* inside *root*.
 
     *owner*: (uid, gid) for every entry, as `docker cp` does; None takes the tar's. *keep_folders*: a file never
-    replaces a folder nor the other way round. Raises :class:`TreeRefused` (with the entry's name; what was
-    unpacked before it stays), :class:`DiskFull`.
+    replaces a folder nor the other way round. *mount_namespace* and *cgroup_procs* as for :func:`archive`.
+    Raises :class:`TreeRefused` (with the entry's name; what was unpacked before it stays), :class:`DiskFull`.
     """
     task: dict[str, object] = {"task": "extract", "path": path, "keep_folders": keep_folders, "owner": owner}
     task |= {"max_bytes": max_bytes, "cgroup_procs": list(cgroup_procs)}
-    await _run(root, userns_fd, task, stdin=source)
+    await _run(root, userns_fd, task, stdin=source, mount_namespace=mount_namespace)
 
 
 async def diff(root: Path, userns_fd: int | None, lower_fd: int, upper: Path, out: int) -> None:
@@ -88,9 +97,33 @@ async def diff(root: Path, userns_fd: int | None, lower_fd: int, upper: Path, ou
 async def copy_up(root: Path, userns_fd: int | None, path: str, volume_fd: int) -> None:
     """Copy the content of the folder *path* inside *root* into the empty volume of *volume_fd*.
 
-    *volume_fd*: a descriptor of its idmapped copy (:meth:`casemate.storage.volumes.Volumes.clone_fd`).
+    *volume_fd*: a descriptor of its idmapped copy (:meth:`casemate.storage.volumes.Volumes.clone_fd`). Must not be
+    called while the container runs. A folder that is missing or empty (most are) takes no child: 0.1 ms, not 50.
     """
+    if _nothing_to_copy(root, path, volume_fd):
+        return
     await _run(root, userns_fd, {"task": "copy_up", "path": path}, fds={4: volume_fd})
+
+
+def _nothing_to_copy(root: Path, path: str, volume_fd: int) -> bool:
+    """Whether *path* has no content; the volume then has the folder's owner and mode (a database's own, say)."""
+    root_fd = safe_path.open_root(root)
+    try:
+        number = safe_path.open_in_root(root_fd, path, os.O_RDONLY | os.O_DIRECTORY)
+    except (FileNotFoundError, NotADirectoryError, safe_path.PathUnsafe):
+        return True
+    finally:
+        os.close(root_fd)
+    try:
+        with os.scandir(number) as entries:
+            if next(entries, None) is not None:
+                return False
+        status = os.fstat(number)
+        os.fchown(volume_fd, status.st_uid, status.st_gid)
+        os.fchmod(volume_fd, status.st_mode & 0o7777)
+        return True
+    finally:
+        os.close(number)
 
 
 async def usage(
@@ -110,9 +143,12 @@ async def _run(
     stdin: int | None = None,
     stdout: int | None = None,
     fds: Mapping[int, int] | None = None,
+    mount_namespace: int | None = None,
 ) -> programs.Completed:
     bounds = {"max_entries": MAX_ENTRIES, "max_bytes": MAX_BYTES, "cpu_s": _CPU_S, "memory_bytes": _MEMORY_BYTES}
     document = {**bounds, **task, "root": str(root), "userns": userns_fd is not None}
+    document["mount_namespace"] = mount_namespace is not None
+    extra = dict(fds or {}) if mount_namespace is None else {**(fds or {}), 6: mount_namespace}
     null = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
     try:
         done = await programs.run(
@@ -121,7 +157,7 @@ async def _run(
             stdin=stdin,
             stdout=stdout,
             max_output_bytes=4096,
-            pass_fds={3: null if userns_fd is None else userns_fd, **(fds or {})},
+            pass_fds={3: null if userns_fd is None else userns_fd, **extra},
             check=False,
         )
     finally:

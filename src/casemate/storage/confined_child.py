@@ -11,7 +11,6 @@ files, and the right to gain any by execve.
 """
 
 import codecs
-import encodings.idna
 import errno
 import json
 import os
@@ -34,7 +33,7 @@ _TO_STREAM = {"archive": archive, "diff": diff, "usage": usage}
 def main() -> int:
     task = json.loads(sys.argv[1])
     # Loaded now: error texts and file names must not load a codec out of the tree.
-    for name in ("utf-8", "ascii", "latin-1", encodings.idna.__name__.rpartition(".")[2]):
+    for name in ("utf-8", "ascii", "latin-1"):
         codecs.lookup(name)
     # The C library's name service would be loaded from the tree; names of users are of no use here anyway.
     tarfile.pwd = tarfile.grp = None  # type: ignore[attr-defined]
@@ -59,6 +58,8 @@ def main() -> int:
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         return _fail(5 if full else 2, f"{error.strerror} ({error.filename or 'no name'})")
+    except (ValueError, MemoryError, RecursionError, EOFError) as error:
+        return _fail(3, f"{type(error).__name__}: {error}")
     return 0
 
 

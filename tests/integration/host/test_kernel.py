@@ -6,6 +6,7 @@ import asyncio
 import ctypes
 import os
 import signal
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -16,6 +17,8 @@ from tests.integration.leaks import Scope
 from casemate.host import cgroups, loop, mounts, netns, nft, rtnetlink, syscalls, userns
 from casemate.host.cgroups_v2 import CgroupsV2
 from casemate.host.inotify import FolderWatch
+from casemate.host.peer import peer_of
+from casemate.spec.errors import TimedOut
 
 pytestmark = pytest.mark.root
 FIRST_ID = 1_700_000_000
@@ -335,6 +338,37 @@ def test_what_fails_inside_leaves_no_pin(scope: Scope) -> None:
     with pytest.raises(OSError, match="inside"):
         asyncio.run(netns.create(pin, fail))
     assert not pin.exists()
+
+
+def test_a_cancelled_creation_leaves_no_pin(scope: Scope) -> None:
+    pin = scope.folder / "ns"
+
+    async def body() -> None:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await netns.create(pin, lambda: time.sleep(0.3))
+        assert not pin.exists()
+        with pytest.raises(TimedOut):
+            await netns.in_own_thread(lambda: time.sleep(0.3), timeout_s=0.05)
+
+    asyncio.run(body())
+    time.sleep(0.5)
+
+
+def test_a_peer_in_more_groups_than_fit_is_told_with_all(scope: Scope) -> None:
+    path = scope.folder / "socket"
+    script = "import os, socket, sys; os.setgroups(range(7000, 7300)); s = socket.socket(1, 1); s.connect(sys.argv[1])"
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+        server.listen()
+        with subprocess.Popen(
+            ["/usr/bin/python3", "-c", f"{script}; input()", str(path)], stdin=subprocess.PIPE
+        ) as client:
+            connection, _ = server.accept()
+            with connection:
+                peer = peer_of(connection)
+            client.communicate(b"\n", timeout=20)
+    assert (peer.pid, peer.groups) == (client.pid, tuple(range(7000, 7300)))
 
 
 def test_netlink_errors_are_named(scope: Scope) -> None:

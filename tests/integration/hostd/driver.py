@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import array
+import asyncio
+import contextlib
 import itertools
 import os
 import secrets
@@ -11,16 +13,21 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
+from tests.integration.fixtures_rootfs import busybox_layer
+from tests.integration.leaks import Scope, clean, left, new_scope
 
 from casemate.hostd import protocol
+from casemate.network.nat import Nat
 from casemate.spec.ids import id_from_bytes
 from casemate.spec.workload import ContainerSpec, NetworkSpec, PodSpec, Process, Resources
-from tests.integration.fixtures_rootfs import busybox_layer
 
 SOURCE = Path(__file__).parents[3] / "src"
 
@@ -43,17 +50,29 @@ class Refused(Exception):
 class Client:
     """One connection; calls are made one after the other, events are kept."""
 
+    live: ClassVar[weakref.WeakSet[Client]] = weakref.WeakSet()
+
     def __init__(self, path: Path, *, hello: bool = True, timeout_s: float = 60.0) -> None:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
         self.socket.settimeout(timeout_s)
-        self.socket.connect(str(path))
+        try:
+            self.socket.connect(str(path))
+        except OSError:
+            self.socket.close()
+            raise
+        self.path = path
+        Client.live.add(self)
         self.events: list[Any] = []
         self.fds: list[int] = []
         self._numbers = itertools.count(1)
         self._answers: dict[int, Any] = {}
         if hello:
-            self.welcome = self.call(protocol.Hello())
+            try:
+                self.welcome = self.call(protocol.Hello())
+            except BaseException:
+                self.socket.close()
+                raise
 
     def send(self, operation: Any, fds: list[int] | None = None) -> int:
         number = next(self._numbers)
@@ -114,33 +133,26 @@ class Client:
 
 
 class Hostd:
-    """A daemon with everything of its own below *folder*."""
+    """A daemon with everything of its own, within *scope*."""
 
     _used = itertools.count()
 
-    def __init__(self, folder: Path, **settings: str) -> None:
-        slot = (os.getpid() * 7 + next(self._used)) % 60
+    def __init__(self, scope: Scope, **settings: str) -> None:
+        self.scope = scope
+        folder = scope.folder
         folder.chmod(0o711)
-        self.folder = folder
-        self.run = folder / "r"
-        self.state = folder / "s"
-        self.node = folder / "n"
-        self.tag = f"t{secrets.token_hex(2)}"
-        self.pool = f"10.2{10 + slot % 40}.{slot}.0/24"
+        slot = (os.getpid() * 7 + next(self._used)) % 60
+        environment = scope.environment
+        self.run = Path(environment["CASEMATE_PATHS_HOST_RUN"])
+        self.state = Path(environment["CASEMATE_PATHS_HOST_STATE"])
+        self.node = Path(environment["CASEMATE_PATHS_STATE"])
+        self.api = Path(environment["CASEMATE_PATHS_RUN"])
         self.first_id = 2_000_000_000 + slot * 20_000_000
-        self.api = folder / "api"
         self.environment = {
             "PATH": os.environ["PATH"],
             "PYTHONPATH": f"{SOURCE}:{SOURCE.parent}",
-            "CASEMATE_PATHS_STATE": str(self.node),
-            "CASEMATE_PATHS_HOST_STATE": str(self.state),
-            "CASEMATE_PATHS_RUN": str(self.api),
-            "CASEMATE_PATHS_HOST_RUN": str(self.run),
+            **environment,
             "CASEMATE_DAEMON_USER": "root",
-            "CASEMATE_NETWORK_POOL": self.pool,
-            "CASEMATE_NETWORK_TABLE": f"cm-{self.tag}",
-            "CASEMATE_NETWORK_LINK_PREFIX": f"{self.tag}-",
-            "CASEMATE_CGROUP_PARENT": f"casemate-{self.tag}",
             "CASEMATE_USERNS_FIRST_ID": str(self.first_id),
             "CASEMATE_USERNS_RANGES": "200",
             **settings,
@@ -151,7 +163,9 @@ class Hostd:
         for place in (self.node / "staging", self.api):
             place.mkdir(parents=True, exist_ok=True)
 
-    def start(self, *, module: str = "casemate.hostd.daemon", arguments: tuple[str, ...] = (), **environment: str) -> None:
+    def start(
+        self, *, module: str = "casemate.hostd.daemon", arguments: tuple[str, ...] = (), **environment: str
+    ) -> None:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", module, *arguments],
@@ -170,7 +184,8 @@ class Hostd:
             assert self.process.poll() is None, f"hostd ended:\n{self.log.read_text()[-3000:]}"
             try:
                 return Client(self.run / "hostd.sock")
-            except (FileNotFoundError, ConnectionRefusedError):
+            except (FileNotFoundError, ConnectionError):
+                # Not there yet, or the connection before was not yet seen to have ended.
                 assert time.monotonic() < deadline, self.log.read_text()[-3000:]
                 time.sleep(0.005)
 
@@ -198,7 +213,7 @@ class Hostd:
         return self.process.wait(20)
 
     def address(self) -> str:
-        return self.pool.replace("0/24", str(next(self._addresses)))
+        return self.scope.pool.replace("0/24", str(next(self._addresses)))
 
     def pod(self, **values: Any) -> PodSpec:
         identity = id_from_bytes(secrets.token_bytes(32))
@@ -207,7 +222,9 @@ class Hostd:
 
     def container(self, pod: PodSpec, *args: str, **values: Any) -> ContainerSpec:
         identity = id_from_bytes(secrets.token_bytes(32))
-        process_values = {name: values.pop(name) for name in ("terminal", "stdin", "user", "rlimits", "cwd") if name in values}
+        process_values = {
+            name: values.pop(name) for name in ("terminal", "stdin", "user", "rlimits", "cwd") if name in values
+        }
         environment = values.pop("env", ("PATH=/bin",))
         return ContainerSpec(
             id=identity,
@@ -224,6 +241,8 @@ class Hostd:
         if self.process is None or self.process.poll() is not None:
             self.start()
         forced: list[str] = []
+        for one in [one for one in Client.live if one.path == self.run / "hostd.sock"]:
+            one.close()  # of a test that failed
         client = self.wait_ready()
         try:
             after = ""
@@ -241,10 +260,44 @@ class Hostd:
             client.close()
         self.stop()
         for hierarchy in (Path("/sys/fs/cgroup"), *Path("/sys/fs/cgroup").glob("*/")):
-            place = hierarchy / f"casemate-{self.tag}"
+            place = hierarchy / self.scope.cgroup
             for one in (place / "probe", place):
                 if one.is_dir():
                     one.rmdir()
-        subprocess.run(["nft", "delete", "table", "ip", f"cm-{self.tag}"], capture_output=True, check=False)
+        nat = Nat(self.scope.table, self.scope.link_prefix, self.scope.pool)
+        asyncio.run(nat.remove())
+        nat.close()
         subprocess.run(["umount", str(self.run)], capture_output=True, check=False)
         return forced
+
+    def leaks(self) -> set[str]:
+        """What is left in the kernel, once it has had its time."""
+        deadline = time.monotonic() + 5.0
+        while (found := left(self.scope)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return {one for one in found if one.startswith(("mount", "loop", "interface", "nft", "iptables", "cgroup"))}
+
+
+@contextlib.contextmanager
+def running(**settings: str) -> Iterator[Hostd]:
+    """A hostd of its own that is started; at the end everything of it must go, and be gone."""
+    folder = Path(tempfile.mkdtemp(prefix="cm-hostd-"))
+    one = Hostd(new_scope(folder), **settings)
+    try:
+        one.up().close()
+        yield one
+    finally:
+        try:
+            forced = one.clean()
+        except BaseException:
+            print(one.log.read_text()[-6000:])
+            if one.process is not None and one.process.poll() is None:
+                one.kill()
+            clean(one.scope)
+            raise
+        found = one.leaks()
+        log = one.log.read_text()
+        shutil.rmtree(folder, ignore_errors=True)
+    assert not forced, f"prune had to remove: {forced}\n{log[-2000:]}"
+    assert not found, found
+    assert "Traceback" not in log, log[-4000:]

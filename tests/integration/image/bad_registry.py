@@ -34,10 +34,21 @@ def tar(files: dict[str, bytes]) -> bytes:
 class Image:
     """One small image, every part of which a test may change before it is served."""
 
-    def __init__(self, layers: list[bytes] | None = None, pack: Callable[[bytes], bytes] = gzip.compress, layer_type: str = LAYER) -> None:
-        self.tars = layers if layers is not None else [tar({"etc/passwd": b"root:x:0:0::/:/bin/sh\n", "big": bytes(range(256)) * 4096})]
+    def __init__(
+        self, layers: list[bytes] | None = None, pack: Callable[[bytes], bytes] = gzip.compress, layer_type: str = LAYER
+    ) -> None:
+        self.tars = (
+            layers
+            if layers is not None
+            else [tar({"etc/passwd": b"root:x:0:0::/:/bin/sh\n", "big": bytes(range(256)) * 4096})]
+        )
         self.blobs = [pack(data) for data in self.tars]
-        self.config = {"os": "linux", "architecture": "amd64", "config": {"Cmd": ["sh"]}, "rootfs": {"type": "layers", "diff_ids": [digest(data) for data in self.tars]}}
+        self.config = {
+            "os": "linux",
+            "architecture": "amd64",
+            "config": {"Cmd": ["sh"]},
+            "rootfs": {"type": "layers", "diff_ids": [digest(data) for data in self.tars]},
+        }
         self.layer_type = layer_type
 
     def config_bytes(self) -> bytes:
@@ -46,7 +57,12 @@ class Image:
     def manifest(self) -> dict:
         config = self.config_bytes()
         layers = [{"mediaType": self.layer_type, "digest": digest(blob), "size": len(blob)} for blob in self.blobs]
-        return {"schemaVersion": 2, "mediaType": MANIFEST, "config": {"mediaType": CONFIG, "digest": digest(config), "size": len(config)}, "layers": layers}
+        return {
+            "schemaVersion": 2,
+            "mediaType": MANIFEST,
+            "config": {"mediaType": CONFIG, "digest": digest(config), "size": len(config)},
+            "layers": layers,
+        }
 
 
 class Registry:
@@ -65,11 +81,13 @@ class Registry:
             protocol_version = "HTTP/1.1"
 
             def do_GET(self) -> None:
-                registry.requests.append((self.command, self.path, {key.lower(): value for key, value in self.headers.items()}))
+                registry.requests.append(
+                    (self.command, self.path, {key.lower(): value for key, value in self.headers.items()})
+                )
                 if not registry.hook(self):
                     registry.serve(self)
 
-            do_HEAD = do_POST = do_PUT = do_GET
+            do_HEAD = do_POST = do_PUT = do_GET  # noqa: N815 - names that http.server looks up
 
             def log_message(self, *_args: object) -> None:
                 pass
@@ -108,7 +126,13 @@ class Registry:
         reply(request, 404, b"{}")
 
 
-def reply(request: BaseHTTPRequestHandler, status: int, body: bytes = b"", headers: dict[str, str] | None = None, length: int | None = None) -> None:
+def reply(
+    request: BaseHTTPRequestHandler,
+    status: int,
+    body: bytes = b"",
+    headers: dict[str, str] | None = None,
+    length: int | None = None,
+) -> None:
     request.send_response(status)
     for key, value in (headers or {}).items():
         request.send_header(key, value)

@@ -1,12 +1,13 @@
 """A registry that misbehaves.
 
-Hostile list (each one test or one row): 401 without and with a challenge, a token realm elsewhere over plain HTTP, 403,
-404, 429 with Retry-After, 500 for ever, 500 once; a manifest, a configuration, a layer whose bytes are not what the digest
-says; a body cut off once and for ever; a Content-Length that is wrong; a body longer than the manifest says; wrong media
-types; schema 1; foreign layers; an artifact; a document that is manifest and index; an index of indexes; an index without our
-platform; a manifest of 5 MiB; one nested 10,000 deep; not JSON; diff_ids that lie or are missing; more layers than
-overlayfs takes; a redirect loop, a redirect elsewhere that must not see credentials; a bomb; a name that is no name; a
-damaged partial download; no server at all; headers without end.
+Hostile list (each one test or one row): 401 without and with a challenge, a token realm elsewhere over plain
+HTTP, 403, 404, 429 with Retry-After, 500 for ever, 500 once; a manifest, a configuration, a layer whose bytes
+are not what the digest says; a body cut off once and for ever; a Content-Length that is wrong; a body longer
+than the manifest says; wrong media types; schema 1; foreign layers; an artifact; a document that is manifest
+and index; an index of indexes; an index without our platform; a manifest of 5 MiB; one nested 10,000 deep;
+not JSON; diff_ids that lie or are missing; more layers than overlayfs takes; a redirect loop, a redirect
+elsewhere that must not see credentials; a bomb; a name that is no name; a damaged partial download; no server
+at all; headers without end.
 """
 
 from __future__ import annotations
@@ -49,7 +50,9 @@ def registry():
 def fetch(work, registry, *, login=None, name=None, convert=True, mirrors=()):
     logins = {registry.host: login} if login else {}
     endpoints = Endpoints(insecure=(registry.host,), logins=logins, mirrors=mirrors)
-    job = PullJob(state=str(work.store.root), reference=name or f"{registry.host}/a/b", endpoints=endpoints, convert=convert)
+    job = PullJob(
+        state=str(work.store.root), reference=name or f"{registry.host}/a/b", endpoints=endpoints, convert=convert
+    )
     return pull(work, job)
 
 
@@ -79,11 +82,23 @@ def test_a_well_behaved_one(work, registry):
 
 @pytest.mark.parametrize(
     ("status", "error"),
-    [(401, RegistryUnauthorized), (403, RegistryDenied), (404, ImageNotFound), (429, RegistryBusy), (500, RegistryUnavailable), (418, RegistryError)],
+    [
+        (401, RegistryUnauthorized),
+        (403, RegistryDenied),
+        (404, ImageNotFound),
+        (429, RegistryBusy),
+        (500, RegistryUnavailable),
+        (418, RegistryError),
+    ],
 )
 @pytest.mark.parametrize("part", ["/manifests/", "/blobs/"])
 def test_status(work, registry, status, error, part):
-    registry.hook = only(part, lambda request: reply(request, status, b'{"errors":[{"code":"X","message":"why\\u0007"}]}', {"Retry-After": "9999"}))
+    registry.hook = only(
+        part,
+        lambda request: reply(
+            request, status, b'{"errors":[{"code":"X","message":"why\\u0007"}]}', {"Retry-After": "9999"}
+        ),
+    )
     with pytest.raises(error) as caught:
         fetch(work, registry)
     assert "why?" in caught.value.detail
@@ -103,7 +118,12 @@ def token_hook(registry, realm, seen):
             reply(request, 200, b'{"token":"T0K"}')
             return True
         if request.headers.get("Authorization") != "Bearer T0K":
-            reply(request, 401, b"", {"WWW-Authenticate": f'Bearer realm="{realm}",service="s",scope="repository:a/b:pull"'})
+            reply(
+                request,
+                401,
+                b"",
+                {"WWW-Authenticate": f'Bearer realm="{realm}",service="s",scope="repository:a/b:pull"'},
+            )
             return True
         return False
 
@@ -196,7 +216,13 @@ def cut(blob, times):
         wanted = int(request.headers.get("Range", "bytes=0-").removeprefix("bytes=").rstrip("-"))
         step = 100 if times else 0
         status = 206 if "Range" in request.headers else 200
-        reply(request, status, blob[wanted : wanted + step], {"Content-Range": f"bytes {wanted}-"}, length=len(blob) - wanted)
+        reply(
+            request,
+            status,
+            blob[wanted : wanted + step],
+            {"Content-Range": f"bytes {wanted}-"},
+            length=len(blob) - wanted,
+        )
         request.close_connection = True
         return True
 
@@ -222,7 +248,10 @@ def test_partial_download_is_taken_up_and_a_damaged_one_replaced(work, registry)
     blob = registry.image.blobs[0]
     work.store.ingest_path(digest(blob)).write_bytes(blob[:50])
     assert fetch(work, registry).transferred_bytes == len(blob) - 50
-    for path in (work.store.blob_path(digest(blob)), work.store.layer_path(registry.image.config["rootfs"]["diff_ids"][0])):
+    for path in (
+        work.store.blob_path(digest(blob)),
+        work.store.layer_path(registry.image.config["rootfs"]["diff_ids"][0]),
+    ):
         path.unlink()
     work.store.ingest_path(digest(blob)).write_bytes(b"\x1f\x8b" + b"damaged" * 3)
     assert fetch(work, registry).images
@@ -253,10 +282,18 @@ BAD_MANIFESTS = {
     "not json": (b"{", MANIFEST, ManifestInvalid),
     "html": (b"<html></html>", "text/html", ManifestInvalid),
     "not an object": (b"[]", MANIFEST, ManifestInvalid),
-    "schema 1": (b'{"schemaVersion":1,"fsLayers":[]}', "application/vnd.docker.distribution.manifest.v1+prettyjws", MediaTypeUnsupported),
+    "schema 1": (
+        b'{"schemaVersion":1,"fsLayers":[]}',
+        "application/vnd.docker.distribution.manifest.v1+prettyjws",
+        MediaTypeUnsupported,
+    ),
     "unknown type": (b'{"schemaVersion":2}', "application/x-thing", MediaTypeUnsupported),
     "both": (b'{"schemaVersion":2,"manifests":[],"layers":[],"config":{}}', MANIFEST, ManifestInvalid),
-    "contradiction": (b'{"schemaVersion":2,"mediaType":"' + INDEX.encode() + b'","manifests":[]}', MANIFEST, ManifestInvalid),
+    "contradiction": (
+        b'{"schemaVersion":2,"mediaType":"' + INDEX.encode() + b'","manifests":[]}',
+        MANIFEST,
+        ManifestInvalid,
+    ),
     "deep": (b"[" * 10_000 + b"]" * 10_000, MANIFEST, ManifestTooLarge),
     "huge": (b'{"x":"' + b"y" * (5 << 20) + b'"}', MANIFEST, ManifestTooLarge),
     "empty index": (b'{"schemaVersion":2,"manifests":[]}', INDEX, PlatformMissing),
@@ -280,9 +317,17 @@ def changed(registry, change):
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
-        (lambda m: m["layers"][0].update(mediaType="application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"), MediaTypeUnsupported, "foreign"),
+        (
+            lambda m: m["layers"][0].update(mediaType="application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"),
+            MediaTypeUnsupported,
+            "foreign",
+        ),
         (lambda m: m["layers"][0].update(mediaType="application/x"), MediaTypeUnsupported, "application/x"),
-        (lambda m: m["config"].update(mediaType="application/vnd.cncf.helm.config.v1+json"), MediaTypeUnsupported, "artifact"),
+        (
+            lambda m: m["config"].update(mediaType="application/vnd.cncf.helm.config.v1+json"),
+            MediaTypeUnsupported,
+            "artifact",
+        ),
         (lambda m: m["layers"][0].update(digest="sha256:../../../etc"), ManifestInvalid, "digest"),
         (lambda m: m["layers"][0].update(size=-5), ManifestInvalid, "size"),
         (lambda m: m["config"].update(size=1 << 40), ManifestTooLarge, "max_manifest_bytes"),
@@ -311,7 +356,12 @@ def test_diff_id_that_lies(work):
 def test_index_of_indexes_and_missing_platform(work, registry):
     inner = json.dumps({"schemaVersion": 2, "mediaType": INDEX, "manifests": []}).encode()
     registry.documents[digest(inner)] = (inner, INDEX)
-    entry = {"mediaType": MANIFEST, "digest": digest(inner), "size": len(inner), "platform": {"os": "linux", "architecture": "amd64"}}
+    entry = {
+        "mediaType": MANIFEST,
+        "digest": digest(inner),
+        "size": len(inner),
+        "platform": {"os": "linux", "architecture": "amd64"},
+    }
     serve(registry, {"schemaVersion": 2, "mediaType": INDEX, "manifests": [entry]}, INDEX)
     with pytest.raises(ManifestInvalid, match="index of indexes"):
         fetch(work, registry)
@@ -332,11 +382,17 @@ def test_bomb(work):
         registry.close()
 
 
-@pytest.mark.parametrize(("pack", "kind"), [
-    (lambda data: zstandard.compress(data, 3), "application/vnd.oci.image.layer.v1.tar+zstd"),
-    (lambda data: data, "application/vnd.oci.image.layer.v1.tar"),
-    (lambda data: gzip.compress(data[:999]) + gzip.compress(data[999:]), "application/vnd.docker.image.rootfs.diff.tar.gzip"),
-])
+@pytest.mark.parametrize(
+    ("pack", "kind"),
+    [
+        (lambda data: zstandard.compress(data, 3), "application/vnd.oci.image.layer.v1.tar+zstd"),
+        (lambda data: data, "application/vnd.oci.image.layer.v1.tar"),
+        (
+            lambda data: gzip.compress(data[:999]) + gzip.compress(data[999:]),
+            "application/vnd.docker.image.rootfs.diff.tar.gzip",
+        ),
+    ],
+)
 def test_other_packings(work, pack, kind):
     registry = Registry(Image(pack=pack, layer_type=kind))
     try:

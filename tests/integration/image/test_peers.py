@@ -1,4 +1,4 @@
-"""Images go both ways between us and what others use: docker-registry, skopeo, `docker load`'s archive form, mmdebstrap.
+"""Images go both ways between us and what others use: docker-registry, skopeo, `docker load`'s form, mmdebstrap.
 
 Jobs run through the real worker, as casemated runs them.
 """
@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 
-from casemate.image.client import run_job
+from casemate.image.client import run_job, spawn
 from casemate.image.garbage import collect_garbage, plan_garbage
 from casemate.image.jobs import (
     ConfigChange,
@@ -41,7 +41,6 @@ from casemate.spec.errors import RemoteError
 
 needs_registry = pytest.mark.skipif(not shutil.which("docker-registry"), reason="missing: docker-registry")
 needs_skopeo = pytest.mark.skipif(not shutil.which("skopeo"), reason="missing: skopeo")
-SOURCE = str(Path(__file__).resolve().parents[3] / "src")
 
 
 @pytest.fixture(scope="module")
@@ -52,9 +51,12 @@ def registry(tmp_path_factory):
         port = probe.getsockname()[1]
     config = folder / "config.yml"
     config.write_text(
-        f"version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {folder}/data}}}}\nhttp: {{addr: 127.0.0.1:{port}}}\n"
+        f"version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {folder}/data}}}}\n"
+        f"http: {{addr: 127.0.0.1:{port}}}\n"
     )
-    program = subprocess.Popen(["docker-registry", "serve", str(config)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    program = subprocess.Popen(
+        ["docker-registry", "serve", str(config)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     end = time.monotonic() + 20
     while time.monotonic() < end:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
@@ -63,11 +65,6 @@ def registry(tmp_path_factory):
     yield f"127.0.0.1:{port}"
     program.terminate()
     program.wait(20)
-
-
-@pytest.fixture(autouse=True)
-def path(monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", SOURCE)
 
 
 @pytest.fixture
@@ -95,10 +92,13 @@ def made_image(store, tmp_path, name="example:1", files=None, change=None):
     source = tmp_path / "rootfs.tar"
     source.write_bytes(rootfs(files or {"etc/passwd": b"root:x:0:0::/:/bin/sh\n", "bin/sh": os.urandom(200_000)}))
     job = ImportJob(
-        state=str(store.root), source=str(source), rootfs=True, name=name, change=change or ConfigChange(cmd=("/bin/sh",), env=("A=b",))
+        state=str(store.root),
+        source=str(source),
+        rootfs=True,
+        name=name,
+        change=change or ConfigChange(cmd=("/bin/sh",), env=("A=b",)),
     )
-    result = do(job)
-    return result
+    return do(job)
 
 
 def skopeo(*arguments: str) -> bytes:
@@ -113,18 +113,37 @@ def test_ours_to_skopeo_and_back(store, registry, tmp_path):
     made = made_image(store, tmp_path)
     digest = made.images[0].manifest_digest
     endpoints = Endpoints(insecure=(registry,))
-    pushed = do(PushJob(state=str(store.root), reference=f"{registry}/one/example:1", manifest_digest=digest, endpoints=endpoints))
+    pushed = do(
+        PushJob(
+            state=str(store.root), reference=f"{registry}/one/example:1", manifest_digest=digest, endpoints=endpoints
+        )
+    )
     assert pushed.transferred_bytes > 0
     assert json.loads(skopeo("inspect", "--tls-verify=false", f"docker://{registry}/one/example:1"))["Digest"] == digest
-    again = do(PushJob(state=str(store.root), reference=f"{registry}/one/example:2", manifest_digest=digest, endpoints=endpoints))
+    again = do(
+        PushJob(
+            state=str(store.root), reference=f"{registry}/one/example:2", manifest_digest=digest, endpoints=endpoints
+        )
+    )
     assert again.transferred_bytes == 0
     seen = []
     mounting = PushJob(
-        state=str(store.root), reference=f"{registry}/two/example:1", manifest_digest=digest, endpoints=endpoints, mount_from=("one/example",)
+        state=str(store.root),
+        reference=f"{registry}/two/example:1",
+        manifest_digest=digest,
+        endpoints=endpoints,
+        mount_from=("one/example",),
     )
     do(mounting, seen.append)
     assert "mounted" in {progress.stage for progress in seen}
-    skopeo("copy", "-q", "--src-tls-verify=false", "--dest-tls-verify=false", f"docker://{registry}/one/example:1", f"docker://{registry}/three/copy:x")
+    skopeo(
+        "copy",
+        "-q",
+        "--src-tls-verify=false",
+        "--dest-tls-verify=false",
+        f"docker://{registry}/one/example:1",
+        f"docker://{registry}/three/copy:x",
+    )
     other = Store(tmp_path / "other")
     for wanted in (f"{registry}/three/copy:x", f"{registry}/three/copy@{digest}"):
         pulled = do(PullJob(state=str(other.root), reference=wanted, endpoints=endpoints))
@@ -139,9 +158,27 @@ def test_ours_to_skopeo_and_back(store, registry, tmp_path):
 def test_skopeos_forms_and_an_index(store, registry, tmp_path, form):
     made = made_image(store, tmp_path)
     archive = tmp_path / "out.tar"
-    do(ExportJob(state=str(store.root), images=((made.images[0].manifest_digest, ("example:1",)),), target=str(archive), kind="oci-archive"))
-    skopeo("copy", "-q", f"--format={form}", "--dest-tls-verify=false", f"oci-archive:{archive}", f"docker://{registry}/form/{form}:1")
-    pulled = do(PullJob(state=str(tmp_path / "x"), reference=f"{registry}/form/{form}:1", endpoints=Endpoints(insecure=(registry,))))
+    do(
+        ExportJob(
+            state=str(store.root),
+            images=((made.images[0].manifest_digest, ("example:1",)),),
+            target=str(archive),
+            kind="oci-archive",
+        )
+    )
+    skopeo(
+        "copy",
+        "-q",
+        f"--format={form}",
+        "--dest-tls-verify=false",
+        f"oci-archive:{archive}",
+        f"docker://{registry}/form/{form}:1",
+    )
+    pulled = do(
+        PullJob(
+            state=str(tmp_path / "x"), reference=f"{registry}/form/{form}:1", endpoints=Endpoints(insecure=(registry,))
+        )
+    )
     assert pulled.layers[0].diff_id == made.layers[0].diff_id
 
 
@@ -171,20 +208,40 @@ def test_archives_both_ways(store, tmp_path, kind):
 def test_oci_folder(store, tmp_path):
     made = made_image(store, tmp_path)
     archive, folder = tmp_path / "a.tar", tmp_path / "folder"
-    do(ExportJob(state=str(store.root), images=((made.images[0].manifest_digest, ()),), target=str(archive), kind="oci-archive"))
+    do(
+        ExportJob(
+            state=str(store.root),
+            images=((made.images[0].manifest_digest, ()),),
+            target=str(archive),
+            kind="oci-archive",
+        )
+    )
     skopeo("copy", "-q", f"oci-archive:{archive}", f"oci:{folder}:tag")
-    assert do(ImportJob(state=str(tmp_path / "o"), source=str(folder), name="named:1")).images[0].names == ("docker.io/library/named:1",)
+    assert do(ImportJob(state=str(tmp_path / "o"), source=str(folder), name="named:1")).images[0].names == (
+        "docker.io/library/named:1",
+    )
 
 
 def old_docker_save(tmp_path: Path) -> Path:
     """The layout of Docker before 25: one folder for each layer, a repeated layer as a symbolic link."""
     layer = rootfs({"f": b"content"})
     diff = f"sha256:{hashlib.sha256(layer).hexdigest()}"
-    config = json.dumps({"os": "linux", "architecture": "amd64", "config": {"Cmd": None}, "rootfs": {"type": "layers", "diff_ids": [diff, diff]}}).encode()
+    config = json.dumps(
+        {
+            "os": "linux",
+            "architecture": "amd64",
+            "config": {"Cmd": None},
+            "rootfs": {"type": "layers", "diff_ids": [diff, diff]},
+        }
+    ).encode()
     manifest = [{"Config": "c.json", "RepoTags": ["old/one:1"], "Layers": ["aa/layer.tar", "bb/layer.tar"]}]
     path = tmp_path / "old.tar"
     with tarfile.open(path, "w") as tar:
-        for name, data in (("aa/layer.tar", layer), ("c.json", config), ("manifest.json", json.dumps(manifest).encode())):
+        for name, data in (
+            ("aa/layer.tar", layer),
+            ("c.json", config),
+            ("manifest.json", json.dumps(manifest).encode()),
+        ):
             info = tarfile.TarInfo(name)
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
@@ -200,7 +257,16 @@ def test_old_docker_save(store, tmp_path):
     assert len(result.images[0].layers) == 2
 
 
-@pytest.mark.parametrize("data", [b"", b"junk" * 500, rootfs({"x": b"y"}), rootfs({"manifest.json": b"[]"}), rootfs({"manifest.json": b'[{"Config":"../../etc/passwd","Layers":[]}]'})])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"junk" * 500,
+        rootfs({"x": b"y"}),
+        rootfs({"manifest.json": b"[]"}),
+        rootfs({"manifest.json": b'[{"Config":"../../etc/passwd","Layers":[]}]'}),
+    ],
+)
 def test_archives_that_are_none(store, tmp_path, data):
     path = tmp_path / "bad"
     path.write_bytes(data)
@@ -232,7 +298,14 @@ def test_verify_finds_damage(store, tmp_path):
     damaged = do(VerifyJob(state=str(store.root))).damaged
     assert len(damaged) == 2
     with pytest.raises(RemoteError) as caught:
-        do(ExportJob(state=str(store.root), images=((made.images[0].manifest_digest, ("x",)),), target=str(tmp_path / "t"), kind="oci-archive"))
+        do(
+            ExportJob(
+                state=str(store.root),
+                images=((made.images[0].manifest_digest, ("x",)),),
+                target=str(tmp_path / "t"),
+                kind="oci-archive",
+            )
+        )
     assert caught.value.problem["code"] == "store.corrupt"
     assert not (tmp_path / "t").exists()
 
@@ -251,7 +324,14 @@ def test_lease_protects_until_released(store, tmp_path):
 def test_two_pulls_at_once_fetch_each_layer_once(store, registry, tmp_path):
     made = made_image(store, tmp_path, files={"f": os.urandom(3_000_000)})
     endpoints = Endpoints(insecure=(registry,))
-    do(PushJob(state=str(store.root), reference=f"{registry}/shared/image:1", manifest_digest=made.images[0].manifest_digest, endpoints=endpoints))
+    do(
+        PushJob(
+            state=str(store.root),
+            reference=f"{registry}/shared/image:1",
+            manifest_digest=made.images[0].manifest_digest,
+            endpoints=endpoints,
+        )
+    )
     job = PullJob(state=str(tmp_path / "other"), reference=f"{registry}/shared/image:1", endpoints=endpoints)
 
     async def both():
@@ -261,14 +341,21 @@ def test_two_pulls_at_once_fetch_each_layer_once(store, registry, tmp_path):
 
     results = asyncio.run(both())
     assert sorted(result.transferred_bytes for result in results) == [0, 0, made.images[0].layers[0].size_bytes]
-    assert len({result.images for result in map(lambda result: result, results)} if False else {result.digest for result in results}) == 1
+    assert len({result.digest for result in results}) == 1
 
 
 @needs_registry
 def test_cancel_and_kill_leave_nothing_half_visible(store, registry, tmp_path):
     made = made_image(store, tmp_path, files={"f": os.urandom(60_000_000)})
     endpoints = Endpoints(insecure=(registry,))
-    do(PushJob(state=str(store.root), reference=f"{registry}/big/image:1", manifest_digest=made.images[0].manifest_digest, endpoints=endpoints))
+    do(
+        PushJob(
+            state=str(store.root),
+            reference=f"{registry}/big/image:1",
+            manifest_digest=made.images[0].manifest_digest,
+            endpoints=endpoints,
+        )
+    )
     other = Store(tmp_path / "other")
     job = PullJob(state=str(other.root), reference=f"{registry}/big/image:1", endpoints=endpoints)
     for how in ("cancel", signal.SIGKILL):
@@ -278,8 +365,6 @@ def test_cancel_and_kill_leave_nothing_half_visible(store, registry, tmp_path):
             started = asyncio.Event()
 
             async def start(command, environment, descriptors):
-                from casemate.image.client import spawn
-
                 process = await spawn(command, environment, descriptors)
                 workers.append(process)
                 return process
@@ -316,14 +401,21 @@ needs_mmdebstrap = pytest.mark.skipif(not shutil.which("mmdebstrap"), reason="mi
 @needs_mmdebstrap
 def test_build_debian_twice_gives_the_same(store):
     job = DebianJob(
-        state=str(store.root), name="tiny", suite="bookworm", packages=("busybox-static",), variant="tiny", change=ConfigChange(cmd=("/bin/sh",))
+        state=str(store.root),
+        name="tiny",
+        suite="bookworm",
+        packages=("busybox-static",),
+        variant="tiny",
+        change=ConfigChange(cmd=("/bin/sh",)),
     )
     first, second = do(job), do(job)
     assert first.images == second.images
     assert first.layers[0].passwd is not None
     assert first.images[0].platform == Platform("linux", first.images[0].platform.architecture)
     squashfs = store.staged_path(first.staged[0])
-    listing = subprocess.run(["rdsquashfs", "-l", "/bin", str(squashfs)], capture_output=True, check=True, text=True).stdout
+    listing = subprocess.run(
+        ["rdsquashfs", "-l", "/bin", str(squashfs)], capture_output=True, check=True, text=True
+    ).stdout
     assert "busybox" in listing
     assert " sh" in listing
 
@@ -341,7 +433,14 @@ def test_build_debian_twice_gives_the_same(store):
     ],
 )
 def test_build_debian_refuses(store, given, code):
-    job = {"state": str(store.root), "name": "tiny", "suite": "bookworm", "packages": ("busybox-static",), "variant": "tiny", **given}
+    job = {
+        "state": str(store.root),
+        "name": "tiny",
+        "suite": "bookworm",
+        "packages": ("busybox-static",),
+        "variant": "tiny",
+        **given,
+    }
     with pytest.raises(RemoteError) as caught:
         do(DebianJob(**job))
     assert caught.value.problem["code"] == code

@@ -16,7 +16,7 @@ from typing import TypeVar
 import pytest
 from tests.integration.leaks import Scope
 
-from casemate.host import netns, nft, rtnetlink
+from casemate.host import conntrack, netns, nft, rtnetlink
 from casemate.network import links, nat
 from casemate.network.plan import GATEWAY, PodLink, Publish, pod_link
 
@@ -187,6 +187,26 @@ def test_a_port_on_one_address_is_not_on_the_others(pods: Pods) -> None:
     assert ask(host, port) == host
 
 
+def test_a_flow_that_goes_on_follows_the_port_to_its_new_pod(pods: Pods) -> None:
+    port = free_port()
+    one, other = pods.add(Publish("udp", port, 53)), pods.add()
+    for link in (one, other):
+        pods.serve(link, 53, "udp")
+    with socket.socket(type=socket.SOCK_DGRAM) as client:
+        client.settimeout(1.0)
+        client.connect((host_address(), port))
+        client.send(b"?")
+        assert client.recv(99)
+        pods.nat.unpublish(one.address)
+        pods.nat.publish(dataclasses.replace(other, ports=one.ports))
+        assert pods.inside(other, lambda: ask(one.address, 53, "udp")) == other.address
+        assert asyncio.run(conntrack.forget(one.address)) >= 1
+        assert asyncio.run(conntrack.forget(one.address)) == 0
+        pods.servers[0].kill()  # the old pod answers no more
+        client.send(b"?")
+        assert client.recv(99)
+
+
 def test_a_taken_port_is_refused_and_nothing_is_changed(pods: Pods) -> None:
     port, free = free_port(), free_port()
     pods.add(Publish("tcp", port, 80))
@@ -303,6 +323,23 @@ def test_a_flushed_ruleset_is_seen_and_made_anew(pods: Pods) -> None:
     assert any("published ports of 1 pods" in line for line in done)
     assert ask("127.0.0.1", port) == host
     assert asyncio.run(pods.nat.ensure(pods.links)) == []
+
+
+def test_calls_at_the_same_time_insert_one_rule_each(pods: Pods) -> None:
+    policy = subprocess.run(["iptables", "-w", "10", "-S", "FORWARD"], capture_output=True, check=True).stdout
+    if b"-P FORWARD DROP" not in policy:
+        pytest.skip("missing: an iptables FORWARD chain whose policy is DROP (Docker sets it)")
+    asyncio.run(pods.nat.remove())
+
+    async def many() -> None:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(8):
+                group.create_task(pods.nat.ensure())
+
+    asyncio.run(many())
+    rules = subprocess.run(["iptables", "-w", "10", "-S", "FORWARD"], capture_output=True, check=True).stdout.decode()
+    assert rules.count(f"casemate:{pods.scope.table}") == 2
+    assert len(asyncio.run(pods.nat.remove())) == 3
 
 
 def test_a_foreign_table_is_not_touched_and_its_drop_is_reported(pods: Pods, scope: Scope) -> None:

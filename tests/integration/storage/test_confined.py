@@ -7,6 +7,7 @@ import io
 import os
 import socket
 import stat
+import subprocess
 import tarfile
 import threading
 from collections.abc import Callable, Coroutine, Iterator
@@ -66,7 +67,7 @@ class Container:
             thread.join()
         return collected[0]
 
-    def archive(self, path: str, **options: bool) -> dict[str, tarfile.TarInfo]:
+    def archive(self, path: str, **options: object) -> dict[str, tarfile.TarInfo]:
         data = self.read(lambda out: confined.archive(self.root, self.ids, path, out, **options))
         with tarfile.open(fileobj=io.BytesIO(data)) as tar:
             return {info.name: info for info in tar}
@@ -373,6 +374,26 @@ def test_copy_up_fills_an_empty_volume(container: Container) -> None:
     assert stat.S_ISFIFO((volume.data / "pipe").stat().st_mode)
 
 
+def test_copy_up_of_an_empty_folder_sets_owner_and_mode_alone(container: Container) -> None:
+    volumes = Volumes(container.host / "hs", Trash(container.host / "hs"))
+    volumes.open()
+    folder = container.root / "empty"
+    folder.mkdir()
+    os.chown(folder, FIRST_ID + 999, FIRST_ID + 998)
+    folder.chmod(0o2700)
+    (container.root / "out").symlink_to(container.host)
+    volume = volumes.create("default", "v")
+    number = volumes.clone_fd(volume, container.ids)
+    try:
+        for path in ("/out", "/nowhere", "/etc/passwd", "/empty"):
+            asyncio.run(confined.copy_up(container.root, container.ids, path, number))
+    finally:
+        os.close(number)
+    status = volume.data.stat()
+    assert (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (999, 998, 0o2700)
+    assert volumes.is_empty(volume)
+
+
 def test_the_child_is_nobody_on_the_host_while_it_works(container: Container) -> None:
     """Caught in the middle (it waits for a reader): its ids, capabilities, root and network are looked at."""
     container.make("big", bytes(4 << 20))
@@ -403,6 +424,43 @@ def test_the_child_is_nobody_on_the_host_while_it_works(container: Container) ->
     for kind in ("user", "mnt", "net"):
         assert facts[kind] != os.readlink(f"/proc/self/ns/{kind}")
     assert len(facts["mounts"].splitlines()) == 1, facts["mounts"]
+
+
+RUNNING = """
+import os, sys, time
+from casemate.host import syscalls as s
+s.setns(int(sys.argv[1]), s.CLONE_NEWUSER)
+os.setgroups([]); os.setresgid(0, 0, 0); os.setresuid(0, 0, 0)
+s.unshare(s.CLONE_NEWNS)
+s.mount(sys.argv[2], sys.argv[2], None, s.MS_BIND | s.MS_REC)
+os.chdir(sys.argv[2])
+s.mount("none", "data", "tmpfs", 0, "size=1m")
+open("data/volume", "w").write("of the volume")
+s.pivot_root(".", ".")
+s.umount2(".", s.MNT_DETACH)
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_running_containers_volumes_are_seen_through_its_own_mounts(container: Container) -> None:
+    command = ["/usr/bin/python3", "-c", RUNNING, str(container.ids), str(container.root)]
+    environment = {**os.environ, "PYTHONPATH": "src"}
+    with subprocess.Popen(command, pass_fds=[container.ids], stdout=subprocess.PIPE, env=environment) as running:
+        assert running.stdout is not None
+        assert running.stdout.readline() == b"ready\n"
+        number = os.open(f"/proc/{running.pid}/ns/mnt", os.O_RDONLY)
+        try:
+            assert set(container.archive("/data", mount_namespace=number)) == {"data", "data/volume"}
+            container.extract(make_tar([entry("new", b"x")]), "/data", mount_namespace=number)
+            assert Path(f"/proc/{running.pid}/root/data/new").read_bytes() == b"x"
+            (container.root / "out").symlink_to(container.host / "secret")
+            with pytest.raises(confined.PathMissing):
+                container.archive("/out", follow=True, mount_namespace=number)
+        finally:
+            os.close(number)
+            running.kill()
+    assert "data/volume" not in container.archive("/data")
 
 
 def _children() -> list[str]:

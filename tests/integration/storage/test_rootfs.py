@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import mmap
 import os
@@ -298,6 +299,31 @@ def test_sixty_layers_in_paths_with_colons_and_commas(scope: Scope, ids: int, vo
     assert (plan.target / "same").read_text() == "59"
     rootfs.unmount(plan, layers)
     layers.close()
+
+
+def test_the_way_for_kernels_that_want_attached_layers_mounts_the_same(store: Store, ids: int) -> None:
+    """Before Linux 6.15; asked for, since this kernel would not choose it."""
+    digests = [store.adopt(store.stage("etc/low")), store.adopt(store.stage("etc/high"))]
+    upper, work, target, plain = (store.folder / name for name in ("upper", "work", "target", "plain"))
+    for folder in (upper, work, target, plain / "etc"):
+        folder.mkdir(parents=True)
+    (plain / "etc/plain").touch()
+    with contextlib.ExitStack() as stack:
+        numbers = [mounts.idmapped_clone_fd(store.layers.use(digest, "x"), ids) for digest in reversed(digests)]
+        numbers.append(os.open(plain, os.O_PATH))  # a folder, not a mount, is no less a layer
+        for number in numbers:
+            stack.callback(os.close, number)
+        os.close(mounts.overlay(target, numbers, upper, work, volatile=True, attached=True))
+    # The layers' own places stay mounted where they were, and of the way there nothing is left.
+    found = [(one.kind, one.target) for one in mounts.mounts_below(store.folder)]
+    assert sorted(kind for kind, _ in found) == ["overlay", "squashfs", "squashfs"]
+    assert sorted(os.listdir(target / "etc")) == ["high", "low", "plain"]
+    assert (target / "etc/low").stat().st_uid == FIRST_ID
+    (target / "new").touch()
+    assert (upper / "new").exists()
+    mounts.unmount(target)
+    store.layers.release("x")
+    store.layers.close()
 
 
 def test_a_volatile_root_that_crashed_mounts_again(store: Store, ids: int) -> None:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -17,7 +18,7 @@ SOURCE = Path(__file__).parents[3] / "src"
 LAUNCHER = """#!/usr/bin/python3 -IS
 import sys
 
-sys.path.append({source!r})
+sys.path += [{source!r}, {site!r}]
 from casemate.cli.main import main
 
 sys.exit(main(sys.argv[1:]))
@@ -29,7 +30,7 @@ Cli = Callable[..., subprocess.CompletedProcess[bytes]]
 @pytest.fixture(scope="session")
 def launcher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("bin") / "casemate"
-    path.write_text(LAUNCHER.format(source=str(SOURCE)))
+    path.write_text(LAUNCHER.format(source=str(SOURCE), site=str(Path(msgspec.__file__).parents[1])))
     path.chmod(0o755)
     return path
 

@@ -6,6 +6,7 @@ It is scripted by a test: routes answer values, bytes, or run a function with th
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
 import socket
@@ -46,7 +47,14 @@ class Reply:
 
 
 def problem(status: int, code: str, detail: str, exit_code: int = 125, remedy: str = "do this") -> Reply:
-    document = {"code": code, "status": status, "detail": detail, "exit_code": exit_code, "remedy": remedy, "title": "T"}
+    document = {
+        "code": code,
+        "status": status,
+        "detail": detail,
+        "exit_code": exit_code,
+        "remedy": remedy,
+        "title": "T",
+    }
     return Reply(status, document, headers={"Content-Type": "application/problem+json"})
 
 
@@ -132,10 +140,8 @@ class Peer:
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         for connection in self._open:
-            try:
+            with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
             connection.close()
         for thread in self._threads:
             thread.join(5)

@@ -8,13 +8,14 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peer import Reply
 
-from casemate.api.schema import ContainerRequest, NetworkRequest, PodRequest
 from casemate.cli.asked import environment, mounts, network, quantities, resources
 from casemate.cli.asked.container import container_request
 from casemate.cli.errors import FileUnusable, UsageError
 from casemate.cli.main import load
 from casemate.cli.parse import parse
+from casemate.spec.api import ContainerRequest, NetworkRequest, PodRequest
 from casemate.spec.workload import Mount, Resources, Rlimit
 
 
@@ -33,27 +34,122 @@ def refused(*argv: str) -> str:
 def test_nothing_asked_is_nothing_sent() -> None:
     assert container_request(parse("run", load("run"), ["img"]), "default") == {"image": "img"}
     assert container_request(parse("run", load("run"), ["img", "a", "b"]), "shop") == {
-        "image": "img", "project": "shop", "command": ["a", "b"],
-    }  # fmt: skip
+        "image": "img",
+        "project": "shop",
+        "command": ["a", "b"],
+    }
 
 
 def test_everything_at_once_is_a_valid_request(tmp_path: Path) -> None:
     file = tmp_path / "env"
     file.write_text("# comment\nA=1\n\n  B=two words\n")
     made = requested(
-        "-it", "--rm", "--name", "web", "-e", "C=3", "--env-file", str(file), "-w", "/srv", "-u", "1000:100",
-        "-v", "/srv/data:/data:ro", "-v", "cache:/cache:nocopy", "-v", "/anon", "--mount", "type=bind,src=/a,dst=/b,readonly",
-        "--tmpfs", "/run:size=64m,mode=0755,exec", "-m", "512m", "--memory-swap", "-1", "--memory-reservation", "256m",
-        "--cpus", "1.5", "-c", "512", "--cpuset-cpus", "0-1", "--pids-limit", "-1", "--read-only", "--cap-add", "net_admin",
-        "--cap-drop", "ALL", "-h", "host", "-l", "tier=web", "--restart", "no", "--entrypoint", "/bin/sh",
-        "--isolation", "gvisor", "--platform", "linux/amd64", "--stop-signal", "term", "--stop-timeout", "3",
-        "--ulimit", "nofile=1024:2048", "--init", "--network", "bridge", "--dns", "1.1.1.1", "--dns-search", "a.b",
-        "--dns-option", "ndots:2", "--add-host", "db:10.0.0.7", "-p", "8080:80", "-P", "--expose", "81",
-        "--device", "/dev/fuse", "--sysctl", "net.core.somaxconn=9", "--shm-size", "1g", "--privileged",
-        "--security-opt", "no-new-privileges:false", "--security-opt", "seccomp=unconfined", "--group-add", "audio",
-        "--pid", "host", "--ipc", "host", "--oom-score-adj", "100", "--log-opt", "max-size=1m", "--log-driver", "none",
-        "--storage-size", "2g", "--pod", "p", "img", "-c", "true",
-    )  # fmt: skip
+        "-it",
+        "--rm",
+        "--name",
+        "web",
+        "-e",
+        "C=3",
+        "--env-file",
+        str(file),
+        "-w",
+        "/srv",
+        "-u",
+        "1000:100",
+        "-v",
+        "/srv/data:/data:ro",
+        "-v",
+        "cache:/cache:nocopy",
+        "-v",
+        "/anon",
+        "--mount",
+        "type=bind,src=/a,dst=/b,readonly",
+        "--tmpfs",
+        "/run:size=64m,mode=0755,exec",
+        "-m",
+        "512m",
+        "--memory-swap",
+        "-1",
+        "--memory-reservation",
+        "256m",
+        "--cpus",
+        "1.5",
+        "-c",
+        "512",
+        "--cpuset-cpus",
+        "0-1",
+        "--pids-limit",
+        "-1",
+        "--read-only",
+        "--cap-add",
+        "net_admin",
+        "--cap-drop",
+        "ALL",
+        "-h",
+        "host",
+        "-l",
+        "tier=web",
+        "--restart",
+        "no",
+        "--entrypoint",
+        "/bin/sh",
+        "--isolation",
+        "gvisor",
+        "--platform",
+        "linux/amd64",
+        "--stop-signal",
+        "term",
+        "--stop-timeout",
+        "3",
+        "--ulimit",
+        "nofile=1024:2048",
+        "--init",
+        "--network",
+        "bridge",
+        "--dns",
+        "1.1.1.1",
+        "--dns-search",
+        "a.b",
+        "--dns-option",
+        "ndots:2",
+        "--add-host",
+        "db:10.0.0.7",
+        "-p",
+        "8080:80",
+        "-P",
+        "--expose",
+        "81",
+        "--device",
+        "/dev/fuse",
+        "--sysctl",
+        "net.core.somaxconn=9",
+        "--shm-size",
+        "1g",
+        "--privileged",
+        "--security-opt",
+        "no-new-privileges:false",
+        "--security-opt",
+        "seccomp=unconfined",
+        "--group-add",
+        "audio",
+        "--pid",
+        "host",
+        "--ipc",
+        "host",
+        "--oom-score-adj",
+        "100",
+        "--log-opt",
+        "max-size=1m",
+        "--log-driver",
+        "none",
+        "--storage-size",
+        "2g",
+        "--pod",
+        "p",
+        "img",
+        "-c",
+        "true",
+    )
     assert made.env == ("A=1", "B=two words", "C=3")
     assert (made.terminal, made.stdin, made.auto_remove, made.read_only, made.init, made.privileged) == (True,) * 6
     assert made.command == ("-c", "true")
@@ -141,13 +237,24 @@ def test_refusals_name_flag_value_and_form(argv: list[str], words: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "wanted"),
-    [("0", 0), ("1", 1), ("512m", 512 << 20), ("1.5g", 3 << 29), ("64kb", 64 << 10), ("1GiB", 1 << 30), ("2T", 2 << 40), ("7b", 7)],
+    [
+        ("0", 0),
+        ("1", 1),
+        ("512m", 512 << 20),
+        ("1.5g", 3 << 29),
+        ("64kb", 64 << 10),
+        ("1GiB", 1 << 30),
+        ("2T", 2 << 40),
+        ("7b", 7),
+    ],
 )
 def test_sizes(text: str, wanted: int) -> None:
     assert quantities.size("-m", text) == wanted
 
 
-@pytest.mark.parametrize(("text", "wanted"), [("90", 90.0), ("1m30s", 90.0), ("1.5h", 5400.0), ("500ms", 0.5), ("2d", 172_800.0)])
+@pytest.mark.parametrize(
+    ("text", "wanted"), [("90", 90.0), ("1m30s", 90.0), ("1.5h", 5400.0), ("500ms", 0.5), ("2d", 172_800.0)]
+)
 def test_durations(text: str, wanted: float) -> None:
     assert quantities.seconds("-t", text) == pytest.approx(wanted)
 
@@ -167,7 +274,9 @@ def test_moments(text: str, wanted: str) -> None:
     assert quantities.moment("--since", text, 1_795_343_400.0) == wanted
 
 
-@pytest.mark.parametrize("text", ["", "yesterday", "2026-13-01", "2026-11-22T25:00:00Z", "10x", "-5m", "9" * 30, "2026-11-22T1:2"])
+@pytest.mark.parametrize(
+    "text", ["", "yesterday", "2026-13-01", "2026-11-22T25:00:00Z", "10x", "-5m", "9" * 30, "2026-11-22T1:2"]
+)
 def test_no_moments(text: str) -> None:
     with pytest.raises(UsageError):
         quantities.moment("--since", text, 1_795_343_400.0)
@@ -177,8 +286,12 @@ def test_volume_forms() -> None:
     assert mounts.volume("./x:/y")["source"].endswith("/x")  # type: ignore[union-attr]
     assert mounts.volume("/a/../b/./c:/y")["source"] == "/b/c"
     assert mounts.volume("/a:/y:rslave,z") == {
-        "type": "bind", "source": "/a", "target": "/y", "create": True, "propagation": "rslave",
-    }  # fmt: skip
+        "type": "bind",
+        "source": "/a",
+        "target": "/y",
+        "create": True,
+        "propagation": "rslave",
+    }
     first, second = mounts.volume("/data"), mounts.volume("/data")
     assert first["volume"] != second["volume"]
     assert len(str(first["volume"])) == 64
@@ -186,8 +299,11 @@ def test_volume_forms() -> None:
 
 def test_mount_takes_quotes_and_docker_aliases() -> None:
     assert mounts.mount('type=bind,"source=/a,b",dst=/c,ro') == {
-        "type": "bind", "source": "/a,b", "target": "/c", "read_only": True,
-    }  # fmt: skip
+        "type": "bind",
+        "source": "/a,b",
+        "target": "/c",
+        "read_only": True,
+    }
     assert "create" not in mounts.mount("type=bind,source=/a,target=/b")
 
 
@@ -199,19 +315,24 @@ def test_port_ranges() -> None:
 
 
 def test_env_takes_values_from_here(tmp_path: Path, cm, peer) -> None:
-    from peer import Reply
-
     peer.on("POST", "/v1/containers", Reply(201, {"id": "ab" * 32, "name": "x"}))
     file = tmp_path / "list"
     file.write_bytes(b"\xef\xbb\xbfFROM_FILE\r\nSET=1\r\nSET=2\n")
-    done = cm("create", "-e", "HERE", "-e", "ABSENT", "--env-file", str(file), "img", env={"HERE": "v=1", "FROM_FILE": "f"})
+    done = cm(
+        "create", "-e", "HERE", "-e", "ABSENT", "--env-file", str(file), "img", env={"HERE": "v=1", "FROM_FILE": "f"}
+    )
     assert done.returncode == 0, done.stderr
     assert peer.requests[0].json["env"] == ["FROM_FILE=f", "SET=2", "HERE=v=1"]
 
 
 @pytest.mark.parametrize(
     ("data", "words"),
-    [(b"A B=1\n", "line 1"), (b"ok=1\n=x\n", "line 2"), (b"\xff\xfe=1\n", "not UTF-8 at byte 0"), (b"a=1\0\n", "zero byte")],
+    [
+        (b"A B=1\n", "line 1"),
+        (b"ok=1\n=x\n", "line 2"),
+        (b"\xff\xfe=1\n", "not UTF-8 at byte 0"),
+        (b"a=1\0\n", "zero byte"),
+    ],
 )
 def test_bad_env_files(tmp_path: Path, data: bytes, words: str) -> None:
     file = tmp_path / "env"
@@ -257,8 +378,6 @@ def test_forms_raise_only_usage_errors_and_make_only_valid_values(text: str) -> 
 
 
 def test_pod_request_is_valid(cm, peer) -> None:
-    from peer import Reply
-
     peer.on("POST", "/v1/pods", Reply(201, {"id": "cd" * 32, "name": "shop"}))
     done = cm("pod", "create", "-p", "8080:80", "-m", "1g", "-l", "a=b", "--isolation", "microvm", "shop")
     assert done.stdout == b"cd" * 32 + b"\n"

@@ -98,7 +98,9 @@ def test_leading_flags() -> None:
 
 
 words = st.one_of(
-    st.sampled_from(["-it", "-e", "--env", "--name", "--rm", "--rm=x", "--", "-", "--=", "-=", "--env=", "img", "-h", ""]),
+    st.sampled_from(
+        ["-it", "-e", "--env", "--name", "--rm", "--rm=x", "--", "-", "--=", "-=", "--env=", "img", "-h", ""]
+    ),
     st.text(max_size=12),
     st.text(alphabet="-=abehnprtv", max_size=8),
 )
@@ -109,8 +111,8 @@ words = st.one_of(
 def test_parsing_raises_nothing_but_usage_errors(path: str, argv: list[str]) -> None:
     try:
         found = parse(path, load(path), argv)
-    except UsageError as error:
-        assert error.detail
+    except UsageError:
+        return
     else:
         assert all(isinstance(word, str) for word in found.words)
 

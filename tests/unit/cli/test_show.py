@@ -18,26 +18,51 @@ from casemate.cli.suggest import nearest
 @pytest.mark.parametrize(
     ("seconds", "wanted"),
     [
-        (0.4, "Less than a second"), (1, "1 second"), (59, "59 seconds"), (60, "About a minute"), (119, "About a minute"),
-        (180, "3 minutes"), (3599, "59 minutes"), (3600, "About an hour"), (5399, "About an hour"), (5400, "2 hours"),
-        (86_400, "24 hours"), (47 * 3600, "47 hours"), (48 * 3600, "2 days"), (13 * 86_400, "13 days"),
-        (14 * 86_400, "2 weeks"), (59 * 86_400, "8 weeks"), (60 * 86_400, "2 months"), (729 * 86_400, "24 months"),
-        (730 * 86_400, "2 years"), (-5, "Less than a second"),
+        (0.4, "Less than a second"),
+        (1, "1 second"),
+        (59, "59 seconds"),
+        (60, "About a minute"),
+        (119, "About a minute"),
+        (180, "3 minutes"),
+        (3599, "59 minutes"),
+        (3600, "About an hour"),
+        (5399, "About an hour"),
+        (5400, "2 hours"),
+        (86_400, "24 hours"),
+        (47 * 3600, "47 hours"),
+        (48 * 3600, "2 days"),
+        (13 * 86_400, "13 days"),
+        (14 * 86_400, "2 weeks"),
+        (59 * 86_400, "8 weeks"),
+        (60 * 86_400, "2 months"),
+        (729 * 86_400, "24 months"),
+        (730 * 86_400, "2 years"),
+        (-5, "Less than a second"),
     ],
-)  # fmt: skip
+)
 def test_durations(seconds: float, wanted: str) -> None:
     assert human.duration(seconds) == wanted
 
 
 @pytest.mark.parametrize(
     ("count", "wanted"),
-    [(0, "0B"), (999, "999B"), (1000, "1kB"), (77_812_345, "77.8MB"), (999_900, "1000kB"), (1_500_000_000, "1.5GB"), (-1, "N/A")],
+    [
+        (0, "0B"),
+        (999, "999B"),
+        (1000, "1kB"),
+        (77_812_345, "77.8MB"),
+        (999_900, "1000kB"),
+        (1_500_000_000, "1.5GB"),
+        (-1, "N/A"),
+    ],
 )
 def test_sizes(count: int, wanted: str) -> None:
     assert human.size(count) == wanted
 
 
-@pytest.mark.parametrize(("count", "wanted"), [(0, "0B"), (2_028_000, "1.934MiB"), (1 << 30, "1GiB"), (8_267_812_864, "7.7GiB")])
+@pytest.mark.parametrize(
+    ("count", "wanted"), [(0, "0B"), (2_028_000, "1.934MiB"), (1 << 30, "1GiB"), (8_267_812_864, "7.7GiB")]
+)
 def test_memory(count: int, wanted: str) -> None:
     assert human.memory(count) == wanted
 
@@ -70,7 +95,10 @@ NOW = 1_795_343_400.0
         ({"status": "paused", "started_at": "2026-11-22T10:27:00Z"}, "Up 3 minutes (Paused)"),
         ({"status": "exited", "finished_at": "2026-11-22T08:30:00Z", "exit_code": 0}, "Exited (0) 2 hours ago"),
         ({"status": "exited", "finished_at": "2026-11-22T10:29:59Z", "exit_code": 137}, "Exited (137) 1 second ago"),
-        ({"status": "restarting", "finished_at": "2026-11-22T10:29:55Z", "exit_code": 1}, "Restarting (1) 5 seconds ago"),
+        (
+            {"status": "restarting", "finished_at": "2026-11-22T10:29:55Z", "exit_code": 1},
+            "Restarting (1) 5 seconds ago",
+        ),
         ({"status": "created"}, "Created"),
         ({"status": "removing"}, "Removal In Progress"),
         ({"status": "broken"}, "Broken"),
@@ -81,8 +109,11 @@ def test_status(row: dict[str, object], wanted: str) -> None:
 
 
 def test_ports_and_names() -> None:
-    ports = [{"container_port": 80, "host_port": 8080}, {"container_port": 53, "host_port": 5353, "protocol": "udp",
-             "host_address": "127.0.0.1"}, {"container_port": 9}]  # fmt: skip
+    ports = [
+        {"container_port": 80, "host_port": 8080},
+        {"container_port": 53, "host_port": 5353, "protocol": "udp", "host_address": "127.0.0.1"},
+        {"container_port": 9},
+    ]
     assert rows.ports(ports) == "0.0.0.0:8080->80/tcp, 127.0.0.1:5353->53/udp, 9/tcp"
     assert rows.split_name("docker.io/library/debian:12") == ("debian", "12")
     assert rows.split_name("localhost:5000/a/b:1") == ("localhost:5000/a/b", "1")
@@ -93,13 +124,18 @@ def test_ports_and_names() -> None:
 def test_the_table_is_dockers() -> None:
     """Compared with what `docker ps` 28 prints for the same container."""
     row = {
-        "id": "f0a1" * 16, "name": "web", "image": "docker.io/library/debian:12", "command": "sleep 100000000000000000",
-        "created_at": "2026-11-22T10:27:00Z", "started_at": "2026-11-22T10:27:00Z", "status": "running",
+        "id": "f0a1" * 16,
+        "name": "web",
+        "image": "docker.io/library/debian:12",
+        "command": "sleep 100000000000000000",
+        "created_at": "2026-11-22T10:27:00Z",
+        "started_at": "2026-11-22T10:27:00Z",
+        "status": "running",
         "ports": [{"container_port": 80, "host_port": 8080}],
-    }  # fmt: skip
+    }
     shown = table.table(rows.PS_COLUMNS, [rows.container(row, NOW, False)])
     assert shown.splitlines() == [
-        "CONTAINER ID   IMAGE       COMMAND                  CREATED         STATUS         PORTS                  NAMES",
+        "CONTAINER ID   IMAGE       COMMAND                  CREATED         STATUS         PORTS                  NAMES",  # noqa: E501
         'f0a1f0a1f0a1   debian:12   "sleep 1000000000000…"   3 minutes ago   Up 3 minutes   0.0.0.0:8080->80/tcp   web',
     ]
     assert table.table(rows.PS_COLUMNS, []) == (
@@ -127,9 +163,14 @@ def test_nothing_steers_the_terminal() -> None:
 
 
 DATA = {
-    "Name": "/web", "State": {"Running": True, "Pid": 7, "Status": "running"}, "List": ["a", "b"], "Map": {"k": "v", "x": "y"},
-    "Rows": [{"A": 1}, {"A": 2}], "None": None, "Zero": 0,
-}  # fmt: skip
+    "Name": "/web",
+    "State": {"Running": True, "Pid": 7, "Status": "running"},
+    "List": ["a", "b"],
+    "Map": {"k": "v", "x": "y"},
+    "Rows": [{"A": 1}, {"A": 2}],
+    "None": None,
+    "Zero": 0,
+}
 
 
 @pytest.mark.parametrize(
@@ -153,10 +194,10 @@ DATA = {
         ("a\\tb", "a\tb"),
         ("  {{- .Name -}}  x", "/webx"),
         ("{{/* comment */}}x", "x"),
-        ('{{(index .Rows 0).A}}', "1"),
+        ("{{(index .Rows 0).A}}", "1"),
         ('{{json (index .Map "k") }} {{(index .List 0).A}}', None),
         ('{{printf "%s %s" (index .List 0) .Name}}', "a /web"),
-        ('{{with .X}}', None),
+        ("{{with .X}}", None),
         ("{{.Absent}}", None),
         ("{{.Map.absent}}", "<no value>"),
         ("{{.Name.Deep}}", None),
@@ -165,14 +206,14 @@ DATA = {
         ("{{end}}", None),
         ("{{if .Name}}", None),
         ("{{nope .Name}}", None),
-        ('{{index .List 9}}', None),
+        ("{{index .List 9}}", None),
         ('{{"open}}', None),
         ("{{.Name | .Name}}", None),
         ("{{$x}}", None),
         ("{{range $a, $b, $c := .Map}}{{end}}", None),
         ("{{if .Name}}" * 40 + "{{end}}" * 40, None),
     ],
-)  # fmt: skip
+)
 def test_templates(template: str, wanted: str | None) -> None:
     if wanted is None:
         with pytest.raises(UsageError, match="--format"):
@@ -182,9 +223,36 @@ def test_templates(template: str, wanted: str | None) -> None:
 
 
 pieces = st.lists(
-    st.sampled_from(["{{", "}}", ".Name", ".", " ", "range", "if", "end", "else", "json", "|", "(", ")", '"', "$x", ":=", "index",
-                     ".Map", "-", "printf", "%s", "1", ",", "x"]), max_size=14,
-)  # fmt: skip
+    st.sampled_from(
+        [
+            "{{",
+            "}}",
+            ".Name",
+            ".",
+            " ",
+            "range",
+            "if",
+            "end",
+            "else",
+            "json",
+            "|",
+            "(",
+            ")",
+            '"',
+            "$x",
+            ":=",
+            "index",
+            ".Map",
+            "-",
+            "printf",
+            "%s",
+            "1",
+            ",",
+            "x",
+        ]
+    ),
+    max_size=14,
+)
 
 
 @settings(max_examples=500, deadline=None)
@@ -209,13 +277,29 @@ def test_did_you_mean() -> None:
 
 def test_inspect_has_what_scripts_ask_for() -> None:
     detail = {
-        "summary": {"id": "ab" * 32, "name": "web", "status": "exited", "exit_code": 3, "address": "10.209.0.2", "project": "default",
-                    "ports": [{"container_port": 80, "host_port": 8080}], "restarts": 2, "labels": {"a": "b"}},
-        "request": {"image": "debian:12", "terminal": True, "env": ["A=1"], "resources": {"memory_bytes": 5, "cpu_millis": 1500},
-                    "mounts": [{"type": "bind", "source": "/a", "target": "/b", "read_only": True}]},
+        "summary": {
+            "id": "ab" * 32,
+            "name": "web",
+            "status": "exited",
+            "exit_code": 3,
+            "address": "10.209.0.2",
+            "project": "default",
+            "ports": [{"container_port": 80, "host_port": 8080}],
+            "restarts": 2,
+            "labels": {"a": "b"},
+        },
+        "request": {
+            "image": "debian:12",
+            "terminal": True,
+            "env": ["A=1"],
+            "resources": {"memory_bytes": 5, "cpu_millis": 1500},
+            "mounts": [{"type": "bind", "source": "/a", "target": "/b", "read_only": True}],
+        },
         "resolved": {"process": {"args": ["sleep", "9"], "env": ["PATH=/bin", "A=1"], "cwd": "/srv"}},
-        "admission": {"answer": "admit", "reason": "no policy"}, "oom_killed": True, "pid": 0,
-    }  # fmt: skip
+        "admission": {"answer": "admit", "reason": "no policy"},
+        "oom_killed": True,
+        "pid": 0,
+    }
     found = docker.container(detail)
     asked = {
         "{{.State.Running}} {{.State.ExitCode}} {{.State.OOMKilled}}": "false 3 true",

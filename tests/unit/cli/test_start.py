@@ -9,13 +9,41 @@ import time
 from pathlib import Path
 
 import pytest
+from peer import Reply
 
 #: What costs a start too much, or shows that something heavy came along.
 FORBIDDEN = {
-    "re", "json", "socket", "enum", "argparse", "dataclasses", "typing", "os", "collections", "functools", "logging",
-    "subprocess", "threading", "select", "signal", "ssl", "tarfile", "termios", "datetime", "pathlib", "msgspec", "rich",
-    "casemate.spec.errors", "casemate.cli.errors", "site", "hashlib", "base64", "struct", "contextlib", "importlib",
-}  # fmt: skip
+    "re",
+    "json",
+    "socket",
+    "enum",
+    "argparse",
+    "dataclasses",
+    "typing",
+    "os",
+    "collections",
+    "functools",
+    "logging",
+    "subprocess",
+    "threading",
+    "select",
+    "signal",
+    "ssl",
+    "tarfile",
+    "termios",
+    "datetime",
+    "pathlib",
+    "msgspec",
+    "rich",
+    "casemate.spec.errors",
+    "casemate.cli.errors",
+    "site",
+    "hashlib",
+    "base64",
+    "struct",
+    "contextlib",
+    "importlib",
+}
 #: What a request may load besides: C modules.
 FOR_A_REQUEST = {"select"}
 
@@ -41,8 +69,6 @@ def test_a_start_loads_nothing_heavy(launcher: Path, environment: dict[str, str]
 
 
 def test_a_request_loads_nothing_heavy(launcher: Path, environment: dict[str, str], peer) -> None:
-    from peer import Reply
-
     def serve(request, websocket) -> None:
         websocket.control(started=True)
         websocket.control(exit_code=0)
@@ -63,8 +89,11 @@ def test_a_start_takes_at_most_one_and_a_half_of_an_empty_python(launcher: Path,
     """Alternated, so that the machine's other work falls on both; medians; a busy machine gets three tries."""
     empty, ours = ["/usr/bin/python3", "-c", "pass"], [str(launcher), "version", "--client"]
     # Both have their byte code compiled, as installed.
-    subprocess.run(["/usr/bin/python3", "-m", "compileall", "-q", str(Path(__file__).parents[3] / "src/casemate/cli")],
-                   env=os.environ | environment, check=True)  # fmt: skip
+    subprocess.run(
+        ["/usr/bin/python3", "-m", "compileall", "-q", str(Path(__file__).parents[3] / "src/casemate/cli")],
+        env=os.environ | environment,
+        check=True,
+    )
     ratios = []
     for _ in range(3):
         pairs = [(_seconds(empty, environment), _seconds(ours, environment)) for _ in range(15)]

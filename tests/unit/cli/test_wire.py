@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as reference
 import os
+from urllib.parse import quote, unquote
 
 import pytest
 import wsproto
@@ -38,7 +39,9 @@ def whole(data: bytes, method: str = "GET", step: int = 1 << 20) -> tuple[http.H
 def test_answers_are_read(step: int) -> None:
     head, body = whole(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nX-A: 1\r\nx-a:2\r\n\r\nhello", step=step)
     assert (head.status, body, head.fields["x-a"], head.keeps) == (200, b"hello", "1, 2", True)
-    _, body = whole(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2;x=y\r\nde\r\n0\r\nT: 1\r\n\r\n", step=step)
+    _, body = whole(
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2;x=y\r\nde\r\n0\r\nT: 1\r\n\r\n", step=step
+    )
     assert body == b"abcde"
     head, body = whole(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.0 200 OK\r\n\r\nuntil the end", step=step)
     assert (body, head.keeps) == (b"until the end", False)
@@ -110,8 +113,6 @@ def test_chunked_garbage_raises_only_our_errors(tail: bytes) -> None:
 
 @given(st.text(max_size=40))
 def test_quoting_is_that_of_urllib(text: str) -> None:
-    from urllib.parse import quote, unquote
-
     assert unquote(http.quote(text)) == text
     assert http.quote(text) == quote(text, safe="/:-._~")
     assert all(character.isascii() and character.isprintable() and character != " " for character in http.quote(text))
@@ -144,8 +145,10 @@ def test_frames_are_those_of_another_implementation(payloads: list[bytes], step:
         ours.feed(sent[at : at + step])
         received += ours.messages()
     assert received == [
-        *((websocket.BINARY, payload) for payload in payloads), (websocket.PING, b"x"), (websocket.CLOSE, b"\x03\xe8bye"),
-    ]  # fmt: skip
+        *((websocket.BINARY, payload) for payload in payloads),
+        (websocket.PING, b"x"),
+        (websocket.CLOSE, b"\x03\xe8bye"),
+    ]
     assert wsproto
 
 
@@ -198,7 +201,8 @@ def test_masking(payload: bytes, mask: bytes) -> None:
 
 
 def test_events_are_read() -> None:
-    text = b': keep-alive\n\nid: 1\nevent: progress\ndata: {"a":1}\n\nevent: end\r\ndata: [2]\r\n\r\ndata:{"x":\ndata: 3}\n\nevent: none\n\n'
+    text = b': keep-alive\n\nid: 1\nevent: progress\ndata: {"a":1}\n\nevent: end\r\ndata: [2]\r\n\r\n'
+    text += b'data:{"x":\ndata: 3}\n\nevent: none\n\n'
     for step in (1, 7, 1000):
         pieces = [text[at : at + step] for at in range(0, len(text), step)]
         assert list(read_events(pieces)) == [("progress", {"a": 1}), ("end", [2]), ("message", {"x": 3})]
@@ -220,7 +224,11 @@ def test_event_garbage_raises_only_our_error(pieces: list[bytes]) -> None:
 def test_log_frames() -> None:
     data = b"\x01\0\0\0\0\0\0\x03abc\x02\0\0\0\0\0\0\x00\x02\0\0\0\0\0\0\x01x"
     for step in (1, 5, 100):
-        assert list(frames(data[at : at + step] for at in range(0, len(data), step))) == [(1, b"abc"), (2, b""), (2, b"x")]
+        assert list(frames(data[at : at + step] for at in range(0, len(data), step))) == [
+            (1, b"abc"),
+            (2, b""),
+            (2, b"x"),
+        ]
     for bad in (b"\x03\0\0\0\0\0\0\0", b"\x01\0\1\0\0\0\0\0", b"\x01\0\0\0\xff\0\0\0", b"\x01\0\0", data[:-1]):
         with pytest.raises(AnswerInvalid):
             list(frames([bad]))
@@ -236,7 +244,9 @@ def test_log_garbage_raises_only_our_error(pieces: list[bytes]) -> None:
 
 
 values = st.recursive(
-    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.text(max_size=20)),
+    st.one_of(
+        st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.text(max_size=20)
+    ),
     lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(st.text(max_size=8), inner, max_size=4)),
     max_leaves=10,
 )
@@ -250,7 +260,8 @@ def test_json_is_that_of_json(value: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"{", b"nul", b"[1,]", b"{} x", b"\xff", b'"\\ud8"', b"[" * 200_000, b"1" * 5000, b"NaN", b'{"a":Infinity}']
+    "data",
+    [b"", b"{", b"nul", b"[1,]", b"{} x", b"\xff", b'"\\ud8"', b"[" * 200_000, b"1" * 5000, b"NaN", b'{"a":Infinity}'],
 )
 def test_what_is_not_json_is_refused(data: bytes) -> None:
     with pytest.raises(AnswerInvalid):

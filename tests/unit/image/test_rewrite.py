@@ -35,7 +35,9 @@ def archive(*entries: tuple[str, bytes, dict], form: int = tarfile.PAX_FORMAT) -
     return raw.getvalue()
 
 
-def rewrite(data: bytes, *, chunk: int = 1 << 20, entries: int = 1000, size: int = 1 << 30, skip=frozenset()) -> tuple[Summary, bytes]:
+def rewrite(
+    data: bytes, *, chunk: int = 1 << 20, entries: int = 1000, size: int = 1 << 30, skip=frozenset()
+) -> tuple[Summary, bytes]:
     out: list[bytes] = []
     chunks = (data[start : start + chunk] for start in range(0, len(data), chunk))
     rewriter = Rewriter(chunks, lambda piece: out.append(bytes(piece)), max_entries=entries, max_bytes=size, skip=skip)
@@ -83,7 +85,9 @@ def test_every_chunking_gives_the_same_bytes(chunk):
 
 
 def test_whiteout_becomes_device_and_opaque_becomes_attribute():
-    summary, out = rewrite(archive(("d", FOLDER, {"mode": 0o700}), ("d/.wh.gone", FILE, {}), ("d/.wh..wh..opq", FILE, {})))
+    summary, out = rewrite(
+        archive(("d", FOLDER, {"mode": 0o700}), ("d/.wh.gone", FILE, {}), ("d/.wh..wh..opq", FILE, {}))
+    )
     found = members(out)
     assert found["d/gone"].ischr()
     assert (found["d/gone"].devmajor, found["d/gone"].devminor) == (0, 0)
@@ -163,7 +167,9 @@ def test_absolute_and_dotted_names_are_made_relative():
 
 def test_old_tar_with_gnu_names():
     name = "d/" * 60 + "f" * 100
-    _, out = rewrite(archive((name, FILE, {"data": b"q"}), ("l", SYM, {"linkname": "t" * 300}), form=tarfile.GNU_FORMAT))
+    _, out = rewrite(
+        archive((name, FILE, {"data": b"q"}), ("l", SYM, {"linkname": "t" * 300}), form=tarfile.GNU_FORMAT)
+    )
     assert content(out, name) == b"q"
     assert members(out)["l"].linkname == "t" * 300
 

@@ -7,6 +7,7 @@ import posix
 from casemate.cli.context import write_all
 from casemate.cli.fail import bad_value, file_trouble, usage
 from casemate.cli.flags import Arguments, Command, switch, value, values
+from casemate.cli.show.human import familiar
 from casemate.cli.show.plain import clean
 
 TYPE_CHECKING = False
@@ -146,7 +147,7 @@ def load(arguments: Arguments, context: Context) -> int:
     found = ended.get("result")
     names = found.get("names") if isinstance(found, dict) else None
     for name in names if isinstance(names, list) and names else [_image_of(ended)]:
-        context.write(f"Loaded image: {clean(str(name))}\n")
+        context.write(f"Loaded image: {clean(familiar(str(name)))}\n")
     return 0
 
 
@@ -229,11 +230,11 @@ IMPORT = Command(
     ("casemate image import app.tar", "tar -C rootfs -c . | casemate image import - app:1"),
 )
 EXPORT = Command(
-    "[OPTIONS] IMAGE",
+    "[OPTIONS] IMAGE [IMAGE...]",
     export,
     (_FORM, _OUTPUT),
     1,
-    1,
+    None,
     ("image",),
     "",
     ("casemate image export -o app.tar app:1",),
@@ -249,11 +250,11 @@ LOAD = Command(
     ("casemate load -i app.tar", "docker save app:1 | casemate load"),
 )
 SAVE = Command(
-    "[OPTIONS] IMAGE",
+    "[OPTIONS] IMAGE [IMAGE...]",
     export,
     (_FORM, _OUTPUT),
     1,
-    1,
+    None,
     ("image",),
     "",
     ("casemate save app:1 | docker load",),

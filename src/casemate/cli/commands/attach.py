@@ -7,7 +7,7 @@ import posix
 from casemate.cli.fail import usage
 from casemate.cli.flags import Arguments, Command, switch, value
 from casemate.cli.session.attach import Plan, attach
-from casemate.cli.wire.http import quote
+from casemate.cli.wire.http import segment
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,12 +43,12 @@ def _keys(text: str) -> bytes:
 def attach_container(context: Context, session: Session, start: bool = False, logs: bool = False) -> int:
     """Connect to a container (and start it); the exit code, or 0 where the user detached."""
     pairs = [(name, "true") for name, on in (("stdin", session.input), ("start", start), ("logs", logs)) if on]
-    stream, first = context.client.upgrade(f"/v1/containers/{quote(session.reference)}/attach", pairs)
+    stream, first = context.client.upgrade(f"/v1/containers/{segment(session.reference)}/attach", pairs)
 
     def kill(signal: str) -> None:
         other = context.new_client()
         try:
-            other.post(f"/v1/containers/{quote(session.reference)}/kill", {"signal": signal})
+            other.post(f"/v1/containers/{segment(session.reference)}/kill", {"signal": signal})
         except Exception:  # it ended meanwhile, or the daemon says so on the session itself
             return
         finally:
@@ -72,7 +72,7 @@ def finish(context: Context, ended: Ended, reference: str) -> int:
 
 def do_attach(arguments: Arguments, context: Context) -> int:
     reference = arguments.words[0]
-    detail = context.client.get(f"/v1/containers/{quote(reference)}")
+    detail = context.client.get(f"/v1/containers/{segment(reference)}")
     terminal, stdin, status = _facts(detail)
     if status != "running":
         remedy = f"Start it: `casemate start -a {reference}`." if status != "paused" else ""
@@ -102,12 +102,15 @@ def do_start(arguments: Arguments, context: Context) -> int:
         from casemate.cli.commands.several import each
 
         return each(
-            context, arguments.words, lambda name: context.client.post(f"/v1/containers/{quote(name)}/start"), "started"
+            context,
+            arguments.words,
+            lambda name: context.client.post(f"/v1/containers/{segment(name)}/start"),
+            "started",
         )
     if len(arguments.words) > 1:
         raise usage(f"--attach takes one container, {len(arguments.words)} given", path="start")
     reference = arguments.words[0]
-    terminal, stdin, _ = _facts(context.client.get(f"/v1/containers/{quote(reference)}"))
+    terminal, stdin, _ = _facts(context.client.get(f"/v1/containers/{segment(reference)}"))
     session = Session(
         reference,
         terminal=terminal,

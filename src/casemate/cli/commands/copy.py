@@ -6,13 +6,13 @@ import posix
 
 from casemate.cli.fail import broken_answer, code_of, file_trouble, usage
 from casemate.cli.flags import Arguments, Command, switch, value
-from casemate.cli.wire.http import quote
+from casemate.cli.wire.http import segment
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from casemate.cli.context import Context
 
-_MODE_KIND, _LINK, _FOLDER = 0o170000, 0o120000, 0o040000
+_MODE_KIND, _FOLDER = 0o170000, 0o040000
 #: As many links as the kernel follows.
 MAX_LINKS = 40
 
@@ -58,7 +58,7 @@ def copy(arguments: Arguments, context: Context) -> int:
 
 
 def _archive(container: str) -> str:
-    return f"/v1/containers/{quote(container)}/archive"
+    return f"/v1/containers/{segment(container)}/archive"
 
 
 def stat_of(context: Context, container: str, path: str) -> Stat | None:
@@ -72,8 +72,11 @@ def stat_of(context: Context, container: str, path: str) -> Stat | None:
     except Exception as error:
         if code_of(error).endswith("not_found"):
             # HEAD has no body to tell which of the two is missing: the container's own error says it.
-            context.client.get(f"/v1/containers/{quote(container)}")
+            context.client.get(f"/v1/containers/{segment(container)}")
             return None
+        if code_of(error) == "remote":
+            # The same in words: an answer to HEAD has no body.
+            context.client.send("GET", _archive(container), [("path", path)])
         raise
     try:
         found = json.loads(binascii.a2b_base64(answer.head.fields.get("x-casemate-path-stat", "")))
@@ -209,7 +212,7 @@ def export(arguments: Arguments, context: Context) -> int:
     output = arguments.text("output")
     if output is None and posix.isatty(1):
         raise usage("an archive is not written to a terminal", "Name a file with -o, or pipe it.", "export")
-    answer = context.client.send("GET", f"/v1/containers/{quote(arguments.words[0])}/export")
+    answer = context.client.send("GET", f"/v1/containers/{segment(arguments.words[0])}/export")
     write_chunks(answer.chunks, output, "an archive")
     if context.json and output is not None:
         context.answer([{"name": arguments.words[0], "result": "exported"}])

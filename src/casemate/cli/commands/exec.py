@@ -8,7 +8,7 @@ from casemate.cli.commands.attach import DEFAULT_KEYS, finish
 from casemate.cli.fail import bad_value
 from casemate.cli.flags import Arguments, Command, switch, value, values
 from casemate.cli.wire.client import text_of
-from casemate.cli.wire.http import quote
+from casemate.cli.wire.http import segment
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,9 +23,9 @@ def exec_(arguments: Arguments, context: Context) -> int:
 
         raise NotATerminal("-t asks for a terminal, and standard input is none")
     request = _request(arguments, command)
-    id_ = text_of(context.client.post(f"/v1/containers/{quote(reference)}/exec", request), "id")
+    id_ = text_of(context.client.post(f"/v1/containers/{segment(reference)}/exec", request), "id")
     if detached:
-        context.client.post(f"/v1/exec/{quote(id_)}/start")
+        context.client.post(f"/v1/exec/{segment(id_)}/start")
         if context.json:
             context.answer({"id": id_})
         return 0
@@ -34,7 +34,7 @@ def exec_(arguments: Arguments, context: Context) -> int:
 
     text = arguments.text("detach-keys")
     plan = Plan(terminal, stdin, keys=DEFAULT_KEYS if text is None else parse_keys(text))
-    stream, first = context.client.upgrade(f"/v1/exec/{quote(id_)}/attach")
+    stream, first = context.client.upgrade(f"/v1/exec/{segment(id_)}/attach")
     return finish(context, attach(stream, first, plan), id_)
 
 

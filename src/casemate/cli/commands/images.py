@@ -7,7 +7,7 @@ import time
 from casemate.cli.commands.listing import FILTER, FORMAT, NO_TRUNC, filters
 from casemate.cli.commands.several import each
 from casemate.cli.flags import Arguments, Command, switch, value
-from casemate.cli.show.human import ago, short_id, size
+from casemate.cli.show.human import ago, familiar, short_id, size
 from casemate.cli.show.plain import clean, shortened
 from casemate.cli.show.table import show
 from casemate.cli.wire.client import object_of, rows_of
@@ -122,7 +122,7 @@ def remove(arguments: Arguments, context: Context) -> int:
 
     def told(answer: object) -> str:
         row = object_of(answer)
-        lines = [f"Untagged: {clean(str(name))}" for name in _texts(row, "untagged")]
+        lines = [f"Untagged: {clean(familiar(str(name)))}" for name in _texts(row, "untagged")]
         return "\n".join(lines + [f"Deleted: {clean(str(name))}" for name in _texts(row, "removed")])
 
     return each(
@@ -158,13 +158,15 @@ def history(arguments: Arguments, context: Context) -> int:
     if context.json:
         context.answer(found)
         return 0
+    detail = object_of(context.client.get("/v1/images/inspect", [("ref", arguments.words[0])]))
+    id_ = str(object_of(detail.get("summary")).get("id", ""))
     now, whole = time.time(), arguments.on("no-trunc")
     rows: list[dict[str, object]] = []
     for index, step in enumerate(found):
         by, count = str(step.get("created_by", "")), step.get("size_bytes")
         rows.append(
             {
-                "ID": short_id(arguments.words[0]) if index == 0 and ":" not in arguments.words[0] else "<missing>",
+                "ID": (id_ if whole else short_id(id_)) if index == 0 else "<missing>",
                 "CreatedSince": ago(str(step.get("created_at", "")), now) or "N/A",
                 "CreatedAt": step.get("created_at", ""),
                 "CreatedBy": by if whole else shortened(" ".join(by.split()), 45),
@@ -191,7 +193,7 @@ def show_removed(context: Context, answer: object, kind: str) -> int:
     removed, untagged = _texts(row, "removed"), _texts(row, "untagged")
     if removed or untagged:
         context.write(f"Deleted {kind}:\n")
-        context.write("".join(f"untagged: {clean(str(name))}\n" for name in untagged))
+        context.write("".join(f"untagged: {clean(familiar(str(name)))}\n" for name in untagged))
         context.write("".join(f"{clean(str(name))}\n" for name in removed) + "\n")
     freed = row.get("freed_bytes")
     context.write(f"Total reclaimed space: {size(freed if isinstance(freed, int) else 0)}\n")

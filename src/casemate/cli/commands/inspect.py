@@ -6,7 +6,7 @@ from casemate.cli.fail import bad_value, code_of
 from casemate.cli.flags import Arguments, Command, switch, value
 from casemate.cli.show import docker
 from casemate.cli.wire.client import object_of
-from casemate.cli.wire.http import quote
+from casemate.cli.wire.http import segment
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ _VIEWS = {"container": docker.container, "image": docker.image, "volume": docker
 def _fetch(context: Context, kind: str, name: str) -> dict[str, object]:
     if kind == "image":
         return object_of(context.client.get("/v1/images/inspect", [("ref", name)]))
-    return object_of(context.client.get(f"/v1/{kind}s/{quote(name)}"))
+    return object_of(context.client.get(f"/v1/{kind}s/{segment(name)}"))
 
 
 def _find(context: Context, kinds: tuple[str, ...], name: str) -> tuple[str, dict[str, object]]:
@@ -88,7 +88,7 @@ def _of(kind: str) -> Callable[[Arguments, Context], int]:
     return lambda arguments, context: _inspect(arguments, context, (kind,))
 
 
-_FORMAT = value("format", "TEMPLATE", "Go template: {{.State.Status}}, {{json .Config.Env}}", "f")
+_FORMAT = value("format", "TEMPLATE", "Go template: `{{.State.Status}}`, `{{json .Config.Env}}`", "f")
 _USAGE = "[OPTIONS] NAME [NAME...]"
 
 INSPECT = Command(

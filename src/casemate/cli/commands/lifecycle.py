@@ -5,7 +5,7 @@ from __future__ import annotations
 from casemate.cli.commands.several import TOLD, each
 from casemate.cli.fail import code_of
 from casemate.cli.flags import Arguments, Command, switch, value
-from casemate.cli.wire.http import quote
+from casemate.cli.wire.http import segment
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def _path(name: str, action: str = "") -> str:
-    return f"/v1/containers/{quote(name)}" + (f"/{action}" if action else "")
+    return f"/v1/containers/{segment(name)}" + (f"/{action}" if action else "")
 
 
 def _stop_request(arguments: Arguments) -> dict[str, object]:

@@ -9,7 +9,7 @@ from casemate.cli.flags import Arguments, Command, switch, value, values
 from casemate.cli.show import rows as shape
 from casemate.cli.show.table import aligned, show
 from casemate.cli.wire.client import object_of, rows_of
-from casemate.cli.wire.http import quote
+from casemate.cli.wire.http import segment
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def _pages(context: Context, pairs: Pairs, one: bool) -> list[dict[str, object]]
 
 
 def top(arguments: Arguments, context: Context) -> int:
-    answer = object_of(context.client.get(f"/v1/containers/{quote(arguments.words[0])}/top"))
+    answer = object_of(context.client.get(f"/v1/containers/{segment(arguments.words[0])}/top"))
     if context.json:
         context.answer(answer)
         return 0
@@ -85,7 +85,7 @@ def top(arguments: Arguments, context: Context) -> int:
 
 
 def diff(arguments: Arguments, context: Context) -> int:
-    answer = object_of(context.client.get(f"/v1/containers/{quote(arguments.words[0])}/changes"))
+    answer = object_of(context.client.get(f"/v1/containers/{segment(arguments.words[0])}/changes"))
     changes = rows_of(answer | {"changes": answer.get("changes", [])}, "changes")
     if context.json:
         context.answer(changes)
@@ -98,7 +98,7 @@ def diff(arguments: Arguments, context: Context) -> int:
 
 def port(arguments: Arguments, context: Context) -> int:
     reference, *wanted = arguments.words
-    detail = object_of(context.client.get(f"/v1/containers/{quote(reference)}"))
+    detail = object_of(context.client.get(f"/v1/containers/{segment(reference)}"))
     found = object_of(detail.get("summary")).get("ports")
     published = [row for row in found if isinstance(row, dict)] if isinstance(found, list) else []
     if wanted:
@@ -122,7 +122,7 @@ def port(arguments: Arguments, context: Context) -> int:
     return 0
 
 
-FORMAT = value("format", "TEMPLATE", "Go template: {{.Names}}, `table {{.ID}}\\t{{.Names}}`, json")
+FORMAT = value("format", "TEMPLATE", "Go template: `{{.Names}}`, `table {{.ID}}\\t{{.Names}}`, json")
 FILTER = values("filter", "KEY=VALUE", "Only those that fit", "f")
 NO_TRUNC = switch("no-trunc", "Cut nothing")
 

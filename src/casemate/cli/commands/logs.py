@@ -8,7 +8,7 @@ from casemate.cli.asked.quantities import moment, whole
 from casemate.cli.context import write_all
 from casemate.cli.fail import broken_answer
 from casemate.cli.flags import Arguments, Command, switch, value
-from casemate.cli.wire.http import quote
+from casemate.cli.wire.http import segment
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def frames(chunks: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
 
 
 def logs(arguments: Arguments, context: Context) -> int:
-    answer = context.client.send("GET", f"/v1/containers/{quote(arguments.words[0])}/logs", _pairs(arguments))
+    answer = context.client.send("GET", f"/v1/containers/{segment(arguments.words[0])}/logs", _pairs(arguments))
     if context.json:
         return _as_json(answer.chunks, context)
     for stream, data in frames(answer.chunks):

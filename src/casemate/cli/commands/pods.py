@@ -15,7 +15,7 @@ from casemate.cli.flags import Arguments, Command, switch, value, values
 from casemate.cli.show.rows import POD_COLUMNS, pod
 from casemate.cli.show.table import show
 from casemate.cli.wire.client import object_of, rows_of, text_of
-from casemate.cli.wire.http import quote
+from casemate.cli.wire.http import segment
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -70,12 +70,14 @@ def ps(arguments: Arguments, context: Context) -> int:
 def remove(arguments: Arguments, context: Context) -> int:
     pairs = [("force", "true")] if arguments.on("force") else []
     return each(
-        context, arguments.words, lambda name: context.client.delete(f"/v1/pods/{quote(name)}", pairs), "removed"
+        context, arguments.words, lambda name: context.client.delete(f"/v1/pods/{segment(name)}", pairs), "removed"
     )
 
 
 def start(arguments: Arguments, context: Context) -> int:
-    return each(context, arguments.words, lambda name: context.client.post(f"/v1/pods/{quote(name)}/start"), "started")
+    return each(
+        context, arguments.words, lambda name: context.client.post(f"/v1/pods/{segment(name)}/start"), "started"
+    )
 
 
 def stop(arguments: Arguments, context: Context) -> int:
@@ -86,7 +88,7 @@ def stop(arguments: Arguments, context: Context) -> int:
 
         request["timeout"] = whole("--time", text, 0, 86_400)
     return each(
-        context, arguments.words, lambda name: context.client.post(f"/v1/pods/{quote(name)}/stop", request), "stopped"
+        context, arguments.words, lambda name: context.client.post(f"/v1/pods/{segment(name)}/stop", request), "stopped"
     )
 
 

@@ -14,7 +14,13 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from casemate.cli.context import Context
 
-_PROCESS, _STORAGE, _NETWORK, _SECURITY, _LIFE = "Process", "Storage", "Network", "Isolation and privilege", "Name and lifetime"
+_PROCESS, _STORAGE, _NETWORK, _SECURITY, _LIFE = (
+    "Process",
+    "Storage",
+    "Network",
+    "Isolation and privilege",
+    "Name and lifetime",
+)
 
 CREATE_FLAGS = (
     switch("interactive", "Keep standard input open", "i", _PROCESS),

@@ -7,7 +7,7 @@ from casemate.cli.commands.several import each
 from casemate.cli.fail import usage
 from casemate.cli.flags import Arguments, Command, value
 from casemate.cli.show.plain import clean
-from casemate.cli.wire.http import quote
+from casemate.cli.wire.http import segment
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def update(arguments: Arguments, context: Context) -> int:
         raise usage("`casemate update` wants at least one limit, or --restart", path="update")
 
     def one(name: str) -> object:
-        answer = context.client.post(f"/v1/containers/{quote(name)}/update", request)
+        answer = context.client.post(f"/v1/containers/{segment(name)}/update", request)
         for warning in answer.get("warnings", ()) if isinstance(answer, dict) else ():
             context.note(f"warning: {clean(str(warning))}\n")
         return answer

@@ -54,5 +54,5 @@ def _text(found: dict[str, object]) -> str:
 VERSION = Command(
     "[OPTIONS]", version,
     (switch("client", "Only this client's; no daemon is asked"), switch("short", "One line"),
-     value("format", "TEMPLATE", "Go template: {{.Server.Version}}, json", "f")),
+     value("format", "TEMPLATE", "Go template: `{{.Server.Version}}`, json", "f")),
 )  # fmt: skip

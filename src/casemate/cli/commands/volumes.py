@@ -10,7 +10,7 @@ from casemate.cli.flags import Arguments, Command, switch, value, values
 from casemate.cli.show.rows import VOLUME_COLUMNS, volume
 from casemate.cli.show.table import show
 from casemate.cli.wire.client import object_of, rows_of, text_of
-from casemate.cli.wire.http import quote
+from casemate.cli.wire.http import segment
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def ls(arguments: Arguments, context: Context) -> int:
 def remove(arguments: Arguments, context: Context) -> int:
     pairs = [("force", "true")] if arguments.on("force") else []
     return each(
-        context, arguments.words, lambda name: context.client.delete(f"/v1/volumes/{quote(name)}", pairs), "removed"
+        context, arguments.words, lambda name: context.client.delete(f"/v1/volumes/{segment(name)}", pairs), "removed"
     )
 
 

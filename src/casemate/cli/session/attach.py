@@ -13,7 +13,7 @@ import select
 from casemate.cli.context import write_all
 from casemate.cli.fail import broken_answer, lost, remote
 from casemate.cli.session.keys import Detacher
-from casemate.cli.session.signals import HUP, PROXIED, WINCH, SignalPipe
+from casemate.cli.session.signals import HUP, INT, PROXIED, TERM, WINCH, SignalPipe
 from casemate.cli.wire import json
 from casemate.cli.wire.websocket import BINARY, CLOSE, PING, PONG, Frames, encode_frame
 
@@ -29,6 +29,9 @@ RECEIVE_BYTES = 256 << 10
 INPUT_BYTES = 64 << 10
 #: Input is not read while more than this waits to be sent.
 MAX_WAITING = 256 << 10
+#: After so many INT or TERM the client ends though the process does not: Docker's figure.
+MAX_INSISTED = 3
+_GOES_ON = "The process goes on: `casemate ps`, then `casemate attach NAME` or `casemate logs -f NAME`."
 _IN, _OUT, _GONE = select.POLLIN, select.POLLOUT, select.POLLHUP | select.POLLERR | select.POLLNVAL
 
 
@@ -87,7 +90,7 @@ def attach(stream: Stream, first: bytes, plan: Plan) -> Ended:
 
 
 class _Session:
-    __slots__ = ("_detacher", "_frames", "_out", "_pipe", "_plan", "_reading", "_stream", "ended")
+    __slots__ = ("_detacher", "_frames", "_insisted", "_out", "_pipe", "_plan", "_reading", "_stream", "ended")
 
     def __init__(self, stream: Stream, first: bytes, plan: Plan, pipe: SignalPipe) -> None:
         self._stream = stream
@@ -96,6 +99,7 @@ class _Session:
         self._frames = Frames(first)
         self._out = bytearray()
         self._reading = plan.input
+        self._insisted = 0
         self._detacher = Detacher(plan.keys if plan.terminal else b"")
         self.ended: Ended | None = None
 
@@ -156,7 +160,7 @@ class _Session:
                     return
                 data = b""
             if not data:
-                raise lost("the daemon closed the connection before the process ended")
+                raise lost("the daemon closed the connection before the process ended", _GOES_ON)
             self._frames.feed(data)
             self._receive_frames()
             # A TLS socket may hold decrypted bytes that poll does not see; a plain one is asked again by poll.
@@ -172,7 +176,8 @@ class _Session:
                 self._queue(PONG, payload)
             elif opcode == CLOSE and self.ended is None:
                 reason = payload[2:].decode("utf-8", "replace")
-                raise lost("the daemon ended the session before the process ended" + (f": {reason}" if reason else ""))
+                told = f": {reason}" if reason else ""
+                raise lost(f"the daemon ended the session before the process ended{told}", _GOES_ON)
 
     def _message(self, kind: int, data: memoryview) -> None:
         if kind in (STDOUT, STDERR):
@@ -229,6 +234,14 @@ class _Session:
                 raise SystemExit(128 + HUP)  # our terminal is gone; the process keeps its own
             elif self._plan.kill is not None:
                 self._plan.kill(PROXIED[number])
+                self._count(number)
+
+    def _count(self, number: int) -> None:
+        """A first process without a handler ignores INT and TERM: who insists is let go, as with Docker."""
+        self._insisted += number in (INT, TERM)
+        if self._insisted >= MAX_INSISTED:
+            write_all(2, b"casemate: got 3 SIGTERM/SIGINTs; the process goes on: `casemate ps`, `casemate kill`\n")
+            raise SystemExit(128 + number)
 
     def _resize(self) -> None:
         if not self._plan.terminal:

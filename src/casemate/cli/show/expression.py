@@ -37,8 +37,8 @@ def _ends_word(letter: str) -> bool:
     return letter.isspace() or letter in "|()" or letter in _QUOTES
 
 
-def _closes(token: str) -> bool:
-    return token == "|" or token.startswith(")")
+def _closes(word: str) -> bool:
+    return word == "|" or word.startswith(")")
 
 
 def _tokens(text: str) -> list[str]:

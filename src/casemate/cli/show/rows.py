@@ -179,7 +179,7 @@ def stats(row: Row, whole: bool) -> Row:
         "Container": id_ if whole else id_[:12],
         "Name": text(row, "name"),
         "CPUPerc": f"{percent if isinstance(percent, int | float) else 0.0:.2f}%",
-        "MemUsage": f"{memory(used)} / {memory(limit)}",
+        "MemUsage": f"{memory(used)} / {memory(limit) if limit else '--'}",
         "MemPerc": f"{100.0 * used / limit if limit else 0.0:.2f}%",
         "NetIO": f"{size(integer(row, 'rx_bytes'))} / {size(integer(row, 'tx_bytes'))}",
         "BlockIO": f"{size(integer(row, 'read_bytes'))} / {size(integer(row, 'write_bytes'))}",

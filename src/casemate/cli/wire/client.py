@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 Pairs = list[tuple[str, str]]
 
+#: The routes whose objects belong to a project.
+_PROJECTED = ("/v1/containers", "/v1/pods", "/v1/volumes", "/v1/stats", "/v1/exec", "/v1/events", "/v1/df")
 #: A problem document is below 4 KiB; more is cut.
 MAX_PROBLEM_BYTES = 1 << 20
 
@@ -53,7 +55,7 @@ class Answer:
 
 
 class Client:
-    """*host* as ``--host`` has it; *project* goes along with every request."""
+    """*host* as ``--host`` has it; *project* goes along with each request that takes one."""
 
     __slots__ = ("_answer", "_reader", "_stream", "host", "project")
 
@@ -131,7 +133,9 @@ class Client:
             stream.close()
 
     def _target(self, path: str, pairs: Pairs | None) -> str:
-        return path + http.query([("project", self.project), *(pairs or ())])
+        """Path and query; the project goes along where it is not the default and the route takes one."""
+        own = [("project", self.project)] if self.project != "default" and path.startswith(_PROJECTED) else []
+        return path + http.query([*own, *(pairs or ())])
 
     def _ready(self) -> tuple[Stream, http.Reader]:
         """The connection, when it may carry a request; otherwise a new one."""

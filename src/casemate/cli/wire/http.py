@@ -158,6 +158,18 @@ def quote(text: str) -> str:
     return "".join(chr(byte) if byte in _SAFE else f"%{byte:02X}" for byte in data)
 
 
+def segment(name: str) -> str:
+    """*name* as one part of a path. No object's name holds a slash or is empty: told here, not as a missing route."""
+    if not name or "/" in name:
+        from casemate.cli.fail import remote
+
+        remedy = "`casemate ps -a`, `image ls`, `volume ls` and `pod ps` list what there is."
+        raise remote(
+            {"code": "object.not_found", "status": 404, "detail": f"no such object: {name!r}", "remedy": remedy}
+        )
+    return quote(name)
+
+
 def query(pairs: list[tuple[str, str]]) -> str:
     """``?a=b&c=d``, or the empty text."""
     return "?" + "&".join(f"{quote(name)}={quote(text)}" for name, text in pairs) if pairs else ""

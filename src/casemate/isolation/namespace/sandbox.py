@@ -80,7 +80,7 @@ def _create(pins: Mapping[str, Path], first_id: int, count: int, hostname: str) 
 def _clone_sleeper(stack: ctypes.Array[ctypes.c_char], flags: int) -> int:
     # The stack grows down; its top must be aligned to 16 bytes.
     top = (ctypes.addressof(stack) + len(stack) - 64) & ~15
-    sleep = ctypes.cast(syscalls.libc_function("usleep"), ctypes.c_void_p)
+    sleep = ctypes.cast(syscalls.libc_function("usleep"), ctypes.c_void_p)  # type: ignore[arg-type]
     clone = syscalls.libc_function("clone")
     pid = clone(sleep, ctypes.c_void_p(top), ctypes.c_int(flags), ctypes.c_void_p(_CHILD_LIFE_US))
     if pid < 0:

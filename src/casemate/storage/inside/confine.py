@@ -5,7 +5,9 @@ import os
 import resource
 from typing import Any
 
-_MS_REC, _MS_SLAVE, _MS_BIND, _MNT_DETACH = 16384, 1 << 19, 4096, 2
+_MS_REC, _MS_PRIVATE, _MS_BIND, _MNT_DETACH = 16384, 1 << 18, 4096, 2
+#: Descriptors that the parent hands over.
+_USERNS, _MOUNT_NAMESPACE = 3, 6
 _CLONE_NEWNS, _CLONE_NEWUSER, _CLONE_NEWNET = 0x20000, 0x10000000, 0x40000000
 _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 4, 38
 #: CAP_CHOWN, DAC_OVERRIDE, FOWNER, FSETID, SETFCAP: what files need; no MKNOD, no SYS_ADMIN, no SYS_CHROOT.
@@ -23,7 +25,8 @@ def _call(name: str, *arguments: Any) -> None:
 
 
 def confine(task: dict[str, Any]) -> None:
-    """Give everything up (see the module's text). Descriptor 3 is the user namespace; the tree is ``task["root"]``."""
+    """Give everything up (see the module's text). Descriptor 3 is the user namespace; the tree is
+    ``task["root"]``, or what the mount namespace of descriptor 6 shows."""
     for kind, value in ((resource.RLIMIT_CPU, task["cpu_s"]), (resource.RLIMIT_AS, task["memory_bytes"])):
         resource.setrlimit(kind, (value, value))
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -35,27 +38,36 @@ def confine(task: dict[str, Any]) -> None:
             number = os.open(path, os.O_WRONLY)
             os.write(number, b"0")
             os.close(number)
-    root = os.open(task["root"], os.O_PATH | os.O_DIRECTORY)
-    # Entered while still on the host: afterwards the way to the tree may not be open to the pod's ids.
-    os.fchdir(root)
-    os.close(root)
+    _enter_tree(task)
     if task["userns"]:
         os.setgroups([])
-        _call("setns", 3, _CLONE_NEWUSER)
+        _call("setns", _USERNS, _CLONE_NEWUSER)
         os.setresgid(0, 0, 0)
         os.setresuid(0, 0, 0)
-    os.close(3)
+    os.close(_USERNS)
+    _drop_capabilities()
+    os.umask(0)
+
+
+def _enter_tree(task: dict[str, Any]) -> None:
+    """Make the tree the root of a mount namespace of our own. Still as root, and without looking into the tree."""
+    if task["mount_namespace"]:
+        # A running container's own view, with its volumes. Its root is our root from here on.
+        _call("setns", _MOUNT_NAMESPACE, _CLONE_NEWNS)
+        os.close(_MOUNT_NAMESPACE)
+        _call("unshare", _CLONE_NEWNS | _CLONE_NEWNET)
+        _call("mount", None, b"/", None, ctypes.c_ulong(_MS_REC | _MS_PRIVATE), None)
+        os.chdir("/")
+        return
     _call("unshare", _CLONE_NEWNS | _CLONE_NEWNET)
-    _call("mount", None, b"/", None, ctypes.c_ulong(_MS_REC | _MS_SLAVE), None)
-    # A mount of its own, unlocked, so that it can become the root and everything else can go.
-    _call("mount", b".", b".", None, ctypes.c_ulong(_MS_BIND | _MS_REC), None)
-    # The working folder is still the one below: look the place up once more, and arrive on top.
-    os.chdir("../" + task["root"].rpartition("/")[2])
+    _call("mount", None, b"/", None, ctypes.c_ulong(_MS_REC | _MS_PRIVATE), None)
+    # A mount of its own, so that it can become the root and everything else can go.
+    root = os.fsencode(task["root"])
+    _call("mount", root, root, None, ctypes.c_ulong(_MS_BIND), None)
+    os.chdir(root)
     _call("pivot_root", b".", b".")
     _call("umount2", b".", _MNT_DETACH)
     os.chdir("/")
-    _drop_capabilities()
-    os.umask(0)
 
 
 def _drop_capabilities() -> None:
