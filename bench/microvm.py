@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests/integration/microvm")]
 
-import harness
+import harness  # noqa: E402
 
 CACHE = Path("/var/cache/casemate-tests/kernel")
 CLONES = 8
@@ -67,9 +67,7 @@ def docker(runs: int) -> None:
     values = []
     for _ in range(runs):
         begun = time.perf_counter()
-        subprocess.run(
-            ["docker", "run", "--rm", images.stdout.split()[0], "true"], check=False, capture_output=True
-        )
+        subprocess.run(["docker", "run", "--rm", images.stdout.split()[0], "true"], check=False, capture_output=True)
         values.append((time.perf_counter() - begun) * 1000)
     print(f"docker run --rm           median {statistics.median(values):6.1f} ms, least {min(values):6.1f} ms")
 

@@ -31,6 +31,18 @@ static void must_mount(const char *source, const char *target, const char *type,
 		say("casemate: mount %s: %s", target, strerror(errno));
 }
 
+static void set_up(const char *name)
+{
+	int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	struct ifreq request = { .ifr_flags = IFF_UP | IFF_RUNNING };
+
+	strncpy(request.ifr_name, name, sizeof request.ifr_name - 1);
+	if (fd < 0 || ioctl(fd, SIOCSIFFLAGS, &request) < 0)
+		say("casemate: %s: %s", name, strerror(errno));
+	if (fd >= 0)
+		close(fd);
+}
+
 /* The agent's own root is a tmpfs above the initramfs, because pivot_root(2) refuses to leave an initramfs; the
  * containers' processes do leave it, and so see none of this. */
 void boot_mounts(void)
@@ -52,11 +64,7 @@ void boot_mounts(void)
 	mkdir("/z", 0700);
 	mkdir("/layers", 0700);
 	mkdir("/shares", 0700);
-	int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-	struct ifreq request = { .ifr_name = "lo" };
-	request.ifr_flags = IFF_UP | IFF_RUNNING;
-	if (fd < 0 || ioctl(fd, SIOCSIFFLAGS, &request) < 0)
-		say("casemate: lo: %s", strerror(errno));
-	if (fd >= 0)
-		close(fd);
+	/* The card too, before the template is saved: its receive buffers are then not made in every clone. */
+	set_up("lo");
+	set_up("eth0");
 }

@@ -7,9 +7,11 @@ import stat
 from pathlib import Path
 
 from casemate.host import durable
+from casemate.isolation.microvm import tap
 from casemate.isolation.microvm.config import MAX_FILE_BYTES, Content
 from casemate.isolation.microvm.errors import BundleUnsupported
 from casemate.isolation.microvm.oci import MAX_CONFIG_BYTES, Config, read_config
+from casemate.isolation.microvm.tap import GuestNetwork
 from casemate.spec.errors import LimitExceeded
 
 #: Layers as squashfs files, the uppermost first, separated by colons: what our own driver writes.
@@ -18,6 +20,8 @@ LAYERS = "org.casemate.layers"
 POD = "org.casemate.pod"
 #: Bytes of guest memory.
 MEMORY = "org.casemate.memory"
+#: The pod's tap and the guest's end of it (:func:`casemate.isolation.microvm.tap.parse`); without it: loopback alone.
+NETWORK = "org.casemate.network"
 MAX_LAYERS = 127
 
 
@@ -38,6 +42,12 @@ def layers(config: Config) -> tuple[Path, ...]:
     if len(found) > MAX_LAYERS or not all(path.is_absolute() for path in found):
         raise BundleUnsupported(f"{LAYERS}: {len(found)} layers, allowed are {MAX_LAYERS} absolute paths")
     return found
+
+
+def network(config: Config) -> GuestNetwork | None:
+    """The guest's network, when the bundle names one. :class:`BundleUnsupported`."""
+    text = config.annotations.get(NETWORK, "")
+    return tap.parse(text) if text else None
 
 
 def contents(config: Config, bundle: Path) -> list[Content]:

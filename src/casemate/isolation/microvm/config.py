@@ -11,11 +11,11 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from casemate.isolation import capabilities
 from casemate.isolation.microvm import frames, mountflags
 from casemate.isolation.microvm.errors import BundleUnsupported
 from casemate.isolation.microvm.frames import Field, Tag
 from casemate.isolation.microvm.oci import Config, Device, Mount, Process
+from casemate.spec import capabilities
 
 NO_NEW_PRIVS, TERMINAL, STDIN, READ_ONLY_ROOT, ALL_PROCESSES = 1, 2, 4, 8, 16
 _CLONE = {"pid": 0x2000_0000, "ipc": 0x0800_0000, "uts": 0x0400_0000, "mount": 0x0002_0000, "cgroup": 0x0200_0000}

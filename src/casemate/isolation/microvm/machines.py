@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import secrets
 import shutil
@@ -14,11 +15,12 @@ from pathlib import Path
 
 import msgspec
 
-from casemate.isolation.microvm import argv, clone, frames, kernel, records
+from casemate.isolation.microvm import argv, clone, frames, kernel, records, tap
 from casemate.isolation.microvm.errors import MonitorFailed, NetworkFailed, RootfsFailed
 from casemate.isolation.microvm.frames import Field, Kind, Message, Tag
 from casemate.isolation.microvm.monitor import Monitor
 from casemate.isolation.microvm.records import ContainerRecord, MachineRecord, Status
+from casemate.isolation.microvm.tap import GuestNetwork
 from casemate.isolation.microvm.template import Recipe, Template, Templates
 from casemate.spec.errors import CasemateError, LimitExceeded
 
@@ -156,26 +158,41 @@ class Machines:
             if status == b"ended" and (one := machine.container(name)) is not None and one.status != "stopped":
                 machine.set_status(name, "stopped", int(parts[4]) & 255 if parts[4].isdigit() else 255)
 
-    async def create(self, name: str, layers: Sequence[Path], *, hostname: str, memory_bytes: int | None) -> Machine:
+    async def create(
+        self,
+        name: str,
+        layers: Sequence[Path],
+        *,
+        hostname: str,
+        memory_bytes: int | None = None,
+        network: GuestNetwork | None = None,
+    ) -> Machine:
         """A configured clone over *layers*. Raises the error of the step that failed, with nothing left behind."""
         if not _NAME.match(name) or name in self._machines:
             raise MonitorFailed(f"a machine {name[:80]!r} exists, or the name is not valid")
         template = await self._template(memory_bytes)
         folder = self.folder / name
         folder.mkdir(mode=0o700)
+        tap_fd = None
         try:
+            tap_fd = None if network is None else tap.open_tap(network.tap)
             uid = self._free_uid()
             place = clone.Place(folder, self._jail, uid)
             monitor, extents = await clone.start(
-                template, place, layers, shim=self.settings.shim, qemu=self.settings.qemu
+                template, place, layers, shim=self.settings.shim, qemu=self.settings.qemu, tap_fd=tap_fd
             )
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
+        finally:
+            if tap_fd is not None:
+                os.close(tap_fd)
         machine = self._add(MachineRecord(name, uid, 1), folder, monitor)
         try:
             records.write(folder, machine.record)
-            await monitor.ask(Kind.CONFIGURE, _configuration(hostname), error=NetworkFailed, timeout_s=CLONE_TIMEOUT_S)
+            await monitor.ask(
+                Kind.CONFIGURE, _configuration(hostname, network), error=NetworkFailed, timeout_s=CLONE_TIMEOUT_S
+            )
             places = [Field(Tag.LAYER, struct.pack("<QQ", one.start, one.sectors)) for one in extents]
             root = [frames.text(Tag.CONTAINER, name), *places]
             await monitor.ask(Kind.ROOTFS, root, error=RootfsFailed)
@@ -235,10 +252,11 @@ class Machines:
             machine.monitor.leave()
 
 
-def _configuration(hostname: str) -> list[Field]:
+def _configuration(hostname: str, network: GuestNetwork | None) -> list[Field]:
     """Randomness first: nothing of the user's has run, and nothing before this drew any that it keeps."""
     return [
         Field(Tag.SEED, secrets.token_bytes(SEED_BYTES)),
         frames.u64(Tag.CLOCK, time.time_ns()),
         frames.text(Tag.HOSTNAME, (hostname or "casemate")[:64]),
+        *(network.fields() if network is not None else ()),
     ]

@@ -107,7 +107,11 @@ class Service:
         program = self._seccomp(wanted)
         memory = wanted.annotations.get(bundles.MEMORY, "")
         machine = await self._machines.create(
-            name, layers, hostname=wanted.hostname, memory_bytes=int(memory) if memory.isdigit() else None
+            name,
+            layers,
+            hostname=wanted.hostname,
+            memory_bytes=int(memory) if memory.isdigit() else None,
+            network=bundles.network(wanted),
         )
         try:
             channel = machine.next_channel()
