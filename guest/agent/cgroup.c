@@ -1,0 +1,71 @@
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "agent.h"
+
+#define CGROUPS "/sys/fs/cgroup/"
+
+static void path_of(const char *container, const char *file, char *path, size_t size)
+{
+	snprintf(path, size, CGROUPS "%s%s%s", zygote_is(container) ? "zygote" : container, *file ? "/" : "", file);
+}
+
+int cgroup_make(const char *container, const struct request *request)
+{
+	char path[160];
+
+	path_of(container, "", path, sizeof path);
+	if (mkdir(path, 0755) < 0 && errno != EEXIST)
+		return errno;
+	for (size_t i = 0; i < request->limit_count; i++) {
+		int error = cgroup_write(container, request->limits[i].file, request->limits[i].value);
+		if (error)
+			return error;
+	}
+	return 0;
+}
+
+int cgroup_open(const char *container)
+{
+	char path[160];
+
+	path_of(container, "", path, sizeof path);
+	return open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+}
+
+int cgroup_write(const char *container, const char *file, const char *value)
+{
+	char path[256];
+
+	path_of(container, file, path, sizeof path);
+	return write_file(path, value, strlen(value));
+}
+
+long cgroup_read(const char *container, const char *file, char *text, size_t size)
+{
+	char path[256];
+
+	path_of(container, file, path, sizeof path);
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return -errno;
+	ssize_t length = read(fd, text, size - 1);
+	close(fd);
+	if (length < 0)
+		return -errno;
+	text[length] = 0;
+	return length;
+}
+
+void cgroup_remove(const char *container)
+{
+	char path[160];
+
+	path_of(container, "", path, sizeof path);
+	if (rmdir(path) < 0 && errno != ENOENT)
+		say("casemate: cgroup %s: %s", container, strerror(errno));
+}

@@ -1,0 +1,204 @@
+/* A container's root: its layers are ranges of one block device, made partitions by BLKPG (no partition table is read,
+ * no loop device is needed), mounted as squashfs and joined by an overlay with a tmpfs on top. */
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/blkpg.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "agent.h"
+
+enum { MAX_LAYERS = 127, SECTOR = 512, MAX_PARTITIONS = 255 };
+
+struct layer {
+	uint64_t start, sectors;
+};
+
+/* A layer that several containers of the pod use is mounted once. */
+static struct layer mounted[MAX_PARTITIONS];
+static int mounted_count;
+
+static const char device[] = "/dev/vda";
+
+/* The first root's place is made at boot, like its process. */
+static char first[ID_BYTES];
+static int early;
+
+static void base_of(const char *container, char *path, size_t size)
+{
+	snprintf(path, size, "/c/%s", *first && !strcmp(first, container) ? "+first" : container);
+}
+
+void rootfs_path(const char *container, char *path, size_t size)
+{
+	base_of(container, path, size);
+	strncat(path, "/root", size - strlen(path) - 1);
+}
+
+static int add_partition(int number, const struct layer *layer)
+{
+	struct blkpg_partition partition = { .start = (long long)(layer->start * SECTOR),
+		.length = (long long)(layer->sectors * SECTOR), .pno = number };
+	struct blkpg_ioctl_arg argument = { .op = BLKPG_ADD_PARTITION, .datalen = sizeof partition, .data = &partition };
+	int fd = open(device, O_RDONLY | O_CLOEXEC);
+
+	if (fd < 0)
+		return errno;
+	int error = ioctl(fd, BLKPG, &argument) < 0 ? errno : 0;
+	close(fd);
+	return error;
+}
+
+/* The number of the mounted layer (from 1), or a negated errno. */
+static int mount_layer(const struct layer *layer)
+{
+	char source[32], target[32];
+
+	for (int i = 0; i < mounted_count; i++)
+		if (mounted[i].start == layer->start && mounted[i].sectors == layer->sectors)
+			return i + 1;
+	if (mounted_count == MAX_PARTITIONS)
+		return -ENOSPC;
+	int number = mounted_count + 1;
+	int error = add_partition(number, layer);
+	if (error) {
+		say("casemate: layer %d at sector %llu, %llu sectors: %s", number, (unsigned long long)layer->start,
+			(unsigned long long)layer->sectors, strerror(error));
+		return -error;
+	}
+	mounted[mounted_count++] = *layer;
+	snprintf(source, sizeof source, "%s%d", device, number);
+	snprintf(target, sizeof target, "/layers/%d", number);
+	mkdir(target, 0700);
+	if (mount(source, target, "squashfs", MS_RDONLY | MS_NODEV, NULL) < 0) {
+		error = errno;
+		say("casemate: %s (layer at sector %llu): %s", source, (unsigned long long)layer->start, strerror(error));
+		return -error;
+	}
+	return number;
+}
+
+static int mount_whole(void)
+{
+	mkdir("/layers/w", 0700);
+	return mount(device, "/layers/w", "squashfs", MS_RDONLY | MS_NODEV, NULL) < 0 ? -errno : 0;
+}
+
+static int make_upper(const char *base, uint64_t upper_bytes, const char **why)
+{
+	static const char *const folders[] = { "upper", "work", "root" };
+	char path[128], size[64];
+
+	if (mkdir(base, 0700) < 0)
+		return *why = "a container of this name exists", errno;
+	snprintf(size, sizeof size, "mode=0700,size=%llu", (unsigned long long)upper_bytes);
+	if (mount("casemate", base, "tmpfs", MS_NOSUID | MS_NODEV, upper_bytes ? size : "mode=0700") < 0)
+		return *why = "mount of the writable layer", errno;
+	for (size_t i = 0; i < 3; i++) {
+		snprintf(path, sizeof path, "%s/%s", base, folders[i]);
+		mkdir(path, 0755);
+	}
+	return 0;
+}
+
+void rootfs_early(void)
+{
+	const char *why = "";
+
+	early = make_upper("/c/+first", 0, &why) == 0;
+}
+
+static int overlay(const char *container, const struct layer *layers, int count, uint64_t upper_bytes,
+	const char **why)
+{
+	static char options[16 * MAX_LAYERS + 4 * 128];
+	char base[96], path[128];
+	size_t used = 0;
+	int error = 0;
+
+	if (early && !upper_bytes && !*first)
+		memcpy(first, container, strlen(container) + 1);
+	base_of(container, base, sizeof base);
+	if (strcmp(first, container))
+		error = make_upper(base, upper_bytes, why);
+	if (error)
+		return error;
+	used = (size_t)snprintf(options, sizeof options, "upperdir=%s/upper,workdir=%s/work,lowerdir=", base, base);
+	for (int i = 0; i < count; i++) {
+		/* A single layer needs no partition. */
+		int number = count == 1 && !mounted_count ? mount_whole() : mount_layer(&layers[i]);
+		if (number < 0)
+			return *why = "mount of a layer", -number;
+		used += number
+			? (size_t)snprintf(options + used, sizeof options - used, "%s/layers/%d", i ? ":" : "", number)
+			: (size_t)snprintf(options + used, sizeof options - used, "/layers/w");
+	}
+	snprintf(path, sizeof path, "%s/root", base);
+	if (mount("overlay", path, "overlay", 0, options) < 0)
+		return *why = "mount of the overlay", errno;
+	return 0;
+}
+
+int rootfs_make(const struct wire_message *frame, const char **why)
+{
+	static struct layer layers[MAX_LAYERS];
+	char container[ID_BYTES] = "";
+	struct wire_field field;
+	size_t offset = 0;
+	int count = 0, more;
+	uint64_t upper_bytes = 0;
+
+	*why = "a field of the root is not valid";
+	while ((more = wire_next(frame->payload, frame->length, &offset, &field)) == 1) {
+		if (field.tag == TAG_LAYER && field.length == 16 && count < MAX_LAYERS) {
+			layers[count++] = (struct layer){ wire_u64(field.bytes), wire_u64(field.bytes + 8) };
+		} else if (field.tag == TAG_UPPER_BYTES && field.length == 8) {
+			upper_bytes = wire_u64(field.bytes);
+		} else if (field.tag == TAG_CONTAINER && field.length && field.length < ID_BYTES &&
+			   !memchr(field.bytes, '/', field.length) && field.bytes[0] != '.') {
+			memcpy(container, field.bytes, field.length);
+			container[field.length] = 0;
+		} else {
+			return EINVAL;
+		}
+	}
+	if (more || !*container || !count)
+		return EINVAL;
+	int error = overlay(container, layers, count, upper_bytes, why);
+	if (error && error != EEXIST)
+		rootfs_remove(container);
+	return error;
+}
+
+/* Mounts the host's exported folder (9p) once; its entries become sources of bind mounts. */
+int rootfs_share(const struct wire_message *frame, const char **why)
+{
+	struct wire_field field;
+	size_t offset = 0;
+
+	(void)field;
+	(void)offset;
+	*why = "mount of the shared folder";
+	if (frame->length)
+		return EINVAL;
+	if (mount("casemate", "/shares", "9p", MS_NOSUID | MS_NODEV,
+		    "trans=virtio,version=9p2000.L,msize=262144,access=any,cache=none") < 0)
+		return errno;
+	return 0;
+}
+
+void rootfs_remove(const char *container)
+{
+	char path[128];
+
+	rootfs_path(container, path, sizeof path);
+	umount2(path, MNT_DETACH);
+	base_of(container, path, sizeof path);
+	umount2(path, MNT_DETACH);
+	if (rmdir(path) < 0 && errno != ENOENT)
+		say("casemate: %s: %s", path, strerror(errno));
+}

@@ -1,0 +1,181 @@
+/* The child between clone and execve. */
+#include <errno.h>
+#include <fcntl.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "agent.h"
+
+_Noreturn static void fail(int channel, int error, const char *why)
+{
+	channel_send(channel, error ? error : EINVAL, why, -1);
+	_exit(125);
+}
+
+/* A terminal of the container's own devpts, which becomes its controlling one; the agent gets the other end. */
+static int open_terminal(const struct request *r, int *master)
+{
+	char name[32];
+	unsigned number;
+	int unlock = 0;
+
+	*master = open("/dev/ptmx", O_RDWR | O_NOCTTY | O_CLOEXEC | O_NONBLOCK);
+	if (*master < 0 || ioctl(*master, TIOCSPTLCK, &unlock) < 0 || ioctl(*master, TIOCGPTN, &number) < 0)
+		return errno;
+	snprintf(name, sizeof name, "/dev/pts/%u", number);
+	int slave = open(name, O_RDWR | O_NOCTTY | O_CLOEXEC);
+	if (slave < 0)
+		return errno;
+	struct winsize size = { .ws_row = r->rows, .ws_col = r->columns };
+	if (r->rows && ioctl(slave, TIOCSWINSZ, &size) < 0)
+		return errno;
+	if (fchown(slave, r->uid, (gid_t)-1) < 0 && errno != EROFS)
+		return errno;
+	if (ioctl(slave, TIOCSCTTY, 0) < 0)
+		return errno;
+	for (int i = 0; i < 3; i++)
+		if (dup2(slave, i) < 0)
+			return errno;
+	return 0;
+}
+
+static void own_standard_files(const struct request *r)
+{
+	struct stat status;
+
+	/* So that the process may open /dev/stdout again; pipes only, never /dev/null. */
+	for (int i = 0; i < 3; i++)
+		if (fstat(i, &status) == 0 && S_ISFIFO(status.st_mode) && fchown(i, r->uid, (gid_t)-1) < 0)
+			continue;
+}
+
+static void default_signals(void)
+{
+	struct sigaction action = { .sa_handler = SIG_DFL };
+	sigset_t none;
+
+	for (int i = 1; i < 65; i++)
+		if (i != SIGKILL && i != SIGSTOP)
+			sigaction(i, &action, NULL);
+	sigemptyset(&none);
+	sigprocmask(SIG_SETMASK, &none, NULL);
+}
+
+static const char *path_variable(const struct request *r)
+{
+	for (size_t i = 0; i < r->env_count; i++)
+		if (!strncmp(r->env[i], "PATH=", 5))
+			return r->env[i] + 5;
+	return "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+}
+
+/* As execvpe, with the container's PATH and no shell for what has no magic number: the errno that best says why. */
+static int execute(const struct request *r)
+{
+	char path[4096];
+	const char *name = r->args[0], *list = path_variable(r);
+	int found = ENOENT;
+
+	if (strchr(name, '/')) {
+		execve(name, (char *const *)(uintptr_t)r->args, (char *const *)(uintptr_t)r->env);
+		return errno;
+	}
+	while (*list) {
+		size_t length = strcspn(list, ":");
+		if (length + strlen(name) + 2 <= sizeof path) {
+			snprintf(path, sizeof path, "%.*s/%s", (int)length, length ? list : ".", name);
+			execve(path, (char *const *)(uintptr_t)r->args, (char *const *)(uintptr_t)r->env);
+			if (errno != ENOENT && errno != ENOTDIR)
+				found = errno;
+		}
+		list += length;
+		list += *list == ':';
+	}
+	return found;
+}
+
+/* Both kinds of child end here: terminal, message "set up", the word to start, identity, execve. */
+_Noreturn static void finish(const struct request *r, int channel, int wait_for_start)
+{
+	const char *why = "terminal";
+	int master = -1, code, error;
+
+	setsid();
+	if (r->flags & FLAG_TERMINAL && (error = open_terminal(r, &master)))
+		fail(channel, error, why);
+	own_standard_files(r);
+	if (channel_send(channel, 0, "", master))
+		_exit(125);
+	if (master >= 0)
+		close(master);
+	if (wait_for_start && (channel_receive(channel, -1, &code, NULL, 0, NULL) || code))
+		_exit(125);
+	/* The first process of the container: nothing of the agent's must be within its reach any more. */
+	default_signals();
+	if ((error = identity_apply(r, &why)))
+		fail(channel, error, why);
+	error = execute(r);
+	fail(channel, error, "execve");
+}
+
+_Noreturn static void enter(const struct request *r, int channel, int early)
+{
+	const char *why = "root";
+	int error;
+
+	if (r->hostname && r->namespaces & CLONE_NEWUTS && sethostname(r->hostname, strlen(r->hostname)) < 0)
+		fail(channel, errno, "host name");
+	int root = open(r->root, O_PATH | O_DIRECTORY | O_CLOEXEC);
+	if (root < 0)
+		fail(channel, errno, why);
+	if ((error = mounts_make(root, r, early, &why)))
+		fail(channel, error, why);
+	if (fchdir(root) < 0 || syscall(SYS_pivot_root, ".", ".") < 0 || umount2(".", MNT_DETACH) < 0 || chdir("/") < 0)
+		fail(channel, errno, "change of root");
+	close(root);
+	if ((error = mounts_hide(r, &why)))
+		fail(channel, error, why);
+	finish(r, channel, 1);
+}
+
+_Noreturn void stage_container(const struct request *r, int channel)
+{
+	if (r->namespaces & CLONE_NEWCGROUP && unshare(CLONE_NEWCGROUP) < 0)
+		fail(channel, errno, "cgroup namespace");
+	if (mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0)
+		fail(channel, errno, "private mounts");
+	enter(r, channel, 0);
+}
+
+/* It has its namespaces and control group already. */
+_Noreturn void stage_zygote(const struct request *r, int channel)
+{
+	zygote_files(r);
+	enter(r, channel, 1);
+}
+
+_Noreturn void stage_exec(const struct request *r, int channel, int init_pidfd)
+{
+	if (setns(init_pidfd, (int)r->namespaces) < 0)
+		fail(channel, errno, "namespaces");
+	/* A process enters a pid namespace only by being born in it; its parent is to be the agent. */
+	long pid = syscall(SYS_clone, CLONE_PARENT | SIGCHLD, NULL, NULL, NULL, 0);
+	if (pid < 0)
+		fail(channel, errno, "clone");
+	if (pid > 0) {
+		channel_send(channel, (int)pid, "", -1);
+		_exit(0);
+	}
+	if (chdir("/") < 0)
+		fail(channel, errno, "root");
+	finish(r, channel, 0);
+}

@@ -1,0 +1,96 @@
+#include <errno.h>
+#include <poll.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "shim.h"
+
+int ask_connect(const char *path)
+{
+	struct sockaddr_un address = { .sun_family = AF_UNIX };
+	int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+
+	if (strlen(path) >= sizeof address.sun_path)
+		die("%s: the name of a socket has at most %zu bytes", path, sizeof address.sun_path - 1);
+	strcpy(address.sun_path, path);
+	if (fd < 0 || connect(fd, (struct sockaddr *)&address, sizeof address) < 0)
+		die("%s: %s; is casemate-hostd running?", path, strerror(errno));
+	return fd;
+}
+
+int send_fds(int socket, const void *bytes, size_t length, const int *fds, int count)
+{
+	union {
+		struct cmsghdr head;
+		char room[CMSG_SPACE(MAX_PASSED * sizeof(int))];
+	} control = { 0 };
+	struct iovec part = { (void *)(uintptr_t)bytes, length };
+	struct msghdr message = { .msg_iov = &part, .msg_iovlen = 1 };
+
+	if (count > 0) {
+		message.msg_control = control.room;
+		message.msg_controllen = CMSG_SPACE((size_t)count * sizeof(int));
+		control.head.cmsg_level = SOL_SOCKET;
+		control.head.cmsg_type = SCM_RIGHTS;
+		control.head.cmsg_len = CMSG_LEN((size_t)count * sizeof(int));
+		memcpy(CMSG_DATA(&control.head), fds, (size_t)count * sizeof(int));
+	}
+	return sendmsg(socket, &message, MSG_NOSIGNAL) < 0 ? errno : 0;
+}
+
+/* One message; descriptors beyond the bound are closed by the kernel (MSG_CTRUNC). */
+ssize_t receive_fds(int socket, void *bytes, size_t length, int *fds, int *count)
+{
+	union {
+		struct cmsghdr head;
+		char room[CMSG_SPACE(MAX_PASSED * sizeof(int))];
+	} control = { 0 };
+	struct iovec part = { bytes, length };
+	struct msghdr message = { .msg_iov = &part, .msg_iovlen = 1, .msg_control = control.room,
+		.msg_controllen = sizeof control.room };
+
+	*count = 0;
+	ssize_t got = recvmsg(socket, &message, MSG_CMSG_CLOEXEC);
+	if (got < 0)
+		return got;
+	struct cmsghdr *head = CMSG_FIRSTHDR(&message);
+	if (head && head->cmsg_level == SOL_SOCKET && head->cmsg_type == SCM_RIGHTS) {
+		*count = (int)((head->cmsg_len - CMSG_LEN(0)) / sizeof(int));
+		memcpy(fds, CMSG_DATA(head), (size_t)*count * sizeof(int));
+	}
+	return got;
+}
+
+int ask(int fd, const struct wire_out *out, const int *fds, int count, char *text, size_t size)
+{
+	static uint8_t answer[MUX_MAX_CONTROL];
+	struct pollfd one = { fd, POLLIN, 0 };
+	struct wire_message message;
+	struct wire_field field;
+	size_t offset = 0, length = wire_end(out);
+	int error = EPROTO;
+
+	if (!length)
+		die("the request is larger than %d bytes", MUX_MAX_CONTROL);
+	if ((error = send_fds(fd, out->bytes, length, fds, count)))
+		die("casemate-hostd: %s", strerror(error));
+	if (poll(&one, 1, REQUEST_TIMEOUT_S * 1000) <= 0)
+		die("casemate-hostd did not answer within %d s", REQUEST_TIMEOUT_S);
+	ssize_t got = recv(fd, answer, sizeof answer, 0);
+	if (got <= 0 || wire_parse(answer, (size_t)got, &message) < 0 || message.kind != KIND_REPLY)
+		die("casemate-hostd closed the connection");
+	text[0] = 0;
+	error = EPROTO;
+	while (wire_next(message.payload, message.length, &offset, &field) == 1) {
+		if (field.tag == TAG_ERRNO && field.length == 4)
+			error = (int)wire_u32(field.bytes);
+		if (field.tag == TAG_TEXT) {
+			size_t part = field.length < size - 1 ? field.length : size - 1;
+			memcpy(text, field.bytes, part);
+			text[part] = 0;
+		}
+	}
+	return error;
+}

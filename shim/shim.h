@@ -1,0 +1,91 @@
+/* casemate-vm: an OCI runtime's command line whose work is done by casemate-hostd, the process that stands for a
+ * container towards its supervisor (the waiter), and the monitor of one micro-VM. */
+#ifndef CASEMATE_SHIM_H
+#define CASEMATE_SHIM_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "../guest/wire/wire.h"
+
+#define SHIM_VERSION "0.1.0"
+#define DEFAULT_SOCKET "/run/casemate-hostd/vm.sock"
+
+enum {
+	MAX_PASSED = 4,
+	REQUEST_TIMEOUT_S = 120,
+};
+
+/* Requests to hostd's socket: messages of wire.h; the tags' meaning is that of the name. */
+enum shim_kind {
+	ASK_CREATE = 100,
+	ASK_START = 101,
+	ASK_STATE = 102,
+	ASK_KILL = 103,
+	ASK_DELETE = 104,
+	ASK_EXEC = 105,
+	ASK_LIST = 106,
+	ASK_PS = 107,
+	ASK_PAUSE = 108,
+	ASK_RESUME = 109,
+};
+
+enum {
+	ASK_FLAG_FORCE = 1,
+	ASK_FLAG_ALL = 2,
+	ASK_FLAG_TERMINAL = 4,
+};
+
+struct options {
+	const char *root, *log, *log_format, *socket, *bundle, *console_socket, *pid_file, *process, *command, *id;
+	const char *cwd, *format;
+	int force, all, terminal, detach;
+	char **rest;
+	int rest_count;
+};
+
+/* log.c */
+void log_to(const char *path, const char *format);
+_Noreturn void die(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
+/* ask.c */
+int ask_connect(const char *path);
+/* Sends the message (and descriptors), waits for the answer; returns its errno, its text in `text`. */
+int ask(int fd, const struct wire_out *out, const int *fds, int count, char *text, size_t size);
+int send_fds(int socket, const void *bytes, size_t length, const int *fds, int count);
+ssize_t receive_fds(int socket, void *bytes, size_t length, int *fds, int *count);
+
+/* waiter.c */
+struct stdio {
+	int fds[MAX_PASSED]; /* what goes to hostd: stdin, stdout, stderr (or a terminal once), and the exit socket */
+	int count;
+	int exit_socket; /* the waiter's end */
+	int terminal;    /* the waiter's controlling terminal, or -1 */
+};
+
+void stdio_open(struct stdio *stdio, const struct options *options, int terminal);
+/* Forks the process that ends with the container's exit code; returns its pid. */
+pid_t waiter_fork(const struct stdio *stdio);
+_Noreturn void waiter_run(const struct stdio *stdio);
+
+/* monitor.c */
+int monitor_main(int argc, char **argv);
+
+/* tsc.c */
+int tsc_main(void);
+
+/* jail.c */
+struct jail {
+	uid_t uid;
+	gid_t gid;
+	const char *root; /* an empty folder that becomes the new root; NULL: no change of root */
+	int writes_files; /* a template is written */
+};
+
+/* In the child that becomes QEMU: 0, or the step that failed (errno says why). */
+const char *jail_enter(const struct jail *jail);
+/* In the monitor itself, once QEMU runs. */
+const char *jail_drop(const struct jail *jail);
+
+#endif

@@ -1,0 +1,68 @@
+"""What can go wrong with a micro-VM, by the step that failed; the guest's console stands in the detail."""
+
+from __future__ import annotations
+
+from casemate.spec.errors import CasemateError, HostLacks, InvalidArgument, NotFound
+
+
+class KernelMissing(HostLacks):
+    code = "microvm.kernel_missing"
+    title = "There is no guest kernel on this host"
+    remedy = "`casemate system kernel install` takes Debian's package without installing it on the host."
+
+
+class KernelUnfit(InvalidArgument):
+    code = "microvm.kernel_unfit"
+    title = "This kernel cannot run a micro-VM"
+    remedy = "Take a generic kernel of a distribution: it needs virtio-mmio, -blk, -console, -net, squashfs, overlay."
+
+
+class QemuMissing(HostLacks):
+    code = "microvm.qemu_missing"
+    title = "QEMU is missing, or too old"
+    remedy = "apt-get install qemu-system-x86; version 7.2 or newer is needed."
+
+
+class TemplateFailed(CasemateError):
+    code = "microvm.template"
+    title = "The template of the micro-VM could not be made or read"
+    remedy = "The console's tail says where the guest stopped; `casemate system prune` removes damaged templates."
+    retryable = True
+
+
+class MonitorFailed(CasemateError):
+    code = "microvm.monitor"
+    title = "The monitor of the micro-VM failed"
+    remedy = "The detail holds its last words; `casemate system doctor` checks the host."
+    retryable = True
+
+
+class AgentFailed(CasemateError):
+    code = "microvm.agent"
+    title = "The guest's agent refused, or did not answer in time"
+    remedy = "The detail holds the guest's console; start the container anew."
+    retryable = True
+
+
+class RootfsFailed(CasemateError):
+    code = "microvm.rootfs"
+    title = "The guest could not put the image's layers together"
+    remedy = "Pull the image again; give the pod more memory if its writable layer is what is full."
+
+
+class NetworkFailed(CasemateError):
+    code = "microvm.network"
+    title = "The guest's network could not be set up"
+    remedy = "`casemate system doctor` checks the host's side; the detail says which step the guest refused."
+
+
+class BundleUnsupported(InvalidArgument):
+    code = "microvm.bundle_unsupported"
+    title = "The bundle asks for something that a micro-VM cannot give yet"
+    remedy = "docs/reference/levels.md lists what each level has; or choose another --isolation."
+
+
+class MachineMissing(NotFound):
+    code = "microvm.container_missing"
+    title = "No container of this name runs in a micro-VM"
+    remedy = "`casemate-vm list` shows those that do."

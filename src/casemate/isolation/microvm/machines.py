@@ -1,0 +1,262 @@
+"""The machines of one host: cloned, configured, filled with containers, ended; found again after a restart."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import secrets
+import shutil
+import struct
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from casemate.isolation.microvm import argv, clone, frames, kernel, records, tap
+from casemate.isolation.microvm.errors import MonitorFailed, NetworkFailed, RootfsFailed
+from casemate.isolation.microvm.frames import Field, Kind, Message, Tag
+from casemate.isolation.microvm.monitor import Monitor
+from casemate.isolation.microvm.records import ContainerRecord, MachineRecord, Status
+from casemate.isolation.microvm.tap import GuestNetwork
+from casemate.isolation.microvm.template import Recipe, Template, Templates
+from casemate.spec.errors import CasemateError, LimitExceeded
+
+#: Users of the machines' monitors: below userns.first_id, above what useradd gives to people.
+FIRST_UID, UIDS = 999_000_000, 50_000
+SEED_BYTES = 64
+#: From the start of a clone to its first answer: 60 ms alone under emulation, seconds on a loaded host.
+CLONE_TIMEOUT_S = 30.0
+_QUIT_WAIT_S = 5.0
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Where things lie, and what a machine is: *memory_bytes* when a bundle does not say."""
+
+    state: Path
+    run: Path
+    shim: str
+    qemu: str
+    qemu_version: str
+    accelerator: argv.Accelerator
+    tsc_khz: int | None
+    memory_bytes: int = 128 << 20
+
+
+@dataclass(slots=True)
+class Machine:
+    """One machine that runs. Its record on disk follows each change."""
+
+    record: MachineRecord
+    folder: Path
+    monitor: Monitor
+    changed: Callable[[str], None] = lambda _container: None
+    starting: set[str] = field(default_factory=set)
+
+    def container(self, name: str) -> ContainerRecord | None:
+        return next((one for one in self.record.containers if one.id == name), None)
+
+    def put(self, container: ContainerRecord) -> None:
+        """Add or replace a container's record."""
+        rest = tuple(one for one in self.record.containers if one.id != container.id)
+        self._write(msgspec.structs.replace(self.record, containers=(*rest, container)))
+
+    def drop(self, name: str) -> None:
+        rest = tuple(one for one in self.record.containers if one.id != name)
+        self._write(msgspec.structs.replace(self.record, containers=rest))
+
+    def set_status(self, name: str, status: Status, code: int = 0, *, oom_killed: bool = False) -> None:
+        one = self.container(name)
+        if one is not None:
+            self.put(msgspec.structs.replace(one, status=status, code=code, oom_killed=oom_killed))
+
+    def next_channel(self) -> int:
+        """A channel that this machine has not used: 65,535 processes over its life, of which execs are most."""
+        number = self.record.next_channel
+        if number > 0xFFFF:
+            raise LimitExceeded("65,535 processes were started in this machine; start the pod anew")
+        self._write(msgspec.structs.replace(self.record, next_channel=number + 1))
+        return number
+
+    def hear(self, message: Message) -> None:
+        """An event of the guest's: an ended process. What it says of containers that are not there is nothing."""
+        if message.kind is not Kind.EXITED or message.text(Tag.PROCESS):
+            return
+        name = message.text(Tag.CONTAINER)
+        if (one := self.container(name)) is not None and one.status != "stopped":
+            code = message.number_of(Tag.STATUS) & 255
+            self.set_status(name, "stopped", code, oom_killed=bool(message.number_of(Tag.FLAGS)))
+            self.changed(name)
+
+    def lost(self) -> None:
+        """The monitor ended: so did everything in it."""
+        for one in self.record.containers:
+            if one.status != "stopped":
+                self.set_status(one.id, "stopped", 137)
+                self.changed(one.id)
+
+    def _write(self, record: MachineRecord) -> None:
+        self.record = record
+        records.write(self.folder, record)
+
+
+class Machines:
+    """The machines below ``<run>/vm``. Must be used inside :meth:`run`'s task group."""
+
+    def __init__(self, settings: Settings, group: asyncio.TaskGroup) -> None:
+        self.settings = settings
+        self._group = group
+        self.folder = settings.run / "vm"
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._jail = settings.run / "jail"
+        self._jail.mkdir(exist_ok=True, mode=0o700)
+        self.templates = Templates(
+            settings.state / "templates", settings.run, shim=settings.shim, qemu=settings.qemu, uid=FIRST_UID
+        )
+        self._machines: dict[str, Machine] = {}
+
+    def all(self) -> list[Machine]:
+        return list(self._machines.values())
+
+    def find(self, container: str) -> Machine | None:
+        """The machine that *container* is in."""
+        return next((one for one in self._machines.values() if one.container(container) is not None), None)
+
+    def get(self, name: str) -> Machine | None:
+        return self._machines.get(name)
+
+    async def recover(self) -> list[str]:
+        """Connect to the monitors that an earlier hostd left; remove what is left of those that are gone."""
+        found = []
+        for folder in sorted(self.folder.iterdir()):
+            try:
+                record = records.read(folder)
+                monitor = await Monitor.find(folder / "monitor.sock")
+            except CasemateError:
+                shutil.rmtree(folder, ignore_errors=True)
+                continue
+            machine = self._add(record, folder, monitor)
+            try:
+                await self._catch_up(machine)
+                found.append(record.name)
+            except CasemateError:
+                await self.end(machine)
+        return found
+
+    async def _catch_up(self, machine: Machine) -> None:
+        """What ended while nobody listened."""
+        reply = await machine.monitor.ask(Kind.PROCESSES, [])
+        for entry in reply.fields:
+            parts = entry.value.split(b"\0")
+            if entry.tag != Tag.PROCESS or len(parts) != 5 or parts[1]:
+                continue
+            name, status = parts[0].decode("ascii", "replace"), parts[3]
+            if status == b"ended" and (one := machine.container(name)) is not None and one.status != "stopped":
+                machine.set_status(name, "stopped", int(parts[4]) & 255 if parts[4].isdigit() else 255)
+
+    async def create(
+        self,
+        name: str,
+        layers: Sequence[Path],
+        *,
+        hostname: str,
+        memory_bytes: int | None = None,
+        network: GuestNetwork | None = None,
+    ) -> Machine:
+        """A configured clone over *layers*. Raises the error of the step that failed, with nothing left behind."""
+        if not _NAME.match(name) or name in self._machines:
+            raise MonitorFailed(f"a machine {name[:80]!r} exists, or the name is not valid")
+        template = await self._template(memory_bytes)
+        folder = self.folder / name
+        folder.mkdir(mode=0o700)
+        tap_fd = None
+        try:
+            tap_fd = None if network is None else tap.open_tap(network.tap)
+            uid = self._free_uid()
+            place = clone.Place(folder, self._jail, uid)
+            monitor, extents = await clone.start(
+                template, place, layers, shim=self.settings.shim, qemu=self.settings.qemu, tap_fd=tap_fd
+            )
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        finally:
+            if tap_fd is not None:
+                os.close(tap_fd)
+        machine = self._add(MachineRecord(name, uid, 1), folder, monitor)
+        try:
+            records.write(folder, machine.record)
+            await monitor.ask(
+                Kind.CONFIGURE, _configuration(hostname, network), error=NetworkFailed, timeout_s=CLONE_TIMEOUT_S
+            )
+            places = [Field(Tag.LAYER, struct.pack("<QQ", one.start, one.sectors)) for one in extents]
+            root = [frames.text(Tag.CONTAINER, name), *places]
+            await monitor.ask(Kind.ROOTFS, root, error=RootfsFailed)
+        except BaseException as error:
+            if isinstance(error, CasemateError):
+                error.detail += f"; console: {(await monitor.tail())[-500:]}"
+            await self.end(machine)
+            raise
+        return machine
+
+    async def _template(self, memory_bytes: int | None) -> Template:
+        settings = self.settings
+        recipe = Recipe(
+            kernel.newest(settings.state / "kernels"),
+            settings.qemu_version,
+            settings.accelerator,
+            memory_bytes or settings.memory_bytes,
+            1,
+            settings.tsc_khz,
+        )
+        return await self.templates.get(recipe)
+
+    def _add(self, record: MachineRecord, folder: Path, monitor: Monitor) -> Machine:
+        machine = Machine(record, folder, monitor)
+        monitor.on_event = machine.hear
+        self._machines[record.name] = machine
+        self._group.create_task(self._serve(machine))
+        return machine
+
+    async def _serve(self, machine: Machine) -> None:
+        await machine.monitor.serve()
+        if machine.folder.is_dir():
+            machine.lost()
+
+    def _free_uid(self) -> int:
+        used = {machine.record.uid for machine in self._machines.values()}
+        for offset in range(1, UIDS):
+            if FIRST_UID + offset not in used:
+                return FIRST_UID + offset
+        raise LimitExceeded(f"{UIDS} machines run at one time")
+
+    async def end(self, machine: Machine) -> None:
+        """End the machine and take away what is there of it. May be repeated."""
+        machine.monitor.quit()
+        try:
+            async with asyncio.timeout(_QUIT_WAIT_S):
+                await machine.monitor.ended.wait()
+        except TimeoutError:
+            machine.monitor.channel.close()
+        await machine.monitor.wait(_QUIT_WAIT_S)
+        self._machines.pop(machine.record.name, None)
+        shutil.rmtree(machine.folder, ignore_errors=True)
+
+    def forget(self) -> None:
+        """Let go of every monitor without ending any: hostd stops, machines stay."""
+        for machine in self._machines.values():
+            machine.monitor.leave()
+
+
+def _configuration(hostname: str, network: GuestNetwork | None) -> list[Field]:
+    """Randomness first: nothing of the user's has run, and nothing before this drew any that it keeps."""
+    return [
+        Field(Tag.SEED, secrets.token_bytes(SEED_BYTES)),
+        frames.u64(Tag.CLOCK, time.time_ns()),
+        frames.text(Tag.HOSTNAME, (hostname or "casemate")[:64]),
+        *(network.fields() if network is not None else ()),
+    ]

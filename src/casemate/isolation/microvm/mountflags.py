@@ -1,0 +1,44 @@
+"""Mount options of the OCI specification as the flags of mount(2) and the rest as data. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+_SET = {
+    "ro": 1,
+    "nosuid": 2,
+    "nodev": 4,
+    "noexec": 8,
+    "sync": 16,
+    "remount": 32,
+    "dirsync": 128,
+    "noatime": 1024,
+    "nodiratime": 2048,
+    "bind": 4096,
+    "rbind": 4096 | 16384,
+    "relatime": 1 << 21,
+    "strictatime": 1 << 24,
+    "lazytime": 1 << 25,
+}
+_CLEAR = {"rw": 1, "suid": 2, "dev": 4, "exec": 8, "async": 16, "atime": 1024, "diratime": 2048, "norelatime": 1 << 21}
+#: Propagation means nothing in a guest that shares no mount with anybody; "defaults" says nothing at all.
+_NOTHING = frozenset(
+    (
+        *("defaults", "nolazytime", "nostrictatime"),
+        *("private", "rprivate", "slave", "rslave", "shared", "rshared", "unbindable", "runbindable"),
+    )
+)
+
+
+def parse(options: Iterable[str]) -> tuple[int, str]:
+    """The flags, and what is left for the file system, joined by commas."""
+    flags = 0
+    data: list[str] = []
+    for option in options:
+        if option in _SET:
+            flags |= _SET[option]
+        elif option in _CLEAR:
+            flags &= ~_CLEAR[option]
+        elif option not in _NOTHING:
+            data.append(option)
+    return flags, ",".join(data)

@@ -1,0 +1,141 @@
+"""The part of an OCI runtime configuration that a micro-VM uses, as values; sizes bounded by the edge that reads it.
+
+Unknown members are passed over, as the specification demands of a runtime (config.md, "Extensibility").
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+from msgspec import Meta, Struct, field
+
+from casemate.isolation.microvm.errors import BundleUnsupported
+
+T = TypeVar("T")
+#: An engine's configuration is below 100 KiB; its arguments and environment may be large.
+MAX_CONFIG_BYTES = 4 << 20
+U32 = Annotated[int, Meta(ge=0, le=0xFFFF_FFFF)]
+#: Up to 2**64 - 1, which msgspec cannot bound; the conversion to fields does.
+U64 = Annotated[int, Meta(ge=0)]
+
+
+class User(Struct, frozen=True):
+    uid: U32 = 0
+    gid: U32 = 0
+    umask: Annotated[int, Meta(ge=0, le=0o7777)] | None = None
+    groups: tuple[U32, ...] = field(default=(), name="additionalGids")
+
+
+class Rlimit(Struct, frozen=True):
+    type: str
+    soft: U64
+    hard: U64
+
+
+class Size(Struct, frozen=True):
+    height: Annotated[int, Meta(ge=0, le=65_535)] = 0
+    width: Annotated[int, Meta(ge=0, le=65_535)] = 0
+
+
+class Process(Struct, frozen=True):
+    args: tuple[str, ...] = ()
+    env: tuple[str, ...] = ()
+    cwd: str = "/"
+    terminal: bool = False
+    user: User = User()
+    capabilities: dict[str, tuple[str, ...]] | None = None
+    rlimits: tuple[Rlimit, ...] = ()
+    no_new_privileges: bool = field(default=False, name="noNewPrivileges")
+    oom_score_adj: Annotated[int, Meta(ge=-1000, le=1000)] | None = field(default=None, name="oomScoreAdj")
+    console_size: Size | None = field(default=None, name="consoleSize")
+
+
+class Root(Struct, frozen=True):
+    path: str = "rootfs"
+    readonly: bool = False
+
+
+class Mount(Struct, frozen=True):
+    destination: str
+    type: str = "bind"
+    source: str = ""
+    options: tuple[str, ...] = ()
+
+
+class Namespace(Struct, frozen=True):
+    type: str
+    path: str = ""
+
+
+class Device(Struct, frozen=True):
+    path: str
+    type: str
+    major: U32 = 0
+    minor: U32 = 0
+    mode: U32 | None = field(default=None, name="fileMode")
+    uid: U32 | None = None
+    gid: U32 | None = None
+
+
+class Pids(Struct, frozen=True):
+    limit: int = 0
+
+
+class MemoryLimit(Struct, frozen=True):
+    limit: int | None = None
+
+
+class Cpu(Struct, frozen=True):
+    quota: int | None = None
+    period: int | None = None
+
+
+class Resources(Struct, frozen=True):
+    pids: Pids | None = None
+    memory: MemoryLimit | None = None
+    cpu: Cpu | None = None
+
+
+class Linux(Struct, frozen=True):
+    namespaces: tuple[Namespace, ...] = ()
+    masked: tuple[str, ...] = field(default=(), name="maskedPaths")
+    read_only: tuple[str, ...] = field(default=(), name="readonlyPaths")
+    sysctl: dict[str, str] = {}
+    devices: tuple[Device, ...] = ()
+    resources: Resources = Resources()
+    seccomp: dict[str, Any] | None = None
+    cgroups_path: str = field(default="", name="cgroupsPath")
+
+
+class Config(Struct, frozen=True):
+    process: Process
+    version: str = field(default="", name="ociVersion")
+    root: Root = Root()
+    mounts: tuple[Mount, ...] = ()
+    hostname: str = ""
+    annotations: dict[str, str] = {}
+    hooks: dict[str, Any] | None = None
+    linux: Linux = Linux()
+
+
+_CONFIG, _PROCESS = msgspec.json.Decoder(Config), msgspec.json.Decoder(Process)
+
+
+def read_config(data: bytes) -> Config:
+    """The configuration in *data*; :class:`BundleUnsupported` says what is wrong with it."""
+    return _decode(_CONFIG, data, "config.json")
+
+
+def read_process(data: bytes) -> Process:
+    """A process document (``exec --process``)."""
+    return _decode(_PROCESS, data, "the process")
+
+
+def _decode(decoder: msgspec.json.Decoder[T], data: bytes, what: str) -> T:
+    if len(data) > MAX_CONFIG_BYTES:
+        raise BundleUnsupported(f"{what} has {len(data)} bytes, allowed are {MAX_CONFIG_BYTES}")
+    try:
+        return decoder.decode(data)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        raise BundleUnsupported(f"{what}: {error}") from error

@@ -1,0 +1,293 @@
+"""What casemate-vm asks: the OCI runtime operations over the machines. One message, one answer; root's alone."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+import os
+import time
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from casemate.host import seqpacket
+from casemate.isolation.microvm import bundles, config, frames, seccomp_oci
+from casemate.isolation.microvm.errors import AgentFailed, BundleUnsupported, MachineMissing
+from casemate.isolation.microvm.frames import Field, Kind, Message, Tag
+from casemate.isolation.microvm.kernelsignals import number_of
+from casemate.isolation.microvm.machines import Machine, Machines
+from casemate.isolation.microvm.oci import Config, Process, read_process
+from casemate.isolation.microvm.records import ContainerRecord
+from casemate.isolation.seccomp_compile import Compiler
+from casemate.spec.errors import CasemateError, Conflict
+
+FORCE, ALL, TERMINAL = 1, 2, 4
+_MAX_CLIENTS = 64
+_KILL = 9
+#: Longer answers (a list of many containers) are cut to what one message holds.
+_MAX_ANSWER_BYTES = 100 << 10
+
+
+class Service:
+    """Answers casemate-vm on one socket."""
+
+    def __init__(self, machines: Machines, compiler: Compiler | None) -> None:
+        self._machines = machines
+        self._compiler = compiler
+        self._programs: dict[str, bytes] = {}
+        self._answers: dict[Kind, Callable[[Message, list[int]], Coroutine[Any, Any, str]]] = {
+            Kind.ASK_CREATE: self._create,
+            Kind.ASK_START: self._start,
+            Kind.ASK_STATE: self._state,
+            Kind.ASK_KILL: self._kill,
+            Kind.ASK_DELETE: self._delete,
+            Kind.ASK_EXEC: self._exec,
+            Kind.ASK_LIST: self._list,
+            Kind.ASK_PS: self._ps,
+            Kind.ASK_PAUSE: self._pause,
+            Kind.ASK_RESUME: self._resume,
+        }
+
+    async def serve(self, path: Path) -> None:
+        """Listen at *path* for ever; any peer but root is closed unheard."""
+        server = seqpacket.listen(path, mode=0o600)
+        try:
+            await seqpacket.serve(
+                server, self._handle, accepts=lambda peer: peer.uid == 0, max_connections=_MAX_CLIENTS
+            )
+        finally:
+            server.close()
+
+    async def _handle(self, channel: seqpacket.Channel) -> None:
+        try:
+            while (message := await channel.receive()) is not None:
+                try:
+                    channel.send(await self._answer(message.data, message.fds))
+                finally:
+                    message.close()
+        except CasemateError:
+            return
+
+    async def _answer(self, data: bytes, fds: list[int]) -> bytes:
+        number, words = errno.EIO, ""
+        try:
+            ask = frames.decode(data, frames.ASK_KINDS, frames.MAX_HOST_FIELDS)
+            words = await self._answers[ask.kind](ask, fds)
+            number = 0
+        except CasemateError as error:
+            words = f"{error.detail} ({error.code})"
+        except OSError as error:
+            number, words = error.errno or errno.EIO, str(error)
+        text = words.encode("utf-8", "replace")[:_MAX_ANSWER_BYTES]
+        return frames.encode(Kind.REPLY, 1, [frames.u32(Tag.ERRNO, number), Field(Tag.TEXT, text)])
+
+    def _place(self, ask: Message) -> tuple[Machine, ContainerRecord]:
+        name = ask.text(Tag.CONTAINER)
+        machine = self._machines.find(name)
+        one = machine.container(name) if machine is not None else None
+        if machine is None or one is None:
+            raise MachineMissing(f"container {name!r} does not exist", container=name)
+        return machine, one
+
+    async def _create(self, ask: Message, fds: list[int]) -> str:
+        name = config.check_id(ask.text(Tag.CONTAINER))
+        bundle = Path(ask.text(Tag.CWD, 4096))
+        if self._machines.find(name) is not None or self._machines.get(name) is not None:
+            raise Conflict(f"container {name} exists")
+        wanted = bundles.read(bundle)
+        if wanted.hooks and any(wanted.hooks.values()):
+            raise BundleUnsupported("hooks are not run yet")
+        if bool(ask.number_of(Tag.FLAGS) & TERMINAL) != wanted.process.terminal or len(fds) not in (2, 4):
+            raise BundleUnsupported("process.terminal and the descriptors do not agree")
+        contents = bundles.contents(wanted, bundle)
+        layers = bundles.layers(wanted)
+        program = self._seccomp(wanted)
+        memory = wanted.annotations.get(bundles.MEMORY, "")
+        machine = await self._machines.create(
+            name,
+            layers,
+            hostname=wanted.hostname,
+            memory_bytes=int(memory) if memory.isdigit() else None,
+            network=bundles.network(wanted),
+        )
+        try:
+            channel = machine.next_channel()
+            machine.monitor.attach(channel, fds)
+            fields = config.create_fields(wanted, name, channel, contents=contents, seccomp=program)
+            await machine.monitor.ask(Kind.CREATE, fields)
+            created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+            pid = ask.number_of(Tag.STATUS)
+            record = ContainerRecord(name, str(bundle), pid, "created", channel, created=created)
+            machine.put(record)
+        except BaseException:
+            await self._machines.end(machine)
+            raise
+        return ""
+
+    def _seccomp(self, wanted: Config) -> bytes:
+        profile = wanted.linux.seccomp
+        if not profile:
+            return b""
+        if self._compiler is None:
+            raise BundleUnsupported("the bundle has a seccomp profile, and the host has no libseccomp2 to compile it")
+        key = json.dumps(profile, sort_keys=True)
+        if key not in self._programs:
+            if len(self._programs) >= 16:
+                self._programs.clear()
+            self._programs[key] = self._compiler.compile(seccomp_oci.normalised(profile))
+        return self._programs[key]
+
+    async def _start(self, ask: Message, _fds: list[int]) -> str:
+        machine, one = self._place(ask)
+        if one.status != "created":
+            raise Conflict(f"container {one.id} is {one.status}, not created")
+        # Before: an end that is reported at once must find it running.
+        machine.set_status(one.id, "running")
+        try:
+            await machine.monitor.ask(Kind.START, [frames.text(Tag.CONTAINER, one.id)])
+        except AgentFailed as error:
+            machine.set_status(one.id, "created")
+            raise _command_error(error) from error
+        return ""
+
+    async def _exec(self, ask: Message, fds: list[int]) -> str:
+        machine, one = self._place(ask)
+        if one.status != "running":
+            raise Conflict(f"container {one.id} is {one.status}, not running")
+        document = next((field.value for field in ask.fields if field.tag == Tag.PROCESS), None)
+        process = read_process(document) if document is not None else _plain_process(ask)
+        terminal = bool(ask.number_of(Tag.FLAGS) & TERMINAL)
+        if len(fds) != (2 if terminal else 4) or (process.terminal and not terminal):
+            raise BundleUnsupported("process.terminal and the descriptors do not agree")
+        process = msgspec.structs.replace(process, terminal=terminal)
+        channel = machine.next_channel()
+        machine.monitor.attach(channel, fds)
+        fields = [
+            *config.process_fields(process, channel),
+            frames.text(Tag.CONTAINER, one.id),
+            frames.text(Tag.PROCESS, f"x{channel}"),
+            frames.u32(Tag.NAMESPACES, config.EXEC_NAMESPACES),
+        ]
+        wanted = bundles.read(Path(one.bundle))
+        if program := self._seccomp(wanted):
+            fields.append(Field(Tag.SECCOMP, program))
+        try:
+            await machine.monitor.ask(Kind.EXEC, fields)
+        except AgentFailed as error:
+            raise _command_error(error) from error
+        return ""
+
+    async def _state(self, ask: Message, _fds: list[int]) -> str:
+        _, one = self._place(ask)
+        return json.dumps(_state(one))
+
+    async def _list(self, ask: Message, _fds: list[int]) -> str:
+        found = [one for machine in self._machines.all() for one in machine.record.containers]
+        if ask.text(Tag.TEXT) == "json":
+            return json.dumps([_state(one) | {"created": one.created} for one in found])
+        rows = [f"{one.id}\t{one.pid}\t{one.status}\t{one.bundle}\t{one.created}" for one in found]
+        return "\n".join(["ID\tPID\tSTATUS\tBUNDLE\tCREATED", *rows])
+
+    async def _kill(self, ask: Message, _fds: list[int]) -> str:
+        machine, one = self._place(ask)
+        number = number_of(ask.text(Tag.SIGNAL))
+        if one.status == "stopped":
+            raise Conflict(f"container {one.id} is stopped: process already finished")
+        every = ask.number_of(Tag.FLAGS) & ALL
+        flags = config.ALL_PROCESSES if every else 0
+        fields = [frames.text(Tag.CONTAINER, one.id), frames.u32(Tag.SIGNAL, number), frames.u32(Tag.FLAGS, flags)]
+        if number == _KILL and one.status == "paused":
+            await machine.monitor.ask(Kind.THAW, [frames.text(Tag.CONTAINER, one.id)])
+        await machine.monitor.ask(Kind.SIGNAL, fields)
+        return ""
+
+    async def _delete(self, ask: Message, _fds: list[int]) -> str:
+        force = ask.number_of(Tag.FLAGS) & FORCE
+        try:
+            machine, one = self._place(ask)
+        except MachineMissing:
+            if force:
+                return ""
+            raise
+        if one.status in ("running", "paused") and not force:
+            raise Conflict(f"container {one.id} is {one.status}; stop it first, or use --force")
+        machine.drop(one.id)
+        if not machine.record.containers:
+            await self._machines.end(machine)
+        else:
+            await machine.monitor.ask(Kind.REMOVE, [frames.text(Tag.CONTAINER, one.id)])
+        return ""
+
+    async def _pause(self, ask: Message, _fds: list[int]) -> str:
+        machine, one = self._place(ask)
+        if one.status != "running":
+            raise Conflict(f"container {one.id} is {one.status}, not running")
+        await machine.monitor.ask(Kind.FREEZE, [frames.text(Tag.CONTAINER, one.id)])
+        machine.set_status(one.id, "paused")
+        return ""
+
+    async def _resume(self, ask: Message, _fds: list[int]) -> str:
+        machine, one = self._place(ask)
+        if one.status != "paused":
+            raise Conflict(f"container {one.id} is {one.status}, not paused")
+        await machine.monitor.ask(Kind.THAW, [frames.text(Tag.CONTAINER, one.id)])
+        machine.set_status(one.id, "running")
+        return ""
+
+    async def _ps(self, ask: Message, _fds: list[int]) -> str:
+        machine, one = self._place(ask)
+        reply = await machine.monitor.ask(Kind.STATS, [frames.text(Tag.CONTAINER, one.id)])
+        pids = [int(word) for word in _stat(reply, "cgroup.procs").split() if word.isdigit()][:4096]
+        if ask.text(Tag.TEXT) == "json":
+            return json.dumps(pids)
+        return "\n".join(["PID", *(str(pid) for pid in pids)])
+
+
+def _stat(reply: Message, name: str) -> str:
+    prefix = name.encode() + b"\0"
+    for field in reply.fields:
+        if field.tag == Tag.STAT and field.value.startswith(prefix):
+            return field.value[len(prefix) :].decode("ascii", "replace")
+    return ""
+
+
+def _state(one: ContainerRecord) -> dict[str, object]:
+    """The state document of the OCI runtime specification (runtime.md, "State")."""
+    pid = 0 if one.status == "stopped" else one.pid
+    return {
+        "ociVersion": "1.0.2",
+        "id": one.id,
+        "status": one.status,
+        "pid": pid,
+        "bundle": one.bundle,
+        "annotations": one.annotations,
+    }
+
+
+def _plain_process(ask: Message) -> Process:
+    """What ``exec ID COMMAND`` means without a document: root without capabilities, as runc does it."""
+    path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+    return Process(args=tuple(ask.texts(Tag.ARG)), env=(path,), cwd=ask.text(Tag.CWD, 4096) or "/")
+
+
+def _command_error(error: AgentFailed) -> CasemateError:
+    """The words by which engines tell "not found" and "not executable" from other failures."""
+    if error.facts.get("step") != "execve":
+        return error
+    number = error.facts.get("errno")
+    assert isinstance(number, int)
+    words = "executable file not found in $PATH" if number == errno.ENOENT else os.strerror(number).lower()
+    return AgentFailed(f"exec: {words}", errno=number)
+
+
+async def run(machines: Machines, compiler: Compiler | None, path: Path) -> None:
+    """Recover, then serve until cancelled; the machines stay."""
+    await machines.recover()
+    try:
+        await Service(machines, compiler).serve(path)
+    except asyncio.CancelledError:
+        machines.forget()
+        raise

@@ -1,0 +1,337 @@
+"""Templates: a guest booted once, saved when its agent is ready, cloned ever after.
+
+A template is keyed by everything that goes into it. Its files are verified while they are copied into sealed memory,
+from which all clones are mapped: what is verified cannot change any more, not even by a monitor that was broken into.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from casemate.host import durable
+from casemate.host.netns import in_own_thread
+from casemate.isolation.microvm import argv, disks
+from casemate.isolation.microvm.errors import TemplateFailed
+from casemate.isolation.microvm.kernel import GuestKernel
+from casemate.isolation.microvm.monitor import Launch, Monitor
+from casemate.spec.errors import CasemateError, Corrupt, DiskFull
+
+FORMAT = 1
+#: 7 s under emulation on an idle host, several times that on a loaded one.
+BOOT_TIMEOUT_S, SAVE_TIMEOUT_S = 90.0, 30.0
+_SETTLE_S = 0.5
+_CHUNK = 1 << 20
+_PAGE = 4096
+_SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+
+
+class TemplateDamaged(Corrupt):
+    code = "microvm.template_damaged"
+    title = "A template's files do not match its manifest"
+    remedy = "It is made anew by itself; check the disk if this comes back."
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Everything that decides what a template is. *qemu_version* and *tsc_khz* change with the host."""
+
+    kernel: GuestKernel
+    qemu_version: str
+    accelerator: argv.Accelerator
+    memory_bytes: int
+    cpus: int = 1
+    tsc_khz: int | None = None
+
+    def key(self) -> str:
+        """The template's name: a digest of all of it."""
+        # The counter's rate is measured: rounded to 0.1 %, so that a restart finds its template.
+        khz = None if self.tsc_khz is None else round(self.tsc_khz, -4)
+        parts = [
+            FORMAT,
+            self.kernel.digest,
+            self.qemu_version,
+            self.memory_bytes,
+            self.cpus,
+            khz,
+            argv.argv("qemu", self.switches(0)),
+        ]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+    def switches(self, memory_fd: int, *, shared: bool = True) -> tuple[argv.Switch, ...]:
+        """What template and clone have in common, in this order: QEMU's devices must be the same."""
+        memory = argv.Memory(self.memory_bytes, memory_fd, shared, self.cpus)
+        return (argv.Machine(), self.accelerator, memory, argv.Plain())
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """One in memory: sealed descriptors of the guest's memory and of the machine's state."""
+
+    recipe: Recipe
+    memory_fd: int
+    state_fd: int
+
+    def close(self) -> None:
+        os.close(self.memory_fd)
+        os.close(self.state_fd)
+
+
+class Templates:
+    """The templates of one host, below *folder*. Made on first need, one at a time."""
+
+    def __init__(self, folder: Path, run: Path, *, shim: str, qemu: str, uid: int) -> None:
+        self._folder, self._run, self._shim, self._qemu, self._uid = folder, run, shim, qemu, uid
+        self._lock = asyncio.Lock()
+        self._loaded: dict[str, Template] = {}
+
+    async def get(self, recipe: Recipe) -> Template:
+        """The template of *recipe*, made when there is none. Raises :class:`TemplateFailed`, :class:`DiskFull`."""
+        key = recipe.key()
+        async with self._lock:
+            if key in self._loaded:
+                return self._loaded[key]
+            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with self._between_processes():
+                try:
+                    template = await in_own_thread(lambda: self._load(recipe, key), timeout_s=SAVE_TIMEOUT_S)
+                except (OSError, TemplateDamaged):
+                    shutil.rmtree(self._folder / key, ignore_errors=True)
+                    await self._build(recipe, key)
+                    template = await in_own_thread(lambda: self._load(recipe, key), timeout_s=SAVE_TIMEOUT_S)
+            self._loaded[key] = template
+            return template
+
+    def names(self) -> list[str]:
+        """The keys of the templates on disk."""
+        return sorted(path.name for path in self._folder.glob("*") if (path / "manifest.json").is_file())
+
+    def prune(self) -> list[str]:
+        """Remove every template; what runs keeps its memory. Answers what went."""
+        gone = self.names()
+        for name in gone:
+            shutil.rmtree(self._folder / name, ignore_errors=True)
+        for leftover in self._folder.glob(".*.tmp"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        for template in self._loaded.values():
+            template.close()
+        self._loaded.clear()
+        return gone
+
+    @contextlib.contextmanager
+    def _between_processes(self) -> Iterator[None]:
+        number = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield
+        except BlockingIOError as error:
+            raise TemplateFailed("another process makes a template now") from error
+        finally:
+            os.close(number)
+
+    def _load(self, recipe: Recipe, key: str) -> Template:
+        folder = self._folder / key
+        try:
+            manifest = json.loads(durable.read_bounded(folder / "manifest.json", 64 << 10))
+            wanted = {name: manifest[name] for name in ("memory", "state")}
+        except (ValueError, KeyError, TypeError) as error:
+            raise TemplateDamaged(f"template {key}: {error}") from error
+        opened: list[int] = []
+        try:
+            for name, digest in wanted.items():
+                opened.append(_sealed(folder / name, digest))
+        except BaseException:
+            for number in opened:
+                os.close(number)
+            raise
+        return Template(recipe, opened[0], opened[1])
+
+    async def _build(self, recipe: Recipe, key: str) -> None:
+        """Boot, wait for the agent, save; written beside and renamed, so that half a template is never seen."""
+        memory = os.memfd_create("casemate-template", os.MFD_CLOEXEC)
+        state = os.memfd_create("casemate-state", os.MFD_CLOEXEC)
+        try:
+            os.ftruncate(memory, recipe.memory_bytes)
+            await self._boot(recipe, key, memory, state)
+            await in_own_thread(lambda: self._write(key, memory, state), timeout_s=SAVE_TIMEOUT_S)
+        except OSError as error:
+            raise DiskFull(f"template {key}: {error.strerror}") from error
+        finally:
+            os.close(memory)
+            os.close(state)
+
+    async def _boot(self, recipe: Recipe, key: str, memory: int, state: int) -> None:
+        first = argv.FIRST_PASSED_FD
+        kernel = os.open(recipe.kernel.kernel, os.O_RDONLY | os.O_CLOEXEC)
+        initramfs = os.open(recipe.kernel.initramfs, os.O_RDONLY | os.O_CLOEXEC)
+        jail = self._run / "jail"
+        jail.mkdir(parents=True, exist_ok=True, mode=0o700)
+        switches = (
+            *recipe.switches(first),
+            argv.Kernel(first + 1, first + 2, argv.kernel_command_line(recipe.tsc_khz)),
+            argv.Layers(disks.null_node()),
+            argv.Port(),
+            argv.Network(),
+        )
+        launch = Launch(
+            shim=self._shim,
+            qemu=self._qemu,
+            switches=switches,
+            fds={first: memory, first + 1: kernel, first + 2: initramfs},
+            socket=self._run / f"template-{key[:8]}.sock",
+            uid=self._uid,
+            gid=self._uid,
+            jail=jail,
+            writes=True,
+        )
+        try:
+            monitor = await Monitor.start(launch)
+        finally:
+            os.close(kernel)
+            os.close(initramfs)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(monitor.serve())
+            try:
+                await _until_ready(monitor)
+                await asyncio.sleep(_SETTLE_S)
+                await _save(monitor, state)
+            finally:
+                monitor.quit()
+                await monitor.wait(5.0)
+                launch.socket.unlink(missing_ok=True)
+
+    def _write(self, key: str, memory: int, state: int) -> None:
+        temporary = self._folder / f".{key}.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(mode=0o700)
+        manifest: dict[str, object] = {"format": FORMAT, "made_at": time.time()}
+        for name, number in (("memory", memory), ("state", state)):
+            manifest[name] = _copy_out(number, temporary / name)
+        durable.write_atomic(temporary / "manifest.json", json.dumps(manifest).encode())
+        temporary.rename(self._folder / key)
+        durable.sync_folder(self._folder)
+
+
+async def _until_ready(monitor: Monitor) -> None:
+    try:
+        async with asyncio.timeout(BOOT_TIMEOUT_S), asyncio.TaskGroup() as group:
+            ready, ended = group.create_task(monitor.ready.wait()), group.create_task(monitor.ended.wait())
+            await asyncio.wait((ready, ended), return_when=asyncio.FIRST_COMPLETED)
+            ready.cancel()
+            ended.cancel()
+    except TimeoutError as error:
+        tail = await monitor.tail()
+        raise TemplateFailed(f"no word of the agent within {BOOT_TIMEOUT_S:g} s; console: {tail}") from error
+    if not monitor.ready.is_set():
+        raise TemplateFailed(f"the guest ended while it booted; console: {await monitor.tail()}")
+
+
+async def _save(monitor: Monitor, state: int) -> None:
+    """The device state into *state*; memory is in the shared file already (capability x-ignore-shared)."""
+    await qmp(monitor, "qmp_capabilities")
+    capability = {"capability": "x-ignore-shared", "state": True}
+    await qmp(monitor, "migrate-set-capabilities", {"capabilities": [capability]})
+    await qmp(monitor, "getfd", {"fdname": "state"}, [state])
+    # Not stopped before: the state would say "paused", and every clone would wait to be told to go on.
+    await qmp(monitor, "migrate", {"uri": "fd:state"})
+    async with asyncio.timeout(SAVE_TIMEOUT_S):
+        while True:
+            answer = await qmp(monitor, "query-migrate")
+            match answer.get("status"):
+                case "completed":
+                    return
+                case "failed" | "cancelled":
+                    raise TemplateFailed(f"QEMU could not save the machine: {answer.get('error-desc', '')}")
+            await asyncio.sleep(0.05)
+
+
+async def qmp(
+    monitor: Monitor, command: str, arguments: Mapping[str, object] | None = None, fds: list[int] | None = None
+) -> dict[str, object]:
+    """One QMP command and its answer; events and the greeting are passed over. Used with trusted guests only."""
+    body: dict[str, object] = {"execute": command}
+    if arguments is not None:
+        body["arguments"] = dict(arguments)
+    monitor.send_qmp(json.dumps(body).encode(), fds or ())
+    pending = b""
+    try:
+        async with asyncio.timeout(SAVE_TIMEOUT_S):
+            while True:
+                pending += await monitor.qmp.get()
+                *lines, pending = pending.split(b"\n")
+                for line in lines:
+                    answer = json.loads(line) if line.strip() else {}
+                    if "error" in answer:
+                        raise TemplateFailed(f"QEMU refused {command}: {str(answer['error'])[:300]}")
+                    if "return" in answer:
+                        value = answer["return"]
+                        return value if isinstance(value, dict) else {}
+    except TimeoutError as error:
+        raise TemplateFailed(f"QEMU did not answer {command}") from error
+    except ValueError as error:
+        raise TemplateFailed(f"QEMU answered {command} with what is no JSON") from error
+
+
+def _copy_out(number: int, path: Path) -> str:
+    """Copy a memfd to *path*, holes kept; its SHA-256."""
+    digest = hashlib.sha256()
+    size = os.fstat(number).st_size
+    out = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o400)
+    try:
+        os.ftruncate(out, size)
+        for offset in range(0, size, _CHUNK):
+            data = os.pread(number, _CHUNK, offset)
+            digest.update(data)
+            _write_pages(out, data, offset)
+        os.fsync(out)
+    finally:
+        os.close(out)
+    return digest.hexdigest()
+
+
+def _write_pages(out: int, data: bytes, offset: int) -> None:
+    """Write what is not zero: a zero page costs neither disk nor, in the sealed copy, memory."""
+    zero = bytes(_PAGE)
+    start: int | None = None
+    for at in range(0, len(data) + _PAGE, _PAGE):
+        page = data[at : at + _PAGE]
+        if page and page != zero[: len(page)]:
+            start = at if start is None else start
+        elif start is not None:
+            os.pwrite(out, data[start:at], offset + start)
+            start = None
+
+
+def _sealed(path: Path, digest: str) -> int:
+    """A memfd with the content of *path*, sealed when its digest is right; :class:`TemplateDamaged` otherwise."""
+    found = hashlib.sha256()
+    source = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    number = os.memfd_create("casemate-template", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        size = os.fstat(source).st_size
+        os.ftruncate(number, size)
+        for offset in range(0, size, _CHUNK):
+            data = os.pread(source, _CHUNK, offset)
+            found.update(data)
+            _write_pages(number, data, offset)
+        if found.hexdigest() != digest:
+            raise TemplateDamaged(f"{path} has sha256 {found.hexdigest()}, the manifest says {digest}")
+        fcntl.fcntl(number, fcntl.F_ADD_SEALS, _SEALS)
+        return number
+    except BaseException:
+        os.close(number)
+        raise
+    finally:
+        os.close(source)
+
+
+__all__ = ["CasemateError", "Recipe", "Template", "TemplateDamaged", "Templates"]

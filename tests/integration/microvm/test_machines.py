@@ -1,0 +1,221 @@
+"""Machines: clones differ, crashes leave nothing, hostd goes and comes, templates are verified, monitors jailed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import harness
+import pytest
+
+pytestmark = pytest.mark.root
+
+
+def started(host: harness.Host, name: str, layer: Path, *args: str) -> tuple[subprocess.Popen[bytes], Path]:
+    process, folder = harness.conmon(host, name, host.bundle(name, harness.configuration([layer], *args)))
+    done = host.vm("start", name)
+    assert done.returncode == 0, (done.stderr, (folder / "answer").read_text())
+    return process, folder
+
+
+def qemu_of(host: harness.Host, name: str) -> int:
+    """QEMU's pid: the child of the monitor that serves the machine's socket."""
+    monitor = monitor_of(host, name)
+    return int(Path(f"/proc/{monitor}/task/{monitor}/children").read_text().split()[0])
+
+
+def monitor_of(host: harness.Host, name: str) -> int:
+    assert host.machines is not None
+    machine = host.machines.get(name)
+    assert machine is not None
+    return machine.monitor.channel.peer.pid if machine.monitor.child is None else machine.monitor.child.pid
+
+
+def gone(pid: int, within_s: float = 10.0) -> bool:
+    end = time.monotonic() + within_s
+    while time.monotonic() < end:
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+        except FileNotFoundError:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+RANDOM = (
+    "head -c 16 /dev/urandom | od -An -tx1; cat /proc/sys/kernel/random/uuid; cat /proc/sys/kernel/random/boot_id;"
+    " head -n 40 /proc/self/maps | grep -E 'stack|vdso' | cut -d- -f1"
+)
+
+
+def test_two_clones_draw_different_numbers_and_layouts(host: harness.Host, base_layer: Path) -> None:
+    script = RANDOM.replace("| cut -d- -f1", "")
+    found = []
+    for name in ("clone1", "clone2"):
+        process, folder = started(host, name, base_layer, "sh", "-c", script)
+        process.wait(30)
+        found.append([line.split(" ", 3)[3].split()[0] for line in (folder / "log").read_text().splitlines()])
+        assert host.vm("delete", name).returncode == 0
+    first, second = found
+    assert len(first) == len(second) == 5
+    same = [index for index, (one, other) in enumerate(zip(first, second, strict=True)) if one == other]
+    # The boot id was drawn at the template, if anything drew it; what a process draws and how it is laid out was not.
+    assert not set(same) - {2}
+
+
+def test_the_clock_is_the_hosts(host: harness.Host, base_layer: Path) -> None:
+    process, folder = started(host, "clock", base_layer, "date", "+%s")
+    process.wait(30)
+    seen = int((folder / "log").read_text().split()[-1])
+    assert abs(seen - time.time()) < 30
+    assert host.vm("delete", "clock").returncode == 0
+
+
+@pytest.mark.parametrize("victim", ["qemu", "monitor", "waiter"])
+def test_what_is_killed_takes_the_rest_with_it(host: harness.Host, base_layer: Path, victim: str) -> None:
+    name = f"kill{victim}"
+    other, _ = started(host, f"other{victim}", base_layer, "sleep", "1000")
+    process, folder = started(host, name, base_layer, "sleep", "1000")
+    pids = {
+        "qemu": qemu_of(host, name),
+        "monitor": monitor_of(host, name),
+        "waiter": int((folder / "pid").read_text()),
+    }
+    os.kill(pids[victim], signal.SIGKILL)
+    process.wait(20)
+    assert int((folder / "exits" / name).read_text()) == 137
+    assert host.vm("delete", "--force", name).returncode == 0
+    assert all(gone(pid) for pid in pids.values())
+    assert not (host.folder / "vm" / name).exists()
+    assert host.state_of(f"other{victim}")["status"] == "running"
+    assert host.vm("exec", f"other{victim}", "true").returncode == 0
+    assert host.vm("delete", "--force", f"other{victim}").returncode == 0
+    other.wait(20)
+
+
+def test_hostd_goes_and_comes_back(host: harness.Host, base_layer: Path) -> None:
+    script = "n=0; while [ $n -lt 30 ]; do echo line $n; n=$((n+1)); sleep 0.1; done; exit 6"
+    process, folder = started(host, "stays", base_layer, "sh", "-c", script)
+    ended, ended_folder = started(host, "endsmeanwhile", base_layer, "sh", "-c", "sleep 0.7; exit 8")
+    host.stop()
+    assert host.vm("state", "stays").returncode == 1
+    ended.wait(20)
+    assert int((ended_folder / "exits/endsmeanwhile").read_text()) == 8
+    host.start()
+    assert host.state_of("stays")["status"] == "running"
+    assert host.vm("exec", "stays", "echo", "again").stdout == "again\n"
+    assert host.state_of("endsmeanwhile")["status"] == "stopped"
+    process.wait(30)
+    assert int((folder / "exits/stays").read_text()) == 6
+    assert (folder / "log").read_text().count("line") == 30
+    for name in ("stays", "endsmeanwhile"):
+        assert host.vm("delete", name).returncode == 0
+
+
+def test_a_damaged_template_is_made_anew(host: harness.Host, base_layer: Path) -> None:
+    assert host.machines is not None
+    (key,) = host.machines.templates.names()[:1]
+    memory = host.state / "templates" / key / "memory"
+    before = memory.stat().st_ino
+    host.stop()
+    memory.chmod(0o600)
+    with memory.open("r+b") as file:
+        file.seek(1 << 20)
+        file.write(b"damage")
+    host.start()
+    process, folder = started(host, "anew", base_layer, "true")
+    process.wait(30)
+    assert int((folder / "exits/anew").read_text()) == 0
+    assert memory.stat().st_ino != before
+    assert host.vm("delete", "anew").returncode == 0
+
+
+def test_the_monitor_and_qemu_hold_no_privilege(host: harness.Host, base_layer: Path) -> None:
+    process, _ = started(host, "jailed", base_layer, "sleep", "1000")
+    for pid in (monitor_of(host, "jailed"), qemu_of(host, "jailed")):
+        status = dict(
+            line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line
+        )
+        assert int(status["Uid"].split()[0]) >= 999_000_000
+        assert all(int(status[f"Cap{kind}"], 16) == 0 for kind in ("Prm", "Eff", "Inh", "Amb"))
+        assert status["NoNewPrivs"] == "1"
+    qemu = qemu_of(host, "jailed")
+    assert "Seccomp:\t2" in Path(f"/proc/{qemu}/status").read_text()
+    assert Path(f"/proc/{qemu}/root/usr/bin/env").exists()
+    assert sorted(os.listdir(f"/proc/{qemu}/root")) == ["bin", "etc", "lib", "lib64", "proc", "usr"]
+    assert os.listdir(f"/proc/{qemu}/root/etc") == ["ld.so.cache"]
+    mounts = Path(f"/proc/{qemu}/mountinfo").read_text().splitlines()
+    assert all("ro" in line.split()[5].split(",") or line.split()[4] == "/proc" for line in mounts), mounts
+    for kind in ("net", "ipc", "uts", "pid", "mnt"):
+        assert os.readlink(f"/proc/{qemu}/ns/{kind}") != os.readlink(f"/proc/self/ns/{kind}")
+    command = ["nsenter", "-t", str(qemu), "-n", "ip", "-o", "link"]
+    links = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert [line.split(": ")[1] for line in links.stdout.splitlines()] == ["lo"]
+    # What is open is the machine's own: memory, state, layer, sockets; nothing of the host's tree.
+    opened = {os.readlink(f"/proc/{qemu}/fd/{number}") for number in os.listdir(f"/proc/{qemu}/fd")}
+    files = {name for name in opened if name.startswith("/") and not name.startswith("/memfd:")}
+    assert files <= {"/dev/null", str(base_layer)}
+    assert host.vm("delete", "--force", "jailed").returncode == 0
+    process.wait(20)
+
+
+def test_the_template_cannot_be_written_by_a_clone(host: harness.Host, base_layer: Path) -> None:
+    process, _ = started(host, "sealed", base_layer, "sleep", "1000")
+    qemu = qemu_of(host, "sealed")
+    (number,) = [one for one in os.listdir(f"/proc/{qemu}/fd") if _is_template(f"/proc/{qemu}/fd/{one}")][:1]
+    opened = os.open(f"/proc/{qemu}/fd/{number}", os.O_RDWR)
+    with pytest.raises(PermissionError):
+        os.pwrite(opened, b"x", 0)
+    os.close(opened)
+    assert host.vm("delete", "--force", "sealed").returncode == 0
+    process.wait(20)
+
+
+def _is_template(path: str) -> bool:
+    return os.readlink(path).startswith("/memfd:casemate-template") and os.stat(path).st_size >= 128 << 20
+
+
+def test_what_a_bundle_asks_in_vain_is_refused_and_leaves_nothing(host: harness.Host, base_layer: Path) -> None:
+    cases = {
+        "unknown mount type": {"mounts": [{"destination": "/x", "type": "nfs", "source": "a:/b"}]},
+        "a folder of the host": {
+            "mounts": [{"destination": "/x", "type": "bind", "source": "/usr", "options": ["bind"]}]
+        },
+        "no layers": {"annotations": {}},
+        "hooks": {"hooks": {"prestart": [{"path": "/bin/true"}]}},
+        "a layer that is not there": {"annotations": {"org.casemate.layers": "/nowhere.sqfs"}},
+        "a layer that is none": {"annotations": {"org.casemate.layers": "/etc/services"}},
+    }
+    for index, (what, change) in enumerate(cases.items()):
+        name = f"vain{index}"
+        config = harness.configuration([base_layer], "true") | change
+        done = host.vm("create", "--bundle", str(host.bundle(name, config)), name, stdin=subprocess.DEVNULL)
+        assert done.returncode == 1, what
+        assert done.stderr.startswith("casemate-vm: "), what
+        assert not (host.folder / "vm" / name).exists(), what
+    assert json.loads(host.vm("list", "--format", "json").stdout) == []
+
+
+def test_no_hostd_is_a_clear_error(host: harness.Host) -> None:
+    done = subprocess.run(
+        [host.shim, "--socket", "/nowhere/vm.sock", "state", "x"],
+        capture_output=True,
+        text=True,
+        timeout=10,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "is casemate-hostd running?" in done.stderr
+
+
+def test_nothing_is_left_at_the_end(host: harness.Host) -> None:
+    assert shutil.which("qemu-system-x86_64")
+    assert list((host.folder / "vm").iterdir()) == []
+    assert host.machines is not None
+    assert host.machines.all() == []

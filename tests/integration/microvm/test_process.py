@@ -1,0 +1,269 @@
+"""Processes in a micro-VM through casemate-vm and conmon: output, input, exit codes, identity, terminals, exec."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import harness
+import pytest
+
+pytestmark = pytest.mark.root
+
+
+def output(folder: Path, stream: str = "stdout") -> str:
+    """What the container wrote, put together from conmon's log."""
+    found = []
+    for line in (folder / "log").read_text().splitlines():
+        _, name, flag, text = line.split(" ", 3)
+        if name == stream:
+            found.append(text + ("\n" if flag == "F" else ""))
+    return "".join(found)
+
+
+def exit_code(folder: Path, name: str) -> int:
+    return int((folder / "exits" / name).read_text())
+
+
+def run(host: harness.Host, name: str, config: dict[str, object], *more: str) -> tuple[int, Path]:
+    """Create, start, wait, delete; the exit code, and conmon's folder."""
+    process, folder = harness.conmon(host, name, host.bundle(name, config), *more)
+    started = host.vm("start", name)
+    assert started.returncode == 0, (started.stderr, (folder / "answer").read_text())
+    process.wait(60)
+    code = exit_code(folder, name)
+    deleted = host.vm("delete", name)
+    assert deleted.returncode == 0, deleted.stderr
+    return code, folder
+
+
+def test_output_and_exit_code(host: harness.Host, base_layer: Path) -> None:
+    config = harness.configuration([base_layer], "sh", "-c", "echo out; echo err >&2; cat; exit 7")
+    code, folder = run(host, "exit7", config)
+    assert code == 7
+    assert output(folder) == "out\n"
+    assert output(folder, "stderr") == "err\n"
+
+
+def test_a_large_output_arrives_whole(host: harness.Host, base_layer: Path) -> None:
+    config = harness.configuration([base_layer], "sh", "-c", "seq 1 40000")
+    code, folder = run(host, "large", config)
+    assert code == 0
+    assert output(folder).split() == [str(number) for number in range(1, 40001)]
+
+
+def test_the_process_has_what_the_bundle_says(host: harness.Host, base_layer: Path) -> None:
+    script = (
+        "id -u; id -g; id -G; pwd; umask; echo $X; hostname; ulimit -n; grep -E 'Cap(Prm|Eff|Bnd|Inh|Amb)|NoNewPrivs'"
+        " /proc/self/status; echo $$; cat /proc/self/cgroup"
+    )
+    config = harness.configuration(
+        [base_layer],
+        *("sh", "-c", script),
+        user={"uid": 1000, "gid": 1001, "additionalGids": [7, 8], "umask": 0o77},
+        cwd="/tmp",
+        env=["PATH=/bin", "X=a b"],
+        capabilities={name: ["CAP_CHOWN", "CAP_KILL"] for name in ("bounding",)},
+        rlimits=[{"type": "RLIMIT_NOFILE", "soft": 100, "hard": 200}],
+    )
+    code, folder = run(host, "identity", config)
+    assert code == 0
+    lines = output(folder).splitlines()
+    assert lines[:3] == ["1000", "1001", "1001 7 8"]
+    assert lines[3:8] == ["/tmp", "0077", "a b", "guest", "100"]
+    status = dict(line.split(":\t") for line in lines[8:14])
+    assert status["CapBnd"] == f"{1 << 0 | 1 << 5:016x}"
+    assert status["CapPrm"] == status["CapEff"] == status["CapAmb"] == f"{0:016x}"
+    assert status["NoNewPrivs"] == "1"
+    assert lines[14:] == ["1", "0::/"]
+
+
+def test_root_without_capabilities_in_the_bundle_has_none(host: harness.Host, base_layer: Path) -> None:
+    code, folder = run(host, "nocaps", harness.configuration([base_layer], "grep", "CapEff", "/proc/self/status"))
+    assert code == 0
+    assert output(folder).split()[1] == f"{0:016x}"
+
+
+def test_mounts_are_the_bundles_in_order(host: harness.Host, base_layer: Path) -> None:
+    code, folder = run(host, "mounts", harness.configuration([base_layer], "cat", "/proc/self/mountinfo"))
+    assert code == 0
+    places = [line.split()[4] for line in output(folder).splitlines()]
+    # The root's own place in the list is not the bundle's: it is mounted after what was mounted early.
+    assert sorted(places)[0] == "/"
+    assert [place for place in places if place != "/"] == ["/proc", "/dev", "/dev/pts", "/dev/shm", "/sys"]
+
+
+def test_masked_and_read_only_paths(host: harness.Host, base_layer: Path) -> None:
+    config = harness.configuration(
+        [base_layer], "sh", "-c", "cat /proc/kcore | wc -c; echo 1 > /proc/sys/vm/drop_caches; touch /x; ls /proc/acpi"
+    )
+    config["root"] = {"path": "rootfs", "readonly": True}
+    config["linux"] |= {"maskedPaths": ["/proc/kcore", "/proc/acpi"], "readonlyPaths": ["/proc/sys"]}  # type: ignore[operator]
+    code, folder = run(host, "masked", config)
+    assert code == 0
+    assert output(folder).split() == ["0"]
+    assert output(folder, "stderr").count("Read-only file system") == 2
+
+
+def test_layers_are_joined_with_whiteouts(host: harness.Host, base_layer: Path, tmp_path: Path) -> None:
+    upper = harness.layer(tmp_path, "upper", {"etc/both": "upper\n", "etc/new": "new\n"}, busybox=False)
+    config = harness.configuration([upper, base_layer], "cat", "/etc/base", "/etc/both", "/etc/new")
+    code, folder = run(host, "layers", config)
+    assert code == 0
+    assert output(folder).split() == ["base", "upper", "new"]
+
+
+def test_a_command_that_is_not_there(host: harness.Host, base_layer: Path) -> None:
+    process, _ = harness.conmon(host, "nocmd", host.bundle("nocmd", harness.configuration([base_layer], "nothing")))
+    started = host.vm("start", "nocmd")
+    assert started.returncode == 1
+    assert "executable file not found in $PATH" in started.stderr
+    assert host.vm("delete", "--force", "nocmd").returncode == 0
+    process.wait(30)
+
+
+@pytest.mark.parametrize("word", ["TERM", "15", "SIGTERM"])
+def test_signals_reach_the_process(host: harness.Host, base_layer: Path, word: str) -> None:
+    config = harness.configuration(
+        [base_layer], "sh", "-c", "trap 'echo got; exit 3' TERM; while :; do sleep 0.1; done"
+    )
+    name = f"sig{word}"
+    process, folder = harness.conmon(host, name, host.bundle(name, config))
+    assert host.vm("start", name).returncode == 0
+    time.sleep(0.5)
+    assert host.vm("kill", name, word).returncode == 0
+    process.wait(30)
+    assert exit_code(folder, name) == 3
+    assert host.state_of(name)["status"] == "stopped"
+    assert host.vm("kill", name, "KILL").returncode == 1
+    assert host.vm("delete", name).returncode == 0
+
+
+def test_a_signal_to_the_waiter_reaches_the_process(host: harness.Host, base_layer: Path) -> None:
+    config = harness.configuration([base_layer], "sh", "-c", "trap 'exit 5' USR1; while :; do sleep 0.1; done")
+    process, folder = harness.conmon(host, "waiter", host.bundle("waiter", config))
+    assert host.vm("start", "waiter").returncode == 0
+    time.sleep(0.5)
+    os.kill(int((folder / "pid").read_text()), signal.SIGUSR1)
+    process.wait(30)
+    assert exit_code(folder, "waiter") == 5
+    assert host.vm("delete", "waiter").returncode == 0
+
+
+@pytest.fixture(scope="module")
+def sleeper(host: harness.Host, base_layer: Path) -> Iterator[str]:
+    """A running container for execs."""
+    config = harness.configuration([base_layer], "sh", "-c", "while :; do sleep 1000; done")
+    process, _ = harness.conmon(host, "sleeper", host.bundle("sleeper", config))
+    assert host.vm("start", "sleeper").returncode == 0
+    yield "sleeper"
+    assert host.vm("delete", "--force", "sleeper").returncode == 0
+    process.wait(30)
+
+
+def test_exec_in_the_foreground(host: harness.Host, sleeper: str) -> None:
+    done = host.vm("exec", sleeper, "sh", "-c", "echo in; echo bad >&2; exit 9")
+    assert (done.returncode, done.stdout, done.stderr) == (9, "in\n", "bad\n")
+
+
+def test_exec_sees_the_containers_processes_and_root(host: harness.Host, sleeper: str) -> None:
+    done = host.vm("exec", sleeper, "sh", "-c", "ps | grep -c 'while :'; cat /etc/base; hostname")
+    assert done.stdout.split()[1:] == ["base", "guest"]
+    assert int(done.stdout.split()[0]) >= 1
+
+
+def test_input_goes_in_and_comes_out(host: harness.Host, sleeper: str) -> None:
+    data = "".join(f"{number}\n" for number in range(60_000))
+    done = host.vm("exec", sleeper, "cat", input=data)
+    assert done.returncode == 0
+    assert done.stdout == data
+
+
+def test_the_end_of_input_is_seen_though_nobody_reads(host: harness.Host, sleeper: str) -> None:
+    done = host.vm("exec", sleeper, "true", input="x" * 300_000)
+    assert done.returncode == 0
+
+
+def test_execs_at_the_same_time_do_not_mix(host: harness.Host, sleeper: str) -> None:
+    command = [str(host.shim), "--socket", str(host.socket), "exec", sleeper, "sh", "-c"]
+    many = [
+        subprocess.Popen([*command, f"seq {start} {start + 2000}; exit {start // 10000}"], stdout=subprocess.PIPE)
+        for start in (10_000, 20_000, 30_000)
+    ]
+    for index, one in enumerate(many, start=1):
+        out, _ = one.communicate(timeout=60)
+        assert one.returncode == index
+        assert [int(word) for word in out.split()] == list(range(index * 10_000, index * 10_000 + 2001))
+
+
+def test_exec_process_document(host: harness.Host, sleeper: str, tmp_path: Path) -> None:
+    process = {
+        "args": ["sh", "-c", "id -u; pwd; echo $Y"],
+        "env": ["PATH=/bin", "Y=z"],
+        "cwd": "/etc",
+        "user": {"uid": 12, "gid": 34},
+    }
+    (tmp_path / "process.json").write_text(json.dumps(process))
+    done = host.vm("exec", "--process", str(tmp_path / "process.json"), sleeper)
+    assert done.stdout.split() == ["12", "/etc", "z"]
+
+
+def test_exec_of_what_is_not_there(host: harness.Host, sleeper: str) -> None:
+    done = host.vm("exec", sleeper, "nothing")
+    assert done.returncode == 1
+    assert "executable file not found" in done.stderr
+
+
+def test_a_terminal(host: harness.Host, sleeper: str) -> None:
+    master, slave = pty.openpty()
+    command = [str(host.shim), "--socket", str(host.socket), "exec", "--tty", sleeper, "sh"]
+    process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave)
+    os.close(slave)
+    seen = b""
+
+    def until(pattern: bytes) -> None:
+        nonlocal seen
+        end = time.monotonic() + 20
+        while not re.search(pattern, seen):
+            assert time.monotonic() < end, seen
+            if select.select([master], [], [], 1)[0]:
+                seen += os.read(master, 4096)
+
+    until(rb"# ")
+    os.write(master, b"tty; echo $((6*7))\n")
+    until(rb"/dev/pts/\d+\r+\n42\r+\n")
+    os.write(master, b"exit 4\n")
+    assert process.wait(20) == 4
+    os.close(master)
+
+
+def test_pause_and_resume(host: harness.Host, sleeper: str) -> None:
+    assert host.vm("pause", sleeper).returncode == 0
+    assert host.state_of(sleeper)["status"] == "paused"
+    assert host.vm("exec", sleeper, "true").returncode == 1
+    assert host.vm("resume", sleeper).returncode == 0
+    assert host.vm("exec", sleeper, "true").returncode == 0
+
+
+def test_ps_and_list(host: harness.Host, sleeper: str) -> None:
+    assert len(json.loads(host.vm("ps", "--format", "json", sleeper).stdout)) >= 1
+    assert sleeper in host.vm("list").stdout
+
+
+def test_a_name_can_be_taken_once(host: harness.Host, sleeper: str, base_layer: Path) -> None:
+    done = host.vm("create", "--bundle", str(host.folder / "bundles" / sleeper), sleeper)
+    assert done.returncode == 1
+    assert "exists" in done.stderr
+
+
+def test_features_and_version(host: harness.Host) -> None:
+    assert json.loads(host.vm("features").stdout)["ociVersionMax"] == "1.0.2"
+    assert "spec: 1.0.2" in host.vm("--version").stdout

@@ -1,0 +1,129 @@
+"""Kernels, templates and records on disk: found, refused when damaged or unfit, never half there."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+
+from casemate.isolation.microvm import bundles, kernel, records, template
+from casemate.isolation.microvm.errors import BundleUnsupported, KernelMissing, KernelUnfit, MonitorFailed
+from casemate.isolation.microvm.oci import Config, Mount, Process
+
+
+def modules(folder: Path, without: str = "") -> Path:
+    for name in kernel.MODULES:
+        if name != without:
+            (folder / "kernel").mkdir(parents=True, exist_ok=True)
+            (folder / "kernel" / f"{name}.ko").write_bytes(name.encode())
+    return folder
+
+
+def prepared(tmp_path: Path) -> kernel.GuestKernel:
+    (tmp_path / "vmlinuz").write_bytes(b"kernel")
+    (tmp_path / "agent").write_bytes(b"agent")
+    return kernel.prepare(
+        tmp_path / "kernels", "6.1.0-1", tmp_path / "vmlinuz", modules(tmp_path / "m"), tmp_path / "agent"
+    )
+
+
+def test_a_kernel_is_prepared_and_found(tmp_path: Path) -> None:
+    made = prepared(tmp_path)
+    assert kernel.newest(tmp_path / "kernels") == made
+    assert made.initramfs.read_bytes().index(b"virtio_ring.ko") < made.initramfs.read_bytes().index(b"virtio.ko")
+    assert made.lacks == ()
+
+
+def test_a_kernel_without_a_module_is_unfit_or_lacks_a_feature(tmp_path: Path) -> None:
+    with pytest.raises(KernelUnfit) as caught:
+        kernel.find_modules(modules(tmp_path / "a", without="squashfs"))
+    assert caught.value.code == "microvm.kernel_unfit"
+    assert kernel.find_modules(modules(tmp_path / "b", without="9p"))[1] == ("9p",)
+    built_in = modules(tmp_path / "c", without="overlay")
+    (built_in / "modules.builtin").write_text("kernel/fs/overlayfs/overlay.ko\n")
+    assert "overlay" not in [name for name, _ in kernel.find_modules(built_in)[0]]
+
+
+def test_a_damaged_kernel_is_none(tmp_path: Path) -> None:
+    made = prepared(tmp_path)
+    made.kernel.chmod(0o600)
+    made.kernel.write_bytes(b"other")
+    with pytest.raises(KernelMissing) as caught:
+        kernel.newest(tmp_path / "kernels")
+    assert caught.value.code == "microvm.kernel_missing"
+
+
+@pytest.mark.parametrize("version", ["", "../x", "6/1", "6.1\n"])
+def test_versions_that_are_none(tmp_path: Path, version: str) -> None:
+    with pytest.raises(KernelUnfit):
+        kernel.prepare(tmp_path, version, tmp_path, tmp_path, tmp_path)
+
+
+def test_a_template_file_is_sealed_when_it_is_right(tmp_path: Path) -> None:
+    data = b"a" * 5000 + bytes(100_000) + b"b"
+    (tmp_path / "memory").write_bytes(data)
+    number = template._sealed(tmp_path / "memory", hashlib.sha256(data).hexdigest())
+    try:
+        assert os.pread(number, len(data) + 1, 0) == data
+        assert fcntl.fcntl(number, fcntl.F_GET_SEALS) & fcntl.F_SEAL_WRITE
+        with pytest.raises(PermissionError):
+            os.pwrite(number, b"x", 0)
+        # What is zero takes no memory.
+        assert os.fstat(number).st_blocks * 512 < 20_000
+    finally:
+        os.close(number)
+
+
+def test_a_template_file_that_is_wrong_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "memory").write_bytes(b"x")
+    with pytest.raises(template.TemplateDamaged) as caught:
+        template._sealed(tmp_path / "memory", "0" * 64)
+    assert caught.value.code == "microvm.template_damaged"
+
+
+def test_what_is_copied_out_is_what_was_there(tmp_path: Path) -> None:
+    number = os.memfd_create("x")
+    data = bytes(8192) + b"z" * 3 + bytes(3 << 20)
+    os.write(number, data)
+    digest = template._copy_out(number, tmp_path / "out")
+    os.close(number)
+    assert (tmp_path / "out").read_bytes() == data
+    assert digest == hashlib.sha256(data).hexdigest()
+    assert (tmp_path / "out").stat().st_blocks * 512 < 20_000
+
+
+@pytest.mark.parametrize("data", [b"", b"{}", b'{"name": 1}', b"[" * 1000])
+def test_records_that_are_none(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "machine.json").write_bytes(data)
+    with pytest.raises(MonitorFailed) as caught:
+        records.read(tmp_path)
+    assert caught.value.code == "microvm.monitor"
+
+
+def test_a_record_comes_back(tmp_path: Path) -> None:
+    record = records.MachineRecord("m", 5, 2, (records.ContainerRecord("c", "/b", 7, "running", 1),))
+    records.write(tmp_path, record)
+    assert records.read(tmp_path) == record
+
+
+def config(*mounts: Mount, **annotations: str) -> Config:
+    return Config(process=Process(args=("x",)), mounts=mounts, annotations=annotations)
+
+
+def test_small_files_are_copied_and_folders_refused(tmp_path: Path) -> None:
+    (tmp_path / "hosts").write_text("127.0.0.1 x\n")
+    (tmp_path / "big").write_bytes(bytes(65_537))
+    found = bundles.contents(config(Mount("/etc/hosts", "bind", "hosts", ("rbind",))), tmp_path)
+    assert found[0].data == b"127.0.0.1 x\n"
+    for source in ("big", "missing", str(tmp_path)):
+        with pytest.raises(BundleUnsupported):
+            bundles.contents(config(Mount("/x", "bind", source)), tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "relative", "/a:b", ":".join(["/a"] * 128)])
+def test_layers_that_are_none(text: str) -> None:
+    with pytest.raises(BundleUnsupported):
+        bundles.layers(config(**{bundles.LAYERS: text}))
