@@ -9,6 +9,15 @@ from collections.abc import Iterable
 
 import msgspec
 
+from casemate.hostd.client import ask
+from casemate.hostd.protocol import Done, LayerAdopt, LayerList, Layers
+from casemate.image import jobs, leases
+from casemate.image.client import run_job
+from casemate.image.records import ImageRecord, Platform
+from casemate.node import audit, events, imagestore, journal
+from casemate.node.core import Caller, Core
+from casemate.node.operations import Operations, Running
+from casemate.node.resolve import Image
 from casemate.spec.api import (
     BuildDebianRequest,
     HistoryAnswer,
@@ -23,15 +32,6 @@ from casemate.spec.api import (
     RegistryAuth,
     TagRequest,
 )
-from casemate.hostd.client import ask
-from casemate.hostd.protocol import Done, LayerAdopt, LayerList, Layers
-from casemate.image import jobs, leases
-from casemate.image.client import run_job
-from casemate.image.records import ImageRecord, Platform
-from casemate.node import audit, events, imagestore, journal
-from casemate.node.core import Caller, Core
-from casemate.node.operations import Operations, Running
-from casemate.node.resolve import Image
 from casemate.spec.errors import CasemateError, InvalidArgument
 from casemate.spec.ids import digest_hex
 from casemate.spec.reference import parse_reference
