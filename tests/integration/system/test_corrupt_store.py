@@ -142,11 +142,15 @@ def test_a_record_of_hostd_that_cannot_be_read(site: Site) -> None:
 
 def test_an_audit_log_that_was_changed_is_noticed(site: Site) -> None:
     site.daemons.kill("casemated")
-    change = ("import sqlite3, sys; d = sqlite3.connect(sys.argv[1]); "
-              "[d.execute('DROP TRIGGER ' + name) for (name,) in d.execute(\"SELECT name FROM sqlite_master WHERE type='trigger'\")"
-              ".fetchall()]; d.execute(\"UPDATE audit SET row=CAST(replace(CAST(row AS TEXT), 'i', 'I') AS BLOB) \"
-              "\"WHERE number=2\"); "
-              "print(d.total_changes); d.commit()")  # fmt: skip
+    change = """
+import sqlite3, sys
+store = sqlite3.connect(sys.argv[1])
+for (name,) in store.execute("SELECT name FROM sqlite_master WHERE type='trigger'").fetchall():
+    store.execute(f"DROP TRIGGER {name}")
+done = store.execute("UPDATE audit SET row=CAST(replace(CAST(row AS TEXT), 'i', 'I') AS BLOB) WHERE number=2")
+print(done.rowcount)
+store.commit()
+"""
     path = str(site.folder / "state/casemate.db")
     kept = {one: one.read_bytes() for one in (site.folder / "state").glob("casemate.db*")}
     done = subprocess.run(["/usr/bin/python3", "-c", change, path], capture_output=True, check=True)
