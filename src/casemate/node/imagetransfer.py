@@ -12,6 +12,7 @@ from casemate.node import images, imagestore
 from casemate.node.core import Caller, Core
 from casemate.node.operations import Operations
 from casemate.node.piped import Piped
+from casemate.node.platforms import parse_platform
 from casemate.spec.api import Operation
 from casemate.spec.errors import CasemateError, InvalidArgument
 from casemate.spec.reference import parse_reference
@@ -43,9 +44,10 @@ async def import_(core: Core, operations: Operations, wanted: ImportWanted, path
         state=core.settings.text("paths.state"),
         source=str(path),
         rootfs=wanted.format == "rootfs",
+        maybe_rootfs=wanted.format == "auto" and bool(name),
         name=name,
         change=jobs.ConfigChange(cmd=wanted.command, entrypoint=wanted.entrypoint, env=wanted.env),
-        platform=images.parse_platform(None),
+        platform=parse_platform(None),
         limits=images.limits(core),
         epoch=int(core.clock()),
     )
