@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakValueDictionary
 
-from casemate.spec.api import WaitAnswer
 from casemate.hostd.client import Hostd
 from casemate.image.store import Store
 from casemate.node.addresses import Pool, parse_pool
@@ -22,6 +21,7 @@ from casemate.node.database import Database
 from casemate.node.events import Events
 from casemate.node.hub import Hub
 from casemate.node.resolve import Image
+from casemate.spec.api import WaitAnswer
 from casemate.spec.ids import id_from_bytes
 from casemate.spec.settings import Settings
 from casemate.trust.admission import Admitter, no_policy

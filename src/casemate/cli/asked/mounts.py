@@ -61,6 +61,7 @@ def mount(text: str) -> Mount:
     target = _target("--mount", text, fields.pop("target", ""), _MOUNT_FORM)
     read_only = fields.pop("readonly", "false") in ("", "1", "true")
     fields.pop("consistency", None)
+    made: Mount
     if kind == "bind":
         made = _bind(text, target, fields)
     elif kind == "volume":
