@@ -15,6 +15,9 @@ from casemate.trust.feed.severity import base_score, from_score, from_word
 from casemate.trust.packages.model import Distribution
 
 
+pytest.importorskip("cvss", reason="missing: cvss")
+
+
 def record(*events: dict[str, str], ecosystem: str = "AlmaLinux:8", **more: Any) -> bytes:
     affected = {
         "package": {"ecosystem": ecosystem, "name": "x"},
