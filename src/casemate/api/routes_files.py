@@ -48,12 +48,13 @@ def _stat_header(stat: schema.PathStat) -> dict[str, str]:
 
 async def get_archive(call: Call) -> object:
     path = call.query.path
-    stat = await files.stat(call.core, call.reference, call.project, path)
-    return await _tar(call, await files.archive(call.core, call.reference, call.project, path), _stat_header(stat))
+    stat = await files.stat(call.core, call.reference, call.project, call.caller, path)
+    output = await files.archive(call.core, call.reference, call.project, call.caller, path)
+    return await _tar(call, output, _stat_header(stat))
 
 
 async def head_archive(call: Call) -> object:
-    stat = await files.stat(call.core, call.reference, call.project, call.query.path)
+    stat = await files.stat(call.core, call.reference, call.project, call.caller, call.query.path)
     return Response(headers=_stat_header(stat), media_type=TAR)
 
 
@@ -65,20 +66,20 @@ async def put_archive(call: Call) -> None:
 
 
 async def export(call: Call) -> object:
-    return await _tar(call, await files.export(call.core, call.reference, call.project))
+    return await _tar(call, await files.export(call.core, call.reference, call.project, call.caller))
 
 
 async def changes(call: Call) -> object:
-    return await files.changes(call.core, call.reference, call.project)
+    return await files.changes(call.core, call.reference, call.project, call.caller)
 
 
 _ONE = "/v1/containers/{ref}"
 ROWS = (
-    Row("GET", f"{_ONE}/archive", get_archive, "Copy out of a container", PathQuery, answer=TAR, errors=(404, 409)),
-    Row("HEAD", f"{_ONE}/archive", head_archive, "What stands at a path", PathQuery, answer=TAR, errors=(404, 409)),
+    Row("GET", f"{_ONE}/archive", get_archive, "Copy out of a container", PathQuery, answer=TAR, errors=(403, 404, 409)),
+    Row("HEAD", f"{_ONE}/archive", head_archive, "What stands at a path", PathQuery, answer=TAR, errors=(403, 404, 409)),
     Row("PUT", f"{_ONE}/archive", put_archive, "Copy into a container (the body is a tar)", PathQuery, status=204,
-        errors=(404, 409), stream_body=TAR),
-    Row("GET", f"{_ONE}/export", export, "The whole root file system as a tar", answer=TAR, errors=(404, 409)),
+        errors=(403, 404, 409), stream_body=TAR),
+    Row("GET", f"{_ONE}/export", export, "The whole root file system as a tar", answer=TAR, errors=(403, 404, 409)),
     Row("GET", f"{_ONE}/changes", changes, "What the container changed", answer=schema.ChangesAnswer,
-        errors=(404, 409)),
+        errors=(403, 404, 409)),
 )  # fmt: skip

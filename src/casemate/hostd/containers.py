@@ -78,6 +78,8 @@ async def prepare(context: Context, pod: Pod, container: Container) -> list[str]
         warnings = await pods.build(context, pod)
         pods.set_phase(context, pod, "ready")
     binds, said = await mounting.mount(context, pod, container)
+    # Mounted for a reader until now, perhaps: from here on it is the container's.
+    container.lent = False
     warnings += said
     plan = level.bundle(
         BundleInput(

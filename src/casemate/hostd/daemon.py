@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from casemate.host import cgroups, mounts, probes, programs, syscalls
+from casemate.host import hierarchy, mounts, probes, programs, syscalls
 from casemate.host.seqpacket import listen
 from casemate.host.settings_file import read_settings
 from casemate.hostd import housekeeping, recovery
@@ -96,7 +96,7 @@ async def make_context(settings: Settings, step: Callable[[str], None] | None) -
         records=Records(folders),
         state=State(),
         facts=facts,
-        cgroups=cgroups.detect(),
+        cgroups=hierarchy.detect(),
         levels=runtime.levels(runtime.Found(None, "not yet probed")),
         layers=LayerMounts(folders.state, folders.run),
         volumes=Volumes(folders.state, trash),

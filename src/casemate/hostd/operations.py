@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import msgspec
@@ -130,14 +130,14 @@ class Operations:
         return caller_of(fds[0], api, self._context.settings)
 
     @contextlib.asynccontextmanager
-    async def _pod(self, pod: str) -> AsyncIterator[Pod]:
+    async def _pod(self, pod: str) -> AsyncGenerator[Pod]:
         found = self._context.state.pod(pod)
         async with found.lock:
             # While we waited it may have been removed.
             yield self._context.state.pod(pod)
 
     @contextlib.asynccontextmanager
-    async def _container(self, container: str) -> AsyncIterator[tuple[Pod, Container]]:
+    async def _container(self, container: str) -> AsyncGenerator[tuple[Pod, Container]]:
         pod, _ = self._context.state.container(container)
         async with pod.lock:
             yield self._context.state.container(container)

@@ -31,6 +31,9 @@ class Container:
     oom_told: bool = False
     #: The file that ``log.0`` names; 0 before the first look.
     log_inode: int = 0
+    #: Copies, exports and comparisons under way; and whether the root was mounted for them alone.
+    readers: int = 0
+    lent: bool = False
     #: Set when nothing of it runs.
     ended: asyncio.Event = field(default_factory=asyncio.Event)
 

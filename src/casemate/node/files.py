@@ -12,7 +12,7 @@ from types import TracebackType
 
 from casemate.hostd.client import ask
 from casemate.hostd.protocol import AnyOperation, ContainerArchive, ContainerDiff, ContainerExtract, Done
-from casemate.node import audit, lookup
+from casemate.node import audit, entering, lookup
 from casemate.node.core import Caller, Core
 from casemate.node.errors import ContainerState
 from casemate.node.rows import ContainerRow
@@ -80,8 +80,9 @@ class Output:
             raise group.exceptions[0] from group
 
 
-async def _made(core: Core, reference: str, project: str) -> ContainerRow:
+async def _made(core: Core, reference: str, project: str, caller: Caller) -> ContainerRow:
     row = await core.db.read(lambda db: lookup.container(db, reference, project))
+    await core.db.read(lambda db: entering.check(db, row, caller))
     if not row.made or row.status == "removing":
         raise ContainerState(
             f"container {row.name} is {row.status}: it has no files yet",
@@ -98,21 +99,21 @@ def check_path(path: str) -> str:
     return path if path.startswith("/") else "/" + path
 
 
-async def archive(core: Core, reference: str, project: str, path: str) -> Output:
+async def archive(core: Core, reference: str, project: str, caller: Caller, path: str) -> Output:
     """A tar of *path*."""
-    row = await _made(core, reference, project)
+    row = await _made(core, reference, project, caller)
     return Output(core, ContainerArchive(row.id, check_path(path)))
 
 
-async def export(core: Core, reference: str, project: str) -> Output:
+async def export(core: Core, reference: str, project: str, caller: Caller) -> Output:
     """A tar of the whole root file system."""
-    row = await _made(core, reference, project)
+    row = await _made(core, reference, project, caller)
     return Output(core, ContainerArchive(row.id, "/", whole=True))
 
 
-async def stat(core: Core, reference: str, project: str, path: str) -> PathStat:
+async def stat(core: Core, reference: str, project: str, caller: Caller, path: str) -> PathStat:
     """What stands at *path*: read from the first header of its archive, whose rest is not asked for."""
-    output = await archive(core, reference, project, path)
+    output = await archive(core, reference, project, caller, path)
     async with output:
         return await first_member(output, posixpath.basename(path.rstrip("/")) or "/")
 
@@ -155,7 +156,7 @@ async def extract(
     core: Core, reference: str, project: str, caller: Caller, *, path: str, body: AsyncIterable[bytes]
 ) -> None:
     """Unpack the tar *body* below *path*; hostd's confined child reads it from a pipe."""
-    row = await _made(core, reference, project)
+    row = await _made(core, reference, project, caller)
     operation = ContainerExtract(row.id, check_path(path))
     at = core.clock()
     await core.db.write(
@@ -191,9 +192,9 @@ async def extract(
             os.close(read_end)
 
 
-async def changes(core: Core, reference: str, project: str) -> ChangesAnswer:
+async def changes(core: Core, reference: str, project: str, caller: Caller) -> ChangesAnswer:
     """What the container changed in its file system."""
-    row = await _made(core, reference, project)
+    row = await _made(core, reference, project, caller)
     data = bytearray()
     async with Output(core, ContainerDiff(row.id)) as output:
         while piece := await output.read():

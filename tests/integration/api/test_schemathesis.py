@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, Phase, settings
 from tests.integration.daemons import Daemons
 
 from casemate.api import openapi
+from casemate.api.routes import ROUTES, SOCKETS
 
 schemathesis = pytest.importorskip("schemathesis", reason="missing: schemathesis")
 pytestmark = [pytest.mark.root, pytest.mark.filterwarnings("default")]
@@ -76,7 +77,7 @@ def _send(path: str, case: Any) -> tuple[int, str, bytes]:
         connection.close()
 
 
-_document = openapi.document()
+_document = openapi.document(ROUTES, SOCKETS)
 for _method, _path in LEFT_OUT:
     _document["paths"][_path].pop(_method.lower(), None)
 _document["paths"] = {path: methods for path, methods in _document["paths"].items() if methods}
