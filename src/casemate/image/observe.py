@@ -31,6 +31,7 @@ class LayerWatch(Protocol):
 
     def open(self) -> LayerObserver:
         """A fresh observer for one reading (a layer with an entry that is there twice is read twice)."""
+        ...
 
     def close(self, diff_id: str, observer: LayerObserver) -> None:
         """*observer* has seen the whole layer *diff_id*, whose digest is checked."""

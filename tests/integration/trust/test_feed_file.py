@@ -32,6 +32,8 @@ from casemate.trust.feed.model import (
 from casemate.trust.packages.merge import Found, ImageContents
 from casemate.trust.packages.model import Distribution, Package
 
+pytest.importorskip("cvss", reason="missing: cvss")
+
 TODAY = date(2026, 11, 22)
 DATA = Path(__file__).resolve().parents[4] / "shared/data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="missing: ../shared/data")

@@ -6,7 +6,6 @@ The ``cvss`` package computes the scores; it is loaded when the first vector is 
 from __future__ import annotations
 
 from functools import lru_cache
-from importlib import import_module
 
 from casemate.spec.errors import HostLacks
 from casemate.trust.feed.model import SEVERITIES, FeedInvalid, Severity
@@ -36,7 +35,7 @@ def from_score(score: int) -> Severity:
 
 def worse(one: Severity, other: Severity) -> Severity:
     """The worse of two."""
-    return max(one, other, key=SEVERITIES.index)
+    return one if SEVERITIES.index(one) >= SEVERITIES.index(other) else other
 
 
 @lru_cache(maxsize=10_000)
@@ -46,15 +45,18 @@ def base_score(vector: str) -> int:
     Raises :class:`HostLacks` where the package ``cvss`` is not installed.
     """
     try:
-        cvss = import_module("cvss")  # only now: nothing but the import of a feed needs it
+        import cvss  # type: ignore[import-untyped]  # noqa: PLC0415 - only the import of a feed needs it
     except ImportError as error:
         raise HostLacks("the Python package cvss is not installed", remedy="pip install 'cvss>=3.4'") from error
     if len(vector) > _MAX_VECTOR_CHARS:
         raise FeedInvalid(f"a CVSS vector of {len(vector)} characters")
     try:
         if vector.startswith("CVSS:4"):
-            return round(float(cvss.CVSS4(vector).base_score) * 10)
-        score = cvss.CVSS3(vector).base_score if vector.startswith("CVSS:3") else cvss.CVSS2(vector).base_score
+            score = cvss.CVSS4(vector).base_score
+        else:
+            score = (cvss.CVSS3 if vector.startswith("CVSS:3") else cvss.CVSS2)(vector).base_score
+        if score is None:
+            raise FeedInvalid(f"{vector[:100]!r} gives no base score")
         return round(float(score) * 10)
-    except (cvss.CVSSError, ValueError, KeyError, ArithmeticError) as error:
+    except (cvss.CVSSError, ValueError, KeyError, TypeError, ArithmeticError) as error:
         raise FeedInvalid(f"{vector[:100]!r} is no CVSS vector: {error}") from error

@@ -78,7 +78,6 @@ def resolve(trusted: Trusted, fetched: Mapping[str, bytes], target: str, now: da
     :class:`TagUnknown`.
     """
     try:
-        from securesystemslib.exceptions import StorageError  # noqa: F401, PLC0415 - the whole library must be there
         from tuf.api import exceptions  # noqa: PLC0415 - lazily
     except ImportError as error:
         raise HostLacks("the Python package tuf is not installed", remedy="pip install 'tuf>=7,<8'") from error
@@ -101,9 +100,11 @@ def _resolve(trusted: Trusted, fetched: Mapping[str, bytes], target: str, now: d
     root = _roots(roles, trusted.root, fetched)  # 5.3
     timestamp = _timestamp(roles, trusted.timestamp, fetched)  # 5.4
     snapshot = _snapshot(roles, trusted.snapshot, fetched)  # 5.5
-    digest, role = _target(roles, fetched, target)  # 5.6
-    versions = {name: signed.version for name, signed in roles._trusted_set.items()}
-    return Resolved(digest, role, versions, roles.timestamp.expires.isoformat(), Trusted(root, timestamp, snapshot))
+    digest, asked = _target(roles, fetched, target)  # 5.6
+    versions = {name: roles[name].version for name in ("root", "timestamp", "snapshot", *asked)}
+    return Resolved(
+        digest, asked[-1], versions, roles.timestamp.expires.isoformat(), Trusted(root, timestamp, snapshot)
+    )
 
 
 def _take(fetched: Mapping[str, bytes], name: str, kind: str) -> bytes:
@@ -156,8 +157,11 @@ def _load_known(load: Any, known: bytes) -> None:
             return
 
 
-def _target(roles: TrustedMetadataSet, fetched: Mapping[str, bytes], target: str) -> tuple[str, str]:
-    """5.6.7: pre-order through the delegations. No role name may be delegated to from two places."""
+def _target(roles: TrustedMetadataSet, fetched: Mapping[str, bytes], target: str) -> tuple[str, list[str]]:
+    """5.6.7: pre-order through the delegations; the digest, and the roles that were asked, the last of which knew.
+
+    No role name may be delegated to from two places.
+    """
     waiting = [("targets", "root")]
     delegator_of = {"targets": "root"}
     asked: list[str] = []
@@ -170,7 +174,7 @@ def _target(roles: TrustedMetadataSet, fetched: Mapping[str, bytes], target: str
             raise FreshnessInvalid(f"{target}: more than {_MAX_DELEGATIONS} roles would have to be asked")
         found = roles.update_delegated_targets(_take(fetched, f"{name}.json", "targets"), name, delegator)
         if target in found.targets:
-            return _digest(found.targets[target].hashes, target), name
+            return _digest(found.targets[target].hashes, target), asked
         if found.delegations is None:
             continue
         # Metadata are kept by name alone: a second delegator of a name could have its own taken for the first one's.

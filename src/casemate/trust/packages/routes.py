@@ -27,6 +27,10 @@ class Route(NamedTuple):
 _MIB = 1 << 20
 
 
+def _apk_owned(_path: str, content: Content, asked: Set[bytes]) -> set[bytes]:
+    return alpine.owned_files(content) & asked
+
+
 def _rpm_owned(path: str, content: Content, asked: Set[bytes]) -> set[bytes]:
     found: set[bytes] = set()
     for _ in rpm_database.parse_database(path, content, found):
@@ -37,7 +41,7 @@ def _rpm_owned(path: str, content: Content, asked: Set[bytes]) -> set[bytes]:
 # A real status file of 3,000 packages has 4 MiB, apk's database of 500 has 2, rpm's of 1,000 has 40.
 DPKG_STATUS = Route("dpkg", 64 * _MIB, debian.parse_status)
 DPKG_FILES = Route("dpkg-files", 32 * _MIB, None, debian.owned_files)
-APK = Route("apk", 128 * _MIB, alpine.parse_installed, lambda _, content, asked: alpine.owned_files(content) & asked)
+APK = Route("apk", 128 * _MIB, alpine.parse_installed, _apk_owned)
 RPM = Route("rpm", 512 * _MIB, rpm_database.parse_database, _rpm_owned)
 PYTHON = Route("python", 4 * _MIB, languages.parse_metadata)
 NPM = Route("npm", 8 * _MIB, languages.parse_package_json)

@@ -64,7 +64,7 @@ def _sqlite_headers(path: str, content: Content) -> Iterator[bytes]:
         if kind != [("table",)]:
             raise PackageListInvalid(f"{path}: has no table Packages")
         database.set_progress_handler(tick, _STEP_INTERVAL)
-        database.set_authorizer(lambda action, *_: sqlite3.SQLITE_OK if action in _ALLOWED else sqlite3.SQLITE_DENY)
+        database.set_authorizer(_authorize)
         for number, (blob,) in enumerate(database.execute("SELECT blob FROM Packages")):
             if number >= MAX_PACKAGES or not isinstance(blob, bytes):
                 raise PackageListInvalid(f"{path}: row {number} is no header, or one too many")
@@ -73,6 +73,10 @@ def _sqlite_headers(path: str, content: Content) -> Iterator[bytes]:
         raise PackageListInvalid(f"{path}: {error}") from error
     finally:
         database.close()
+
+
+def _authorize(action: int, *_: object) -> int:
+    return sqlite3.SQLITE_OK if action in _ALLOWED else sqlite3.SQLITE_DENY
 
 
 def _ndb_headers(path: str, content: Content) -> Iterator[bytes]:

@@ -82,7 +82,8 @@ def decide(
         judged = judge(scan.match.findings, policy.ignores, today)
         warnings = judged.warnings
         facts |= _scan_facts(scan, judged.findings, today)
-    level, segment = rule.floor, ""
+    level: Level = rule.floor
+    segment = ""
     for grade in rule.grades:
         try:
             holds = Condition(grade.when, grade.name).holds(facts)
@@ -92,7 +93,7 @@ def decide(
         if holds:
             steps.append(Step(grade.name, grade.then, grade.when))
             if grade.then == "raise":
-                level = max(level, grade.level, key=LEVELS.index)
+                level = grade.level if LEVELS.index(grade.level) > LEVELS.index(level) else level
                 segment = segment or grade.segment
     steps.append(_requested(rule, candidate, level))
     steps = [_excepted(policy, candidate, step, today) for step in steps]

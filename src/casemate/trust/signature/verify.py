@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import Any, Literal, assert_never
+from typing import Any, Literal
 
 import msgspec
 
@@ -158,14 +158,9 @@ Test = Callable[[Document, str, str], "str | Statement | None"]
 
 
 def _tester(signer: Signer, now: datetime) -> Test:
-    match signer:
-        case KeySigner():
-            return _key_test(load_public_key(signer.key.encode()))
-        case CertificateSigner():
-            store = notation.TrustStore(signer.name, signer.roots.encode())
-            return _certificate_test(signer, store, now)
-        case _ as never:
-            assert_never(never)
+    if isinstance(signer, KeySigner):
+        return _key_test(load_public_key(signer.key.encode()))
+    return _certificate_test(signer, notation.TrustStore(signer.name, signer.roots.encode()), now)
 
 
 def _key_test(key: PublicKey) -> Test:

@@ -14,6 +14,8 @@ from casemate.trust.feed.model import BY_NAME, BY_SOURCE, Affected, FeedInvalid
 from casemate.trust.feed.severity import base_score, from_score, from_word
 from casemate.trust.packages.model import Distribution
 
+pytest.importorskip("cvss", reason="missing: cvss")
+
 
 def record(*events: dict[str, str], ecosystem: str = "AlmaLinux:8", **more: Any) -> bytes:
     affected = {
