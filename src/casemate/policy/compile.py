@@ -25,6 +25,8 @@ from casemate.policy.verdict import Verdict
 #: Pairs are worked out one by one; past this the map would not fit the kernel's memory either.
 MAX_IDENTITIES = 4096
 MAX_RULES = 200_000
+#: More changed rules than this are cheaper worked out all anew.
+MAX_STEPS = 200
 _OUTSIDE: SideCells = ((0, LAST_PLACE, Verdict.ALLOW, UNGOVERNED),)
 Pair = tuple[int, int]
 
@@ -37,10 +39,10 @@ class _Masks:
     def __init__(self) -> None:
         self.subject_egress = self.peer_egress = self.subject_ingress = self.peer_ingress = 0
 
-    def insert(self, at: int, *, count: int = 1) -> None:
+    def insert(self, at: int) -> None:
         for name in self.__slots__:
             mask = getattr(self, name)
-            setattr(self, name, (mask & ((1 << at) - 1)) | (mask >> at << (at + count)))
+            setattr(self, name, (mask & ((1 << at) - 1)) | (mask >> at << (at + 1)))
 
     def remove(self, at: int) -> None:
         for name in self.__slots__:
@@ -94,10 +96,30 @@ class Compiler:
         return self._work_out(row + column)
 
     def remove_identity(self, number: int) -> Changed:
+        """Without *number*: its row and column are gone."""
+        gone = [pair for other in self.identities for pair in ((number, other), (other, number))]
         self._index.remove(number)
         del self.identities[number], self._masks[number], self._tiers[number]
-        gone = [pair for pair in self.pairs if number in pair]
-        return Changed({pair: (self.pairs.pop(pair), None) for pair in gone})
+        return Changed({pair: (self.pairs.pop(pair), None) for pair in gone if pair in self.pairs})
+
+    def replace(self, rules: RuleSet) -> Changed:
+        """With *rules* in place of what was: by what differs, or all anew where much does."""
+        new = {rule.id: rule for rule in rules.rules}
+        removed = [rule.id for rule in self._rules if new.get(rule.id) is not rule and new.get(rule.id) != rule]
+        kept = {rule.id for rule in self._rules}.difference(removed)
+        added = [rule for rule in rules.rules if rule.id not in kept]
+        same = rules.audited == self.audited and rules.default == self.default
+        if same and len(removed) + len(added) <= MAX_STEPS:
+            return self.change_rules(removed, added)
+        self._check(len(rules.rules), len(self.identities))
+        self.default, self.audited = rules.default, rules.audited
+        self._rules = list(rules.rules)
+        self._keys = [rule.order for rule in self._rules]
+        for number, identity in self.identities.items():
+            self._tiers[number] = self._audited_tiers(identity)
+        self._forget()
+        self._fill()
+        return self._work_out((s, d) for s in self.identities for d in self.identities)
 
     def change_rules(self, removed: Iterable[str], added: Iterable[Rule]) -> Changed:
         """Without the rules whose ids are *removed*, with *added*; only pairs that one of those is about are new."""
@@ -133,9 +155,10 @@ class Compiler:
         self.identities[number] = identity
         self._index.add(number, identity)
         self._masks[number] = _Masks()
-        self._tiers[number] = frozenset(
-            tier for segment in self.audited if segment.subject.matches(identity) for tier in segment.tiers
-        )
+        self._tiers[number] = self._audited_tiers(identity)
+
+    def _audited_tiers(self, identity: Identity) -> frozenset[Tier]:
+        return frozenset(tier for audit in self.audited if audit.subject.matches(identity) for tier in audit.tiers)
 
     def _matching(self, rule: Rule) -> tuple[int, int]:
         return self._index.workloads(rule.subject), self._index.peers(rule)
