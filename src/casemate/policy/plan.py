@@ -15,10 +15,10 @@ from typing import NamedTuple
 
 from casemate.policy.addresses import Address, BlockIndex
 from casemate.policy.cells import Cells
-from casemate.policy.compile import Changed, Compiler, Pair
+from casemate.policy.compile import Changed, Compiler, Pair, differences
 from casemate.policy.identity import NOBODY, Allocation, Endpoint, Identity, Kind, identity_of
 from casemate.policy.lower import Element, lower, runs
-from casemate.policy.rules import RuleSet, block_groups
+from casemate.policy.rules import Blocks, RuleSet, block_groups
 from casemate.policy.verdict import Verdict
 from casemate.spec.errors import Conflict
 
@@ -166,11 +166,13 @@ class Planner:
 
     def replace_rules(self, rules: RuleSet, reason: str = "policy") -> Transaction:
         """*rules* in place of those in force."""
-        groups = block_groups(rules)
+        removed, added = differences(self._rules.rules, rules.rules)
+        cut = any(isinstance(peer, Blocks) for rule in (*removed, *added) for peer in rule.peers)
         changed: dict[Pair, tuple[Cells | None, Cells | None]] = {}
-        before = after = self._addresses
+        before: set[AddressElement] = set()
+        after: set[AddressElement] = set()
         moved: list[str] = []
-        if {group.key for group in groups} != self._groups:
+        if cut and {group.key for group in block_groups(rules)} != self._groups:
             moved = self._cut_anew(rules, changed)
             before, self._addresses = self._addresses, self._address_elements()
             after = set(self._addresses)

@@ -21,7 +21,7 @@ from casemate.policy.rules import RuleSet, block_groups
 from casemate.policy.verdict import Verdict
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(rule_sets(), networks_of(), probes)
 def test_compiled_and_reference_agree(rules: RuleSet, ends: list[Endpoint], asked: list[tuple[Protocol, int]]) -> None:
     index = BlockIndex(block_groups(rules))
@@ -77,7 +77,7 @@ steps = st.lists(
 )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(rule_sets(6), networks_of(), steps, probes)
 def test_every_change_leads_where_compiling_anew_leads(
     rules: RuleSet, ends: list[Endpoint], changes: list[tuple[str, object]], asked: list[tuple[Protocol, int]]
@@ -114,7 +114,7 @@ def test_every_change_leads_where_compiling_anew_leads(
         assert ask(kernel.verdicts, pair, one.protocol, one.port) is judged.verdict
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(rule_sets(6), networks_of(), endpoints("e1"))
 def test_undo_leads_back(rules: RuleSet, ends: list[Endpoint], changed: Endpoint) -> None:
     planner = Planner(rules, ends)
