@@ -19,12 +19,14 @@ from casemate.policy.errors import PolicyTooLarge
 from casemate.policy.identity import Identity, Kind
 from casemate.policy.labelindex import LabelIndex, slots_of
 from casemate.policy.ports import LAST_PLACE, NamedPort
-from casemate.policy.rules import Direction, Rule, RuleSet, Tier
+from casemate.policy.rules import Direction, Peer, Rule, RuleSet, Tier, Workloads
 from casemate.policy.verdict import Verdict
 
 #: Pairs are worked out one by one; past this the map would not fit the kernel's memory either.
 MAX_IDENTITIES = 4096
 MAX_RULES = 200_000
+#: More changed rules than this are cheaper worked out all anew.
+MAX_STEPS = 200
 _OUTSIDE: SideCells = ((0, LAST_PLACE, Verdict.ALLOW, UNGOVERNED),)
 Pair = tuple[int, int]
 
@@ -37,21 +39,43 @@ class _Masks:
     def __init__(self) -> None:
         self.subject_egress = self.peer_egress = self.subject_ingress = self.peer_ingress = 0
 
-    def insert(self, at: int, *, count: int = 1) -> None:
-        for name in self.__slots__:
-            mask = getattr(self, name)
-            setattr(self, name, (mask & ((1 << at) - 1)) | (mask >> at << (at + count)))
+    def insert(self, at: int, below: int) -> None:
+        """Make room at *at*; *below* has a bit for each place before it."""
+        self.subject_egress = (self.subject_egress & below) | (self.subject_egress >> at << (at + 1))
+        self.peer_egress = (self.peer_egress & below) | (self.peer_egress >> at << (at + 1))
+        self.subject_ingress = (self.subject_ingress & below) | (self.subject_ingress >> at << (at + 1))
+        self.peer_ingress = (self.peer_ingress & below) | (self.peer_ingress >> at << (at + 1))
 
-    def remove(self, at: int) -> None:
-        for name in self.__slots__:
-            mask = getattr(self, name)
-            setattr(self, name, (mask & ((1 << at) - 1)) | (mask >> (at + 1) << at))
+    def remove(self, at: int, below: int) -> None:
+        self.subject_egress = (self.subject_egress & below) | (self.subject_egress >> (at + 1) << at)
+        self.peer_egress = (self.peer_egress & below) | (self.peer_egress >> (at + 1) << at)
+        self.subject_ingress = (self.subject_ingress & below) | (self.subject_ingress >> (at + 1) << at)
+        self.peer_ingress = (self.peer_ingress & below) | (self.peer_ingress >> (at + 1) << at)
+
+    def clear(self, only: int) -> None:
+        self.subject_egress &= only
+        self.peer_egress &= only
+        self.subject_ingress &= only
+        self.peer_ingress &= only
 
 
 class Changed(NamedTuple):
     """Pairs (numbers of source and destination) with what held before and what holds now; None: no such pair."""
 
     pairs: dict[Pair, tuple[Cells | None, Cells | None]]
+
+
+def differences(old: Iterable[Rule], new: Iterable[Rule]) -> tuple[list[Rule], list[Rule]]:
+    """Rules that are in *old* alone, and in *new* alone. Objects first: comparing values of all would take long."""
+    before, after = {id(rule): rule for rule in old}, {id(rule): rule for rule in new}
+    removed = [rule for key, rule in before.items() if key not in after]
+    added = [rule for key, rule in after.items() if key not in before]
+    equal = set(removed) & set(added)
+    return [rule for rule in removed if rule not in equal], [rule for rule in added if rule not in equal]
+
+
+def _names_a_port(rule: Rule) -> bool:
+    return any(port.name for port in rule.ports or ())
 
 
 class Compiler:
@@ -61,14 +85,14 @@ class Compiler:
         self._check(len(rules.rules), len(identities))
         self.default = rules.default
         self.audited = rules.audited
-        self._rules: list[Rule] = list(rules.rules)
-        self._keys = [rule.order for rule in self._rules]
+        self._subjects: dict[Workloads, int] = {}
+        self._peers: dict[tuple[Peer, ...], int] = {}
+        self._load(rules.rules)
         self._index = LabelIndex()
         self._masks: dict[int, _Masks] = {}
         self._tiers: dict[int, frozenset[Tier]] = {}
         self.identities: dict[int, Identity] = {}
         self.pairs: dict[Pair, Cells] = {}
-        self._forget()
         for number, identity in identities.items():
             self._enter(number, identity)
         self._fill()
@@ -86,42 +110,71 @@ class Compiler:
         """With *identity* as *number*: one row and one column are worked out."""
         self._check(len(self._rules), len(self.identities) + 1)
         self._enter(number, identity)
-        masks = self._masks[number]
-        for at, rule in enumerate(self._rules):
-            self._mark(masks, rule, at, rule.subject.matches(identity), self._index.peers_match(rule, identity))
+        self._match_all(number, identity)
         row = [(number, other) for other in self.identities]
         column = [(other, number) for other in self.identities if other != number]
         return self._work_out(row + column)
 
     def remove_identity(self, number: int) -> Changed:
+        """Without *number*: its row and column are gone."""
+        gone = [pair for other in self.identities for pair in ((number, other), (other, number))]
         self._index.remove(number)
         del self.identities[number], self._masks[number], self._tiers[number]
-        gone = [pair for pair in self.pairs if number in pair]
-        return Changed({pair: (self.pairs.pop(pair), None) for pair in gone})
+        return Changed({pair: (self.pairs.pop(pair), None) for pair in gone if pair in self.pairs})
+
+    def replace(self, rules: RuleSet) -> Changed:
+        """With *rules* in place of what was: by what differs, or all anew where much does."""
+        removed, added = differences(self._rules, rules.rules)
+        same = rules.audited == self.audited and rules.default == self.default
+        if same and len(removed) + len(added) <= MAX_STEPS:
+            return self.change_rules([rule.id for rule in removed], added)
+        self._check(len(rules.rules), len(self.identities))
+        self.default, self.audited = rules.default, rules.audited
+        self._load(rules.rules)
+        for number, identity in self.identities.items():
+            self._tiers[number] = self._audited_tiers(identity)
+        self._fill()
+        return self._work_out((s, d) for s in self.identities for d in self.identities)
 
     def change_rules(self, removed: Iterable[str], added: Iterable[Rule]) -> Changed:
         """Without the rules whose ids are *removed*, with *added*; only pairs that one of those is about are new."""
-        gone, new = set(removed), list(added)
+        gone, new = set(removed), {rule.order: rule for rule in added}
         self._check(len(self._rules) - len(gone) + len(new), len(self.identities))
         touched: set[Pair] = set()
         for at in reversed([at for at, rule in enumerate(self._rules) if rule.id in gone]):
             touched |= self._about(self._rules[at])
-            del self._rules[at], self._keys[at]
-            for masks in self._masks.values():
-                masks.remove(at)
-        for rule in new:
-            at = bisect_left(self._keys, rule.order)
-            self._rules.insert(at, rule)
-            self._keys.insert(at, rule.order)
-            for masks in self._masks.values():
-                masks.insert(at)
-            subjects, peers = self._matching(rule)
-            for number in self.identities:
-                slot = 1 << self._index.slot(number)
-                self._mark(self._masks[number], rule, at, bool(subjects & slot), bool(peers & slot))
-            touched |= self._about(rule)
+            successor = new.pop(self._keys[at], None)
+            if successor is None:
+                self._take_out(at)
+            else:
+                touched |= self._put_in(at, successor, instead=True)
+        for rule in new.values():
+            touched |= self._put_in(bisect_left(self._keys, rule.order), rule, instead=False)
         self._forget()
         return self._work_out(touched)
+
+    def _take_out(self, at: int) -> None:
+        self._named -= _names_a_port(self._rules[at])
+        del self._rules[at], self._keys[at], self._parts[at]
+        below = (1 << at) - 1
+        for masks in self._masks.values():
+            masks.remove(at, below)
+
+    def _put_in(self, at: int, rule: Rule, *, instead: bool) -> set[Pair]:
+        """*rule* at the place *at*, *instead* of the one there or before it; the pairs that it is about."""
+        self._named += _names_a_port(rule) - (instead and _names_a_port(self._rules[at]))
+        place = slice(at, at + instead)
+        self._rules[place], self._keys[place], self._parts[place] = [rule], [rule.order], [self._parted(rule)]
+        below, only = (1 << at) - 1, ~(1 << at)
+        for masks in self._masks.values():
+            if instead:
+                masks.clear(only)
+            else:
+                masks.insert(at, below)
+        for side, mask in zip((True, False), self._matching(rule), strict=True):
+            for number in self._index.numbers(mask):
+                self._mark(self._masks[number], rule, at, side, not side)
+        return self._about(rule)
 
     def _check(self, rules: int, identities: int) -> None:
         if identities > MAX_IDENTITIES:
@@ -129,13 +182,45 @@ class Compiler:
         if rules > MAX_RULES:
             raise PolicyTooLarge(f"{rules} rules in force, allowed are {MAX_RULES}")
 
+    def _load(self, rules: Iterable[Rule]) -> None:
+        self._rules: list[Rule] = list(rules)
+        self._keys = [rule.order for rule in self._rules]
+        self._subjects.clear()
+        self._peers.clear()
+        self._parts = [self._parted(rule) for rule in self._rules]
+        self._named = sum(map(_names_a_port, self._rules))
+        self._forget()
+
+    def _parted(self, rule: Rule) -> tuple[int, int]:
+        """Numbers for the rule's subject and peers, the same for equal ones: rules share a few of them."""
+        return (self._subjects.setdefault(rule.subject, len(self._subjects)),
+                self._peers.setdefault(rule.peers, len(self._peers)))  # fmt: skip
+
+    def _match_all(self, number: int, identity: Identity) -> None:
+        """The masks of one identity, asking each different subject and list of peers once."""
+        subject = [known.matches(identity) for known in self._subjects]
+        peer = [self._index.peers_match(known, identity) for known in self._peers]
+        size = len(self._rules) // 8 + 1
+        rows = {(d, side): bytearray(size) for d in Direction for side in (True, False)}
+        for at, (rule, (one, other)) in enumerate(zip(self._rules, self._parts, strict=True)):
+            if subject[one]:
+                rows[rule.direction, True][at >> 3] |= 1 << (at & 7)
+            if peer[other]:
+                rows[rule.direction, False][at >> 3] |= 1 << (at & 7)
+        masks = self._masks[number]
+        masks.subject_egress = int.from_bytes(rows[Direction.EGRESS, True], "little")
+        masks.peer_egress = int.from_bytes(rows[Direction.EGRESS, False], "little")
+        masks.subject_ingress = int.from_bytes(rows[Direction.INGRESS, True], "little")
+        masks.peer_ingress = int.from_bytes(rows[Direction.INGRESS, False], "little")
+
     def _enter(self, number: int, identity: Identity) -> None:
         self.identities[number] = identity
         self._index.add(number, identity)
         self._masks[number] = _Masks()
-        self._tiers[number] = frozenset(
-            tier for segment in self.audited if segment.subject.matches(identity) for tier in segment.tiers
-        )
+        self._tiers[number] = self._audited_tiers(identity)
+
+    def _audited_tiers(self, identity: Identity) -> frozenset[Tier]:
+        return frozenset(tier for audit in self.audited if audit.subject.matches(identity) for tier in audit.tiers)
 
     def _matching(self, rule: Rule) -> tuple[int, int]:
         return self._index.workloads(rule.subject), self._index.peers(rule)
@@ -175,7 +260,6 @@ class Compiler:
         self._sides: dict[tuple[int, frozenset[Tier], tuple[NamedPort, ...]], SideCells] = {}
         self._same: dict[SideCells, SideCells] = {}
         self._joined: dict[tuple[int, int], Cells] = {}
-        self._named = any(port.name for rule in self._rules for port in rule.ports or ())
 
     def _side(self, mask: int, number: int, ports: tuple[NamedPort, ...]) -> SideCells:
         key = (mask, self._tiers[number], ports)

@@ -108,7 +108,7 @@ def _segments(spec: Field, scope: _Scope) -> tuple[list[Rule], list[AuditedSegme
     listed = spec.get("segments")
     for name, field in listed.entries(MAX_SEGMENTS) if listed else ():
         Field(field.path, name).name()
-        field.mapping({"select", "projects", "default", "audit"}, ["select"])
+        field.mapping({"select", "project", "projects", "default", "audit"}, ["select"])
         members = _workloads(field, scope)
         scope.segments[name] = members
         segment_id = f"{scope.id}:segment[{name}]"
@@ -137,13 +137,23 @@ def _defaults(field: Field) -> dict[Direction, Action]:
 
 
 def _workloads(field: Field, scope: _Scope) -> Workloads:
-    """``select``, with ``projects`` where the document is the operator's."""
-    select, projects = field.at("select").selector(), field.get("projects")
-    if scope.project is None:
-        return Workloads(select, projects=projects.selector() if projects else None)
+    """``select``; where the document is the operator's, in a ``project`` or in the ``projects`` of a selector."""
+    if scope.project is not None:
+        for key in ("project", "projects"):
+            if (given := field.get(key)) is not None:
+                raise given.fail(f"a project's segment is within the project; {key} is for tier operator")
+        return Workloads(field.at("select").selector(), project=scope.project)
+    return _located(field, None)
+
+
+def _located(field: Field, home: str | None) -> Workloads:
+    """``select`` with ``project`` (a name) or ``projects`` (a selector of projects' labels); neither: *home*."""
+    select, project, projects = field.at("select").selector(), field.get("project"), field.get("projects")
+    if project is not None and projects is not None:
+        raise projects.fail("project and projects exclude each other")
     if projects is not None:
-        raise projects.fail("a project's segment is within the project; projects is for tier operator")
-    return Workloads(select, project=scope.project)
+        return Workloads(select, projects=projects.selector())
+    return Workloads(select, project=project.name() if project else home)
 
 
 def _rule(item: Field, scope: _Scope, number: int) -> list[Rule]:
@@ -198,7 +208,7 @@ def _peers(field: Field, scope: _Scope, *, outside: bool) -> tuple[Peer, ...]:
 
 
 def _peer(field: Field, scope: _Scope, *, outside: bool) -> Peer:
-    keys = {"segment", "select", "projects"} | ({"cidr", "except", "names"} if outside else set())
+    keys = {"segment", "select", "project", "projects"} | ({"cidr", "except", "names"} if outside else set())
     field.mapping(keys)
     chosen = {"segment", "select", "cidr", "names"} & field.value.keys()
     if len(chosen) != 1:
@@ -211,11 +221,7 @@ def _peer(field: Field, scope: _Scope, *, outside: bool) -> Peer:
                 raise field.at("segment").fail(f"no segment {shown(name)} in this document; there are {known}")
             return scope.segments[name]
         case "select":
-            field.mapping({"select", "projects"})
-            projects = field.get("projects")
-            if projects is None:
-                return Workloads(field.at("select").selector(), project=scope.project)
-            return Workloads(field.at("select").selector(), projects=projects.selector())
+            return _located(field.mapping({"select", "project", "projects"}), scope.project)
         case "cidr":
             return Blocks(BlockGroup((field.block(),)))
         case _:

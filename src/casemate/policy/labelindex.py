@@ -123,9 +123,9 @@ class LabelIndex:
         return mask
 
     @staticmethod
-    def peers_match(rule: Rule, identity: Identity) -> bool:
+    def peers_match(peers: tuple[Peer, ...], identity: Identity) -> bool:
         """The same question for one identity."""
-        return any(_peer_matches(peer, identity) for peer in rule.peers)
+        return any(_peer_matches(peer, identity) for peer in peers)
 
 
 def _keys(identity: Identity) -> Iterator[tuple[str, object]]:

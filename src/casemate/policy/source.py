@@ -112,7 +112,7 @@ class _Builder:
         text: str = event.value
         if len(text) > MAX_SCALAR:
             raise PolicyTooLarge(f"{self._where(event)}: a value of {len(text)} characters, allowed are {MAX_SCALAR}")
-        if event.style is not None:
+        if event.style:  # None or '' for a plain scalar, by loader
             return text
         if text in _WORDS:
             return _WORDS[text]

@@ -77,7 +77,9 @@ def compiled(rules: RuleSet, pods: list[Endpoint]) -> tuple[Compiler, dict[str, 
 def test_reference_and_compiled_agree_with_the_case(case: dict[str, Any]) -> None:
     for step in case["steps"]:
         # Eleven cases were made in memory, without the two fields that name the type; every document on disk has them.
-        typed = [{"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy"} | policy for policy in step["policies"]]
+        typed = [
+            {"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy"} | policy for policy in step["policies"]
+        ]
         rules = read(typed, "case").in_force(0)
         pods = endpoints(step)
         compiler, number = compiled(rules, pods)

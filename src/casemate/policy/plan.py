@@ -1,0 +1,276 @@
+"""Endpoints and rules to transactions on the kernel's maps: what is to be taken out and put in, all at once.
+
+:class:`Planner` holds what should be in the kernel. Each change (a pod comes, goes, is relabelled or put in
+quarantine; a document is applied) gives the smallest :class:`Transaction` that brings the kernel from before to after;
+the caller commits it whole, and on failure plans its undo.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from casemate.policy.addresses import Address, BlockIndex
+from casemate.policy.cells import Cells
+from casemate.policy.compile import Changed, Compiler, Pair, differences
+from casemate.policy.identity import NOBODY, Allocation, Endpoint, Identity, Kind, identity_of
+from casemate.policy.lower import Element, lower, runs
+from casemate.policy.rules import Blocks, RuleSet, block_groups
+from casemate.policy.verdict import Verdict
+from casemate.spec.errors import Conflict
+
+
+class AddressElement(NamedTuple):
+    """Addresses *first* to *last* have identity *number*; for one *viewer*'s connections only, where it is set.
+
+    An endpoint's own address is *exact*, and its map is asked first; the outside's are intervals of another map.
+    """
+
+    exact: bool
+    version: int
+    first: int
+    last: int
+    viewer: str
+    number: int
+
+    def describe(self) -> str:
+        first, last = (_address(self.version, at) for at in (self.first, self.last))
+        shown = str(first) if first == last else f"{first}-{last}"
+        return f"address {shown}{f' seen by {self.viewer}' if self.viewer else ''}: {self.number}"
+
+
+def _address(version: int, number: int) -> Address:
+    return ipaddress.IPv4Address(number) if version == 4 else ipaddress.IPv6Address(number)
+
+
+@dataclass(frozen=True, slots=True)
+class Transaction:
+    """Deletes, then adds, in one commit. An element whose value changes is in both.
+
+    *tightened* are pairs of identities that may do less than before: their open connections are looked up anew.
+    *moved* are addresses whose identity changed: so are theirs.
+    """
+
+    reason: str
+    deletes: tuple[Element, ...] = ()
+    adds: tuple[Element, ...] = ()
+    address_deletes: tuple[AddressElement, ...] = ()
+    address_adds: tuple[AddressElement, ...] = ()
+    tightened: tuple[Pair, ...] = ()
+    moved: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> int:
+        return len(self.deletes) + len(self.adds) + len(self.address_deletes) + len(self.address_adds)
+
+    def undo(self) -> Transaction:
+        return Transaction(
+            f"undo: {self.reason}", self.adds, self.deletes, self.address_adds, self.address_deletes, (), self.moved
+        )
+
+    def describe(self) -> list[str]:
+        """A line each, in the order of the commit."""
+        return [
+            *(f"delete {element.describe()}" for element in self.address_deletes),
+            *(f"delete {element.describe()}" for element in self.deletes),
+            *(f"add {element.describe()}" for element in self.adds),
+            *(f"add {element.describe()}" for element in self.address_adds),
+        ]
+
+
+class Planner:
+    """What should be in the kernel, for *rules* and no endpoint yet; *start* has what that takes.
+
+    *allocation* are the numbers of an earlier life (kept by the caller, so that they stay).
+    """
+
+    def __init__(
+        self,
+        rules: RuleSet,
+        endpoints: Iterable[Endpoint] = (),
+        *,
+        allocation: Allocation = NOBODY,
+        absent: Verdict = Verdict.DENY,
+    ) -> None:
+        self._absent = absent
+        self._rules = rules
+        self._groups = {group.key for group in block_groups(rules)}
+        self._index = BlockIndex(block_groups(rules))
+        self._ends: dict[str, tuple[Endpoint, str]] = {}
+        self._owners: dict[tuple[str, Address], str] = {}
+        for end in endpoints:
+            self._own(end, "")
+            self._ends[end.name] = (end, "")
+        self._identity = {name: identity_of(end, self._index) for name, (end, _) in self._ends.items()}
+        world = self._world()
+        self.allocation = allocation.allocate([*self._identity.values(), *world])
+        self._uses = Counter(self._identity.values()) + Counter(dict.fromkeys(world, 1))
+        numbers = {self.allocation.numbers[identity]: identity for identity in self._uses}
+        self._compiler = Compiler(rules, numbers)
+        self._addresses = self._address_elements()
+        adds = [element for pair, cells in self._compiler.pairs.items() for element in lower(*pair, cells, absent)]
+        self.start = Transaction("start", adds=tuple(adds), address_adds=tuple(sorted(self._addresses)))
+
+    @property
+    def compiler(self) -> Compiler:
+        return self._compiler
+
+    def number(self, name: str) -> int:
+        """The identity's number of the endpoint *name*."""
+        return self.allocation.numbers[self._identity[name]]
+
+    def put(self, endpoint: Endpoint, *, viewer: str = "") -> Transaction:
+        """*endpoint* comes, or changes. *viewer* (an address): an outside name, for the pod whose answer led there."""
+        self._own(endpoint, viewer)
+        old_end = self._ends.get(endpoint.name)
+        old = self._identity.get(endpoint.name)
+        new = identity_of(endpoint, self._index)
+        before = set(self._elements_of(endpoint.name))
+        self._ends[endpoint.name], self._identity[endpoint.name] = (endpoint, viewer), new
+        changed: dict[Pair, tuple[Cells | None, Cells | None]] = {}
+        if old != new:
+            self._merge(changed, self._use(new))
+            if old is not None:
+                self._merge(changed, self._leave(old))
+        after = set(self._elements_of(endpoint.name))
+        moved = () if old_end is None or old == new else tuple(str(a) for a in endpoint.addresses)
+        return self._transaction(f"endpoint {endpoint.name}", changed, before, after, moved)
+
+    def drop(self, name: str) -> Transaction:
+        """The endpoint *name* goes; its number stays given until :meth:`forget_unused`."""
+        before = set(self._elements_of(name))
+        end, viewer = self._ends.pop(name)
+        for address in end.addresses:
+            del self._owners[viewer, address]
+        changed = self._leave(self._identity.pop(name)).pairs
+        return self._transaction(f"endpoint {name} is gone", changed, before, set(), tuple(map(str, end.addresses)))
+
+    def _own(self, endpoint: Endpoint, viewer: str) -> None:
+        """Note whose its addresses are. One address has one owner, or the kernel's map would say what came last."""
+        for address in endpoint.addresses:
+            owner = self._owners.get((viewer, address), endpoint.name)
+            if owner != endpoint.name:
+                raise Conflict(f"address {address} of {endpoint.name} belongs to {owner}")
+        old, seen_by = self._ends.get(endpoint.name, (endpoint, viewer))
+        for address in old.addresses:
+            self._owners.pop((seen_by, address), None)
+        for address in endpoint.addresses:
+            self._owners[viewer, address] = endpoint.name
+
+    def forget_unused(self) -> None:
+        """Numbers that nobody holds may be given again."""
+        self.allocation = self.allocation.release(self.allocation.numbers.keys() - self._uses.keys())
+
+    def replace_rules(self, rules: RuleSet, reason: str = "policy") -> Transaction:
+        """*rules* in place of those in force."""
+        removed, added = differences(self._rules.rules, rules.rules)
+        cut = any(isinstance(peer, Blocks) for rule in (*removed, *added) for peer in rule.peers)
+        changed: dict[Pair, tuple[Cells | None, Cells | None]] = {}
+        before: set[AddressElement] = set()
+        after: set[AddressElement] = set()
+        moved: list[str] = []
+        if cut and {group.key for group in block_groups(rules)} != self._groups:
+            moved = self._cut_anew(rules, changed)
+            before, self._addresses = self._addresses, self._address_elements()
+            after = set(self._addresses)
+        self._rules = rules
+        for pair, (old, new) in self._compiler.replace(rules).pairs.items():
+            changed[pair] = (changed[pair][0] if pair in changed else old, new)
+        return self._transaction(reason, changed, before - after, after - before, tuple(moved))
+
+    def _cut_anew(self, rules: RuleSet, changed: dict[Pair, tuple[Cells | None, Cells | None]]) -> list[str]:
+        """The address space under other blocks: who is in which has changed."""
+        world = self._world()
+        self._groups = {group.key for group in block_groups(rules)}
+        self._index = BlockIndex(block_groups(rules))
+        fresh = {name: identity_of(end, self._index) for name, (end, _) in self._ends.items()}
+        moved = [
+            str(a) for name, i in fresh.items() if i != self._identity[name] for a in self._ends[name][0].addresses
+        ]
+        old = Counter(self._identity.values()) + Counter(dict.fromkeys(world, 1))
+        new = Counter(fresh.values()) + Counter(dict.fromkeys(self._world(), 1))
+        self._identity = fresh
+        for identity in new.keys() - old.keys():
+            self._merge(changed, self._use(identity))
+        for identity in old.keys() - new.keys():
+            self._uses[identity] = 1
+            self._merge(changed, self._leave(identity))
+        self._uses = new
+        return moved
+
+    @staticmethod
+    def _merge(into: dict[Pair, tuple[Cells | None, Cells | None]], more: Changed) -> None:
+        for pair, (old, new) in more.pairs.items():
+            into[pair] = (into[pair][0] if pair in into else old, new)
+
+    def _world(self) -> list[Identity]:
+        """An identity for each different set of blocks that outside addresses are in."""
+        found = {groups for version in (4, 6) for _, _, groups in self._index.cells(version)}
+        return [Identity(Kind.WORLD, blocks=groups) for groups in found]
+
+    def _use(self, identity: Identity) -> Changed:
+        self._uses[identity] += 1
+        if self._uses[identity] > 1:
+            return Changed({})
+        self.allocation = self.allocation.allocate([identity])
+        return self._compiler.add_identity(self.allocation.numbers[identity], identity)
+
+    def _leave(self, identity: Identity) -> Changed:
+        self._uses[identity] -= 1
+        if self._uses[identity] > 0:
+            return Changed({})
+        del self._uses[identity]
+        return self._compiler.remove_identity(self.allocation.numbers[identity])
+
+    def _elements_of(self, name: str) -> Iterable[AddressElement]:
+        if name in self._ends:
+            (end, viewer), number = self._ends[name], self.number(name)
+            for address in end.addresses:
+                yield AddressElement(True, address.version, int(address), int(address), viewer, number)
+
+    def _address_elements(self) -> set[AddressElement]:
+        found = {element for name in self._ends for element in self._elements_of(name)}
+        for version in (4, 6):
+            for first, last, groups in self._index.cells(version):
+                number = self.allocation.numbers[Identity(Kind.WORLD, blocks=groups)]
+                found.add(AddressElement(False, version, first, last, "", number))
+        return found
+
+    def _transaction(
+        self, reason: str, changed: dict[Pair, tuple[Cells | None, Cells | None]], gone: set[AddressElement],
+        come: set[AddressElement], moved: tuple[str, ...],
+    ) -> Transaction:  # fmt: skip
+        deletes: list[Element] = []
+        adds: list[Element] = []
+        tightened: list[Pair] = []
+        for pair, (old, new) in changed.items():
+            before = set(lower(*pair, old, self._absent)) if old else set()
+            after = set(lower(*pair, new, self._absent)) if new else set()
+            deletes += before - after
+            adds += after - before
+            if old and new and before != after and _tightens(old, new):
+                tightened.append(pair)
+        self._addresses -= gone
+        self._addresses |= come
+        return Transaction(reason, tuple(sorted(deletes)), tuple(sorted(adds)), tuple(sorted(gone - come)),
+                           tuple(sorted(come - gone)), tuple(sorted(tightened)), moved)  # fmt: skip
+
+
+def _tightens(old: Cells, new: Cells) -> bool:
+    """Whether some place of the port space passed before and does not any more."""
+    one, other = runs(old), runs(new)
+    at = 0
+    for first, last, verdict in other:
+        if verdict < Verdict.REFER:
+            continue
+        while at < len(one) and one[at][1] < first:
+            at += 1
+        place = at
+        while place < len(one) and one[place][0] <= last:
+            if one[place][2] < Verdict.REFER:
+                return True
+            place += 1
+    return False
