@@ -141,6 +141,29 @@ def test_a_flood_takes_no_more_than_its_bound() -> None:
     against(answer, use)
 
 
+def test_a_flood_of_events_ends_the_guest() -> None:
+    event = b"C" + frames.encode(Kind.EXITED, 0, [frames.text(Tag.CONTAINER, "c")])
+
+    def answer(end: socket.socket, data: bytes) -> None:
+        if data[:1] == b"C":
+            flood(end)
+
+    def flood(end: socket.socket) -> None:
+        try:
+            while True:
+                end.send(event)
+        except BlockingIOError:
+            asyncio.get_running_loop().call_soon(flood, end)
+        except OSError:
+            return
+
+    async def use(monitor: Monitor) -> None:
+        with pytest.raises(GuestBroken, match="nobody asked for"):
+            await monitor.call(Kind.START, [])
+
+    against(answer, use)
+
+
 def test_a_monitor_that_dies_fails_what_waits() -> None:
     async def use(monitor: Monitor) -> None:
         with pytest.raises(MonitorFailed) as caught:
