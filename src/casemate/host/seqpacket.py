@@ -66,6 +66,7 @@ class Channel:
         self._drained = asyncio.Event()
         self._drained.set()
         self.closed = False
+        self._wake: Callable[[], None] = lambda: None
 
     @property
     def peer(self) -> Peer:
@@ -113,6 +114,7 @@ class Channel:
             if not ready.done():
                 ready.set_result(None)
 
+        self._wake = wake
         self._loop.add_reader(number, wake)
         try:
             await ready
@@ -182,10 +184,11 @@ class Channel:
         self.closed = True
         number = self._socket.fileno()
         self._loop.remove_writer(number)
-        # shutdown wakes a task that waits in receive().
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._loop.remove_reader(number)
+        # Without its reader nothing else would wake a task that waits in receive().
+        self._wake()
         self._socket.close()
         for _, fds in self._outgoing:
             for one in fds:

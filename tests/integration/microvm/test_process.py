@@ -16,6 +16,8 @@ from pathlib import Path
 import harness
 import pytest
 
+from casemate.isolation import seccomp
+
 pytestmark = pytest.mark.root
 
 
@@ -90,6 +92,44 @@ def test_root_without_capabilities_in_the_bundle_has_none(host: harness.Host, ba
     code, folder = run(host, "nocaps", harness.configuration([base_layer], "grep", "CapEff", "/proc/self/status"))
     assert code == 0
     assert output(folder).split()[1] == f"{0:016x}"
+
+
+def test_the_seccomp_profile_holds_in_the_container_and_in_an_exec(host: harness.Host, base_layer: Path) -> None:
+    script = "grep Seccomp: /proc/self/status; mkdir /tmp/x || echo refused; while :; do sleep 1000; done"
+    config = harness.configuration([base_layer], "sh", "-c", script)
+    profile = seccomp.profile(frozenset(), "x86_64")
+    rules = [rule | {"names": [name for name in rule["names"] if name != "mkdir"]} for rule in profile["syscalls"]]
+    config["linux"] |= {"seccomp": profile | {"syscalls": rules}}  # type: ignore[operator]
+    process, folder = harness.conmon(host, "seccomp", host.bundle("seccomp", config))
+    assert host.vm("start", "seccomp").returncode == 0
+    done = host.vm("exec", "seccomp", "sh", "-c", "grep Seccomp: /proc/self/status; mkdir /tmp/y || echo refused")
+    assert done.stdout.split() == ["Seccomp:", "2", "refused"]
+    assert output(folder).split() == ["Seccomp:", "2", "refused"]
+    assert host.vm("delete", "--force", "seccomp").returncode == 0
+    process.wait(20)
+
+
+def test_a_bundle_that_is_broken_in_the_guest_leaves_nothing(host: harness.Host, base_layer: Path) -> None:
+    config = harness.configuration([base_layer], "true")
+    config["linux"] |= {"sysctl": {"no.such.setting": "1"}}  # type: ignore[operator]
+    done = host.vm("create", "--bundle", str(host.bundle("broken", config)), "broken", stdin=subprocess.DEVNULL)
+    assert done.returncode == 1
+    assert "no.such.setting=1: No such file or directory" in done.stderr
+    assert not (host.folder / "vm/broken").exists()
+
+
+def test_memory_limits_kill_inside_and_are_reported(host: harness.Host, base_layer: Path) -> None:
+    config = harness.configuration([base_layer], "sh", "-c", "head -c 60000000 /dev/zero | sort | wc -c")
+    config["linux"] |= {"resources": {"memory": {"limit": 16 << 20}, "pids": {"limit": 50}}}  # type: ignore[operator]
+    process, _ = harness.conmon(host, "oom", host.bundle("oom", config))
+    assert host.vm("start", "oom").returncode == 0
+    process.wait(60)
+    assert host.machines is not None
+    machine = host.machines.get("oom")
+    assert machine is not None
+    assert machine.container("oom") is not None
+    assert machine.record.containers[0].oom_killed
+    assert host.vm("delete", "oom").returncode == 0
 
 
 def test_mounts_are_the_bundles_in_order(host: harness.Host, base_layer: Path) -> None:

@@ -21,6 +21,8 @@ from casemate.spec.errors import CasemateError
 
 #: The guest's own work for one request, under emulation on a loaded host.
 CALL_TIMEOUT_S = 30.0
+#: A machine starts and ends fewer than 100 processes of ours in a second, on any host.
+MAX_UNASKED_PER_S = 1000
 _TAIL_TIMEOUT_S, _TAIL_BYTES = 1.0, 2000
 
 
@@ -65,6 +67,8 @@ class Monitor:
     _waiting: dict[int, asyncio.Future[Message]] = field(default_factory=dict)
     _tail: asyncio.Future[bytes] | None = None
     broken: GuestBroken | None = None
+    _since: float = 0.0
+    _unasked: int = 0
 
     @classmethod
     async def start(cls, launch: Launch) -> Monitor:
@@ -95,6 +99,8 @@ class Monitor:
                     break
                 finally:
                     message.close()
+                # A socket that always has something to read would keep the loop from everybody else.
+                await asyncio.sleep(0)
         except CasemateError:
             pass
         finally:
@@ -124,12 +130,25 @@ class Monitor:
     def _control(self, message: Message) -> None:
         if message.kind is Kind.READY:
             self.ready.set()
+            self._count_unasked()
         elif message.kind is Kind.REPLY:
             waiting = self._waiting.pop(message.number, None)
-            if waiting is not None and not waiting.done():
+            if waiting is None:
+                self._count_unasked()
+            elif not waiting.done():
                 waiting.set_result(message)
         else:
+            self._count_unasked()
             self.on_event(message)
+
+    def _count_unasked(self) -> None:
+        """Raises :class:`GuestBroken` for a guest that talks more than ended processes could explain."""
+        now = asyncio.get_running_loop().time()
+        if now - self._since > 1.0:
+            self._since, self._unasked = now, 0
+        self._unasked += 1
+        if self._unasked > MAX_UNASKED_PER_S:
+            raise GuestBroken(f"more than {MAX_UNASKED_PER_S} messages in a second that nobody asked for")
 
     async def call(self, kind: Kind, fields: Sequence[Field], *, timeout_s: float = CALL_TIMEOUT_S) -> Message:
         """Ask the agent; the reply, whatever its errno. Raises :class:`AgentFailed`, :class:`MonitorFailed`."""

@@ -277,7 +277,7 @@ async def qmp(
                         return value if isinstance(value, dict) else {}
     except TimeoutError as error:
         raise TemplateFailed(f"QEMU did not answer {command}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError, AttributeError) as error:
         raise TemplateFailed(f"QEMU answered {command} with what is no JSON") from error
 
 

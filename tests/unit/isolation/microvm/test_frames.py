@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from casemate.isolation.microvm import frames
 from casemate.isolation.microvm.frames import ASK_KINDS, Field, GuestBroken, Kind, Tag
 
-FIELDS = st.lists(st.builds(Field, st.integers(0, 0xFFFF), st.binary(max_size=200)), max_size=20)
+FIELDS = st.lists(st.builds(Field, st.integers(0, 0xFFFF), st.binary(max_size=40)), max_size=6)
 
 
 @given(st.sampled_from(sorted(frames.GUEST_KINDS)), st.integers(0, 0xFFFF_FFFF), FIELDS)
