@@ -35,7 +35,7 @@ async def attach_container(socket: WebSocket, call: Call) -> None:
     session = await attaching.open_session(call.core, call.reference, call.project, call.caller, start=query.start)
     try:
         await socket.accept()
-        await socket.send_bytes(control(started=True))
+        await socket.send_bytes(control(started=True, warnings=session.warnings))
         if query.logs:
             async for frame in attaching.written_so_far(call.core, session.container):
                 await socket.send_bytes(frame)
@@ -45,7 +45,7 @@ async def attach_container(socket: WebSocket, call: Call) -> None:
 
         if await _relay(socket, session.client, resize, stdin=query.stdin):
             answer = await attaching.ended(call.core, session)
-            await socket.send_bytes(control(exit_code=answer.exit_code))
+            await socket.send_bytes(control(exit_code=answer.exit_code, oom_killed=answer.oom_killed))
             await socket.close()
     finally:
         session.client.leave()

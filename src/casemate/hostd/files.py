@@ -39,7 +39,7 @@ async def handle(
             return observing.top(context, pod, container), []
         case protocol.ContainerAttach():
             _need_process(container)
-            return Done(), [containers.attach_socket(context.folders.bundle(container.id)).detach()]
+            return Done(), [containers.attach(context, container)]
         case protocol.ContainerResize():
             folder = context.folders.bundle(container.id)
             if operation.exec_id is not None:

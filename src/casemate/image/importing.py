@@ -68,6 +68,8 @@ def import_archive(work: Workspace, job: ImportJob) -> Result:
 
 def _import_rootfs(work: Workspace, descriptor: int, job: ImportJob) -> Result:
     with os.fdopen(os.dup(descriptor), "rb") as stream:
+        if not stream.peek(1):
+            raise ArchiveInvalid("the archive is empty")
         layer, record = take_layer(work, file_chunks(stream), item=job.name or "rootfs", pack=True)
     image = assemble(work, [(layer, record)], job.name, job.platform, job.change, job.epoch)
     return _result(work, [image], [record], "rootfs")

@@ -22,6 +22,8 @@ class Session:
     container: str
     intent_at: float
     client: Client
+    #: What was said at the start that this attach made.
+    warnings: tuple[str, ...] = ()
 
 
 async def open_session(core: Core, reference: str, project: str, caller: Caller, *, start: bool) -> Session:
@@ -30,6 +32,7 @@ async def open_session(core: Core, reference: str, project: str, caller: Caller,
     if row.made or not start:  # at the first start hostd asks, and knows better
         await core.db.read(lambda db: entering.check(db, row, caller))
     if start and row.status not in ("running", "paused"):
+        told = row.the_warnings()
         try:
             row, descriptor = await lifecycle.start(core, row.id, project, caller, attach=True)
         except CasemateError:
@@ -38,7 +41,7 @@ async def open_session(core: Core, reference: str, project: str, caller: Caller,
             raise
         row = (await core.db.read(lambda db: lifecycle.row_and_pod(db, row.id)))[0] if descriptor is None else row
         if descriptor is not None:
-            return Session(row.id, row.intent_at, core.hub.adopt(row.id, descriptor))
+            return Session(row.id, row.intent_at, core.hub.adopt(row.id, descriptor), row.the_warnings()[len(told) :])
     if row.status not in ("running", "paused", "stopping"):
         raise ContainerNotRunning(f"container {row.name} is {row.status}", status=row.status)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import msgspec
 
@@ -26,19 +27,37 @@ _COLUMNS = (
 _SCAN_ROWS = 500
 
 
-class _Network(msgspec.Struct, frozen=True):
-    ports: tuple[PortRequest, ...] = ()
-
-
-class _PodBrief(msgspec.Struct, frozen=True):
-    """The part of a pod's specification that a row shows; the rest is skipped, which is fast."""
-
-    level: str = "namespace"
-    network: _Network = _Network()
-
-
-_BRIEF = msgspec.json.Decoder(_PodBrief)
+_NO_PORTS = msgspec.Raw(b"[]")
+_moment = datetime.fromtimestamp
+_PORTS = msgspec.json.Decoder(tuple[PortRequest, ...])
+#: Of a pod: name, level, published ports as JSON, address.
+_PodBrief = tuple[str, str | None, str | None, int | None]
 _LABELS = msgspec.json.Decoder(dict[str, str])
+
+
+class _Raw(msgspec.Struct, frozen=True, gc=False):
+    """A :class:`ContainerSummary` on its way to JSON, field by field the same: what the store has as JSON stays JSON,
+    and moments are written by the encoder. Twice as fast, and a whole list has thousands.
+    """
+
+    id: str
+    name: str
+    project: str
+    pod: str
+    pod_name: str
+    image: str
+    image_digest: str
+    command: str
+    level: str
+    status: str
+    created_at: datetime | str
+    started_at: datetime | str
+    finished_at: datetime | str
+    exit_code: int | None
+    ports: msgspec.Raw
+    labels: msgspec.Raw
+    address: str
+    restarts: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +134,8 @@ def select_summaries(db: sqlite3.Connection, project: str, wanted: Filter, page:
     )
     pods = _Pods(db, project, everything=wanted.everything and not page.limit and not wanted.values)
     if not wanted.values and not page.limit:
-        return ContainerList(tuple([_summary(raw, pods) for raw in db.execute(query, values)]))
+        # The encoder does not look at the declared type; a test holds that both forms say the same.
+        return ContainerList(tuple([_raw(raw, pods) for raw in db.execute(query, values)]))  # type: ignore[misc]
     rows: list[ContainerSummary] = []
     for raw in db.execute(query, values):
         row = _summary(raw, pods)
@@ -128,23 +148,23 @@ def select_summaries(db: sqlite3.Connection, project: str, wanted: Filter, page:
 
 
 class _Pods:
-    """(name, specification, address) of pods: looked up one by one at first, all at once when there are many."""
+    """What rows show of pods: looked up one by one at first, all at once when there are many."""
 
     def __init__(self, db: sqlite3.Connection, project: str, *, everything: bool) -> None:
         self._db = db
         self._project = project
         self._single = 0 if everything else _SCAN_ROWS
-        self._known: dict[str, tuple[str, bytes, int | None]] = {}
+        self._known: dict[str, _PodBrief] = {}
 
-    def get(self, pod: str) -> tuple[str, bytes, int | None]:
+    def get(self, pod: str) -> _PodBrief:
         found = self._known.get(pod)
         if found is None:
-            query = "SELECT id, name, spec, address FROM pods WHERE "
+            query = "SELECT id, name, level, published, address FROM pods WHERE "
             if len(self._known) < self._single:
                 rows = self._db.execute(f"{query} id=?", (pod,))
             else:
                 rows = self._db.execute(f"{query} project=?", (self._project,))
-            self._known.update((id_, (name, spec, address)) for id_, name, spec, address in rows)
+            self._known.update((row[0], row[1:]) for row in rows)
             found = self._known[pod]
         return found
 
@@ -152,13 +172,29 @@ class _Pods:
 def _summary(raw: tuple, pods: _Pods) -> ContainerSummary:  # type: ignore[type-arg]
     (id_, name, project, pod, image, digest, command, status, created, started, finished, code, labels,
      restarts) = raw  # fmt: skip
-    pod_name, spec, address = pods.get(pod)
-    brief = _BRIEF.decode(spec)
+    pod_name, level, published, address = pods.get(pod)
     return ContainerSummary(
-        id_, name, project, pod, pod_name, image, digest, command, brief.level, status, rfc3339(created),
-        rfc3339(started), rfc3339(finished), code, brief.network.ports,
+        id_, name, project, pod, pod_name, image, digest, command, level or "namespace", status, rfc3339(created),
+        rfc3339(started), rfc3339(finished), code, _PORTS.decode(published) if published is not None else (),
         _LABELS.decode(labels) if labels != b"{}" else {}, address_text(address), restarts,
     )  # fmt: skip
+
+
+def _raw(row: tuple, pods: _Pods) -> _Raw:  # type: ignore[type-arg]
+    (id_, name, project, pod, image, digest, command, status, created, started, finished, code, labels,
+     restarts) = row  # fmt: skip
+    pod_name, level, published, address = pods.get(pod)
+    return _Raw(
+        id_, name, project, pod, pod_name, image, digest, command, level or "namespace", status,
+        _moment(created, UTC), _moment(started, UTC) if started else "", _moment(finished, UTC) if finished else "",
+        code, _NO_PORTS if published is None or published == "[]" else _published(published), msgspec.Raw(labels),
+        address_text(address), restarts,
+    )  # fmt: skip
+
+
+def _published(text: str) -> msgspec.Raw:
+    """Ports as the API shows them: what the pod's specification leaves to a default stands there too."""
+    return msgspec.Raw(msgspec.json.encode(_PORTS.decode(text)))
 
 
 def _has_label(labels: dict[str, str], wanted: str) -> bool:

@@ -163,4 +163,12 @@ CREATE TABLE audit (
 CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
 """
 
-MIGRATIONS: tuple[str, ...] = (_FIRST,)
+#: What `ps` shows of a pod, beside its name, without reading (and decoding) the pods' specifications: half its time.
+_PODS_LISTED = """
+ALTER TABLE pods ADD COLUMN level TEXT GENERATED ALWAYS AS (json_extract(CAST(spec AS TEXT), '$.level')) VIRTUAL;
+ALTER TABLE pods ADD COLUMN published TEXT
+    GENERATED ALWAYS AS (json_extract(CAST(spec AS TEXT), '$.network.ports')) VIRTUAL;
+CREATE INDEX pods_listed ON pods (project, id, name, level, published, address);
+"""
+
+MIGRATIONS: tuple[str, ...] = (_FIRST, _PODS_LISTED)

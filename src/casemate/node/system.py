@@ -156,7 +156,7 @@ async def disk(core: Core, project: str) -> DiskAnswer:
 async def _volume_sizes(core: Core, project: str) -> dict[str, int]:
     if core.hostd.welcome is None:
         return {}
-    answer = await ask(core.hostd, VolumeList(project), Volumes)
+    answer = await ask(core.hostd, VolumeList(project, sizes=True), Volumes)
     return {name: max(0, size) for name, size in answer.volumes}
 
 

@@ -7,6 +7,7 @@ for as long as the module's tests do their worst; :func:`traces` is what a refus
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import secrets
@@ -154,7 +155,7 @@ class Canary:
         assert numbers == list(range(len(numbers))), f"a gap near {_first_gap(numbers)}"
         assert len(numbers) > 5
         times = [_seconds(stamp) for stamp, _ in lines]
-        pauses = [after - before for before, after in zip(times, times[1:], strict=False)]
+        pauses = [after - before for before, after in itertools.pairwise(times)]
         assert max(pauses) < LONGEST_PAUSE_S, f"it was still for {max(pauses):.1f} s"
         assert time.time() - times[-1] < LONGEST_PAUSE_S, "it is still"
 

@@ -167,9 +167,7 @@ def _body(data: bytes) -> int:
     ids=["dotdot", "dotdot inside", "hard link out", "through a link", "below a file", "300 bytes", "5,000 bytes",
          "link to nothing"],
 )  # fmt: skip
-def test_a_layer_that_lies(
-    site: Site, tmp_path: Path, code: str, entries: list[tuple[str, bytes, str]]
-) -> None:
+def test_a_layer_that_lies(site: Site, tmp_path: Path, code: str, entries: list[tuple[str, bytes, str]]) -> None:
     path = tmp_path / "bad.tar"
     path.write_bytes(archive(*entries))
     refused(site, code, "image", "import", "--format", "rootfs", str(path), "bad:1")

@@ -88,7 +88,9 @@ def test_a_cut_off_database_is_not_started_on(site: Site) -> None:
     pid = site.daemons.client.inspect(id_).pid
     site.daemons.kill("casemated")
     state = site.folder / "state"
-    fold = "import sqlite3, sys; print(sqlite3.connect(sys.argv[1]).execute('PRAGMA wal_checkpoint(TRUNCATE)').fetchone())"
+    fold = (
+        "import sqlite3, sys; print(sqlite3.connect(sys.argv[1]).execute('PRAGMA wal_checkpoint(TRUNCATE)').fetchone())"
+    )
     subprocess.run(["/usr/bin/python3", "-c", fold, str(state / "casemate.db")], check=True)
     parts = {path: path.read_bytes() for path in state.glob("casemate.db*")}
     database = state / "casemate.db"

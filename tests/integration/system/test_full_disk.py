@@ -1,4 +1,4 @@
-"""A disk that is full: casemated's, then hostd's. Told as that, nothing half-made, and all is well once there is room."""
+"""A disk that is full: casemated's, then hostd's. Told as that, nothing half-made, all is well once there is room."""
 
 from __future__ import annotations
 

@@ -104,9 +104,9 @@ def _conmon_and_children(site: Site, ids: list[str]) -> set[int]:
                 cgroup = (entry_ / "cgroup").read_text()
             except OSError:
                 continue
-            if site.daemons.scope.cgroup in cgroup and any(one in cgroup for one in ids):
-                found.add(int(entry_.name))
-            elif "conmon" in line and any(one in line for one in ids):
+            if (site.daemons.scope.cgroup in cgroup and any(one in cgroup for one in ids)) or (
+                "conmon" in line and any(one in line for one in ids)
+            ):
                 found.add(int(entry_.name))
     return found
 
@@ -118,7 +118,8 @@ def test_a_reboot(site: Site) -> None:
                 "r-stopped": "unless-stopped", "r-alwaysstopped": "always"}  # fmt: skip
     ids = {}
     for name, policy in policies.items():
-        done = site("run", "-d", "--name", name, "--restart", policy, IMAGE, "sh", "-c", "echo $(cat /kept 2>/dev/null)start >> /kept; exec sleep 1000")  # fmt: skip
+        script = "echo $(cat /kept 2>/dev/null)start >> /kept; exec sleep 1000"
+        done = site("run", "-d", "--name", name, "--restart", policy, IMAGE, "sh", "-c", script)
         assert done.returncode == 0, done.stderr
         ids[name] = done.stdout.decode().strip()
     assert site("stop", "-t", "0", "r-stopped", "r-alwaysstopped").returncode == 0
@@ -149,8 +150,8 @@ def test_a_reboot(site: Site) -> None:
             value = msgspec.json.decode(record.read_bytes())
             record.write_bytes(msgspec.json.encode(value | {"boot_id": "another"}))
     for interface in [line.split()[1] for line in _links(site.daemons.scope)]:
-        if not any(interface.endswith(pod[:8]) and canary in str(list((site.folder / "host-state/pods" / pod).iterdir()))
-                   for pod in pods):  # fmt: skip
+        theirs = [pod for pod in pods if interface.endswith(pod[:8])]
+        if not any((site.folder / "host-state/pods" / pod / str(canary)).exists() for pod in theirs):
             subprocess.run(["ip", "link", "del", interface], check=False, capture_output=True)
     subprocess.run(
         ["/usr/bin/python3", "-c", "import sqlite3, sys; d = sqlite3.connect(sys.argv[1]); "

@@ -198,7 +198,14 @@ def test_who_is_outside_of_the_group_cannot_connect(site: Site) -> None:
     with account() as stranger:
         refused(site, "cli.socket_denied", "ps", user=stranger)
         script = f"import socket; socket.socket(socket.AF_UNIX).connect({str(site.daemons.socket)!r})"
-        argv = ["setpriv", f"--reuid={stranger.uid}", f"--regid={stranger.gid}", "--clear-groups", "/usr/bin/python3", "-c"]
+        argv = [
+            "setpriv",
+            f"--reuid={stranger.uid}",
+            f"--regid={stranger.gid}",
+            "--clear-groups",
+            "/usr/bin/python3",
+            "-c",
+        ]
         tried = subprocess.run([*argv, script], capture_output=True, check=False)
         assert b"PermissionError" in tried.stderr
         # Nor hostd's, for anybody but casemated: neither a member nor a stranger.

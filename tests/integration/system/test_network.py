@@ -24,7 +24,7 @@ def free_port() -> int:
 
 @pytest.fixture
 def neighbour() -> Iterator[list[str]]:
-    """Another machine on a wire to this host (a network namespace): the argv that runs a program there. 198.51.100.0/30."""
+    """Another machine on a wire to this host (a network namespace): the argv that runs a program there."""
     name = f"cmn{os.getpid() % 10000}"
     for argv in (["ip", "netns", "add", name],
                  ["ip", "link", "add", f"{name}a", "type", "veth", "peer", "name", f"{name}b", "netns", name],
@@ -76,7 +76,8 @@ def test_a_port_on_the_loopback_is_not_for_neighbours(site: Site, neighbour: lis
 
 
 def test_a_container_reaches_outside_with_the_host_s_address(site: Site, neighbour: list[str]) -> None:
-    script = ("import socket; s = socket.create_server(('198.51.100.2', 9)); s.settimeout(20); print('up', flush=True)\n"
+    script = ("import socket; s = socket.create_server(('198.51.100.2', 9)); s.settimeout(20)\n"
+              "print('up', flush=True)\n"
               "c, peer = s.accept(); print(peer[0], flush=True)")  # fmt: skip
     with subprocess.Popen([*neighbour, "/usr/bin/python3", "-c", script], stdout=subprocess.PIPE) as server:
         assert server.stdout is not None
@@ -87,14 +88,17 @@ def test_a_container_reaches_outside_with_the_host_s_address(site: Site, neighbo
 
 
 def test_a_container_without_network_reaches_nothing(site: Site, neighbour: list[str]) -> None:
-    done = site("run", "--rm", "--network", "none", IMAGE, "sh", "-c", "nc -w 1 198.51.100.1 22 < /dev/null; ls /sys/class/net")
+    done = site(
+        "run", "--rm", "--network", "none", IMAGE, "sh", "-c", "nc -w 1 198.51.100.1 22 < /dev/null; ls /sys/class/net"
+    )
     assert done.stdout == b"lo\n"
 
 
 def test_hosts_and_resolv_conf(site: Site) -> None:
     done = site("run", "--rm", "-h", "box", "--add-host", "db:192.0.2.7", "--dns", "192.0.2.53", "--dns-search",
                 "example.org", "--dns-option", "ndots:2", IMAGE, "sh", "-c",
-                "cat /etc/hosts /etc/resolv.conf /etc/hostname; hostname -i; ping -c 1 -w 1 localhost | head -n 1")  # fmt: skip
+                "cat /etc/hosts /etc/resolv.conf /etc/hostname; hostname -i; "
+                "ping -c 1 -w 1 localhost | head -n 1")  # fmt: skip
     text = done.stdout.decode()
     assert "127.0.0.1\tlocalhost" in text.replace("  ", "\t"), text
     assert "192.0.2.7\tdb" in text
@@ -112,7 +116,8 @@ def test_a_name_server_is_reached_over_udp(site: Site, neighbour: list[str]) -> 
         "s.settimeout(20); print('up', flush=True)\n"
         "while True:\n"
         "    q, peer = s.recvfrom(512); end = q.index(b'\\0', 12) + 5\n"
-        "    a = b'\\xc0\\x0c\\0\\1\\0\\1\\0\\0\\0\\x3c\\0\\4' + bytes([192, 0, 2, 99]) if q[end-4:end-2] == b'\\0\\1' else b''\n"
+        "    a = b'\\xc0\\x0c\\0\\1\\0\\1\\0\\0\\0\\x3c\\0\\4' + bytes([192, 0, 2, 99])\n"
+        "    a = a if q[end-4:end-2] == b'\\0\\1' else b''\n"
         "    s.sendto(q[:2] + b'\\x81\\x80\\0\\1\\0' + bytes([bool(a)]) + b'\\0\\0\\0\\0' + q[12:end] + a, peer)"
     )
     with subprocess.Popen([*neighbour, "/usr/bin/python3", "-c", script], stdout=subprocess.PIPE,

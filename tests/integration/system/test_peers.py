@@ -18,11 +18,12 @@ from tests.integration.system.site import IMAGE, Site
 
 pytestmark = pytest.mark.root
 
-#: Two layers; the second removes a file of the first, replaces one, and makes a folder opaque.
+#: Layers that remove a file of the first, hold a setuid file with two names, and make a folder opaque.
 DOCKERFILE = """FROM scratch
 ADD root.tar /
 COPY --chown=1000:1000 one /data/one
-RUN ["/bin/sh", "-c", "rm /data/one && echo two > /data/two && chmod 4711 /data/two && ln /data/two /data/hard && rm -rf /home && mkdir /home && echo fresh > /home/x"]
+RUN ["/bin/sh", "-c", "rm /data/one && echo two > /data/two && chmod 4711 /data/two && ln /data/two /data/hard"]
+RUN ["/bin/sh", "-c", "rm -rf /home && mkdir /home && echo fresh > /home/x"]
 ENV GREETING="hello there" EMPTY=
 USER app
 WORKDIR /data

@@ -1,4 +1,4 @@
-"""What the running daemons can do to the host, read from /proc: casemated and its children nothing, hostd no network."""
+"""What the daemons can do to the host, read from /proc: casemated and its children nothing, hostd no network."""
 
 from __future__ import annotations
 

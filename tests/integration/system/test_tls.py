@@ -5,6 +5,7 @@ What works over it is in tests/integration/cli/test_tls.py; here stands what mus
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import socket
@@ -26,7 +27,7 @@ def openssl(folder: Path, *argv: str) -> None:
 
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two authorities; a server and a client of the first, a client of the second, and one of the first that is over."""
+    """Two authorities; a server and a client of the first, a client of the second, one that is over."""
     folder = tmp_path_factory.mktemp("tls")
     key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
     (folder / "ext").write_text("subjectAltName=IP:127.0.0.1")
@@ -83,12 +84,15 @@ def test_who_has_no_right_certificate_is_nobody(site: Site, certificates: Path, 
         assert b"remedy:" in done.stderr
     # No certificate at all, and no TLS at all.
     bare = ssl.create_default_context(cafile=str(certificates / "ca.pem"))
-    with pytest.raises((ssl.SSLError, ConnectionError)), socket.create_connection(("127.0.0.1", port), 5) as plain:
-        with bare.wrap_socket(plain, server_hostname="127.0.0.1") as secure:
-            secure.sendall(b"GET /v1/containers HTTP/1.1\r\nHost: x\r\n\r\n")
-            answer = secure.recv(100)
-            assert not answer
-            raise ConnectionError("hung up")
+    answer = b""
+    with (
+        contextlib.suppress(ssl.SSLError, ConnectionError),
+        socket.create_connection(("127.0.0.1", port), 5) as plain,
+        bare.wrap_socket(plain, server_hostname="127.0.0.1") as secure,
+    ):
+        secure.sendall(b"GET /v1/containers HTTP/1.1\r\nHost: x\r\n\r\n")
+        answer = secure.recv(100)
+    assert not answer
     with socket.create_connection(("127.0.0.1", port), 5) as plain:
         plain.sendall(b"GET /v1/containers HTTP/1.1\r\nHost: x\r\n\r\n")
         plain.settimeout(5)
@@ -110,4 +114,4 @@ def test_no_grant_reaches_over_tcp(site: Site, certificates: Path, port: int) ->
         assert b'"access.grant_missing"' in done.stderr, done.stderr
     done = site("run", "--rm", IMAGE, "echo", "plain", environment=there)
     assert done.stdout == b"plain\n"
-    assert any(str(row["who"]).startswith("tls:client") for row in site.audit()), "the certificate's name is written down"
+    assert any(str(row["who"]).startswith("tls:client") for row in site.audit()), "its name is written down"

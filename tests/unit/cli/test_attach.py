@@ -250,7 +250,7 @@ def test_streams_can_be_chosen(cm, container: Peer) -> None:
     assert b"--detach and --attach" in cm("run", "-d", "-a", "stdout", "img").stderr
     outcome = cm("run", "--json", "-a", "stdout", "img")
     assert outcome.stdout == b"out"
-    assert json.loads(outcome.stderr) == {"reference": ID, "exit_code": 0, "detached": False}
+    assert json.loads(outcome.stderr) == {"reference": ID, "exit_code": 0, "detached": False, "oom_killed": False}
 
 
 def test_t_without_a_terminal(cm) -> None:

@@ -52,7 +52,8 @@ def test_every_promise_has_one(root: Path) -> None:
 
 def test_what_is_not_there_is_found(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    page.write_text("| a | test |\n|---|---|\n| x | `unit/here.py::test_it` |\n| y | none |\n\n| z | `unit/x.py::test_y` |\n")
+    rows = "| a | test |\n|---|---|\n| x | `unit/here.py::test_it` |\n| y | none |\n\n| z | `unit/x.py::test_y` |\n"
+    page.write_text(rows)
     (tmp_path / "unit").mkdir()
     (tmp_path / "unit/here.py").write_text("def test_it():\n    pass\n")
     assert missing(page, tmp_path) == ["unit/x.py::test_y"]

@@ -193,9 +193,13 @@ class Control(Value, frozen=True):
     rows: int | None = None
     columns: int | None = None
     exit_code: int | None = None
+    #: With the exit code: the kernel killed a process of the container for want of memory.
+    oom_killed: bool = False
     problem: dict[str, object] | None = None
     #: The server says this once the process runs (so that a client of ``run`` knows it started).
     started: bool = False
+    #: With *started*: limits that had to be lowered, and the like.
+    warnings: tuple[str, ...] = ()
 
 
 class TopAnswer(Value, frozen=True):
