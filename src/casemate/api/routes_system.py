@@ -30,7 +30,8 @@ class EventsQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class AuditQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    after: Annotated[int, Meta(ge=0)] = 0
+    # The bound is what an SQLite integer holds.
+    after: Annotated[int, Meta(ge=0, le=(1 << 63) - 1)] = 0
     limit: Annotated[int, Meta(ge=1, le=1000)] = 200
 
 

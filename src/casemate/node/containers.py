@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from casemate.node import audit, entering, events, images, imagestore, lookup, pods, ports, resolve
+from casemate.node import audit, entering, events, images, imagestore, lookup, platforms, pods, ports, resolve
 from casemate.node.clock import rfc3339
 from casemate.node.core import Caller, Core
 from casemate.node.errors import NameTaken, TooManyContainers
@@ -33,6 +33,9 @@ NAME_TRIES = 24
 async def create(core: Core, request: ContainerRequest, caller: Caller) -> ContainerCreated:
     """Write the record of a new container (and of its pod); the host is not touched."""
     found = await core.db.read(lambda db: imagestore.find(db, request.image))
+    platform = found.the_record().platform
+    platforms.check_asked(platform, request.platform, request.image)
+    await platforms.check_runs(platform, request.image)
     image = await images.ready(core, found, request.image)
     level = pods.check_level(core, request.level)
     candidate = Candidate(image.digest, request.image, request.project, level or "namespace")

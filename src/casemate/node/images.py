@@ -13,10 +13,11 @@ from casemate.hostd.client import ask
 from casemate.hostd.protocol import Done, LayerAdopt, LayerList, Layers
 from casemate.image import jobs, leases
 from casemate.image.client import run_job
-from casemate.image.records import ImageRecord, Platform
+from casemate.image.records import ImageRecord
 from casemate.node import audit, events, imagestore, journal
 from casemate.node.core import Caller, Core
 from casemate.node.operations import Operations, Running
+from casemate.node.platforms import parse_platform
 from casemate.node.resolve import Image
 from casemate.spec.api import (
     BuildDebianRequest,
@@ -49,20 +50,6 @@ def limits(core: Core) -> jobs.Limits:
         max_layer_files=number("image.max_layer_files"),
         id_shift=core.id_shift,
     )
-
-
-def parse_platform(text: str | None) -> Platform:
-    """``linux/arm64/v8``, ``arm64``; None is this host's."""
-    machine = os.uname().machine
-    own = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm"}.get(machine, machine)
-    if text is None:
-        return Platform(architecture=own)
-    parts = text.split("/")
-    if len(parts) == 1:
-        parts = ["linux", *parts]
-    if not 2 <= len(parts) <= 3 or parts[0] != "linux" or not all(part.isalnum() for part in parts):
-        raise InvalidArgument(f"platform {text[:64]!r} is not linux/ARCHITECTURE[/VARIANT]")
-    return Platform(parts[0], parts[1], parts[2] if len(parts) == 3 else "")
 
 
 def _endpoints(core: Core, auth: RegistryAuth | None, registry: str, *, plain_http: bool) -> jobs.Endpoints:
@@ -201,6 +188,7 @@ async def _record(
         "id": first.config_digest if first else "",
         "names": list(names or (first.names if first else ())),
         "transferred_bytes": result.transferred_bytes,
+        "form": result.form,
     }
 
 
