@@ -29,27 +29,27 @@ class FeedInvalid(CasemateError):
     code = "trust.feed_invalid"
     status = 422
     title = "A feed cannot be read"
-    remedy = "Fetch the feed again and compare its digest: `casemate feed import KIND FILE --digest sha256:...`."
+    remedy = "Fetch the feed again, compare its digest with its maker's, and import it."
 
 
 class FeedEmpty(FeedInvalid):
     code = "trust.feed_empty"
     title = "A feed holds no advisory"
-    remedy = "Check that the file is the whole export and of the kind that was named: `casemate feed import --help`."
+    remedy = "Check that the file is the whole export and of the kind that was named."
 
 
 class FeedMissing(CasemateError):
     code = "trust.feed_missing"
     status = 409
     title = "There is no feed to judge by"
-    remedy = "Import one for the image's distribution: `casemate feed import KIND FILE`; `casemate feed ls` shows all."
+    remedy = "Import one for the image's distribution."
 
 
 class FeedStale(CasemateError):
     code = "trust.feed_stale"
     status = 409
     title = "A feed is older than the policy allows"
-    remedy = "Import a newer export: `casemate feed import KIND FILE`."
+    remedy = "Import a newer export."
 
 
 class FeedDigestMismatch(FeedInvalid):
@@ -62,7 +62,7 @@ class FeedBusy(CasemateError):
     code = "trust.feed_busy"
     status = 409
     title = "Another process imports a feed"
-    remedy = "Wait until it has ended and try again; `casemate feed ls` shows what is there."
+    remedy = "Wait until it has ended and try again."
     retryable = True
 
 

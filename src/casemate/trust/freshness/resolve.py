@@ -28,28 +28,28 @@ class FreshnessInvalid(CasemateError):
     code = "trust.tuf_invalid"
     status = 403
     title = "Metadata are not signed as they must be"
-    remedy = "Fetch the metadata again from their publisher; `casemate trust why IMAGE` names the role."
+    remedy = "Fetch the metadata again from their publisher; the detail names the role."
 
 
 class FreshnessExpired(CasemateError):
     code = "trust.tuf_expired"
     status = 403
     title = "Metadata have expired"
-    remedy = "Their publisher has to sign them anew: `casemate trust publish`; or this host's clock is wrong."
+    remedy = "Their publisher has to sign them anew; or this host's clock is wrong: `timedatectl`."
 
 
 class FreshnessRollback(CasemateError):
     code = "trust.tuf_rollback"
     status = 403
     title = "Metadata are older than those that were seen before"
-    remedy = "Somebody shows this host the past: ask the publisher; `casemate trust why IMAGE` shows both versions."
+    remedy = "Somebody shows this host the past: ask the publisher; the detail shows both versions."
 
 
 class TagUnknown(CasemateError):
     code = "trust.tag_unknown"
     status = 403
     title = "No publisher vouches for this tag"
-    remedy = "Have it published: `casemate trust publish REPOSITORY:TAG DIGEST`."
+    remedy = "Have its publisher sign a target of this name, with the manifest's digest."
 
 
 class Trusted(msgspec.Struct, frozen=True):

@@ -26,7 +26,7 @@ from casemate.trust.packages.model import (
     Setuid,
     Unreadable,
 )
-from casemate.trust.packages.routes import EXECUTABLE, OS_RELEASE_PATHS, Route, route
+from casemate.trust.packages.routes import DPKG_FILES, EXECUTABLE, OS_RELEASE_PATHS, Route, route
 
 Sink = Callable[[memoryview], None]
 _REGULAR = b"0"
@@ -167,8 +167,12 @@ class LayerScanner:
                     asked.setdefault(name, []).append(path)
         if not asked:
             return
+        installed = {row.name for rows in self._lists.values() for row in rows if row.type == "deb"}
         for path, (found, content) in self._owners.items():
             assert found.owned is not None
+            # A list without its package is nobody's word; anyone could write one.
+            if found is DPKG_FILES and list_owner(path) not in installed:
+                continue
             try:
                 named = found.owned(path, content, asked.keys())
             except PackageListInvalid as error:
@@ -190,6 +194,11 @@ class LayerScanner:
         """An entry of this name came before: only the last one counts."""
         for where in (self._lists, self._os_release, self._setuid, self._leaks, self._unreadable, self._owners):
             where.pop(path, None)
+
+
+def list_owner(path: str) -> str:
+    """The package of a dpkg list: ``info/NAME.list``, ``info/NAME:ARCH.list``, ``status.d/NAME.md5sums``."""
+    return path.rpartition("/")[2].rpartition(".")[0].partition(":")[0]
 
 
 def both_names(name: bytes) -> tuple[bytes, ...]:

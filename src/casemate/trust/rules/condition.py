@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from functools import lru_cache
 from typing import Any
 
@@ -25,24 +26,36 @@ class ConditionInvalid(CasemateError):
 
 
 class Condition:
-    """One compiled condition. *name*: of the grade that it belongs to."""
+    """One compiled condition. *name*: of the grade that it belongs to; *uses*: the facts that it names."""
 
-    __slots__ = ("_program", "name", "text")
+    __slots__ = ("_program", "name", "text", "uses")
 
     def __init__(self, text: str, name: str) -> None:
         self.text = text
         self.name = name
         self._program = _compile(text, name)
+        self.uses = FACTS & set(self._program.variables())
 
-    def holds(self, facts: dict[str, Any]) -> bool:
+    def holds(self, facts: Facts) -> bool:
         """Whether it is true of *facts*; anything but a truth value is an error, never taken for one."""
         try:
-            answer = self._program.execute(facts)
+            answer = self._program.execute(facts.context)
         except Exception as error:  # the library raises ValueError, TypeError, RuntimeError by what went wrong
             raise ConditionInvalid(f"{self.name}: {self.text[:200]!r}: {error}") from error
         if not isinstance(answer, bool):
             raise ConditionInvalid(f"{self.name}: {self.text[:200]!r} gives {str(answer)[:60]!r}, not true or false")
         return answer
+
+
+class Facts:
+    """Facts in CEL's own values, made once for all conditions (500 findings take milliseconds), only those *used*."""
+
+    __slots__ = ("context",)
+
+    def __init__(self, values: dict[str, Any], used: Set[str]) -> None:
+        import cel  # noqa: PLC0415 - as below
+
+        self.context = cel.Context(variables={name: values[name] for name in used})
 
 
 @lru_cache(maxsize=1000)

@@ -6,7 +6,7 @@ Whatever is missing, stale or cannot be evaluated makes the answer stricter, nev
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import date
 from typing import Any, Literal
 
@@ -20,8 +20,8 @@ from casemate.trust.feed.ignores import judge
 from casemate.trust.feed.match import Match
 from casemate.trust.feed.model import SEVERITIES, Source
 from casemate.trust.packages.merge import ImageContents
-from casemate.trust.rules.condition import Condition
-from casemate.trust.rules.model import LEVELS, Rule, TrustPolicy
+from casemate.trust.rules.condition import Condition, Facts
+from casemate.trust.rules.model import LEVELS, GradeRule, Rule, TrustPolicy
 from casemate.trust.signature.verify import Evidence, require
 
 
@@ -84,12 +84,7 @@ def decide(
         facts |= _scan_facts(scan, judged.findings, today)
     level: Level = rule.floor
     segment = ""
-    for grade in rule.grades:
-        try:
-            holds = Condition(grade.when, grade.name).holds(facts)
-        except CasemateError as error:
-            steps.append(Step(grade.name, "refuse", f"its condition cannot be answered: {error.detail}"[:400]))
-            continue
+    for grade, holds in _grades(rule, facts, steps):
         if holds:
             steps.append(Step(grade.name, grade.then, grade.when))
             if grade.then == "raise":
@@ -98,6 +93,24 @@ def decide(
     steps.append(_requested(rule, candidate, level))
     steps = [_excepted(policy, candidate, step, today) for step in steps]
     return _sum_up(policy, rule.name, (level, segment), steps, warnings)
+
+
+def _grades(rule: Rule, facts: dict[str, Any], steps: list[Step]) -> Iterator[tuple[GradeRule, bool]]:
+    """Each grade and whether its condition holds; one that cannot be answered adds a refusing step."""
+    conditions: list[tuple[GradeRule, Condition]] = []
+    for grade in rule.grades:
+        try:
+            conditions.append((grade, Condition(grade.when, grade.name)))
+        except CasemateError as error:
+            steps.append(Step(grade.name, "refuse", f"its condition cannot be read: {error.detail}"[:400]))
+    if not conditions:
+        return
+    prepared = Facts(facts, frozenset().union(*(condition.uses for _, condition in conditions)))
+    for grade, condition in conditions:
+        try:
+            yield grade, condition.holds(prepared)
+        except CasemateError as error:
+            steps.append(Step(grade.name, "refuse", f"its condition cannot be answered: {error.detail}"[:400]))
 
 
 def repository_of(reference: str) -> str:

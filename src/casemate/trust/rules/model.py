@@ -24,7 +24,7 @@ class PolicyInvalid(CasemateError):
     code = "trust.policy_invalid"
     status = 422
     title = "The trust policy is not valid"
-    remedy = "Correct the rule that the message names; `casemate policy test` runs your cases against it."
+    remedy = "Correct the rule that the message names."
 
 
 class GradeRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

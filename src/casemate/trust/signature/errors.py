@@ -16,14 +16,14 @@ class SignatureNoMatch(CasemateError):
     code = "trust.signature_no_match"
     status = 403
     title = "None of the image's signatures is by a signer that the policy names"
-    remedy = "Compare the policy's keys with the publisher's: `casemate trust why IMAGE`."
+    remedy = "Compare the policy's keys with the publisher's; the detail says why each signature did not count."
 
 
 class ThresholdNotMet(CasemateError):
     code = "trust.threshold_not_met"
     status = 403
     title = "Too few of the signers that the policy names have signed"
-    remedy = "The missing signers have to sign the same digest; `casemate trust why IMAGE` names them."
+    remedy = "The missing signers have to sign the same digest; the detail names them."
 
 
 class SignatureInvalid(CasemateError):

@@ -15,6 +15,7 @@ from casemate.trust.packages.merge import merge
 from casemate.trust.packages.model import LayerContents, Package, Setuid
 from casemate.trust.packages.scanner import LayerScanner
 
+OWNER = b"Package: r\nStatus: install ok installed\nVersion: 1\n\n"
 STATUS = b"Package: libc6\nStatus: install ok installed\nSource: glibc\nVersion: 2.36-9\n\n"
 RELEASE = b"ID=debian\nVERSION_ID=12\n"
 METADATA = b"Name: requests\nVersion: 2.31.0\n\n"
@@ -93,14 +94,25 @@ def test_a_file_of_the_distribution_is_judged_by_its_feed() -> None:
     own = "usr/lib/python3/dist-packages/requests-2.31.0.dist-info/METADATA"
     other = "usr/local/lib/python3.11/site-packages/requests-2.31.0.dist-info/METADATA"
     listed = f"/.\n/lib\n/{own}\n".encode()
-    found = scan(tar([(own, METADATA), (other, METADATA), ("var/lib/dpkg/info/python3-requests.list", listed)]))
+    files = [(own, METADATA), (other, METADATA), ("var/lib/dpkg/info/r:amd64.list", listed)]
+    # A list alone is nobody's word: its package has to be installed.
+    assert not scan(tar(files)).lists[own][0].owned
+    found = scan(tar([*files, ("var/lib/dpkg/status", OWNER)]))
     assert found.lists[own][0].owned
     assert not found.lists[other][0].owned
 
 
 def test_ownership_looks_through_the_merged_usr() -> None:
     own = "usr/lib/x/a-1.dist-info/METADATA"
-    found = scan(tar([(own, METADATA), ("var/lib/dpkg/info/a.list", b"/lib/x/a-1.dist-info/METADATA\n")]))
+    found = scan(
+        tar(
+            [
+                (own, METADATA),
+                ("var/lib/dpkg/info/r.list", b"/lib/x/a-1.dist-info/METADATA\n"),
+                ("var/lib/dpkg/status", OWNER),
+            ]
+        )
+    )
     assert found.lists[own][0].owned
 
 
@@ -196,9 +208,15 @@ def test_a_distribution_without_its_package_list_is_not_wholly_scanned() -> None
 
 def test_repeating_a_file_does_not_disown_it() -> None:
     own = "usr/lib/python3/dist-packages/requests-2.31.0.dist-info/METADATA"
-    lower = scan(tar([(own, METADATA), ("var/lib/dpkg/info/r.list", f"/{own}\n".encode())]))
-    assert merge([lower, scan(tar([(own, METADATA)]))]).packages[0].package.owned
-    assert not merge([lower, scan(tar([(own, METADATA.replace(b"2.31", b"2.32"))]))]).packages[0].package.owned
+    listed = f"/{own}\n".encode()
+    lower = scan(tar([(own, METADATA), ("var/lib/dpkg/info/r.list", listed), ("var/lib/dpkg/status", OWNER)]))
+
+    def is_owned(data: bytes) -> bool:
+        found = merge([lower, scan(tar([(own, data)]))]).packages
+        return next(row.package.owned for row in found if row.path == own)
+
+    assert is_owned(METADATA)
+    assert not is_owned(METADATA.replace(b"2.31", b"2.32"))
 
 
 @pytest.mark.parametrize("chunk_bytes", [4000, 1 << 20])
