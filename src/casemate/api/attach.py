@@ -8,13 +8,13 @@ from collections.abc import Awaitable, Callable
 import msgspec
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from casemate.api.frames import CONTROL, STDIN, control
 from casemate.api.routing import Call, Project, SocketRow
 from casemate.node import attaching, execs
 from casemate.node.hub import Client
 from casemate.spec.api import Control
 from casemate.spec.errors import CasemateError
 
-STDIN, CONTROL = 0, 3
 #: Frames that are there already are joined up to this size.
 JOIN_BYTES = 64 << 10
 _CONTROL = msgspec.json.Decoder(Control)
@@ -27,11 +27,6 @@ class AttachQuery(Project, frozen=True, forbid_unknown_fields=True):
     stdin: bool = False
     start: bool = False
     logs: bool = False
-
-
-def control(**values: object) -> bytes:
-    """A control frame."""
-    return bytes((CONTROL,)) + msgspec.json.encode(Control(**values))  # type: ignore[arg-type]
 
 
 async def attach_container(socket: WebSocket, call: Call) -> None:

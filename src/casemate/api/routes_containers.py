@@ -175,7 +175,7 @@ ROWS = (
     Row("GET", f"{_ONE}/top", top, "List processes", answer=schema.TopAnswer, errors=(404, 409)),
     Row("GET", "/v1/stats", read_stats, "Resource usage", StatsQuery, answer=schema.StatsAnswer, errors=(404,)),
     Row("POST", f"{_ONE}/exec", create_exec, "Create an exec", body=schema.ExecRequest, answer=schema.ExecCreated,
-        status=201, errors=(404, 409)),
+        status=201, errors=(403, 404, 409)),
     Row("POST", "/v1/exec/{id}/start", start_exec, "Start an exec, detached", status=204, errors=(404, 409)),
     Row("GET", "/v1/exec/{id}", inspect_exec, "Inspect an exec", answer=schema.ExecDetail, errors=(404,)),
 )  # fmt: skip

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from casemate.host import cgroups, loop, mounts, nft, programs, userns
+from casemate.host import hierarchy, loop, mounts, nft, programs, userns
 from casemate.spec.errors import CasemateError
 
 #: Debian 12's kernel; openat2, pidfd, mount_setattr and overlay on idmapped layers (5.19) are all older.
@@ -130,7 +130,7 @@ def loop_devices() -> Probe:
 def cgroup_flavour() -> Probe:
     """Which control group hierarchy is used, and which controllers are missing."""
     try:
-        found = cgroups.detect()
+        found = hierarchy.detect()
     except CasemateError as error:
         return Probe("control groups", False, error.detail, error.remedy)
     if found.version == 2:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from casemate.host.cgroups import Cgroups
+from casemate.host.pidfd import ProcessIdentity
 from casemate.hostd.folders import Folders
 from casemate.hostd.protocol import AnyEvent
 from casemate.hostd.records import Records
@@ -52,6 +53,9 @@ class Context:
     launchers: dict[bool, Launcher] = field(default_factory=dict)
     #: The ruleset's generation when the firewall was last looked at.
     firewall_generation: int = -1
+    #: casemated, while it is connected; and whether one went away since the inputs were last looked at.
+    peer: ProcessIdentity | None = None
+    peer_gone: asyncio.Event = field(default_factory=asyncio.Event)
     #: Set when something was thrown into the trash.
     trash_waits: asyncio.Event = field(default_factory=asyncio.Event)
 

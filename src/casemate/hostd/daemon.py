@@ -13,7 +13,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from casemate.host import cgroups, mounts, probes, programs, syscalls
+from casemate.host import hierarchy, mounts, pidfd, probes, programs, syscalls
+from casemate.host.peer import Peer
 from casemate.host.seqpacket import listen
 from casemate.host.settings_file import read_settings
 from casemate.hostd import housekeeping, recovery
@@ -96,7 +97,7 @@ async def make_context(settings: Settings, step: Callable[[str], None] | None) -
         records=Records(folders),
         state=State(),
         facts=facts,
-        cgroups=cgroups.detect(),
+        cgroups=hierarchy.detect(),
         levels=runtime.levels(runtime.Found(None, "not yet probed")),
         layers=LayerMounts(folders.state, folders.run),
         volumes=Volumes(folders.state, trash),
@@ -139,7 +140,13 @@ async def serve(settings: Settings, step: Callable[[str], None] | None = None) -
     recovery.load(context)
     context.layers.open(recovery.layer_users(context))
     await recovery.converge(context)
-    server = Server(Operations(context).handle, context.casemated_uid)
+
+    def on_peer(peer: Peer | None) -> None:
+        context.peer = None if peer is None else pidfd.identity(peer.pid)
+        if peer is None:
+            context.peer_gone.set()
+
+    server = Server(Operations(context).handle, context.casemated_uid, on_peer)
     context.emit = server.emit
     listening = listen(context.folders.socket, mode=0o600, owner=(context.casemated_uid, 0))
     log.info(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from casemate.hostd.errors import ContainerMissing, PodMissing, RangesExhausted
+from casemate.hostd.inputs import Held
 from casemate.hostd.records import ContainerRecord, PodRecord
 
 
@@ -20,6 +21,7 @@ class Exec:
     conmon_pid: int = 0
     pid: int = 0
     start_ticks: int = 0
+    held: list[Held] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -31,6 +33,11 @@ class Container:
     oom_told: bool = False
     #: The file that ``log.0`` names; 0 before the first look.
     log_inode: int = 0
+    #: Connections that feed its input.
+    held: list[Held] = field(default_factory=list)
+    #: Copies, exports and comparisons under way; and whether the root was mounted for them alone.
+    readers: int = 0
+    lent: bool = False
     #: Set when nothing of it runs.
     ended: asyncio.Event = field(default_factory=asyncio.Event)
 

@@ -52,6 +52,8 @@ class Download:
         except OSError as error:
             raise from_os_error(error, f"storing layer {layer.digest}") from error
         finally:
+            if not os.fstat(descriptor).st_size:
+                path.unlink(missing_ok=True)  # nothing to take up again
             os.close(descriptor)
 
     def _kept(self, descriptor: int) -> Generator[bytes, None, int]:
@@ -212,15 +214,16 @@ def bring_layer(
                 download = Download(work, client, place, layer)
             try:
                 record = _receive(work, download, layer, convert=convert and known is None)
-                break
             except (DigestMismatch, Corrupt, LayerInvalid):
                 # What was kept of an earlier attempt may have been damaged: once more, from the first byte.
                 damaged = download is None or download.resumed
                 if attempt == 2 or not damaged:
                     raise
                 store.ingest_path(layer.digest).unlink(missing_ok=True)
-        work.report(Progress(layer.digest, "done", layer.size_bytes, layer.size_bytes))
-        return record or known, download.transferred_bytes if download else 0
+            else:
+                work.report(Progress(layer.digest, "done", layer.size_bytes, layer.size_bytes))
+                return record or known, download.transferred_bytes if download else 0
+    raise AssertionError("unreachable")
 
 
 def _receive(work: Workspace, download: Download | None, layer: LayerRef, *, convert: bool) -> LayerRecord | None:

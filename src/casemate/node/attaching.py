@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from casemate.hostd.client import HostdMismatch, ask
 from casemate.hostd.protocol import ContainerAttach, ContainerResize, Done
-from casemate.node import lifecycle, logs, lookup, removal
+from casemate.node import entering, lifecycle, logs, lookup, removal
 from casemate.node.core import Caller, Core
 from casemate.node.errors import ContainerNotRunning
 from casemate.node.hub import Client
@@ -27,6 +27,8 @@ class Session:
 async def open_session(core: Core, reference: str, project: str, caller: Caller, *, start: bool) -> Session:
     """Attach; with *start*, start a container that does not run, so that nothing of its output is missed."""
     row = await core.db.read(lambda db: lookup.container(db, reference, project))
+    if row.made or not start:  # at the first start hostd asks, and knows better
+        await core.db.read(lambda db: entering.check(db, row, caller))
     if start and row.status not in ("running", "paused"):
         try:
             row, descriptor = await lifecycle.start(core, row.id, project, caller, attach=True)

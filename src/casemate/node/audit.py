@@ -26,6 +26,9 @@ class Entry(msgspec.Struct, frozen=True):
     facts: dict[str, object]
 
 
+_UNREADABLE = Entry("", "?", "unreadable", "", "", {})
+
+
 def append(
     db: sqlite3.Connection, at: float, who: str, action: str, subject: str, *, answer: str = "done", **facts: object
 ) -> None:
@@ -47,7 +50,10 @@ def page(db: sqlite3.Connection, after: int, limit: int) -> AuditList:
         expected = _chain(expected, raw)
         intact = intact and expected == chain
         expected = chain
-        e = msgspec.json.decode(raw, type=Entry)
+        try:
+            e = msgspec.json.decode(raw, type=Entry)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            intact, e = False, _UNREADABLE
         rows.append(AuditRow(number, e.at, e.who, e.action, e.subject, e.answer, e.facts, chain))
     return AuditList(tuple(rows), intact)
 

@@ -96,11 +96,13 @@ async def collect(core: Core) -> int:
 
 
 async def _layers(core: Core, reachable: set[str]) -> int:
-    wanted = await asyncio.to_thread(_wanted_layers, core, reachable)
+    known = await asyncio.to_thread(_wanted_layers, core, reachable)
+    wanted = set(known.values())
     query = "SELECT hex, diff_id, squashfs_bytes FROM layers"
     freed = 0
     for hex_, diff_id, size in await core.db.read(lambda db: db.execute(query).fetchall()):
-        if diff_id in reachable or hex_ in wanted:
+        # Of a wanted layer only what it was converted to last; a container may still use what it was before.
+        if hex_ in wanted or (diff_id in reachable and diff_id not in known):
             continue
         try:
             await ask(core.hostd, LayerRemove(hex_), Done)
@@ -114,16 +116,16 @@ async def _layers(core: Core, reachable: set[str]) -> int:
     return freed
 
 
-def _wanted_layers(core: Core, reachable: set[str]) -> set[str]:
-    """Squashfs names that a wanted layer has (two layers may convert to the same bytes)."""
-    found: set[str] = set()
+def _wanted_layers(core: Core, reachable: set[str]) -> dict[str, str]:
+    """diff_id to the squashfs name of each wanted layer (two layers may convert to the same bytes)."""
+    found: dict[str, str] = {}
     for diff_id in reachable:
         try:
             record = core.images.layer_record(diff_id)
         except CasemateError:
             continue
         if record is not None:
-            found.add(digest_hex(record.squashfs_digest))
+            found[diff_id] = digest_hex(record.squashfs_digest)
     return found
 
 

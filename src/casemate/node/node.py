@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 from casemate.hostd.client import HostdClient
@@ -32,6 +32,8 @@ class Node:
     def hostd_changed(self, up: bool) -> None:
         """The connection to hostd came or went."""
         if up:
+            # hostd may mount layers in another way than before.
+            self.core.resolved.clear()
             self._wake.set()
         else:
             self.reconciled.clear()
@@ -53,7 +55,7 @@ class Node:
 
 
 @asynccontextmanager
-async def running_node(settings: Settings) -> AsyncIterator[Node]:
+async def running_node(settings: Settings) -> AsyncGenerator[Node]:
     """A node at work: the database open, hostd's connection kept, everything ended at the exit."""
     db = Database(f"{settings.text('paths.state')}/casemate.db")
     await db.open()

@@ -139,7 +139,8 @@ def _plan_one(row: Wanted, seen: ObservedContainer | None, *, rebooted: bool) ->
             return [FinishRemoval(row.id, "it ended, and was to be removed then")]
         case "exited" if rebooted and row.policy == "always" and after_boot(row.policy, row.desired, row.exit_code):
             return [StartAgain(row.id, "the host rebooted, and the restart policy is always")]
-    return []
+        case _:
+            return []
 
 
 def _plan_alive(row: Wanted, seen: ObservedContainer) -> list[Operation]:

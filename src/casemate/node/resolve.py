@@ -205,6 +205,18 @@ def grants_needed(request: ContainerRequest) -> tuple[str, ...]:
     return tuple(needed)
 
 
+def privileges(request: ContainerRequest) -> tuple[str, ...]:
+    """What exactly is asked for beyond the default, for the audit log: paths, devices, capabilities, namespaces."""
+    uses = [f"bind {mount.source}" for mount in request.mounts if isinstance(mount, BindMount)]
+    uses += [f"device {device.source}" for device in request.devices]
+    uses += capabilities.beyond_default(capabilities.resolve(request.cap_add, request.cap_drop))
+    shared = (("pid", request.host_pid), ("ipc", request.host_ipc), ("network", request.network.mode == "host"))
+    uses += [f"host {name}" for name, is_shared in shared if is_shared]
+    uses += ["privileged"] if request.privileged else []
+    uses += ["no seccomp"] if request.seccomp == "unconfined" else []
+    return tuple(uses)
+
+
 def pod_hostname(text: str | None, id_: str) -> str:
     """The host name of a pod: what was asked for, or the first digits of its container's id."""
     return check_hostname(text) if text else id_[:12]

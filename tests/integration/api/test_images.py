@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import tarfile
 from collections.abc import Iterator
 
 import pytest
-from tests.integration.daemons import Daemons, running_daemons
+from tests.integration.daemons import Daemons, rootfs_tar, running_daemons
 
 from casemate.sdk import ApiError
 
@@ -54,6 +55,59 @@ def test_tag_inspect_history_and_removal_in_use(pair: Daemons) -> None:
         client.remove_image("busybox")
     assert error.value.problem_code == "image.in_use"
     client.remove(created.id)
+
+
+def test_what_holds_no_image_is_a_root_file_system_when_it_has_a_name(pair: Daemons) -> None:
+    """As `docker import` has it, also packed, and with more members than an archive of images may have."""
+    for packed in (rootfs_tar(), gzip.compress(rootfs_tar(), 1), _many_members(21_000)):
+        operation = pair.client.follow(pair.client.import_image(iter([packed]), tag="plain"))
+        assert operation.status == "done", operation
+        assert operation.result["form"] == "rootfs"
+    operation = pair.client.follow(pair.client.import_image(iter([rootfs_tar()]), tag=""))
+    assert operation.status == "failed"
+    assert operation.problem
+    assert operation.problem["code"] == "image.archive_invalid"
+    assert "--form rootfs" in str(operation.problem["remedy"])
+    pair.client.remove_image("plain", force=True)
+    for kind in ("docker-archive", "oci-archive"):
+        pieces = pair.client.transport.stream("GET", "/v1/images/export", [("ref", "busybox"), ("format", kind)])
+        operation = pair.client.follow(pair.client.import_image(pieces, tag="told:1"))
+        assert operation.result["form"] == kind
+    pair.client.remove_image("told:1")
+
+
+def _many_members(count: int) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for number in range(count):
+            tar.addfile(tarfile.TarInfo(f"file{number}"))
+    return out.getvalue()
+
+
+def test_an_image_of_another_platform_is_not_run(pair: Daemons) -> None:
+    """Here: an archive of ours whose configuration says s390x."""
+    data = b"".join(
+        pair.client.transport.stream("GET", "/v1/images/export", [("ref", "busybox"), ("format", "docker-archive")])
+    )
+    out = io.BytesIO()
+    with tarfile.open(fileobj=io.BytesIO(data)) as source, tarfile.open(fileobj=out, mode="w") as target:
+        for member in source:
+            content = source.extractfile(member)
+            held = content.read() if content is not None else b""
+            if member.name.endswith(".json") and b'"architecture"' in held:
+                held = held.replace(b'"architecture":"amd64"', b'"architecture":"s390x"')
+                assert b"s390x" in held
+            member.size = len(held) if content is not None else 0
+            target.addfile(member, io.BytesIO(held))
+    operation = pair.client.follow(pair.client.import_image(iter([out.getvalue()]), tag="foreign:1"))
+    assert operation.status == "done", operation
+    with pytest.raises(ApiError) as error:
+        pair.client.create("foreign:1", ["true"])
+    assert error.value.problem_code == "image.platform_foreign"
+    with pytest.raises(ApiError) as error:
+        pair.client.create("foreign:1", ["true"], platform="linux/amd64")
+    assert error.value.problem_code == "image.platform_other"
+    pair.client.remove_image("foreign:1")
 
 
 def test_removal_takes_the_layers_at_hostd_too(pair: Daemons) -> None:

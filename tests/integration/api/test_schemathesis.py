@@ -9,14 +9,16 @@ import contextlib
 import http.client
 import json
 import socket
+from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote, urlencode
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
-from tests.integration.daemons import Daemons
+from tests.integration.daemons import Daemons, running_daemons
 
 from casemate.api import openapi
+from casemate.api.routes import ROUTES, SOCKETS
 
 schemathesis = pytest.importorskip("schemathesis", reason="missing: schemathesis")
 pytestmark = [pytest.mark.root, pytest.mark.filterwarnings("default")]
@@ -76,11 +78,18 @@ def _send(path: str, case: Any) -> tuple[int, str, bytes]:
         connection.close()
 
 
-_document = openapi.document()
+_document = openapi.document(ROUTES, SOCKETS)
 for _method, _path in LEFT_OUT:
     _document["paths"][_path].pop(_method.lower(), None)
 _document["paths"] = {path: methods for path, methods in _document["paths"].items() if methods}
 api = schemathesis.openapi.from_dict(_document)
+
+
+@pytest.fixture(scope="module")
+def own_daemons() -> Iterator[Daemons]:
+    """A pair of its own: random requests prune and remove what the other tests' pair holds."""
+    with running_daemons() as pair:
+        yield pair
 
 
 @api.parametrize()
@@ -91,8 +100,8 @@ api = schemathesis.openapi.from_dict(_document)
     phases=(Phase.explicit, Phase.generate),
     suppress_health_check=list(HealthCheck),
 )
-def test_no_request_breaks_the_api(case: Any, daemons: Daemons) -> None:
-    status, kind, body = _send(str(daemons.socket), case)
+def test_no_request_breaks_the_api(case: Any, own_daemons: Daemons) -> None:
+    status, kind, body = _send(str(own_daemons.socket), case)
     assert status != 500, body
     documented = {int(code) for code in case.operation.definition.raw["responses"]}
     assert status in documented, f"{status} is not in the document: {body[:500]!r}"

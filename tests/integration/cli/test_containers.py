@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.integration.cli.terminal import Cli, Terminal, until
+from tests.terminal import Cli, Terminal, until
 
 
 def test_exit_codes(cm: Cli) -> None:

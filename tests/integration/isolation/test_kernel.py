@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tests.integration.leaks import Scope
 
-from casemate.host import cgroups
+from casemate.host import cgroups, hierarchy
 from casemate.hostd.daemon import share_run_folder
 from casemate.isolation import observe, runtime, seccomp, seccomp_compile
 from casemate.isolation.launcher import Launcher
@@ -78,7 +78,7 @@ def test_each_runtime_that_is_installed_runs_a_container_and_is_remembered(scope
     assert found.runtime.name == name
     assert asyncio.run(runtime.choose(name, run, facts, scope.cgroup, FIRST)) == found
     assert runtime.levels(found).find("namespace").summary.startswith(name)
-    asyncio.run(cgroups.end(cgroups.detect(), scope.cgroup))
+    asyncio.run(cgroups.end(hierarchy.detect(), scope.cgroup))
     os.system(f"umount {run}")
 
 

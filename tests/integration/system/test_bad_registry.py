@@ -11,7 +11,6 @@ import hashlib
 import json
 import shutil
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -19,10 +18,11 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
+from tests.integration.registry import running_registry
 from tests.integration.system.site import Site, refused
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "image"))
-from bad_registry import INDEX, MANIFEST, Image, Registry, digest, reply, tar  # noqa: E402
+from bad_registry import INDEX, MANIFEST, Image, Registry, digest, reply, tar
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("nothing_made")]
 
@@ -71,12 +71,13 @@ def test_statuses(site: Site, registry: Registry, part: str, status: int, code: 
 def _wrong_layer(registry: Registry) -> None:
     blob = registry.image.blobs[0]
     other = gzip.compress(tar({"etc/passwd": b"root::0:0::/:/bin/sh\n", "evil": b"x" * 1000}))
-    other = other + gzip.compress(bytes(max(0, len(blob) - len(other) - 64)), 0)
+    assert len(other) < len(blob)
+    other = other.ljust(len(blob), b"\0")
 
     def hook(request: BaseHTTPRequestHandler) -> bool:
         if digest(blob) not in request.path:
             return False
-        reply(request, 200, other[: len(blob)] if len(other) > len(blob) else other)
+        reply(request, 200, other)
         return True
 
     registry.hook = hook
@@ -183,27 +184,8 @@ def test_a_decompression_bomb(site: Site, registry: Registry) -> None:
 @pytest.fixture
 def real(tmp_path: Path) -> Iterator[tuple[str, Path]]:
     """Debian's docker-registry: (host:port, its folder)."""
-    program = shutil.which("docker-registry")
-    if program is None:
-        pytest.skip("missing: docker-registry")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    config = tmp_path / "registry.yml"
-    config.write_text(
-        f"version: 0.1\nstorage: {{filesystem: {{rootdirectory: {tmp_path}/registry}}}}\n"
-        f"http: {{addr: '127.0.0.1:{port}'}}\nlog: {{level: error}}\n"
-    )
-    process = subprocess.Popen([program, "serve", str(config)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        for _ in range(200):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.05)
-        yield f"127.0.0.1:{port}", tmp_path / "registry"
-    finally:
-        process.terminate()
-        process.wait(10)
+    with running_registry(tmp_path) as host:
+        yield host, tmp_path / "registry"
 
 
 def test_a_real_registry_whose_disk_was_changed(site: Site, real: tuple[str, Path]) -> None:

@@ -70,7 +70,7 @@ CREATE_FLAGS = (
     value("stop-timeout", "SECONDS", "How long `stop` waits before KILL", "", _LIFE),
     value("pull", "POLICY", "Fetch the image: missing (default), always, never", "", _LIFE, "missing,always,never"),
     switch("quiet", "Do not show the fetching of the image", "q", _LIFE),
-    value("platform", "OS/ARCH", "Platform of the image", "", _LIFE),
+    value("platform", "OS/ARCH", "Platform of the image, as linux/arm64; no other one is used", "", _LIFE),
     value("log-driver", "DRIVER", "local (a rotated file) or none", "", _LIFE, "local,none"),
     values("log-opt", "max-size=SIZE", "Size at which the log is rotated", "", _LIFE),
     value("cidfile", "FILE", "Write the container's id to a file", "", _LIFE, "file"),
@@ -158,12 +158,13 @@ def _create(arguments: Arguments, context: Context, request: dict[str, object], 
     try:
         return context.client.post("/v1/containers", request)
     except Exception as error:
-        if policy != "missing" or code_of(error) != "image.not_found":
+        if policy != "missing" or code_of(error) not in ("image.not_found", "image.platform_other"):
             raise
     if not arguments.on("quiet"):
         from casemate.cli.show.plain import clean
 
-        context.note(f"Unable to find image '{clean(image)}' locally\n")
+        wanted = arguments.text("platform")
+        context.note(f"Unable to find image '{clean(image)}'{f' for {clean(wanted)}' if wanted else ''} locally\n")
     _fetch(arguments, context, image)
     return context.client.post("/v1/containers", request)
 
