@@ -202,6 +202,19 @@ def test_what_a_bundle_asks_in_vain_is_refused_and_leaves_nothing(host: harness.
     assert json.loads(host.vm("list", "--format", "json").stdout) == []
 
 
+def test_machines_that_start_together_are_apart(host: harness.Host, base_layer: Path) -> None:
+    bundle = host.bundle("together", harness.configuration([base_layer], "sleep", "1000"))
+    command = [str(host.shim), "--socket", str(host.socket), "create", "--bundle", str(bundle)]
+    null = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    many = [subprocess.Popen([*command, f"together{index}"], **null) for index in range(2)]  # type: ignore[call-overload]
+    assert [one.wait(60) for one in many] == [0, 0]
+    assert host.machines is not None
+    uids = {machine.record.uid for machine in host.machines.all()}
+    assert len(uids) == len(many)
+    for index in range(2):
+        assert host.vm("delete", "--force", f"together{index}").returncode == 0
+
+
 def test_no_hostd_is_a_clear_error(host: harness.Host) -> None:
     done = subprocess.run(
         [host.shim, "--socket", "/nowhere/vm.sock", "state", "x"],

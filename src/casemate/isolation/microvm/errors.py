@@ -8,7 +8,7 @@ from casemate.spec.errors import CasemateError, HostLacks, InvalidArgument, NotF
 class KernelMissing(HostLacks):
     code = "microvm.kernel_missing"
     title = "There is no guest kernel on this host"
-    remedy = "`casemate system kernel install` takes Debian's package without installing it on the host."
+    remedy = "Prepare one out of Debian's package linux-image-amd64: docs/reference/levels.md says how."
 
 
 class KernelUnfit(InvalidArgument):
@@ -26,7 +26,7 @@ class QemuMissing(HostLacks):
 class TemplateFailed(CasemateError):
     code = "microvm.template"
     title = "The template of the micro-VM could not be made or read"
-    remedy = "The console's tail says where the guest stopped; `casemate system prune` removes damaged templates."
+    remedy = "The console's tail says where the guest stopped. A damaged template is made anew by itself."
     retryable = True
 
 

@@ -118,6 +118,8 @@ class Machines:
             settings.state / "templates", settings.run, shim=settings.shim, qemu=settings.qemu, uid=FIRST_UID
         )
         self._machines: dict[str, Machine] = {}
+        #: Taken before the first wait of a start: two starts at a time must not get one user.
+        self._uids: set[int] = set()
 
     def all(self) -> list[Machine]:
         return list(self._machines.values())
@@ -173,16 +175,16 @@ class Machines:
         template = await self._template(memory_bytes)
         folder = self.folder / name
         folder.mkdir(mode=0o700)
-        tap_fd = None
+        tap_fd, uid = None, self._free_uid()
         try:
             tap_fd = None if network is None else tap.open_tap(network.tap)
-            uid = self._free_uid()
             place = clone.Place(folder, self._jail, uid)
             monitor, extents = await clone.start(
                 template, place, layers, shim=self.settings.shim, qemu=self.settings.qemu, tap_fd=tap_fd
             )
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
+            self._uids.discard(uid)
             raise
         finally:
             if tap_fd is not None:
@@ -217,6 +219,7 @@ class Machines:
 
     def _add(self, record: MachineRecord, folder: Path, monitor: Monitor) -> Machine:
         machine = Machine(record, folder, monitor)
+        self._uids.add(record.uid)
         monitor.on_event = machine.hear
         self._machines[record.name] = machine
         self._group.create_task(self._serve(machine))
@@ -228,10 +231,10 @@ class Machines:
             machine.lost()
 
     def _free_uid(self) -> int:
-        used = {machine.record.uid for machine in self._machines.values()}
-        for offset in range(1, UIDS):
-            if FIRST_UID + offset not in used:
-                return FIRST_UID + offset
+        for uid in range(FIRST_UID + 1, FIRST_UID + UIDS):
+            if uid not in self._uids:
+                self._uids.add(uid)
+                return uid
         raise LimitExceeded(f"{UIDS} machines run at one time")
 
     async def end(self, machine: Machine) -> None:
@@ -244,6 +247,7 @@ class Machines:
             machine.monitor.channel.close()
         await machine.monitor.wait(_QUIT_WAIT_S)
         self._machines.pop(machine.record.name, None)
+        self._uids.discard(machine.record.uid)
         shutil.rmtree(machine.folder, ignore_errors=True)
 
     def forget(self) -> None:
