@@ -86,6 +86,13 @@ class Anyone:
 Peer = Workloads | Blocks | Names | Anyone
 
 
+def gathered(peers: list[Peer]) -> tuple[Peer, ...]:
+    """*peers* with all blocks as one group: each group makes outside identities, so a rule has one at most."""
+    blocks = [block for peer in peers if isinstance(peer, Blocks) for block in peer.group.blocks]
+    others = [peer for peer in peers if not isinstance(peer, Blocks)]
+    return (*others, Blocks(BlockGroup(tuple(blocks)))) if blocks else tuple(others)
+
+
 def name_matches(pattern: str, name: str) -> bool:
     """Case and a final dot do not count (RFC 4343)."""
     pattern, name = pattern.lower().rstrip("."), name.lower().rstrip(".")
