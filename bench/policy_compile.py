@@ -93,16 +93,16 @@ def main() -> int:
     text = documents(count, apps, random.Random(SEED))
     start = time.perf_counter()
     policies = parse(text, "bench")
-    print(
-        f"{count} documents read ({len(text) / 1e6:.1f} MB)     {time.perf_counter() - start:.2f} s, {len(policies.rules)} rules"
-    )
+    size = f"{count} documents read ({len(text) / 1e6:.1f} MB)"
+    print(f"{size}     {time.perf_counter() - start:.2f} s, {len(policies.rules)} rules")
     ends = fleet(endpoints, apps)
     start, cpu = time.perf_counter(), time.process_time()
     planner = Planner(policies.in_force(0), ends)
     took = time.perf_counter() - start
     spent = time.process_time() - cpu
     plan = planner.start
-    print(f"all anew: {endpoints} endpoints, {len(planner.compiler.identities)} identities   {took:.2f} s, {spent:.2f} s of them computing "
+    what = f"all anew: {endpoints} endpoints, {len(planner.compiler.identities)} identities"
+    print(f"{what}   {took:.2f} s, {spent:.2f} s of them computing "
           f"({len(plan.adds)} verdict elements, {len(plan.address_adds)} addresses); budget {BUDGET_S} s")  # fmt: skip
     changes(planner, policies, ends, apps)
     print(f"largest resident size {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")

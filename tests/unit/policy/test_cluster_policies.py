@@ -1,17 +1,19 @@
-"""ClusterNetworkPolicy and its forerunners: tiers, priorities, Accept, Deny, Pass; after the API's conformance cases."""
+"""ClusterNetworkPolicy and its forerunners: tiers, priorities, Pass; after the API's conformance cases."""
 
+# ruff: noqa: E501 - documents in one line
 from __future__ import annotations
 
 import ipaddress
 
 import pytest
 
+from casemate.policy.cells import cell_at
 from casemate.policy.errors import PolicyInvalid
 from casemate.policy.identity import Connection, Endpoint, Kind
 from casemate.policy.labels import labels
 from casemate.policy.parse import parse
 from casemate.policy.plan import Planner
-from casemate.policy.ports import NamedPort, Protocol, parse_port
+from casemate.policy.ports import NamedPort, Protocol, parse_port, place
 from casemate.policy.reference import evaluate
 from casemate.policy.verdict import Verdict
 
@@ -59,9 +61,6 @@ def verdict(text: str, one: Endpoint, other: Endpoint, port: str = "tcp/80") -> 
     planner = Planner(rules, [one, other])
     cells = planner.compiler.cells(planner.number(one.name), planner.number(other.name))
     judged = evaluate(rules, asked).verdict
-    from casemate.policy.cells import cell_at  # noqa: PLC0415
-    from casemate.policy.ports import place  # noqa: PLC0415
-
     assert cell_at(cells, place(asked.protocol, asked.port)).verdict is judged
     return judged
 

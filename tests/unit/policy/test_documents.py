@@ -1,5 +1,6 @@
 """Casemate's own documents: what they mean, what is refused and with which path; the schema beside the reader."""
 
+# ruff: noqa: E501 - rows of a table
 from __future__ import annotations
 
 import importlib.util

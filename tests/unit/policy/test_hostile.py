@@ -42,7 +42,8 @@ def test_scalars_are_yaml_1_2_s(text: str, value: object) -> None:
 
 @pytest.mark.parametrize("text", [
     "a: &x 1\nb: *x", "a: &x [1]", "*x", "a: !!python/object/apply:os.system ['true']", "a: !x 1", "!!map {a: 1}",
-    "a: 1\na: 2", "? [1]\n: 2", "a: [", "a: }", "a\n\tb: 1", "\x00", "a: \x07", "%YAML 9.9\n---\na: 1", "a: 'x", "- - {",
+    "a: 1\na: 2", "? [1]\n: 2", "a: [", "a: }", "a\n\tb: 1", "\x00", "a: \x07", "%YAML 9.9\n---\na: 1",
+    "a: 'x", "- - {",
     "<<: {a: 1}\n<<: {b: 2}", "\ufeff\ufeffa: [", "a: |2\n b", "- &a [*a]",
 ])  # fmt: skip
 def test_what_is_no_plain_document_is_refused(text: str) -> None:
