@@ -207,17 +207,17 @@ class Compiler:
         single = [peer_matches(known, identity) for known in self._single]
         peer = [any(single[at] for at in listed) for listed in self._lists]
         size = len(self._rules) // 8 + 1
-        rows = {(d, side): bytearray(size) for d in Direction for side in (True, False)}
+        rows = [bytearray(size) for _ in range(4)]
         for at, (rule, (one, other)) in enumerate(zip(self._rules, self._parts, strict=True)):
+            way = 0 if rule.direction is Direction.EGRESS else 2
             if subject[one]:
-                rows[rule.direction, True][at >> 3] |= 1 << (at & 7)
+                rows[way][at >> 3] |= 1 << (at & 7)
             if peer[other]:
-                rows[rule.direction, False][at >> 3] |= 1 << (at & 7)
+                rows[way + 1][at >> 3] |= 1 << (at & 7)
         masks = self._masks[number]
-        masks.subject_egress = int.from_bytes(rows[Direction.EGRESS, True], "little")
-        masks.peer_egress = int.from_bytes(rows[Direction.EGRESS, False], "little")
-        masks.subject_ingress = int.from_bytes(rows[Direction.INGRESS, True], "little")
-        masks.peer_ingress = int.from_bytes(rows[Direction.INGRESS, False], "little")
+        masks.subject_egress, masks.peer_egress, masks.subject_ingress, masks.peer_ingress = (
+            int.from_bytes(row, "little") for row in rows
+        )
 
     def _enter(self, number: int, identity: Identity) -> None:
         self.identities[number] = identity

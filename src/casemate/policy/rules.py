@@ -34,6 +34,9 @@ class Direction(Enum):
     EGRESS = "egress"
     INGRESS = "ingress"
 
+    # Members are single objects; Enum's own hash is Python code, and these are hashed a million times a compile.
+    __hash__ = object.__hash__
+
 
 @dataclass(frozen=True, slots=True)
 class Workloads:
