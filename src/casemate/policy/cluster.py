@@ -15,7 +15,7 @@ from casemate.policy.identity import Kind
 from casemate.policy.kubernetes import port_name
 from casemate.policy.labels import EVERYTHING
 from casemate.policy.ports import SPAN, PortMatch, Protocol
-from casemate.policy.rules import Blocks, Direction, Names, Peer, Rule, Tier, Workloads
+from casemate.policy.rules import Blocks, Direction, Names, Peer, Rule, Tier, Workloads, gathered
 from casemate.policy.verdict import Action
 
 GROUP = "policy.networking.k8s.io"
@@ -72,7 +72,7 @@ def _rule(
     item.mapping({"name", "action", side, key}, ["action", side])
     action = _ACTIONS[kind][item.at("action").choice(list(_ACTIONS[kind]))]
     most = _MOST[kind]
-    peers = tuple(_peer(field, direction, action, kind) for field in item.at(side).items(most, least=1))
+    peers = gathered([_peer(field, direction, action, kind) for field in item.at(side).items(most, least=1)])
     listed, title = item.get(key), item.get("name")
     ports = None
     if listed is not None:

@@ -10,14 +10,14 @@ and works out again only the pairs that the rule is about.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from casemate.policy.cells import Cells, SideCells, combine, decide
 from casemate.policy.decision import UNGOVERNED
 from casemate.policy.errors import PolicyTooLarge
 from casemate.policy.identity import Identity, Kind
-from casemate.policy.labelindex import LabelIndex, slots_of
+from casemate.policy.labelindex import LabelIndex, peer_matches, slots_of
 from casemate.policy.ports import LAST_PLACE, NamedPort
 from casemate.policy.rules import Direction, Peer, Rule, RuleSet, Tier, Workloads
 from casemate.policy.verdict import Verdict
@@ -65,11 +65,11 @@ class Changed(NamedTuple):
     pairs: dict[Pair, tuple[Cells | None, Cells | None]]
 
 
-def differences(old: Iterable[Rule], new: Iterable[Rule]) -> tuple[list[Rule], list[Rule]]:
+def differences(old: Sequence[Rule], new: Sequence[Rule]) -> tuple[list[Rule], list[Rule]]:
     """Rules that are in *old* alone, and in *new* alone. Objects first: comparing values of all would take long."""
-    before, after = {id(rule): rule for rule in old}, {id(rule): rule for rule in new}
-    removed = [rule for key, rule in before.items() if key not in after]
-    added = [rule for key, rule in after.items() if key not in before]
+    before, after = set(map(id, old)), set(map(id, new))
+    removed = [rule for rule in old if id(rule) not in after]
+    added = [rule for rule in new if id(rule) not in before]
     equal = set(removed) & set(added)
     return [rule for rule in removed if rule not in equal], [rule for rule in added if rule not in equal]
 
@@ -87,6 +87,7 @@ class Compiler:
         self.audited = rules.audited
         self._subjects: dict[Workloads, int] = {}
         self._peers: dict[tuple[Peer, ...], int] = {}
+        self._single: dict[Peer, int] = {}
         self._load(rules.rules)
         self._index = LabelIndex()
         self._masks: dict[int, _Masks] = {}
@@ -122,12 +123,12 @@ class Compiler:
         del self.identities[number], self._masks[number], self._tiers[number]
         return Changed({pair: (self.pairs.pop(pair), None) for pair in gone if pair in self.pairs})
 
-    def replace(self, rules: RuleSet) -> Changed:
-        """With *rules* in place of what was: by what differs, or all anew where much does."""
-        removed, added = differences(self._rules, rules.rules)
+    def replace(self, rules: RuleSet, changes: tuple[list[Rule], list[Rule]] | None = None) -> Changed:
+        """With *rules* in place of what was: by what differs (*changes*, where known), or all anew where much does."""
+        removed, added = differences(self._rules, rules.rules) if changes is None else changes
         same = rules.audited == self.audited and rules.default == self.default
         if same and len(removed) + len(added) <= MAX_STEPS:
-            return self.change_rules([rule.id for rule in removed], added)
+            return self.change_rules(removed, added)
         self._check(len(rules.rules), len(self.identities))
         self.default, self.audited = rules.default, rules.audited
         self._load(rules.rules)
@@ -136,12 +137,12 @@ class Compiler:
         self._fill()
         return self._work_out((s, d) for s in self.identities for d in self.identities)
 
-    def change_rules(self, removed: Iterable[str], added: Iterable[Rule]) -> Changed:
-        """Without the rules whose ids are *removed*, with *added*; only pairs that one of those is about are new."""
-        gone, new = set(removed), {rule.order: rule for rule in added}
+    def change_rules(self, removed: Iterable[Rule], added: Iterable[Rule]) -> Changed:
+        """Without the rules *removed*, with *added*; only pairs that one of those is about are new."""
+        gone, new = sorted({rule.order for rule in removed}, reverse=True), {rule.order: rule for rule in added}
         self._check(len(self._rules) - len(gone) + len(new), len(self.identities))
         touched: set[Pair] = set()
-        for at in reversed([at for at, rule in enumerate(self._rules) if rule.id in gone]):
+        for at in [bisect_left(self._keys, order) for order in gone]:
             touched |= self._about(self._rules[at])
             successor = new.pop(self._keys[at], None)
             if successor is None:
@@ -187,31 +188,36 @@ class Compiler:
         self._keys = [rule.order for rule in self._rules]
         self._subjects.clear()
         self._peers.clear()
+        self._single.clear()
+        self._lists: list[tuple[int, ...]] = []
         self._parts = [self._parted(rule) for rule in self._rules]
         self._named = sum(map(_names_a_port, self._rules))
         self._forget()
 
     def _parted(self, rule: Rule) -> tuple[int, int]:
         """Numbers for the rule's subject and peers, the same for equal ones: rules share a few of them."""
-        return (self._subjects.setdefault(rule.subject, len(self._subjects)),
-                self._peers.setdefault(rule.peers, len(self._peers)))  # fmt: skip
+        if rule.peers not in self._peers:
+            self._peers[rule.peers] = len(self._peers)
+            self._lists.append(tuple(self._single.setdefault(peer, len(self._single)) for peer in rule.peers))
+        return self._subjects.setdefault(rule.subject, len(self._subjects)), self._peers[rule.peers]
 
     def _match_all(self, number: int, identity: Identity) -> None:
-        """The masks of one identity, asking each different subject and list of peers once."""
+        """The masks of one identity, asking each different subject and peer once."""
         subject = [known.matches(identity) for known in self._subjects]
-        peer = [self._index.peers_match(known, identity) for known in self._peers]
+        single = [peer_matches(known, identity) for known in self._single]
+        peer = [any(single[at] for at in listed) for listed in self._lists]
         size = len(self._rules) // 8 + 1
-        rows = {(d, side): bytearray(size) for d in Direction for side in (True, False)}
+        rows = [bytearray(size) for _ in range(4)]
         for at, (rule, (one, other)) in enumerate(zip(self._rules, self._parts, strict=True)):
+            way = 0 if rule.direction is Direction.EGRESS else 2
             if subject[one]:
-                rows[rule.direction, True][at >> 3] |= 1 << (at & 7)
+                rows[way][at >> 3] |= 1 << (at & 7)
             if peer[other]:
-                rows[rule.direction, False][at >> 3] |= 1 << (at & 7)
+                rows[way + 1][at >> 3] |= 1 << (at & 7)
         masks = self._masks[number]
-        masks.subject_egress = int.from_bytes(rows[Direction.EGRESS, True], "little")
-        masks.peer_egress = int.from_bytes(rows[Direction.EGRESS, False], "little")
-        masks.subject_ingress = int.from_bytes(rows[Direction.INGRESS, True], "little")
-        masks.peer_ingress = int.from_bytes(rows[Direction.INGRESS, False], "little")
+        masks.subject_egress, masks.peer_egress, masks.subject_ingress, masks.peer_ingress = (
+            int.from_bytes(row, "little") for row in rows
+        )
 
     def _enter(self, number: int, identity: Identity) -> None:
         self.identities[number] = identity

@@ -26,6 +26,7 @@ from casemate.policy.rules import (
     Rule,
     Tier,
     Workloads,
+    gathered,
 )
 from casemate.policy.verdict import Action
 from casemate.policy.walls import Wall
@@ -204,7 +205,7 @@ def _peers(field: Field, scope: _Scope, *, outside: bool) -> tuple[Peer, ...]:
     """``any``, or a list of ``segment``, ``select`` (with ``projects``), ``cidr`` (with ``except``), ``names``."""
     if field.value == "any":
         return (Anyone(),)
-    return tuple(_peer(item, scope, outside=outside) for item in field.items(MAX_PEERS, least=1))
+    return gathered([_peer(item, scope, outside=outside) for item in field.items(MAX_PEERS, least=1)])
 
 
 def _peer(field: Field, scope: _Scope, *, outside: bool) -> Peer:

@@ -27,6 +27,9 @@ class Kind(Enum):
     NODE = "node"
     WORLD = "world"
 
+    # Members are single objects; Enum's own hash is Python code, and these are hashed a million times a compile.
+    __hash__ = object.__hash__
+
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:

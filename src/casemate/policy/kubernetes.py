@@ -11,7 +11,7 @@ from casemate.policy.addresses import BlockGroup
 from casemate.policy.fields import MAX_RULES, MAX_VALUES, Field, metadata, shown
 from casemate.policy.labels import EVERYTHING
 from casemate.policy.ports import SPAN, PortMatch, Protocol
-from casemate.policy.rules import Anyone, Blocks, Direction, Peer, Rule, Tier, Workloads
+from casemate.policy.rules import Anyone, Blocks, Direction, Peer, Rule, Tier, Workloads, gathered
 from casemate.policy.verdict import Action
 
 API_VERSION = "networking.k8s.io/v1"
@@ -60,7 +60,7 @@ def _rule(item: Field, direction: Direction, namespace: str) -> tuple[tuple[Peer
     listed, ports = item.get(key), item.get("ports")
     peers: tuple[Peer, ...] = (Anyone(),)
     if listed is not None and (fields := list(listed.items(MAX_RULES))):
-        peers = tuple(_peer(field, namespace) for field in fields)
+        peers = gathered([_peer(field, namespace) for field in fields])
     matches = tuple(_port(field) for field in ports.items(MAX_VALUES)) if ports is not None else ()
     return peers, matches or None
 

@@ -122,11 +122,6 @@ class LabelIndex:
                             mask |= held
         return mask
 
-    @staticmethod
-    def peers_match(peers: tuple[Peer, ...], identity: Identity) -> bool:
-        """The same question for one identity."""
-        return any(_peer_matches(peer, identity) for peer in peers)
-
 
 def _keys(identity: Identity) -> Iterator[tuple[str, object]]:
     yield "kind", identity.kind
@@ -137,7 +132,8 @@ def _keys(identity: Identity) -> Iterator[tuple[str, object]]:
         yield "dns", identity.dns
 
 
-def _peer_matches(peer: Peer, identity: Identity) -> bool:
+def peer_matches(peer: Peer, identity: Identity) -> bool:
+    """Whether *identity* is one that *peer* means."""
     match peer:
         case Workloads():
             return peer.matches(identity)

@@ -20,6 +20,9 @@ class Operator(Enum):
     EXISTS = "Exists"
     DOES_NOT_EXIST = "DoesNotExist"
 
+    # Members are single objects; Enum's own hash is Python code, and these are hashed a million times a compile.
+    __hash__ = object.__hash__
+
 
 @dataclass(frozen=True, slots=True)
 class Requirement:

@@ -177,7 +177,7 @@ class Planner:
             before, self._addresses = self._addresses, self._address_elements()
             after = set(self._addresses)
         self._rules = rules
-        for pair, (old, new) in self._compiler.replace(rules).pairs.items():
+        for pair, (old, new) in self._compiler.replace(rules, (removed, added)).pairs.items():
             changed[pair] = (changed[pair][0] if pair in changed else old, new)
         return self._transaction(reason, changed, before - after, after - before, tuple(moved))
 

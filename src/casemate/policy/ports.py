@@ -25,6 +25,9 @@ class Protocol(Enum):
     ICMP = 1
     OTHER = 0
 
+    # Members are single objects; Enum's own hash is Python code, and these are hashed a million times a compile.
+    __hash__ = object.__hash__
+
     @property
     def slot(self) -> int:
         return _SLOTS[self]

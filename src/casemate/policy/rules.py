@@ -34,6 +34,9 @@ class Direction(Enum):
     EGRESS = "egress"
     INGRESS = "ingress"
 
+    # Members are single objects; Enum's own hash is Python code, and these are hashed a million times a compile.
+    __hash__ = object.__hash__
+
 
 @dataclass(frozen=True, slots=True)
 class Workloads:
@@ -84,6 +87,13 @@ class Anyone:
 
 
 Peer = Workloads | Blocks | Names | Anyone
+
+
+def gathered(peers: list[Peer]) -> tuple[Peer, ...]:
+    """*peers* with all blocks as one group: each group makes outside identities, so a rule has one at most."""
+    blocks = [block for peer in peers if isinstance(peer, Blocks) for block in peer.group.blocks]
+    others = [peer for peer in peers if not isinstance(peer, Blocks)]
+    return (*others, Blocks(BlockGroup(tuple(blocks)))) if blocks else tuple(others)
 
 
 def name_matches(pattern: str, name: str) -> bool:

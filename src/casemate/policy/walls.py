@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from casemate.policy.errors import PolicyInvalid
+from casemate.policy.errors import PolicyInvalid, WallBreached
 from casemate.policy.identity import Endpoint, Identity
 from casemate.policy.rules import Workloads
 
@@ -64,6 +64,12 @@ class Outcome:
     history: History
     new: Reached | None
     why: str
+
+    def demand(self) -> History:
+        """The history to keep. Raises :class:`WallBreached` where the wall forbids it."""
+        if not self.allowed:
+            raise WallBreached(self.why)
+        return self.history
 
 
 def reach(history: History, wall: Wall, workload: str, member: str) -> Outcome:

@@ -107,10 +107,7 @@ def test_every_change_leads_where_compiling_anew_leads(
         if one.protocol is Protocol.ICMP and one.port > 255:
             continue
         pair = planner.number(one.source.name), planner.number(one.destination.name)
-        if one.protocol is Protocol.OTHER:
-            judged = evaluate(rules, replace(one, port=0))
-        else:
-            judged = evaluate(rules, one)
+        judged = evaluate(rules, replace(one, port=0) if one.protocol is Protocol.OTHER else one)
         assert ask(kernel.verdicts, pair, one.protocol, one.port) is judged.verdict
 
 

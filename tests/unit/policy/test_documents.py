@@ -1,5 +1,6 @@
 """Casemate's own documents: what they mean, what is refused and with which path; the schema beside the reader."""
 
+# ruff: noqa: E501 - rows of a table
 from __future__ import annotations
 
 import importlib.util
@@ -233,7 +234,10 @@ spec:
         globex: [{select: {matchLabels: {bank: globex}}}]
   rules:
     - {from: [{select: {matchLabels: {bank: acme}}}], to: [{select: {matchLabels: {app: relay}}}], action: allow}
-    - {from: [{select: {matchLabels: {app: relay}}}], to: [{select: {matchLabels: {app: cache}}}], ports: [tcp/11211], action: allow}
+    - from: [{select: {matchLabels: {app: relay}}}]
+      to: [{select: {matchLabels: {app: cache}}}]
+      ports: [tcp/11211]
+      action: allow
     - {from: [{select: {matchLabels: {bank: globex}}}], to: [{select: {matchLabels: {app: cache}}}], action: allow}
     - {from: any, to: any, action: deny}
 """
@@ -250,7 +254,7 @@ def test_a_path_across_a_wall_is_named() -> None:
     assert len(found.hops) == 3
     assert "tcp/11211" in found.describe(planner.compiler)
     assert "Policy/walls:rules[1]:egress[0]" in found.describe(planner.compiler)
-    tight = parse(WALL.replace(b"ports: [tcp/11211], action: allow", b"ports: [tcp/11211], action: deny"))
+    tight = parse(WALL.replace(b"[tcp/11211]\n      action: allow", b"[tcp/11211]\n      action: deny"))
     assert crossings(Planner(tight.in_force(0), BANKS).compiler, tight.walls) == []
 
 

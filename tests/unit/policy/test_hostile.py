@@ -1,0 +1,227 @@
+"""Hostile and broken input: refused with a word, quickly, and never with another error."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import pytest
+
+from casemate.policy.conditions import Condition, condition
+from casemate.policy.errors import (
+    ConditionFailed,
+    ConditionInvalid,
+    IdentitiesExhausted,
+    PolicyInvalid,
+    PolicyTooLarge,
+)
+from casemate.policy.identity import FIRST_NUMBER, NOBODY, Endpoint, Identity, Kind
+from casemate.policy.parse import parse
+from casemate.policy.plan import Planner
+from casemate.policy.source import MAX_BYTES, load_documents
+from casemate.spec.errors import Conflict
+
+#: A bound on time that catches what grows faster than its input; this machine may be busy.
+QUICKLY_S = 8.0
+
+
+def one(text: str) -> object:
+    (value,) = load_documents(text.encode(), "t")
+    return value
+
+
+@pytest.mark.parametrize(("text", "value"), [
+    ("a: no", {"a": "no"}), ("a: on", {"a": "on"}), ("a: 1:30", {"a": "1:30"}), ("a: 0o7", {"a": "0o7"}),
+    ("a: 08", {"a": 8}), ("a: 1.5", {"a": 1.5}), ("a: true", {"a": True}), ("a: ~", {"a": None}), ("a:", {"a": None}),
+    ("a: '1'", {"a": "1"}), ('{"a": [1, "x", null]}', {"a": [1, "x", None]}), ("a: 2026-01-01", {"a": "2026-01-01"}),
+    ("a: 99999999999999999999", {"a": 1e20}),
+])  # fmt: skip
+def test_scalars_are_yaml_1_2_s(text: str, value: object) -> None:
+    assert one(text) == value
+
+
+@pytest.mark.parametrize("text", [
+    "a: &x 1\nb: *x", "a: &x [1]", "*x", "a: !!python/object/apply:os.system ['true']", "a: !x 1", "!!map {a: 1}",
+    "a: 1\na: 2", "? [1]\n: 2", "a: [", "a: }", "a\n\tb: 1", "\x00", "a: \x07", "%YAML 9.9\n---\na: 1",
+    "a: 'x", "- - {",
+    "<<: {a: 1}\n<<: {b: 2}", "\ufeff\ufeffa: [", "a: |2\n b", "- &a [*a]",
+])  # fmt: skip
+def test_what_is_no_plain_document_is_refused(text: str) -> None:
+    with pytest.raises(PolicyInvalid, match=r"^t"):
+        load_documents(text.encode(), "t")
+
+
+def test_not_utf8() -> None:
+    with pytest.raises(PolicyInvalid, match="UTF-8"):
+        load_documents(b"a: \xff", "t")
+
+
+BOMB = "a: &a [x,x,x,x,x,x,x,x]\n" + "\n".join(
+    f"{chr(98 + n)}: &{chr(98 + n)} [{','.join(['*' + chr(97 + n)] * 9)}]" for n in range(20)
+)
+
+
+@pytest.mark.parametrize(("make", "error"), [
+    (lambda: BOMB, PolicyInvalid),
+    (lambda: "[" * 100_000, PolicyTooLarge),
+    (lambda: "{a: " * 100_000, PolicyTooLarge),
+    (lambda: "- " * 100_000, PolicyTooLarge),
+    (lambda: "? " * 50_000, (PolicyTooLarge, PolicyInvalid)),
+    (lambda: "a: " + "x" * 100_000, PolicyTooLarge),
+    (lambda: "--- a\n" * 20_000, PolicyTooLarge),
+    (lambda: "x" * (MAX_BYTES + 1), PolicyTooLarge),
+    (lambda: "a: " + "9" * 4000, PolicyInvalid),
+    (lambda: "{" + ",".join(f"k{n}: 1" for n in range(50_000)) + "}", PolicyInvalid),
+    (lambda: "!" * 60_000, PolicyInvalid),
+    (lambda: "# " * 200_000 + "\n[", PolicyInvalid),
+])  # fmt: skip
+def test_bombs_are_refused_quickly(make: Callable[[], str], error: type[Exception]) -> None:
+    start = time.monotonic()
+    with pytest.raises(error):
+        parse(make().encode())
+    assert time.monotonic() - start < QUICKLY_S
+
+
+def test_a_long_number_is_no_number_and_takes_no_time() -> None:
+    assert one("a: " + "9" * 4000) == {"a": "9" * 4000}
+
+
+@pytest.mark.parametrize("source", [
+    "port > 79 && source.labels.app == 'web'",
+    "has(source.grade) && source.grade in ['a', 'b']",
+    "destination.names.exists(n, n.endsWith('.example.org'))",
+    "!first_contact || (time.hour >= 8 && time.weekday < 5) ? rate < 100 : false",
+    "source.labels['a//b'] == 'x' && size(source.name) > 2 && int(source.level) != -1",
+])  # fmt: skip
+def test_conditions_over_the_documented_facts(source: str) -> None:
+    assert condition(source, "x").source == source
+
+
+@pytest.mark.parametrize(("source", "why"), [
+    ("port >", "does not parse"),
+    ("", "does not parse"),
+    ("prot == 3", "unknown fact 'prot'"),
+    ("source.name.matches('(a+)+$')", "'matches' is not allowed"),
+    ("timestamp(source.name) > timestamp('2026-01-01T00:00:00Z')", "'timestamp' is not allowed"),
+    ("[1,2].all(a, [1,2].all(b, a > b))", "2 comprehensions"),
+    ("[1].map(a, [a, a]).size() > [2].map(b, b).size()", "2 comprehensions"),
+    ("[1] . map ( a , [1] . filter ( b , b > 1 ) ) == []", "2 comprehensions"),
+    ("port == 1 " + "|| port == 1" * 100, "characters"),
+    ("(" * 30 + "true" + ")" * 30, "nest deeper"),
+    ("source.name == '\\x41'", "escapes"),
+    ("port == 1 // comment", "comments"),
+    ("source.name == '''a'''", "triple"),
+    ("source.name == '[' + \"('\" ) && (((((((((((((((true)))))))))))))))", "deeper"),
+])  # fmt: skip
+def test_conditions_out_of_bounds(source: str, why: str) -> None:
+    with pytest.raises(ConditionInvalid, match=r"^x: ") as caught:
+        condition(source, "x")
+    assert why in caught.value.detail
+    assert caught.value.code == "policy.condition_invalid"
+
+
+def test_the_dearest_condition_is_cheap() -> None:
+    """As many list entries as fit, compared with each of as many again, over facts as long as they may be."""
+    values = ",".join(["1"] * 150)
+    dear = condition(f"[{values}].all(a, size([{values}]) > 0 && a in [{values}])", "x")
+    start = time.monotonic()
+    assert dear.holds({})
+    assert time.monotonic() - start < 0.5
+
+
+@pytest.mark.parametrize(
+    "source", ["port + 1", "source.name", "source.labels.none == 'x'", "port / 0 == 1", "port > 'x'"]
+)
+def test_what_is_no_yes_or_no_fails(source: str) -> None:
+    with pytest.raises(ConditionFailed) as caught:
+        Condition(source).holds({"port": 1, "source": {"name": "n", "labels": {}}})
+    assert caught.value.code == "policy.condition_failed"
+
+
+def test_identities_run_out_with_a_word() -> None:
+    many = [Identity(Kind.POD, project=f"p{n}") for n in range(4)]
+    with pytest.raises(IdentitiesExhausted) as caught:
+        NOBODY.allocate(many, last_number=FIRST_NUMBER + 2)
+    assert caught.value.code == "policy.identities_exhausted"
+
+
+def test_numbers_stay_and_are_used_again_last() -> None:
+    one, two, three, four = (Identity(Kind.POD, project=f"p{n}") for n in range(4))
+    held = NOBODY.allocate([one, two], last_number=FIRST_NUMBER + 2)
+    assert held.allocate([two, one]) is held
+    later = held.release([one]).allocate([three], last_number=FIRST_NUMBER + 2)
+    assert later.numbers == {two: 257, three: 258}
+    assert later.allocate([four], last_number=FIRST_NUMBER + 2).numbers[four] == FIRST_NUMBER
+
+
+def test_one_address_has_one_owner() -> None:
+    import ipaddress  # noqa: PLC0415
+
+    address = (ipaddress.ip_address("10.0.0.1"),)
+    planner = Planner(parse(b"").in_force(0), [Endpoint("a", "p", addresses=address)])
+    with pytest.raises(Conflict, match="belongs to a"):
+        planner.put(Endpoint("b", "p", addresses=address))
+    planner.drop("a")
+    planner.put(Endpoint("b", "p", addresses=address))
+
+
+NP = "{{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {{name: p}}, spec: {}}}"
+
+
+@pytest.mark.parametrize(("spec", "path"), [
+    ("{podselector: {}}", "p[0].spec"),
+    ("{podSelector: {matchLabels: [a]}}", "p[0].spec.podSelector.matchLabels"),
+    ("{podSelector: {matchLabels: {'a b': c}}}", "p[0].spec.podSelector.matchLabels"),
+    ("{podSelector: {matchExpressions: [{key: a, operator: in, values: [b]}]}}", "matchExpressions[0].operator"),
+    ("{podSelector: {matchExpressions: [{key: a, operator: In}]}}", "matchExpressions[0]"),
+    ("{podSelector: {matchExpressions: [{key: a, operator: Exists, values: [b]}]}}", "matchExpressions[0]"),
+    ("{policyTypes: [Egres]}", "p[0].spec.policyTypes[0]"),
+    ("{ingress: [{to: []}]}", "p[0].spec.ingress[0]"),
+    ("{ingress: [{from: [{}]}]}", "p[0].spec.ingress[0].from[0]"),
+    ("{ingress: [{from: [{ipBlock: {cidr: 10.0.0.0/8}, podSelector: {}}]}]}", "p[0].spec.ingress[0].from[0]"),
+    ("{ingress: [{from: [{ipBlock: {cidr: 10.0.0.0/33}}]}]}", "from[0].ipBlock.cidr"),
+    ("{ingress: [{ports: [{port: 0}]}]}", "p[0].spec.ingress[0].ports[0].port"),
+    ("{ingress: [{ports: [{port: 80, endPort: 79}]}]}", "ports[0].endPort"),
+    ("{ingress: [{ports: [{endPort: 79}]}]}", "ports[0].endPort"),
+    ("{ingress: [{ports: [{port: web, endPort: 79}]}]}", "ports[0].endPort"),
+    ("{ingress: [{ports: [{port: Web_1}]}]}", "ports[0].port"),
+    ("{ingress: [{ports: [{protocol: tcp}]}]}", "ports[0].protocol"),
+    ("{policyTypes: [Ingress], egress: [{tp: []}]}", "p[0].spec.egress[0]"),
+])  # fmt: skip
+def test_a_network_policy_s_errors_name_their_path(spec: str, path: str) -> None:
+    with pytest.raises(PolicyInvalid) as caught:
+        parse(NP.format(spec).encode(), "p")
+    assert path in caught.value.detail
+
+
+def test_a_hundred_thousand_rules_are_read_and_more_are_not() -> None:
+    """Bounds hold at the documents' total too: each NetworkPolicy closes besides what it allows."""
+    rule = '{"ports":[{"port":1}]}'
+    most = f'{{"ingress":[{",".join([rule] * 99_999)}]}}'
+    start = time.monotonic()
+    assert len(parse(NP.format(most).encode()).rules) == 100_000
+    assert time.monotonic() - start < QUICKLY_S * 5
+    with pytest.raises(PolicyTooLarge):
+        parse(NP.format(f'{{"ingress":[{",".join([rule] * 100_001)}]}}').encode())
+
+
+def test_a_huge_list_of_networks_is_cut_once() -> None:
+    blocks = ",".join(f"{{ipBlock: {{cidr: 10.{n >> 8}.{n & 255}.0/24}}}}" for n in range(3000))
+    start = time.monotonic()
+    policies = parse(NP.format(f"{{ingress: [{{from: [{blocks}]}}]}}").encode())
+    assert time.monotonic() - start < QUICKLY_S
+    with pytest.raises(PolicyTooLarge, match="identities"):
+        # Each block is a rule of its own here, and so an identity: told, not tried.
+        Planner(
+            parse(
+                NP.format(
+                    "{ingress: ["
+                    + ",".join(f"{{from: [{{ipBlock: {{cidr: 10.{n >> 8}.{n & 255}.0/24}}}}]}}" for n in range(5000))
+                    + "]}"
+                ).encode()
+            ).in_force(0)
+        )
+    planner = Planner(policies.in_force(0), [Endpoint("p/a", "default")])
+    assert len(planner.compiler.identities) == 3
+    # One run of 3,000 neighbours, what is before and behind it, and all of IPv6.
+    assert len(planner.start.address_adds) == 4
