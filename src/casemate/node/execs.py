@@ -35,7 +35,7 @@ async def create(core: Core, reference: str, project: str, request: ExecRequest,
     row = await core.db.read(lambda db: lookup.container(db, reference, project))
     if row.status != "running":
         raise ContainerNotRunning(f"container {row.name} is {row.status}", status=row.status)
-    await core.db.read(lambda db: entering.check(db, row, caller))
+    await entering.enter(core, row, caller)
     if request.privileged and not caller.descriptors():
         raise PermissionDenied("a privileged exec needs a caller on the unix socket")
     passwd = group = None
