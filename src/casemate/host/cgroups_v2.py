@@ -55,6 +55,11 @@ class CgroupsV2:
         return base.pids_in(self.folder(path))
 
     def join(self, path: str, pid: int) -> None:
+        folder = self.folder(path)
+        if not base.child_names(folder):
+            # A cgroup takes processes, or gives controllers to children, not both: here are no children to give to.
+            for name in (base.read_text(folder / "cgroup.subtree_control") or "").split():
+                base.write(folder / "cgroup.subtree_control", f"-{name}")
         base.write(self.folder(path) / "cgroup.procs", str(pid))
 
     def set_limits(self, path: str, limits: base.Limits) -> list[str]:

@@ -137,9 +137,6 @@ async def serve(settings: Settings, step: Callable[[str], None] | None = None) -
     context = await make_context(settings, step)
     context.trash.open()
     context.volumes.open()
-    recovery.load(context)
-    context.layers.open(recovery.layer_users(context))
-    await recovery.converge(context)
 
     def on_peer(peer: Peer | None) -> None:
         context.peer = None if peer is None else pidfd.identity(peer.pid)
@@ -148,6 +145,9 @@ async def serve(settings: Settings, step: Callable[[str], None] | None = None) -
 
     server = Server(Operations(context).handle, context.casemated_uid, on_peer)
     context.emit = server.emit
+    recovery.load(context)
+    context.layers.open(recovery.layer_users(context))
+    await recovery.converge(context)
     listening = listen(context.folders.socket, mode=0o600, owner=(context.casemated_uid, 0))
     log.info(
         "serving at %s: %d pods, %d containers",

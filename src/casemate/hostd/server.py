@@ -15,6 +15,7 @@ import logging
 import socket
 import traceback
 import uuid
+from collections import deque
 from collections.abc import Awaitable, Callable
 
 import msgspec
@@ -23,12 +24,14 @@ from casemate.host.peer import Peer
 from casemate.host.seqpacket import Channel, Message
 from casemate.hostd import protocol
 from casemate.hostd.errors import Busy, PeerRefused, ProtocolViolated
-from casemate.hostd.protocol import AnyAnswer, AnyEvent, AnyOperation, Failed, Hello, Notice, Reply, Request
+from casemate.hostd.protocol import AnyAnswer, AnyEvent, AnyOperation, ExecEnded, Failed, Hello, Notice, Reply, Request
 from casemate.spec.errors import CasemateError, DiskFull, LimitExceeded, TimedOut
 
 log = logging.getLogger("casemate.hostd")
 
 #: Operations at a time. Each holds a few descriptors and one child; casemated itself runs fewer.
+#: As many as casemated lets run at a time.
+MAX_UNHEARD = 1024
 MAX_OPERATIONS = 64
 #: How long an operation may take, and those that stream or hash.
 DEADLINE_S = 180.0
@@ -76,6 +79,8 @@ class Server:
         self._closing = False
         self._ended = asyncio.Event()
         self._group: asyncio.TaskGroup | None = None
+        #: Ends of execs that nobody heard of: no answer tells them later, so they wait for the next peer.
+        self._unheard: deque[ExecEnded] = deque(maxlen=MAX_UNHEARD)
 
     async def serve(self, listening: socket.socket) -> None:
         """Accept and answer for ever; cancelled, it waits for the operations that run."""
@@ -121,12 +126,15 @@ class Server:
                     await self._ended.wait()
 
     def emit(self, event: AnyEvent) -> None:
-        """Send an event; without a peer it is dropped: who connects asks for the state."""
+        """Send an event; without a peer it is dropped, since who connects asks for the state: but for execs' ends."""
         if self._channel is not None and not self._channel.closed:
             try:
                 self._channel.send(_encoder.encode(Notice(event)))
+                return
             except CasemateError as error:
                 log.warning("the peer was dropped: %s", error.detail)
+        if isinstance(event, ExecEnded):
+            self._unheard.append(event)
 
     async def _read(self, channel: Channel) -> None:
         greeted, violations = False, 0
@@ -191,6 +199,11 @@ class Server:
             self._ended.set()
             received.close()
         self._answer(channel, request.number, answer, given)
+        if isinstance(request.operation, Hello) and not isinstance(answer, Failed):
+            unheard = tuple(self._unheard)
+            self._unheard.clear()
+            for event in unheard:
+                self.emit(event)
 
     def _answer(self, channel: Channel, number: int, answer: AnyAnswer, fds: list[int]) -> None:
         try:

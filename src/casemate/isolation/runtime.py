@@ -28,6 +28,8 @@ _PROBE_TIMEOUT_S = 20.0
 _KEPT_BYTES = 16 << 10
 _PROBE_ID = "0" * 63 + "1"
 
+_UNIFIED = Path("/sys/fs/cgroup/unified/cgroup.controllers")
+
 
 @dataclass(frozen=True, slots=True)
 class Found:
@@ -107,6 +109,9 @@ def _key(wanted: str) -> list[str]:
             path = programs.find_program(name)
             status = Path(path).stat()
             found.append(f"{path} {status.st_ino} {status.st_size} {status.st_mtime_ns}")
+    # crun refuses a hybrid as soon as its version 2 half holds a controller, which unmounting one of version 1 does.
+    with contextlib.suppress(OSError):
+        found.append(_UNIFIED.read_text("ascii").strip())
     return found
 
 

@@ -30,7 +30,7 @@ async def open_session(core: Core, reference: str, project: str, caller: Caller,
     """Attach; with *start*, start a container that does not run, so that nothing of its output is missed."""
     row = await core.db.read(lambda db: lookup.container(db, reference, project))
     if row.made or not start:  # at the first start hostd asks, and knows better
-        await core.db.read(lambda db: entering.check(db, row, caller))
+        await entering.enter(core, row, caller)
     if start and row.status not in ("running", "paused"):
         told = row.the_warnings()
         try:

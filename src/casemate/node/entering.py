@@ -10,15 +10,31 @@ from __future__ import annotations
 
 import sqlite3
 
-from casemate.node import pods
-from casemate.node.core import Caller
+from casemate.node import audit, pods
+from casemate.node.core import Caller, Core
 from casemate.node.resolve import grants_needed
 from casemate.node.rows import ContainerRow, PodRow
 from casemate.spec.errors import GrantMissing
 
 
-def check(db: sqlite3.Connection, row: ContainerRow, caller: Caller) -> None:
-    """Raises :class:`GrantMissing` unless *caller* holds every grant that the container and its pod were made with."""
+async def enter(core: Core, row: ContainerRow, caller: Caller) -> None:
+    """Raises :class:`GrantMissing` unless *caller* holds every grant that the container and its pod were made with.
+
+    A refusal is written into the audit log.
+    """
+    try:
+        await core.db.read(lambda db: _check(db, row, caller))
+    except GrantMissing as error:
+        at, grant = core.clock(), str(error.facts.get("grant", ""))
+
+        def refused(db: sqlite3.Connection) -> None:
+            audit.append(db, at, caller.who, "container.enter", row.id, answer="refused", name=row.name, grant=grant)
+
+        await core.db.write(refused)
+        raise
+
+
+def _check(db: sqlite3.Connection, row: ContainerRow, caller: Caller) -> None:
     _need(row.name, {*grants_needed(row.the_request()), *_of_pod(pods.of(db, row))}, caller)
 
 

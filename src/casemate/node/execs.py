@@ -24,6 +24,8 @@ MAX_KEPT = 64
 MAX_RUNNING = 1024
 #: How long after the end of its output an exec's exit code may take; hostd tells it within milliseconds.
 END_GRACE_S = 10.0
+#: While hostd is away its word is waited for so many times longer: it tells the end when it is back.
+AWAY_GRACES = 12
 #: What the field answers when a process' exit code is lost.
 LOST = 255
 
@@ -33,7 +35,7 @@ async def create(core: Core, reference: str, project: str, request: ExecRequest,
     row = await core.db.read(lambda db: lookup.container(db, reference, project))
     if row.status != "running":
         raise ContainerNotRunning(f"container {row.name} is {row.status}", status=row.status)
-    await core.db.read(lambda db: entering.check(db, row, caller))
+    await entering.enter(core, row, caller)
     if request.privileged and not caller.descriptors():
         raise PermissionDenied("a privileged exec needs a caller on the unix socket")
     passwd = group = None
@@ -121,11 +123,14 @@ async def ended(core: Core, id_: str) -> int:
     if future is None:
         row = await core.db.read(lambda db: lookup.exec_(db, id_))
         return row.exit_code if row.exit_code is not None else LOST
-    try:
-        async with asyncio.timeout(END_GRACE_S):
-            return await asyncio.shield(future)
-    except TimeoutError:
-        return LOST
+    for _ in range(AWAY_GRACES):
+        try:
+            async with asyncio.timeout(END_GRACE_S):
+                return await asyncio.shield(future)
+        except TimeoutError:
+            if core.hostd.welcome is not None:
+                break  # it is there, and does not tell
+    return LOST
 
 
 async def resize(core: Core, id_: str, rows: int, columns: int) -> None:

@@ -48,7 +48,7 @@ def _output(core: Core, operation: AnyOperation) -> Piped:
 
 async def _made(core: Core, reference: str, project: str, caller: Caller) -> ContainerRow:
     row = await core.db.read(lambda db: lookup.container(db, reference, project))
-    await core.db.read(lambda db: entering.check(db, row, caller))
+    await entering.enter(core, row, caller)
     if not row.made or row.status == "removing":
         raise ContainerState(
             f"container {row.name} is {row.status}: it has no files yet",

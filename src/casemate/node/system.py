@@ -12,7 +12,7 @@ from casemate.hostd.client import HostdAway, ask
 from casemate.hostd.protocol import Doctor, Findings, Prune, VolumeList, Volumes
 from casemate.image import garbage, jobs
 from casemate.image.client import run_job
-from casemate.node import audit, events, imageremoval, images, imagestore, journal, volumes
+from casemate.node import audit, database, events, imageremoval, images, imagestore, journal, volumes
 from casemate.node.core import Caller, Core
 from casemate.node.rows import ALIVE, PodRow, select
 from casemate.spec.api import (
@@ -82,9 +82,8 @@ async def doctor(core: Core) -> DoctorAnswer:
 
 def _database(db: sqlite3.Connection, at: float) -> list[FindingRow]:
     found = []
-    problem = db.execute("PRAGMA quick_check(5)").fetchone()[0]
-    if problem != "ok":
-        found.append(FindingRow("database", "error", str(problem)[:500], "Restore casemate.db from a backup."))
+    if problem := database.damage(db):
+        found.append(FindingRow("database", "error", problem[:500], "Restore casemate.db from a backup."))
     else:
         found.append(FindingRow("database", "ok", "casemate.db is sound"))
     broken = audit.verify(db)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import threading
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from tests.integration.daemons import Daemons, running_daemons
+from tests.terminal import until
 
 from casemate.sdk import ApiAway, ApiError
 from casemate.spec.api import RestartPolicy
@@ -153,3 +155,37 @@ def test_term_ends_casemated_at_once_even_with_open_streams(pair: Daemons) -> No
     pair.start()
     eventually(pair, created.id, "running")
     pair.client.remove(created.id, force=True)
+
+
+@pytest.mark.parametrize("victim", ["casemate-hostd", "casemated"])
+def test_the_exit_code_of_an_exec_that_ends_while_nobody_looks(pair: Daemons, victim: str) -> None:
+    """hostd away: its answer is waited for. casemated away: it learns the end when it is back."""
+    client = pair.client
+    name = f"lost-{victim}"
+    client.create("busybox", ["sleep", "60"], name=name)
+    client.start(name)
+    ended: list[int] = []
+
+    def go() -> None:
+        try:
+            ended.append(client.exec(name, ["sh", "-c", "sleep 3; exit 9"]).exit_code)
+        except (ApiAway, ApiError, OSError):
+            return
+
+    thread = threading.Thread(target=go)
+    thread.start()
+
+    def of_exec() -> dict[str, object]:
+        (exec_id,) = client.inspect(name).execs or ("",)
+        return json.loads(client.transport.ask("GET", f"/v1/exec/{exec_id}")) if exec_id else {}
+
+    until(lambda: bool(of_exec().get("pid")))
+    exec_id = of_exec()["id"]
+    pair.kill(victim)
+    time.sleep(3.2)  # it ends now
+    pair.start()
+    thread.join(30)
+    if victim == "casemate-hostd":
+        assert ended == [9]
+    until(lambda: json.loads(client.transport.ask("GET", f"/v1/exec/{exec_id}"))["exit_code"] == 9)
+    client.remove(name, force=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -11,6 +13,7 @@ from pathlib import Path
 import pytest
 from tests.integration.hostd.driver import Client, Hostd, Refused
 
+from casemate.host import conntrack
 from casemate.hostd import protocol
 from casemate.spec.workload import (
     ContainerSpec,
@@ -181,6 +184,25 @@ def test_network_address_gateway_names_and_ports(hostd: Hostd, client: Client) -
     assert f"{address}\tbox" in lines
     assert {"lo", "eth0"} <= set(lines)
     client.call(protocol.ContainerRemove(spec.id))
+
+
+def test_a_pods_udp_flows_are_forgotten_with_it(hostd: Hostd, client: Client) -> None:
+    address = hostd.address()
+    with socket.socket(type=socket.SOCK_DGRAM) as peer:
+        peer.bind(("127.0.0.1", 0))
+        port = peer.getsockname()[1]
+    network = NetworkSpec(address=address, ports=(PublishedPort(53, port, protocol="udp"),))
+    spec = run(hostd, client, "nc", "-l", "-u", "-p", "53", pod=hostd.pod(network=network))
+    with socket.socket(type=socket.SOCK_DGRAM) as peer:
+        # Not through the loopback: such flows are masqueraded, and the kernel forgets those with the interface.
+        peer.connect(("192.0.2.1", 9))
+        peer.connect((peer.getsockname()[0], port))
+        for _ in range(3):
+            with contextlib.suppress(ConnectionRefusedError):
+                peer.send(b"x")
+            time.sleep(0.05)
+    client.call(protocol.ContainerRemove(spec.id, force=True))
+    assert asyncio.run(conntrack.forget(address)) == 0
 
 
 def test_network_none_has_only_loopback(hostd: Hostd, client: Client) -> None:

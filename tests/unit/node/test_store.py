@@ -182,6 +182,17 @@ def test_ports_are_held_by_one_pod(db: sqlite3.Connection) -> None:
     ports.reserve(db, two, (PortRequest(80, 8080),), nobody, lambda n: 0)
 
 
+def test_a_database_with_rows_in_every_kind_of_table_is_sound(tmp_path: Path) -> None:
+    """SQLite 3.40's quick_check took published ports for damage, and casemated did not start again."""
+    path = str(tmp_path / "x.db")
+    db = database.connect(path)
+    row = add(db, "a" * 64, "web")
+    ports.reserve(db, row.pod, (PortRequest(80, 8080),), frozenset(), lambda _: 0)
+    db.execute("INSERT INTO container_volumes VALUES (?, 'default', 'notes')", (row.id,))
+    db.close()
+    database.connect(path).close()
+
+
 def test_a_write_is_whole_or_nothing(tmp_path: Path) -> None:
     async def scenario() -> None:
         store = Database(str(tmp_path / "y.db"))

@@ -61,6 +61,29 @@ def test_each_is_a_command_with_flags_that_it_has(root: Path) -> None:
     assert not [f"{where}: casemate {command}: {wrong(command)}" for where, command in commands if wrong(command)]
 
 
+def in_documents(root: Path) -> list[tuple[str, str]]:
+    """(where, command) of each command of ours in the code and in the shell blocks of the pages that people follow."""
+    pages = [root / "README.md", *root.glob("docs/tutorial/*.md"), *root.glob("docs/how-to/*.md")]
+    found = []
+    for page in pages:
+        text = page.read_text()
+        found += [(page.name, match) for match in COMMAND.findall(text)]
+        for block in re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+            for line in block.replace("\\\n", " ").splitlines():
+                for part in re.split(r"&&|;|\|", line.partition("#")[0]):
+                    if match := re.match(r"\s*(?:sudo )?casemate (.+)", part):
+                        # The quoted script of a container may hold any of the separators.
+                        words = match.group(1)
+                        found.append((page.name, words.partition("'")[0] if words.count("'") % 2 else words))
+    return found
+
+
+def test_what_documents_tell_people_to_type_exists(root: Path) -> None:
+    commands = in_documents(root)
+    assert len(commands) > 30
+    assert not [f"{where}: casemate {command}: {wrong(command)}" for where, command in commands if wrong(command)]
+
+
 @pytest.mark.parametrize("command", ["fly", "image import --rootfs x", "ps -Z", "rm --force=x --no"])
 def test_a_wrong_one_is_found(command: str) -> None:
     assert wrong(command)
