@@ -17,10 +17,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from casemate.api.schema import ContainerRequest, NetworkRequest, PodRequest, PortRequest
 from casemate.node.database import connect
 from casemate.node.rows import ContainerRow, PodRow, encode, insert
 from casemate.sdk import ApiAway, Client, Transport
+from casemate.spec.api import ContainerRequest, NetworkRequest, PodRequest, PortRequest
 from casemate.spec.workload import ContainerSpec, NetworkSpec, PodSpec, Process, PublishedPort
 
 BUDGET_MS = 50.0

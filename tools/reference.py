@@ -16,10 +16,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "src"))
 
 import casemate  # noqa: E402
+from api_page import api_page  # noqa: E402
+from casemate.api.routes import openapi_bytes  # noqa: E402
 from casemate.cli.reference import cli_page  # noqa: E402
 from casemate.spec.errors import CasemateError, error_classes  # noqa: E402
 from casemate.spec.settings import SETTINGS, Setting  # noqa: E402
@@ -93,9 +97,15 @@ def _setting(row: Setting) -> str:
     return f"| `{row.name}` | {default}{unit if allowed and unit else ''} | {allowed} | {row.why} |"
 
 
+def openapi_text() -> str:
+    return msgspec.json.format(openapi_bytes(), indent=1).decode() + "\n"
+
+
 #: Path below docs/, and what gives the page's text. Add yours here.
 PAGES: list[tuple[str, Callable[[], str]]] = [
     ("reference/cli.md", cli_page),
+    ("reference/api.md", lambda: GENERATED + "\n" + api_page()),
+    ("reference/openapi.json", openapi_text),
     ("reference/errors.md", errors_page),
     ("reference/settings.md", settings_page),
 ]

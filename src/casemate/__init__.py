@@ -4,7 +4,7 @@ Layers, from the top; a layer imports only layers below it, and siblings do not 
 (``.importlinter`` holds it)::
 
     cli | sdk          thin clients of the API
-    api                schema, server, client
+    api                routes, server
     node               casemated: reconcile, journal, operations, recovery
     image | trust | policy
     hostd              casemate-hostd: the typed operations, and nothing else

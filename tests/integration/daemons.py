@@ -6,6 +6,7 @@ them at will with :meth:`Daemons.kill` and :meth:`Daemons.start`; what their con
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import io
 import os
@@ -25,9 +26,23 @@ from tests.integration.leaks import Scope, new_scope
 
 from casemate.sdk import ApiAway, Client, Transport
 
-SOURCE = Path(__file__).resolve().parents[2] / "src"
 USER = "casemate"
 START_TIMEOUT_S = 20.0
+
+
+def _readable_source() -> Path:
+    """The package's source where :data:`USER` can read it: a checkout below /root (0700) is copied for this run."""
+    source = Path(__file__).resolve().parents[2] / "src"
+    if all(folder.stat().st_mode & 0o001 for folder in (source, *source.parents)):
+        return source
+    copy = Path(tempfile.mkdtemp(prefix="casemate-test-source-"))
+    atexit.register(shutil.rmtree, copy, ignore_errors=True)
+    copy.chmod(0o755)
+    shutil.copytree(source, copy / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    return copy / "src"
+
+
+SOURCE = _readable_source()
 
 
 class Daemons:

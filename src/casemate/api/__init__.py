@@ -1,1 +1,1 @@
-"""The REST API: schema, server, client."""
+"""The REST API: routes, server, OpenAPI; its values are in casemate.spec.api."""

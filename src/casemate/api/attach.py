@@ -1,4 +1,4 @@
-"""Attached clients over WebSocket: containers and execs. The frames are described in :mod:`casemate.api.schema`."""
+"""Attached clients over WebSocket: containers and execs. The frames are described in :mod:`casemate.spec.api`."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Awaitable, Callable
 import msgspec
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from casemate.api.frames import CONTROL, STDIN, control
 from casemate.api.routing import Call, Project, SocketRow
-from casemate.api.schema import Control
 from casemate.node import attaching, execs
 from casemate.node.hub import Client
+from casemate.spec.api import Control
 from casemate.spec.errors import CasemateError
 
-STDIN, CONTROL = 0, 3
 #: Frames that are there already are joined up to this size.
 JOIN_BYTES = 64 << 10
 _CONTROL = msgspec.json.Decoder(Control)
@@ -29,18 +29,13 @@ class AttachQuery(Project, frozen=True, forbid_unknown_fields=True):
     logs: bool = False
 
 
-def control(**values: object) -> bytes:
-    """A control frame."""
-    return bytes((CONTROL,)) + msgspec.json.encode(Control(**values))  # type: ignore[arg-type]
-
-
 async def attach_container(socket: WebSocket, call: Call) -> None:
     """``WS /v1/containers/{ref}/attach``."""
     query: AttachQuery = call.query
     session = await attaching.open_session(call.core, call.reference, call.project, call.caller, start=query.start)
     try:
         await socket.accept()
-        await socket.send_bytes(control(started=True))
+        await socket.send_bytes(control(started=True, warnings=session.warnings))
         if query.logs:
             async for frame in attaching.written_so_far(call.core, session.container):
                 await socket.send_bytes(frame)
@@ -50,7 +45,7 @@ async def attach_container(socket: WebSocket, call: Call) -> None:
 
         if await _relay(socket, session.client, resize, stdin=query.stdin):
             answer = await attaching.ended(call.core, session)
-            await socket.send_bytes(control(exit_code=answer.exit_code))
+            await socket.send_bytes(control(exit_code=answer.exit_code, oom_killed=answer.oom_killed))
             await socket.close()
     finally:
         session.client.leave()
@@ -76,13 +71,16 @@ async def attach_exec(socket: WebSocket, call: Call) -> None:
 
 async def _relay(socket: WebSocket, client: Client, resize: Resize, *, stdin: bool) -> bool:
     """Pass frames both ways; True when the output came to its end, False when the client went away."""
-    async with asyncio.TaskGroup() as tasks:
-        reading = tasks.create_task(_take_input(socket, client, resize, stdin=stdin))
-        writing = tasks.create_task(_give_output(socket, client))
-        await asyncio.wait((reading, writing), return_when=asyncio.FIRST_COMPLETED)
-        is_over = writing.done()
-        reading.cancel()
-        writing.cancel()
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            reading = tasks.create_task(_take_input(socket, client, resize, stdin=stdin))
+            writing = tasks.create_task(_give_output(socket, client))
+            await asyncio.wait((reading, writing), return_when=asyncio.FIRST_COMPLETED)
+            is_over = writing.done()
+            reading.cancel()
+            writing.cancel()
+    except ExceptionGroup as group:
+        raise group.exceptions[0] from group  # ClientTooSlow: told to the client as it is
     return is_over and writing.result()
 
 

@@ -1,22 +1,16 @@
-"""The OpenAPI 3.1 document, generated from the table of routes and the schema's types.
-
-``python -m casemate.api.openapi`` writes it to standard output; docs/reference/openapi.json is that, and a test fails
-when it is stale.
-"""
+"""The OpenAPI 3.1 document, generated from the table of routes and the values of :mod:`casemate.spec.api`."""
 
 from __future__ import annotations
 
 import re
-import sys
 from http import HTTPStatus
 from typing import Any
 
 import msgspec
 
 from casemate import __version__
-from casemate.api import schema
-from casemate.api.routes import ROUTES, SOCKETS
 from casemate.api.routing import PROBLEM_TYPE, Row, SocketRow
+from casemate.spec import api as schema
 
 _REF = "#/components/schemas/{name}"
 _DESCRIPTION = (
@@ -44,18 +38,18 @@ _PROBLEM: dict[str, Any] = {
 }
 
 
-def document() -> dict[str, Any]:
+def document(rows: tuple[Row, ...], sockets: tuple[SocketRow, ...]) -> dict[str, Any]:
     """The whole document."""
-    bodies = [row.body for row in ROUTES if row.body is not None]
-    answers = [row.answer for row in ROUTES if isinstance(row.answer, type)]
+    bodies = [row.body for row in rows if row.body is not None]
+    answers = [row.answer for row in rows if isinstance(row.answer, type)]
     others = [schema.Control, schema.EventRow, schema.Progress, schema.PathStat]
     kinds = list(dict.fromkeys([*bodies, *answers, *others]))
     _, components = msgspec.json.schema_components(kinds, ref_template=_REF, schema_hook=_any)
     components["Problem"] = _PROBLEM
     paths: dict[str, dict[str, Any]] = {}
-    for row in ROUTES:
+    for row in rows:
         paths.setdefault(row.path, {})[row.method.lower()] = _operation(row)
-    for socket in SOCKETS:
+    for socket in sockets:
         paths.setdefault(socket.path, {})["get"] = _socket(socket)
     return {
         "openapi": "3.1.0",
@@ -69,11 +63,6 @@ def document() -> dict[str, Any]:
         "paths": dict(sorted(paths.items())),
         "components": {"schemas": dict(sorted((k, _python_patterns(v)) for k, v in components.items()))},
     }
-
-
-def document_bytes() -> bytes:
-    """The document as JSON."""
-    return msgspec.json.encode(document())
 
 
 def _any(kind: type) -> dict[str, Any]:
@@ -166,12 +155,3 @@ def _python_patterns(value: Any) -> Any:
     if isinstance(value, list):
         return [_python_patterns(item) for item in value]
     return value
-
-
-def main() -> None:
-    """Write the document, indented, to standard output."""
-    sys.stdout.write(msgspec.json.format(document_bytes(), indent=1).decode() + "\n")
-
-
-if __name__ == "__main__":
-    main()

@@ -12,8 +12,10 @@ import grp
 import os
 import pwd
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 
+from casemate.host.granted import granted
 from casemate.host.peer import peer_of
 from casemate.node.core import Caller
 from casemate.spec.settings import Settings
@@ -28,11 +30,12 @@ class Peer:
     allowed: bool
     auditor: bool
     connection: object = None
+    grants: Callable[[], frozenset[str]] = frozenset
 
     def caller(self) -> Caller:
         """This peer as the node knows callers."""
         who = f"{self.uid}:{self.name}" if self.uid is not None else f"tls:{self.name}"
-        return Caller(who, self.uid, self._descriptor)
+        return Caller(who, self.uid, self._descriptor, self.grants)
 
     def _descriptor(self) -> int:
         fileno = getattr(self.connection, "fileno", None)
@@ -50,7 +53,10 @@ def of_transport(transport: asyncio.BaseTransport, settings: Settings) -> Peer:
     seen = peer_of(connection)
     groups = {seen.gid, *seen.groups}
     allowed = seen.uid in (0, os.geteuid()) or _group_id(settings.text("daemon.group")) in groups
-    return Peer(_user_name(seen.uid), seen.uid, allowed, auditor=seen.uid in (0, os.geteuid()), connection=connection)
+    return Peer(
+        _user_name(seen.uid), seen.uid, allowed, auditor=seen.uid in (0, os.geteuid()), connection=connection,
+        grants=lambda: granted(seen.uid, seen.gid, seen.groups, settings),
+    )  # fmt: skip
 
 
 def _user_name(uid: int) -> str:

@@ -6,11 +6,11 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from casemate.api import schema
 from casemate.api.routing import Call, Project, Row
 from casemate.api.streams import log_stream, stats_stream
 from casemate.node import containers, execs, lifecycle, listing, logs, removal, stats, updating
 from casemate.node.clock import parse_time
+from casemate.spec import api as schema
 from casemate.spec.errors import InvalidArgument
 
 
@@ -175,7 +175,7 @@ ROWS = (
     Row("GET", f"{_ONE}/top", top, "List processes", answer=schema.TopAnswer, errors=(404, 409)),
     Row("GET", "/v1/stats", read_stats, "Resource usage", StatsQuery, answer=schema.StatsAnswer, errors=(404,)),
     Row("POST", f"{_ONE}/exec", create_exec, "Create an exec", body=schema.ExecRequest, answer=schema.ExecCreated,
-        status=201, errors=(404, 409)),
+        status=201, errors=(403, 404, 409)),
     Row("POST", "/v1/exec/{id}/start", start_exec, "Start an exec, detached", status=204, errors=(404, 409)),
     Row("GET", "/v1/exec/{id}", inspect_exec, "Inspect an exec", answer=schema.ExecDetail, errors=(404,)),
 )  # fmt: skip

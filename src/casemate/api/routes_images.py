@@ -9,13 +9,13 @@ from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 
-from casemate.api import schema
 from casemate.api.errors import BodyTooLarge
 from casemate.api.routing import Call, NoQuery, Row
-from casemate.api.streams import HEARTBEAT, event_stream, sse, until_ending
+from casemate.api.streams import HEARTBEAT, event_stream, piped_stream, sse
 from casemate.node import imageremoval, images, imagetransfer
+from casemate.spec import api as schema
 from casemate.spec.errors import DiskFull, InvalidArgument
 
 
@@ -165,13 +165,7 @@ async def _spool(call: Call) -> Path:
 async def export(call: Call) -> object:
     query: ExportQuery = call.query
     export = await imagetransfer.open_export(call.core, query.ref, query.format)
-
-    async def chunks() -> AsyncIterator[bytes]:
-        async with export:
-            while data := await export.read():
-                yield data
-
-    return StreamingResponse(until_ending(call, chunks()), media_type="application/x-tar")
+    return await piped_stream(call, export, "application/x-tar")
 
 
 class Operations(msgspec.Struct, frozen=True):

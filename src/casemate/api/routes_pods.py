@@ -6,9 +6,9 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from casemate.api import schema
 from casemate.api.routing import Call, Project, Row
 from casemate.node import podlife, pods, volumes
+from casemate.spec import api as schema
 from casemate.spec.errors import InvalidArgument
 
 

@@ -7,14 +7,13 @@ from typing import Annotated
 
 import msgspec
 from msgspec import Meta
-from starlette.responses import Response
 
-from casemate.api import schema
 from casemate.api.routing import Call, NoQuery, Project, Row
 from casemate.api.streams import HEARTBEAT, event_stream, sse
 from casemate.node import audit, system
 from casemate.node.clock import parse_time
 from casemate.node.events import Events
+from casemate.spec import api as schema
 from casemate.spec.errors import InvalidArgument, PermissionDenied
 
 _FILTERS = ("kind", "type", "action", "event", "subject", "container", "name", "project", "image", "pod", "volume")
@@ -31,7 +30,8 @@ class EventsQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class AuditQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    after: Annotated[int, Meta(ge=0)] = 0
+    # The bound is what an SQLite integer holds.
+    after: Annotated[int, Meta(ge=0, le=(1 << 63) - 1)] = 0
     limit: Annotated[int, Meta(ge=1, le=1000)] = 200
 
 
@@ -53,12 +53,6 @@ async def disk(call: Call) -> object:
 
 async def prune(call: Call) -> object:
     return await system.prune(call.core, call.body, call.caller)
-
-
-async def openapi(call: Call) -> object:  # noqa: ARG001 - a handler
-    from casemate.api.openapi import document_bytes  # noqa: PLC0415 - asked for rarely, and not small
-
-    return Response(document_bytes(), media_type="application/json")
 
 
 async def read_audit(call: Call) -> object:
@@ -123,7 +117,6 @@ ROWS = (
     Row("GET", "/v1/df", disk, "Disk usage", Project, answer=schema.DiskAnswer),
     Row("POST", "/v1/prune", prune, "Remove what nobody uses", NoQuery, body=schema.PruneRequest, optional_body=True,
         answer=schema.Removed),
-    Row("GET", "/v1/openapi.json", openapi, "This document", NoQuery, answer="application/json"),
     Row("GET", "/v1/events", events, "Follow events", EventsQuery, answer="text/event-stream", errors=(429,)),
     Row("GET", "/v1/audit", read_audit, "Read the audit log", AuditQuery, answer=schema.AuditList, errors=(403,)),
 )  # fmt: skip

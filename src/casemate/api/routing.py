@@ -22,6 +22,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from casemate.api.errors import BodyInvalid, BodyTooLarge, Ending, MethodRefused, PeerRefused, RouteMissing
+from casemate.api.frames import control
 from casemate.api.peer import Peer
 from casemate.node.core import Caller, Core
 from casemate.spec.errors import CasemateError
@@ -207,8 +208,6 @@ class _SocketEndpoint:
             if socket.application_state.name == "CONNECTING":
                 await socket.send_denial_response(problem_response(error))
             elif socket.application_state.name == "CONNECTED":
-                from casemate.api.attach import control  # noqa: PLC0415 - it imports this module
-
                 await socket.send_bytes(control(problem=problem_of(error)))
                 await socket.close()
 

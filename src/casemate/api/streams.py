@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import TypeVar
 
 import msgspec
@@ -11,6 +11,7 @@ from starlette.responses import StreamingResponse
 
 from casemate.api.routing import Call, problem_of
 from casemate.node import logs, stats
+from casemate.node.piped import Piped
 from casemate.node.rows import ContainerRow
 
 T = TypeVar("T")
@@ -64,6 +65,33 @@ async def until_ending(call: Call, source: AsyncIterator[T]) -> AsyncIterator[T]
 
 async def _next(iterator: AsyncIterator[T]) -> T:
     return await iterator.__anext__()
+
+
+async def piped_stream(
+    call: Call, output: Piped, media_type: str, headers: Callable[[], Awaitable[dict[str, str]]] | None = None
+) -> StreamingResponse:
+    """*output*, not entered yet, as an answer; what fails before its first byte is answered as a problem.
+
+    *headers* may read ahead in *output* for what they say.
+    """
+    await output.__aenter__()
+    try:
+        told = await headers() if headers is not None else None
+        first = await output.read()
+    except BaseException as error:
+        await output.__aexit__(type(error), error, error.__traceback__)
+        raise
+
+    async def chunks() -> AsyncIterator[bytes]:
+        data = first
+        try:
+            while data:
+                yield data
+                data = await output.read()
+        finally:
+            await output.__aexit__(None, None, None)
+
+    return StreamingResponse(until_ending(call, chunks()), media_type=media_type, headers=told)
 
 
 def log_stream(call: Call, container: str, wanted: logs.Wanted, *, stamps: bool) -> StreamingResponse:

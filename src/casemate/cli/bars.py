@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
 
-from casemate.cli.progress import short_item
+from casemate.cli.show.human import short_item
 from casemate.cli.show.plain import clean
 
 #: More layers than this are not drawn each on a line of their own: they share the last.

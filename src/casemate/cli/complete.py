@@ -9,7 +9,7 @@ from __future__ import annotations
 import posix
 
 from casemate.cli.flags import GLOBAL_FLAGS, SWITCH, VALUES, Command, Flag
-from casemate.cli.index import GROUPS, paths
+from casemate.cli.index import GROUPS, find, load, paths
 
 Offer = tuple[str, str]
 
@@ -32,8 +32,6 @@ def answer(words: list[str]) -> int:
 
 
 def offers(words: list[str]) -> list[Offer]:
-    from casemate.cli.main import find, load
-
     *before, typed = words
     before = _without_leading(before)
     if not before:
@@ -121,8 +119,8 @@ def _values(kind: str) -> list[Offer]:
 
 def _names(kind: str) -> list[Offer]:
     """Names from the daemon; at most a few thousand, and none where it does not answer."""
-    from casemate.cli.context import default_host, environment
     from casemate.cli.show.human import familiar
+    from casemate.cli.variables import default_host, environment
     from casemate.cli.wire.client import Client, rows_of
 
     path, key, field, pairs = _SOURCES[kind]

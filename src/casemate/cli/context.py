@@ -4,23 +4,12 @@ from __future__ import annotations
 
 import posix
 
+from casemate.cli.variables import default_host, environment
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from casemate.cli.flags import Arguments
     from casemate.cli.wire.client import Client
-
-DEFAULT_RUN = "/run/casemate"
-
-
-def environment(name: str) -> str | None:
-    """A variable of the environment; ``os.environ`` would cost a decoded copy of all of it."""
-    found = posix.environ.get(name.encode())
-    return None if found is None else found.decode("utf-8", "surrogateescape")
-
-
-def default_host() -> str:
-    """CASEMATE_HOST; else the socket in paths.run, which tests and second instances set by the environment."""
-    return environment("CASEMATE_HOST") or f"unix://{environment('CASEMATE_PATHS_RUN') or DEFAULT_RUN}/api.sock"
 
 
 class Context:

@@ -7,8 +7,8 @@ import json
 import os
 from pathlib import Path
 
-from casemate.cli.context import environment
 from casemate.cli.errors import FileUnusable
+from casemate.cli.variables import environment
 
 #: The key under which Docker keeps docker.io.
 _HUB = "https://index.docker.io/v1/"

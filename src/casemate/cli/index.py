@@ -6,6 +6,10 @@ leads to a :class:`~casemate.cli.flags.Command`.
 
 from __future__ import annotations
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from casemate.cli.flags import Command
+
 #: path, module below casemate.cli.commands, attribute, summary, heading.
 ROWS: tuple[tuple[str, str, str, str, str], ...] = (
     ("run", "run", "RUN", "Create and start a container from an image", "Common"),
@@ -103,3 +107,23 @@ def paths() -> dict[str, tuple[str, str, str, str, str]]:
     for alias, path in ALIASES.items():
         found[alias] = found[path]
     return found
+
+
+def find(argv: list[str]) -> tuple[str | None, list[str]]:
+    """The path of the command that begins *argv*, or None; and the words after it."""
+    known = paths()
+    if len(argv) > 1:
+        pair = f"{argv[0]} {argv[1]}"
+        if pair in known:
+            return pair, argv[2:]
+    if argv[0] in known and argv[0] not in GROUPS:
+        return argv[0], argv[1:]
+    return None, argv
+
+
+def load(path: str) -> Command:
+    """The command at *path*; its module is imported now."""
+    _, module, attribute, _, _ = paths()[path]
+    loaded = __import__(f"casemate.cli.commands.{module}", None, None, (attribute,))
+    command: Command = getattr(loaded, attribute)
+    return command

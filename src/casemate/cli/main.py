@@ -13,7 +13,7 @@ import sys
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from casemate.cli.context import Context
-    from casemate.cli.flags import Arguments, Command
+    from casemate.cli.flags import Arguments
 
 
 def main(argv: list[str]) -> int:
@@ -50,6 +50,8 @@ def _dispatch(argv: list[str], as_json: list[bool]) -> int:
 
 
 def _run(argv: list[str], leading: Arguments | None, as_json: list[bool]) -> int:
+    from casemate.cli.index import find, load
+
     path, rest = find(argv)
     command = None if path is None else load(path)
     if path is None or command is None:
@@ -71,30 +73,6 @@ def _run(argv: list[str], leading: Arguments | None, as_json: list[bool]) -> int
         return command.do(arguments, context)
     finally:
         context.close()
-
-
-def find(argv: list[str]) -> tuple[str | None, list[str]]:
-    """The path of the command that begins *argv*, or None; and the words after it."""
-    from casemate.cli.index import GROUPS, paths
-
-    known = paths()
-    if len(argv) > 1:
-        pair = f"{argv[0]} {argv[1]}"
-        if pair in known:
-            return pair, argv[2:]
-    if argv[0] in known and argv[0] not in GROUPS:
-        return argv[0], argv[1:]
-    return None, argv
-
-
-def load(path: str) -> Command:
-    """The command at *path*; its module is imported now."""
-    from casemate.cli.index import paths
-
-    _, module, attribute, _, _ = paths()[path]
-    loaded = __import__(f"casemate.cli.commands.{module}", None, None, (attribute,))
-    command: Command = getattr(loaded, attribute)
-    return command
 
 
 def _print(text: str) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import posix
 
 from casemate.cli.fail import broken_answer, lost, remote
-from casemate.cli.show.human import size
+from casemate.cli.show.human import short_item, size
 from casemate.cli.show.plain import clean
 from casemate.cli.wire.client import object_of, text_of
 from casemate.cli.wire.events import read_events
@@ -132,9 +132,3 @@ class Lines:
 
     def close(self) -> None:
         """Each line is whole already."""
-
-
-def short_item(item: str) -> str:
-    """Twelve digits of a digest; anything else as it is."""
-    algorithm, colon, digits = item.partition(":")
-    return digits[:12] if colon and algorithm.startswith("sha") else item

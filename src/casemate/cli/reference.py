@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from casemate.cli.flags import GLOBAL_FLAGS, SWITCH, Command, Flag
 from casemate.cli.help import groups_of
-from casemate.cli.index import ALIASES, ROWS
-from casemate.cli.main import load
+from casemate.cli.index import ALIASES, ROWS, load
 
 _HEAD = """<!-- Written by tools/reference.py out of the code; do not edit. -->
 

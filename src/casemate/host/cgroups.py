@@ -14,10 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from casemate.host import mounts
 from casemate.spec.errors import CasemateError, HostLacks
 
-DEFAULT_ROOT = Path("/sys/fs/cgroup")
 #: CPU bandwidth period: the kernel's default, and what every OCI runtime uses.
 CPU_PERIOD_US = 100_000
 #: Bound on cgroups below one pod: guests of user namespaces may nest (cgroup namespaces), but not without end.
@@ -85,6 +83,7 @@ class Cgroups(Protocol):
 
     def exists(self, path: str) -> bool:
         """Whether *path* is there (in any controller)."""
+        ...
 
     def remove(self, path: str) -> None:
         """Remove *path* and everything below; raises :class:`CgroupBusy` while a process is in it."""
@@ -94,24 +93,29 @@ class Cgroups(Protocol):
 
     def pids(self, path: str) -> list[int]:
         """The processes in and below *path*."""
+        ...
 
     def join(self, path: str, pid: int) -> None:
         """Move the process *pid* into *path*."""
 
     def set_limits(self, path: str, limits: Limits) -> list[str]:
         """Set *limits*; the warnings for those that this host cannot set."""
+        ...
 
     def stats(self, path: str) -> Stats:
         """The figures of *path* with everything below it."""
+        ...
 
     def freeze(self, path: str, frozen: bool) -> None:
         """Stop, or let go on, every process in and below *path*. Returns before all are stopped."""
 
     def is_frozen(self, path: str) -> bool:
         """Whether all of *path* is stopped."""
+        ...
 
     def children(self, path: str) -> list[str]:
         """The names of the cgroups right below *path*."""
+        ...
 
 
 def check_path(path: str) -> str:
@@ -218,27 +222,6 @@ def child_names(folder: Path) -> list[str]:
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         return sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
     return []
-
-
-def detect(root: Path = DEFAULT_ROOT) -> Cgroups:
-    """The hierarchy that this host uses; raises :class:`CgroupsMissing`."""
-    from casemate.host.cgroups_v1 import CgroupsV1  # noqa: PLC0415 - only one of the two is ever loaded
-    from casemate.host.cgroups_v2 import CgroupsV2  # noqa: PLC0415
-
-    found = mounts.parse_mountinfo(Path("/proc/self/mountinfo").read_bytes(), root)
-    for mount in found:
-        if mount.target == root and mount.kind == "cgroup2":
-            return CgroupsV2(root)
-    controllers: dict[str, Path] = {}
-    for mount in found:
-        if mount.kind == "cgroup":
-            for name in mount.super_options.split(","):
-                controllers.setdefault(name, mount.target)
-        elif mount.kind == "cgroup2":
-            controllers["unified"] = mount.target
-    if "memory" in controllers and "pids" in controllers:
-        return CgroupsV1({name: place for name, place in controllers.items() if name != "rw"})
-    raise CgroupsMissing(f"{root}: neither cgroup2 nor v1's memory and pids controllers are mounted")
 
 
 async def end(cgroups: Cgroups, path: str, *, timeout_s: float = 5.0) -> None:

@@ -170,7 +170,8 @@ class CgroupsV1:
 
     def is_frozen(self, path: str) -> bool:
         folder = self.folder("freezer", path)
-        return folder is not None and base.read_text(folder / "freezer.state") == "FROZEN"
+        # freezer.state says FREEZING until the last task has stopped; what was asked for stands here at once.
+        return folder is not None and (base.read_text(folder / "freezer.self_freezing") or "").strip() == "1"
 
     def children(self, path: str) -> list[str]:
         return sorted({name for folder in self._folders(path) for name in base.child_names(folder)})

@@ -110,7 +110,8 @@ class CgroupsV2:
         base.write(self.folder(path) / "cgroup.freeze", "1" if frozen else "0")
 
     def is_frozen(self, path: str) -> bool:
-        return base.read_fields(self.folder(path) / "cgroup.events").get("frozen") == 1
+        # cgroup.events says frozen once the last task has stopped; what was asked for stands here at once.
+        return (base.read_text(self.folder(path) / "cgroup.freeze") or "").strip() == "1"
 
     def children(self, path: str) -> list[str]:
         return base.child_names(self.folder(path))

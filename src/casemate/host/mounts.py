@@ -2,8 +2,9 @@
 
 Written for Linux 6.1 (Debian 12) and newer. Three things differ by kernel and are tried in this order:
 
-- overlay over *detached* mounts by descriptor (6.15); else the clones are attached for the moment of mounting,
-  since an overlay keeps private copies of its layers and needs their mount points no longer;
+- overlay over *detached* mounts by descriptor (6.15); else the layers are attached for the moment of mounting,
+  since an overlay keeps private copies of its layers and needs their mount points no longer. They are moved, not
+  cloned: a detached mount can be cloned only since 6.15 too;
 - ``lowerdir+`` (6.8), one layer a call; else one ``lowerdir=`` of ``/proc/self/fd/N`` names, which stays
   short of the page that mount(2) copies, and holds neither colon nor comma whatever the layers' real paths;
 - idmapped squashfs (6.2 with the flag FS_ALLOW_IDMAP set for squashfs): see :func:`supports_idmapped_squashfs`.
@@ -11,8 +12,10 @@ Written for Linux 6.1 (Debian 12) and newer. Three things differ by kernel and a
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import os
+import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +27,13 @@ from casemate.spec.errors import CasemateError, HostLacks
 #: The kernel's own bound on overlay layers (OVL_MAX_STACK).
 MAX_LOWERS = 500
 _MOUNTINFO = Path("/proc/self/mountinfo")
+#: The first kernel whose overlay takes layers that are mounted nowhere.
+_DETACHED_LAYERS_SINCE = (6, 15)
+#: A squashfs without a file (lz4, as our layers are), to ask the kernel with; what follows is zeros.
+_EMPTY_SQUASHFS = base64.b64decode(
+    "aHNxcwEAAAAAAAAAAAACAAAAAAAFABEAUAYBAAQAAAAAAAAAAAAAAJMAAAAAAAAAiwAAAAAAAAD//////////2oAAAAAAAAAhAAAAAAAAAD/////"
+    "////////////////CIABAAAAAAAAABgAUwEA7QEAAQAECQDAAgAAAAMAAAAAAAAABQBAAAAAAIQ="
+)
 
 #: Set deliberately, whatever the kernel's build chose:
 #: index=off: no NFS export, and an index would forbid to move or clone the upper folder;
@@ -141,13 +151,20 @@ def overlay(
     read_only: bool = False,
     volatile: bool = False,
     options: Sequence[tuple[str, str]] = OVERLAY_OPTIONS,
+    attached: bool | None = None,
 ) -> int:
-    """An overlay of *lowers* (the topmost first; paths, or descriptors of mounts) with *upper* and *work*.
+    """An overlay of *lowers* (the topmost first) with *upper* and *work*.
 
-    Attached at *target*, or left detached where that is None. Returns a descriptor of the mount, which the
+    *lowers* are folders' paths, or descriptors of detached mounts (of which those kernels that cannot take them
+    so make attached ones; they are good for nothing else afterwards) or of folders. The overlay is attached at
+    *target*, or left detached where that is None. Returns a descriptor of the mount, which the
     caller closes. *volatile*: the kernel syncs nothing when it is unmounted; for what is thrown away.
+    *attached*: True for the way of kernels before 6.15, None to choose by the kernel.
     Without *upper* it is read-only, and needs two lowers. Raises :class:`MountFailed`.
     """
+    if attached is None:
+        # Not by trying alone: older kernels write a line to their log for each failure.
+        attached = kernel_version() < _DETACHED_LAYERS_SINCE
     if not 1 <= len(lowers) <= MAX_LOWERS:
         raise MountFailed(f"overlay of {len(lowers)} layers; the kernel takes 1 to {MAX_LOWERS}")
     with contextlib.ExitStack() as stack:
@@ -156,15 +173,15 @@ def overlay(
         if upper is not None and work is not None:
             upper_fds = _folder_fd(stack, upper), _folder_fd(stack, work)
         try:
-            mounted = _overlay_fd(numbers, upper_fds, read_only, volatile, options)
-        except OSError as first:
-            # Before 6.15 a layer must hang in our own mount namespace.
-            try:
-                mounted = _overlay_attached(numbers, upper_fds, read_only, volatile, options)
-            except OSError as error:
-                raise _failed(
-                    error, f"overlay of {len(lowers)} layers (first try: {first.strerror})", target
-                ) from error
+            if attached:
+                movable = [isinstance(lower, int) for lower in lowers]
+                mounted = _overlay_attached(
+                    numbers, movable, upper_fds, read_only=read_only, volatile=volatile, options=options
+                )
+            else:
+                mounted = _overlay_fd(numbers, upper_fds, read_only, volatile, options)
+        except OSError as error:
+            raise _failed(error, f"overlay of {len(lowers)} layers", target) from error
     if target is not None:
         try:
             attach(mounted, target)
@@ -218,12 +235,14 @@ def _overlay_fd(
 
 def _overlay_attached(
     lowers: Sequence[int],
+    movable: Sequence[bool],
     upper_fds: tuple[int, int] | None,
+    *,
     read_only: bool,
     volatile: bool,
     options: Sequence[tuple[str, str]],
 ) -> int:
-    """For kernels before 6.15: attach copies of the layers, mount(2) over them, take the copies away again."""
+    """For kernels before 6.15: attach the *movable* layers, mount(2) over them, take them away again."""
     with tempfile.TemporaryDirectory(prefix="casemate-lower-") as scratch, contextlib.ExitStack() as stack:
         # Its own mount, private, so that nothing of this is seen elsewhere and one detach takes all away.
         syscalls.mount("tmpfs", scratch, "tmpfs", syscalls.MS_NODEV | syscalls.MS_NOSUID, "size=1m,mode=700")
@@ -233,12 +252,12 @@ def _overlay_attached(
         for index, number in enumerate(lowers):
             place = Path(scratch) / str(index)
             place.mkdir()
-            copy = syscalls.open_tree("", syscalls.OPEN_TREE_CLONE | syscalls.AT_EMPTY_PATH, number)
-            try:
-                syscalls.move_mount(copy, str(place))
-            finally:
-                os.close(copy)
-            names.append(f"/proc/self/fd/{_folder_fd(stack, place)}")
+            names.append(f"/proc/self/fd/{number}")
+            # A descriptor of a folder (not of a mount) cannot be moved, and hangs in our namespace already.
+            with contextlib.suppress(OSError):
+                if movable[index]:
+                    syscalls.move_mount(number, str(place))
+                    names[-1] = f"/proc/self/fd/{_folder_fd(stack, place)}"
         place = Path(scratch) / "merged"
         place.mkdir()
         text = [f"lowerdir={':'.join(names)}", *(f"{key}={value}" for key, value in options)]
@@ -362,15 +381,29 @@ def unescape(field: bytes) -> bytes:
     return b"".join(out)
 
 
-def supports_idmapped_squashfs(userns_fd: int, image: Path, scratch: Path) -> bool:
-    """Whether a squashfs mount can be idmapped here: mounts *image* below *scratch* and tries."""
-    place = scratch / "probe-squashfs"
-    place.mkdir(parents=True, exist_ok=True)
-    mount_squashfs(image, place)
+def kernel_version(release: str | None = None) -> tuple[int, int]:
+    """(6, 18) for ``6.18.44-fc``; (0, 0) for what has no such beginning. Of this kernel without *release*."""
+    found = re.match(r"(\d+)\.(\d+)", os.uname().release if release is None else release)
+    return (int(found[1]), int(found[2])) if found else (0, 0)
+
+
+def supports_idmapped_squashfs(userns_fd: int, scratch: Path) -> bool:
+    """Whether a squashfs mount can be idmapped here: mounts an empty one below *scratch* and tries.
+
+    Raises :class:`MountFailed` where squashfs cannot be mounted at all.
+    """
+    place = Path(tempfile.mkdtemp(prefix=".probe-", dir=scratch))
+    image = os.memfd_create("squashfs", os.MFD_CLOEXEC)
     try:
-        return supports_idmap(place, userns_fd)
+        os.write(image, _EMPTY_SQUASHFS)
+        os.truncate(image, 4096)
+        mount_squashfs_fd(image, place)
+        try:
+            return supports_idmap(place, userns_fd)
+        finally:
+            unmount(place, detach=True)
     finally:
-        unmount(place, detach=True)
+        os.close(image)
         place.rmdir()
 
 

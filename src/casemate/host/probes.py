@@ -6,7 +6,6 @@ None changes anything that lasts; each answers a :class:`Probe` and raises nothi
 
 from __future__ import annotations
 
-import contextlib
 import os
 import platform
 import tempfile
@@ -14,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from casemate.host import cgroups, loop, mounts, nft, programs, userns
+from casemate.host import hierarchy, loop, mounts, nft, programs, userns
 from casemate.spec.errors import CasemateError
 
 #: Debian 12's kernel; openat2, pidfd, mount_setattr and overlay on idmapped layers (5.19) are all older.
@@ -41,17 +40,9 @@ class Probe:
 def kernel() -> Probe:
     """The kernel's version."""
     release = platform.release()
-    found = version_of(release)
+    found = mounts.kernel_version(release)
     wanted = ".".join(map(str, MIN_KERNEL))
     return Probe("kernel", found >= MIN_KERNEL, release, f"run Linux {wanted} or newer")
-
-
-def version_of(release: str) -> tuple[int, int]:
-    """(6, 18) for ``6.18.44-fc``; (0, 0) for what has no such beginning."""
-    parts = release.split(".")
-    with contextlib.suppress(ValueError, IndexError):
-        return int(parts[0]), int(parts[1].split("-")[0])
-    return 0, 0
 
 
 def file_system(kind: str) -> Probe:
@@ -69,20 +60,30 @@ def user_namespaces() -> Probe:
     return Probe("user namespaces", True, "can be made")
 
 
-def idmapped_squashfs(scratch: Path, image: Path) -> Probe:
-    """Whether layers' owners can be mapped while they are mounted; *image* is any squashfs file."""
+def idmapped_squashfs(scratch: Path) -> Probe:
+    """Whether layers' owners can be mapped while they are mounted; tried on an empty one, mounted below *scratch*."""
     remedy = "run Linux 6.2 or newer; until then layers are stored with the owners of one range that all pods share"
     try:
         number = userns.userns_fd(_PROBE_FIRST_ID, 65536)
+        try:
+            able = mounts.supports_idmapped_squashfs(number, scratch)
+        finally:
+            os.close(number)
     except (CasemateError, OSError) as error:
         return Probe("idmapped layers", False, str(error), remedy, optional=True)
+    return Probe("idmapped layers", able, "yes" if able else "the kernel refuses", remedy, optional=True)
+
+
+def can_map_layers(scratch: Path) -> bool:
+    """Whether the kernel maps the owners of squashfs; True also where squashfs cannot be mounted, which the doctor
+    tells by itself."""
+    number = userns.userns_fd(_PROBE_FIRST_ID, 65536)
     try:
-        able = mounts.supports_idmapped_squashfs(number, image, scratch)
-    except (CasemateError, OSError) as error:
-        return Probe("idmapped layers", False, str(error), remedy, optional=True)
+        return mounts.supports_idmapped_squashfs(number, scratch)
+    except CasemateError:
+        return True
     finally:
         os.close(number)
-    return Probe("idmapped layers", able, "yes" if able else "the kernel refuses", remedy, optional=True)
 
 
 def idmapped_folder(folder: Path) -> Probe:
@@ -129,7 +130,7 @@ def loop_devices() -> Probe:
 def cgroup_flavour() -> Probe:
     """Which control group hierarchy is used, and which controllers are missing."""
     try:
-        found = cgroups.detect()
+        found = hierarchy.detect()
     except CasemateError as error:
         return Probe("control groups", False, error.detail, error.remedy)
     if found.version == 2:

@@ -103,7 +103,8 @@ def spawn(
                 setsigmask=[],
                 # Python ignores these two; a program must not inherit that.
                 setsigdef=[signal.SIGPIPE, signal.SIGXFSZ],
-                **({"setsid": True} if new_session else {"setpgroup": 0}),
+                # Two of posix_spawn's keywords, of which at most one may be given.
+                **({"setsid": True} if new_session else {"setpgroup": 0}),  # pyright: ignore[reportArgumentType]
             )
         except (FileNotFoundError, PermissionError) as error:
             raise ProgramMissing(f"{path}: {error.strerror}", program=path) from error

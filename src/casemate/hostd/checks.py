@@ -11,8 +11,9 @@ from collections.abc import Callable
 from casemate.hostd.errors import AddressTaken, WrongState
 from casemate.hostd.grants import Caller
 from casemate.hostd.state import Pod, State
-from casemate.isolation import capabilities, oci
+from casemate.isolation import oci
 from casemate.network import names, plan
+from casemate.spec import capabilities
 from casemate.spec.errors import Conflict, InvalidArgument
 from casemate.spec.ids import check_hostname
 from casemate.spec.settings import Settings

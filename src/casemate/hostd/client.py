@@ -89,6 +89,7 @@ class Hostd(Protocol):
         self, operation: AnyOperation, *, descriptors: Sequence[int] = (), timeout_s: float = 60.0
     ) -> Answered:
         """Run *operation*; raises :class:`RemoteError`, :class:`HostdAway`, :class:`TimedOut`."""
+        ...
 
 
 async def ask(

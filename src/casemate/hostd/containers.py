@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 from casemate.host import cgroups, pidfd
-from casemate.hostd import checks, mounting, pods
+from casemate.hostd import checks, inputs, mounting, pods
 from casemate.hostd.context import Context
 from casemate.hostd.errors import WrongState
 from casemate.hostd.grants import Caller
@@ -43,6 +43,13 @@ async def create(context: Context, pod: Pod, spec: ContainerSpec, caller: Caller
     checks.check_container(spec, pod.record.spec, caller, context.state, context.layers.has)
     if pod.record.phase != "ready":
         raise WrongState(f"pod {pod.id[:12]} is {pod.record.phase}", pod=pod.id)
+    if pod.record.id_shift != context.id_shift:
+        # Its layers would be mounted in one way, and were converted for the other.
+        raise WrongState(
+            f"pod {pod.record.spec.name} was made when userns.idmap, or the kernel, was another",
+            remedy="Make the pod anew; the containers that it has can be started.",
+            pod=pod.id,
+        )
     # The bound of now, recorded: what a container is made of must not change with the settings.
     bound = spec.writable_bytes or context.settings.number("limits.writable_bytes")
     spec = msgspec.structs.replace(spec, writable_bytes=bound)
@@ -71,6 +78,8 @@ async def prepare(context: Context, pod: Pod, container: Container) -> list[str]
         warnings = await pods.build(context, pod)
         pods.set_phase(context, pod, "ready")
     binds, said = await mounting.mount(context, pod, container)
+    # Mounted for a reader until now, perhaps: from here on it is the container's.
+    container.lent = False
     warnings += said
     plan = level.bundle(
         BundleInput(
@@ -235,6 +244,17 @@ def throw(context: Context, pod: str, container: str) -> None:
     """The container's state folder goes in one step; what it wrote is deleted later."""
     if context.trash.throw(context.folders.container_state(pod, container)):
         context.trash_waits.set()
+
+
+def attach(context: Context, container: Container) -> int:
+    """A connection to the container's conmon, for the peer."""
+    connection = attach_socket(context.folders.bundle(container.id))
+    try:
+        inputs.hold(container.held, container.record.spec.process, connection.fileno(), context.peer)
+    except BaseException:
+        connection.close()
+        raise
+    return connection.detach()
 
 
 def attach_socket(folder: Path) -> socket.socket:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from casemate.host.cgroups import Cgroups
+from casemate.host.pidfd import ProcessIdentity
 from casemate.hostd.folders import Folders
 from casemate.hostd.protocol import AnyEvent
 from casemate.hostd.records import Records
@@ -44,11 +45,17 @@ class Context:
     conmon: str
     casemated_uid: int
     mtu_bytes: int
+    #: 0: each pod has a range of ids of its own, and its layers' owners are mapped when they are mounted. Else the
+    #: first id of the one range that all pods share, which is what the layers' owners were shifted by.
+    id_shift: int
     emit: Callable[[AnyEvent], None]
     step: Callable[[str], None] = _no_step
     launchers: dict[bool, Launcher] = field(default_factory=dict)
     #: The ruleset's generation when the firewall was last looked at.
     firewall_generation: int = -1
+    #: casemated, while it is connected; and whether one went away since the inputs were last looked at.
+    peer: ProcessIdentity | None = None
+    peer_gone: asyncio.Event = field(default_factory=asyncio.Event)
     #: Set when something was thrown into the trash.
     trash_waits: asyncio.Event = field(default_factory=asyncio.Event)
 

@@ -13,7 +13,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from casemate.host import cgroups, mounts, programs, syscalls
+from casemate.host import hierarchy, mounts, pidfd, probes, programs, syscalls
+from casemate.host.peer import Peer
 from casemate.host.seqpacket import listen
 from casemate.host.settings_file import read_settings
 from casemate.hostd import housekeeping, recovery
@@ -70,6 +71,21 @@ def share_run_folder(folder: Path) -> None:
     syscalls.mount(None, folder, None, syscalls.MS_SHARED)
 
 
+def choose_id_shift(settings: Settings, scratch: Path) -> int:
+    """What the layers' owners are shifted by (see :class:`Context`): 0 where the kernel maps them as it mounts.
+
+    *scratch*: a folder of ours to mount an empty squashfs in. Where squashfs cannot be mounted at all this says
+    nothing: the first layer will.
+    """
+    wanted = settings.text("userns.idmap")
+    if wanted not in ("auto", "off"):
+        raise SettingInvalid(f"userns.idmap: {wanted[:40]!r} is neither auto nor off")
+    if wanted == "auto" and probes.can_map_layers(scratch):
+        return 0
+    log.warning("pods share one range of user ids: %s", "userns.idmap is off" if wanted == "off" else "old kernel")
+    return settings.number("userns.first_id")
+
+
 async def make_context(settings: Settings, step: Callable[[str], None] | None) -> Context:
     """Everything that operations work with; raises :class:`HostLacks` where the host cannot serve at all."""
     folders = Folders(Path(settings.text("paths.host_state")), Path(settings.text("paths.host_run")))
@@ -81,7 +97,7 @@ async def make_context(settings: Settings, step: Callable[[str], None] | None) -
         records=Records(folders),
         state=State(),
         facts=facts,
-        cgroups=cgroups.detect(),
+        cgroups=hierarchy.detect(),
         levels=runtime.levels(runtime.Found(None, "not yet probed")),
         layers=LayerMounts(folders.state, folders.run),
         volumes=Volumes(folders.state, trash),
@@ -91,12 +107,14 @@ async def make_context(settings: Settings, step: Callable[[str], None] | None) -
         conmon=programs.find_program("conmon"),
         casemated_uid=_uid_of(settings.text("daemon.user")),
         mtu_bytes=links.default_mtu_bytes(settings.number("network.mtu")),
+        id_shift=0,
         emit=lambda _event: None,
     )
     if step is not None:
         context.step = step
     recovery.make_folders(context)
     share_run_folder(folders.run)
+    context.id_shift = choose_id_shift(settings, folders.run)
     # The last range is the probe's own: pods count from the first.
     last = settings.number("userns.first_id") + settings.number("userns.ranges") * 65_536
     found = await runtime.choose(
@@ -122,7 +140,13 @@ async def serve(settings: Settings, step: Callable[[str], None] | None = None) -
     recovery.load(context)
     context.layers.open(recovery.layer_users(context))
     await recovery.converge(context)
-    server = Server(Operations(context).handle, context.casemated_uid)
+
+    def on_peer(peer: Peer | None) -> None:
+        context.peer = None if peer is None else pidfd.identity(peer.pid)
+        if peer is None:
+            context.peer_gone.set()
+
+    server = Server(Operations(context).handle, context.casemated_uid, on_peer)
     context.emit = server.emit
     listening = listen(context.folders.socket, mode=0o600, owner=(context.casemated_uid, 0))
     log.info(

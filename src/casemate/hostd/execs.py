@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 from casemate.host import pidfd
-from casemate.hostd import containers, watching
+from casemate.hostd import containers, inputs, watching
 from casemate.hostd.context import Context
 from casemate.hostd.errors import ExecMissing, WrongState
 from casemate.hostd.protocol import AnyAnswer, ExecEnded, ExecStart, Started
@@ -75,6 +75,7 @@ async def _launch(
     try:
         if operation.attach:
             connection = await _attach(supervised, folder)
+            inputs.hold(one.held, operation.process, connection, context.peer)
         one.pid = await supervised.pid()
         one.conmon_pid = supervised.child.pid
         # An exec may be over by now; its exit file tells.
@@ -85,6 +86,7 @@ async def _launch(
         else:
             watching.on_end(number, lambda: _ended(context, container, one, folder))
     except BaseException:
+        inputs.drop(one.held)
         if connection is not None:
             os.close(connection)
         raise
@@ -107,6 +109,7 @@ async def _attach(supervised: Supervised, folder: Path) -> int:
 
 
 def _ended(context: Context, container: Container, one: Exec, folder: Path) -> None:
+    inputs.drop(one.held)
     code, _finished, _reason = watching.read_exit(folder / container.id)
     container.execs.pop(one.exec_id, None)
     remove_small(folder)

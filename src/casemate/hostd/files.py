@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import AsyncGenerator, Generator
 
-from casemate.host import safe_path
-from casemate.hostd import containers, execs, observing, protocol
+from casemate.host import pidfd, safe_path, userns
+from casemate.hostd import containers, execs, observing, pods, protocol
 from casemate.hostd.context import Context
-from casemate.hostd.errors import ProtocolViolated, WrongState
+from casemate.hostd.errors import ContainerMissing, ProtocolViolated, WrongState
 from casemate.hostd.housekeeping import keep_generation
-from casemate.hostd.mounting import plan
+from casemate.hostd.mounting import make_bundle_folder, plan
 from casemate.hostd.protocol import AnyAnswer, Done
 from casemate.hostd.state import Container, Pod
 from casemate.spec.errors import InvalidArgument, NotFound
@@ -37,7 +39,7 @@ async def handle(
             return observing.top(context, pod, container), []
         case protocol.ContainerAttach():
             _need_process(container)
-            return Done(), [containers.attach_socket(context.folders.bundle(container.id)).detach()]
+            return Done(), [containers.attach(context, container)]
         case protocol.ContainerResize():
             folder = context.folders.bundle(container.id)
             if operation.exec_id is not None:
@@ -108,33 +110,86 @@ async def _stream(
     operation: protocol.ContainerArchive | protocol.ContainerExtract | protocol.ContainerDiff,
     data: int,
 ) -> None:
-    """Let a confined child stream; after a reboot the root may have to be mounted first, which takes the lock."""
-    root = plan(context, pod, container)
-    async with pod.lock:
-        if not rootfs.is_mounted(root):
-            raise WrongState(
-                f"container {container.record.spec.name} was not started since the host came up",
-                remedy="Start it once; then its files can be read.",
-            )
-    number = os.open(context.folders.pins(pod.record.spec)["user"], os.O_RDONLY | os.O_CLOEXEC)
-    try:
+    """Let a confined child stream. Copies see what a running container sees, with its volumes and binds; an export
+    and a comparison see its root file system alone."""
+    async with _root(context, pod, container) as (root, number):
         match operation:
+            case protocol.ContainerArchive(whole=True):
+                await confined.archive(root.target, number, "/", data)
             case protocol.ContainerArchive():
-                await confined.archive(root.target, number, "/" if operation.whole else operation.path, data)
+                with _view(container) as view:
+                    await confined.archive(root.target, number, operation.path, data, mount_namespace=view)
             case protocol.ContainerExtract():
-                await confined.extract(
-                    root.target,
-                    number,
-                    operation.path,
-                    data,
-                    keep_folders=operation.no_overwrite_dir_with_file,
-                    max_bytes=operation.max_bytes,
-                )
+                with _view(container) as view:
+                    await confined.extract(
+                        root.target,
+                        number,
+                        operation.path,
+                        data,
+                        keep_folders=operation.no_overwrite_dir_with_file,
+                        max_bytes=operation.max_bytes,
+                        mount_namespace=view,
+                    )
             case protocol.ContainerDiff():
-                lower = rootfs.lower_fd(root, context.layers, number)
+                lower = rootfs.lower_fd(root, context.layers, None if pod.record.id_shift else number)
                 try:
                     await confined.diff(root.target, number, lower, root.upper, data)
                 finally:
                     os.close(lower)
+
+
+@contextlib.contextmanager
+def _view(container: Container) -> Generator[int | None]:
+    """A descriptor of the mount namespace of a container that runs; None for one that does not."""
+    process = container.record.process
+    if container.record.phase not in ("created", "running") or process is None:
+        yield None
+        return
+    try:
+        number = os.open(f"/proc/{process.pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        number = -1
+    # Looked at after opening: the descriptor is of that process, and of no later one with its number.
+    if number >= 0 and not pidfd.is_alive(process.pid, process.start_ticks):
+        os.close(number)
+        number = -1
+    try:
+        yield None if number < 0 else number
+    finally:
+        if number >= 0:
+            os.close(number)
+
+
+@contextlib.asynccontextmanager
+async def _root(context: Context, pod: Pod, container: Container) -> AsyncGenerator[tuple[rootfs.RootfsPlan, int]]:
+    """Where the root file system is, and the pod's user namespace; after a reboot mounted for as long as it is read.
+
+    The pod is not locked meanwhile: a start that comes in between takes the mount over, and then it stays.
+    """
+    root = plan(context, pod, container)
+    async with pod.lock:
+        if context.state.containers.get(container.id) is not container:
+            raise ContainerMissing(f"container {container.id[:12]} is not on this host", container=container.id)
+        number = userns.userns_fd(pod.record.first_id, pods.IDS)
+        try:
+            if not rootfs.is_mounted(root):
+                make_bundle_folder(context, pod, container)
+                await rootfs.apply(root, context.layers, None if pod.record.id_shift else number)
+                container.lent = True
+        except BaseException:
+            os.close(number)
+            raise
+        container.readers += 1
+    try:
+        yield root, number
     finally:
         os.close(number)
+        container.readers -= 1
+        async with pod.lock:
+            ours = container.lent and not container.readers
+            if ours and container.record.phase == "exited" and container.id in context.state.containers:
+                rootfs.unmount(root, context.layers)
+                # What uses the layers is the container, mounted or not.
+                for layer in root.layers:
+                    context.layers.hold(layer, root.user)
+            container.lent = container.lent and not ours

@@ -7,21 +7,17 @@ is a connection *to the API's socket*: a pair that casemated made for itself has
 
 from __future__ import annotations
 
-import grp
 import os
-import pwd
 import socket
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from casemate.host.granted import GRANTS, granted
 from casemate.host.peer import peer_of
 from casemate.hostd.errors import CallerForged
 from casemate.hostd.records import CallerRecord
 from casemate.spec.errors import GrantMissing
 from casemate.spec.settings import Settings
-
-GRANTS = ("host_paths", "devices", "capabilities", "host_namespaces", "privileged")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,24 +87,3 @@ def _is_api(name: object, api_socket: Path) -> bool:
         return False
     place = Path(name)
     return place == api_socket or (place.parent == api_socket.parent and place.name.startswith(f".{api_socket.name}."))
-
-
-def granted(uid: int, gid: int, groups: Sequence[int], settings: Settings) -> frozenset[str]:
-    """What the settings give to a user: named by name or number, or by a group as ``@name``."""
-    if uid == 0:
-        return frozenset(GRANTS)
-    return frozenset(
-        grant
-        for grant in GRANTS
-        if any(_is_named(entry, uid, {gid, *groups}) for entry in settings.texts(f"grants.{grant}"))
-    )
-
-
-def _is_named(entry: str, uid: int, gids: set[int]) -> bool:
-    name = entry.removeprefix("@")
-    try:
-        if entry.startswith("@"):
-            return (int(name) if name.isdigit() else grp.getgrnam(name).gr_gid) in gids
-        return (int(name) if name.isdigit() else pwd.getpwnam(name).pw_uid) == uid
-    except KeyError:
-        return False

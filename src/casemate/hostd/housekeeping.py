@@ -9,9 +9,11 @@ times the bound on disk. A container that fills more than one generation between
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 
 from casemate.host import syscalls
+from casemate.hostd import inputs
 from casemate.hostd.context import Context
 from casemate.hostd.protocol import ContainerOom
 from casemate.hostd.records import sync
@@ -23,6 +25,8 @@ log = logging.getLogger("casemate.hostd")
 _PERIOD_S = 1.0
 #: A trim takes 1 ms.
 _TRIM_PERIOD_S = 10.0
+#: A process that was killed is dead within milliseconds of the end of its connections.
+_DEATH_LOOKS, _DEATH_LOOK_S = 10, 0.05
 #: One look at a container is about 5 us; with thousands the looks are spread so that they cost 1 % of a cpu.
 _LOOKS_A_SECOND = 2000
 
@@ -33,6 +37,7 @@ async def run(context: Context) -> None:
         group.create_task(_keep_durable(context), name="durable")
         group.create_task(_look(context), name="look")
         group.create_task(_empty_trash(context), name="trash")
+        group.create_task(_keep_inputs(context), name="inputs")
         group.create_task(_give_memory_back(context), name="memory")
 
 
@@ -94,6 +99,23 @@ def keep_generation(context: Context, container: Container) -> bool:
         held.hardlink_to(path)
     container.log_inode = held.stat().st_ino
     return before != current
+
+
+async def _keep_inputs(context: Context) -> None:
+    """See to the inputs of a casemated that is gone; again, since its socket may close before it counts as dead."""
+    while True:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_PERIOD_S):
+                await context.peer_gone.wait()
+        again = context.peer_gone.is_set()
+        context.peer_gone.clear()
+        for _ in range(_DEATH_LOOKS if again else 1):
+            for container in context.state.containers.values():
+                for held in (container.held, *(one.held for one in container.execs.values())):
+                    inputs.let_go(held)
+                    inputs.silence(held)
+            if again:
+                await asyncio.sleep(_DEATH_LOOK_S)
 
 
 async def _give_memory_back(context: Context) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -172,6 +173,8 @@ def _plain(kind: str, which: str, function: Callable[[], object]) -> Leftover:
 async def doctor(context: Context) -> list[Finding]:
     """Checks of the host, the levels, and every leftover."""
     found = [await asyncio.to_thread(_probe, probe) for probe in probes.all_probes(context.folders.state)]
+    found.append(await asyncio.to_thread(_probe, lambda: probes.idmapped_squashfs(context.folders.run)))
+    found.append(_ranges(context))
     for level, words in context.levels.describe().items():
         missing = words.startswith("unavailable")
         severity = "ok" if not missing else "error" if level == "namespace" else "note"
@@ -187,6 +190,16 @@ async def doctor(context: Context) -> list[Finding]:
     if not any(one.left_over for one in found):
         found.append(Finding("leftovers", "ok", "nothing of ours belongs to nobody"))
     return found
+
+
+def _ranges(context: Context) -> Finding:
+    if not context.id_shift:
+        return Finding("user id ranges", "ok", "each pod has its own")
+    if context.settings.text("userns.idmap") == "off":
+        remedy = 'Take `idmap = "off"` out of the section userns of casemate.toml, and restart casemate-hostd.'
+        return Finding("user id ranges", "warning", "pods share one range: userns.idmap is off", remedy)
+    said = f"pods share one range on this kernel ({os.uname().release}): it cannot map the owners of squashfs files"
+    return Finding("user id ranges", "warning", said, "Run Linux 6.2 or newer; containers are then run anew.")
 
 
 def _probe(probe: Callable[[], probes.Probe]) -> Finding:

@@ -21,6 +21,7 @@ from casemate.isolation.bundle import BindSource, DeviceNode
 from casemate.isolation.oci import bind_source
 from casemate.network import names
 from casemate.spec.errors import InvalidArgument, NotFound
+from casemate.spec.resolvers import reachable_resolvers
 from casemate.spec.workload import BindMount, Device, VolumeMount
 from casemate.storage import confined, rootfs
 
@@ -67,7 +68,8 @@ async def mount(context: Context, pod: Pod, container: Container) -> tuple[list[
     unmount_binds(folder)
     number = os.open(context.folders.pins(pod.record.spec)["user"], os.O_RDONLY | os.O_CLOEXEC)
     try:
-        await rootfs.apply(plan(context, pod, container), context.layers, number)
+        layers_map = None if pod.record.id_shift else number
+        await rootfs.apply(plan(context, pod, container), context.layers, layers_map)
         context.step("container.rootfs")
         (folder / "binds").mkdir(mode=0o711, exist_ok=True)
         binds, warnings = _etc(context, pod, container, folder), []
@@ -226,7 +228,7 @@ def _resolv(context: Context, pod: Pod) -> str:
         return texts[0]
     resolvers = list(network.dns or context.settings.texts("network.dns"))
     for text in texts:
-        resolvers = resolvers or names.reachable_resolvers(text)
+        resolvers = resolvers or reachable_resolvers(text)
     search = network.dns_search or names.host_search(texts[0])
     return names.resolv_file(resolvers, search, network.dns_options)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import msgspec
@@ -116,6 +116,7 @@ class Operations:
             "machine": context.facts.machine,
             "cgroups": f"v{context.cgroups.version}",
             "conmon": context.conmon,
+            "id_shift": str(context.id_shift),
         }
         return Welcome(protocol.PROTOCOL_VERSION, context.boot_id, context.levels.describe(), facts)
 
@@ -129,14 +130,14 @@ class Operations:
         return caller_of(fds[0], api, self._context.settings)
 
     @contextlib.asynccontextmanager
-    async def _pod(self, pod: str) -> AsyncIterator[Pod]:
+    async def _pod(self, pod: str) -> AsyncGenerator[Pod]:
         found = self._context.state.pod(pod)
         async with found.lock:
             # While we waited it may have been removed.
             yield self._context.state.pod(pod)
 
     @contextlib.asynccontextmanager
-    async def _container(self, container: str) -> AsyncIterator[tuple[Pod, Container]]:
+    async def _container(self, container: str) -> AsyncGenerator[tuple[Pod, Container]]:
         pod, _ = self._context.state.container(container)
         async with pod.lock:
             yield self._context.state.container(container)
@@ -156,9 +157,7 @@ class Operations:
                 container, said = await containers.create(context, context.state.pod(spec.pod), spec, caller)
                 warnings += said
                 if not operation.start:
-                    fds = (
-                        [containers.attach_socket(context.folders.bundle(spec.id)).detach()] if operation.attach else []
-                    )
+                    fds = [containers.attach(context, container)] if operation.attach else []
                     return _created(pod, container, warnings), fds
                 answer = _created(pod, container, warnings)
                 try:
@@ -176,15 +175,15 @@ class Operations:
         context = self._context
         if container.record.phase == "exited":
             await containers.revive(context, pod, container)
-        connection = containers.attach_socket(context.folders.bundle(container.id)) if attach else None
+        connection = containers.attach(context, container) if attach else None
         try:
             pid = container.record.process.pid if container.record.process else 0
             await containers.start(context, pod, container)
         except BaseException:
             if connection is not None:
-                connection.close()
+                os.close(connection)
             raise
-        return Started(pid), [connection.detach()] if connection is not None else []
+        return Started(pid), [connection] if connection is not None else []
 
     async def _pod_remove(self, operation: protocol.PodRemove) -> None:
         context = self._context

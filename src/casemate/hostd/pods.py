@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from casemate.host import cgroups, nft
+from casemate.host import cgroups, conntrack, nft
 from casemate.hostd import checks
 from casemate.hostd.context import Context
 from casemate.hostd.errors import WrongState
@@ -23,6 +23,7 @@ from casemate.hostd.state import Pod
 from casemate.isolation.bundle import Sandbox
 from casemate.isolation.namespace import sandbox
 from casemate.network import links, plan
+from casemate.spec.errors import CasemateError
 from casemate.spec.workload import PodSpec, Resources
 
 log = logging.getLogger("casemate.hostd")
@@ -34,10 +35,10 @@ async def create(context: Context, spec: PodSpec, caller: Caller) -> tuple[Pod, 
     """Make the pod; the caller holds no lock, since nobody knows the pod yet. Undone when it fails."""
     checks.check_pod(spec, caller, context.state, context.settings)
     context.levels.find(spec.level)
-    first = context.state.free_range(
+    first = context.id_shift or context.state.free_range(
         context.settings.number("userns.first_id"), context.settings.number("userns.ranges")
     )
-    record = PodRecord(spec, "creating", first, context.boot_id, caller=caller.record())
+    record = PodRecord(spec, "creating", first, context.boot_id, caller=caller.record(), id_shift=context.id_shift)
     pod = context.state.add_pod(record)
     async with pod.lock:
         try:
@@ -198,6 +199,10 @@ async def discard(context: Context, pod: Pod) -> None:
     context.step("pod.cgroup_gone")
     if spec.network.mode == "pod" and spec.network.ports:
         context.nat.unpublish(spec.network.address)
+        if any(port.protocol == "udp" for port in spec.network.ports):
+            # A flow that goes on keeps its translation: its packets would reach whoever has the address next.
+            with contextlib.suppress(CasemateError, OSError):
+                await conntrack.forget(spec.network.address)
     for path in context.folders.pins(spec).values():
         sandbox.remove_pin(path)
     with contextlib.suppress(OSError):

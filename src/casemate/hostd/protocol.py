@@ -107,9 +107,10 @@ class VolumeRemove(Operation, frozen=True, tag="volume.remove"):
 
 
 class VolumeList(Operation, frozen=True, tag="volume.list"):
-    """Answers :class:`Volumes`."""
+    """Answers :class:`Volumes`; with *sizes* counted, which takes a walk through all of their files."""
 
     project: Project
+    sizes: bool = False
 
 
 # --- pods -------------------------------------------------------------------------------------------------------

@@ -50,12 +50,15 @@ class ProcessRecord(Value, frozen=True):
 
 
 class PodRecord(Value, frozen=True):
+    """*id_shift*: as the context's when the pod was made; it says how the layers of its containers are mounted."""
+
     spec: PodSpec
     phase: PodPhase
     first_id: int
     boot_id: str
     schema: int = SCHEMA
     caller: CallerRecord | None = None
+    id_shift: int = 0
 
 
 class ContainerRecord(Value, frozen=True):

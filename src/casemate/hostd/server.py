@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import socket
 import traceback
@@ -23,7 +24,7 @@ from casemate.host.seqpacket import Channel, Message
 from casemate.hostd import protocol
 from casemate.hostd.errors import Busy, PeerRefused, ProtocolViolated
 from casemate.hostd.protocol import AnyAnswer, AnyEvent, AnyOperation, Failed, Hello, Notice, Reply, Request
-from casemate.spec.errors import CasemateError, LimitExceeded, TimedOut
+from casemate.spec.errors import CasemateError, DiskFull, LimitExceeded, TimedOut
 
 log = logging.getLogger("casemate.hostd")
 
@@ -63,9 +64,13 @@ def request_number(data: bytes) -> int:
 class Server:
     """Answers one peer at a time. *handle* does the operations."""
 
-    def __init__(self, handle: Handler, allowed_uid: int) -> None:
+    def __init__(
+        self, handle: Handler, allowed_uid: int, on_peer: Callable[[Peer | None], None] = lambda _peer: None
+    ) -> None:
         self._handle = handle
         self._allowed_uid = allowed_uid
+        #: Told of the peer when its connection is made, and with None when that is gone.
+        self._on_peer = on_peer
         self._channel: Channel | None = None
         self._running = 0
         self._closing = False
@@ -88,6 +93,7 @@ class Server:
                 channel = Channel(connection)
                 if self._accepts(channel):
                     self._channel = channel
+                    self._on_peer(channel.peer)
                     group.create_task(self._read(channel), name="peer")
 
     def _accepts(self, channel: Channel) -> bool:
@@ -148,6 +154,7 @@ class Server:
             log.warning("hung up on the peer after %d messages that were no requests", violations)
         finally:
             channel.close()
+            self._on_peer(None)
 
     def _admit(self, message: Message, greeted: bool) -> Request:
         if len(message.data) > protocol.MAX_MESSAGE_BYTES or len(message.fds) > protocol.MAX_DESCRIPTORS:
@@ -177,11 +184,8 @@ class Server:
             answer = Failed(TimedOut(f"{_name(request)} did not end within {deadline_s:g} s").to_problem())
         except CasemateError as error:
             answer = Failed(error.to_problem())
-        except Exception:
-            # The text stays here: what an unknown failure says may hold anything.
-            trace = uuid.uuid4().hex[:16]
-            log.error("%s failed, trace %s\n%s", _name(request), trace, traceback.format_exc())
-            answer = Failed(CasemateError(f"casemate-hostd failed; trace {trace} in its journal").to_problem())
+        except Exception as error:
+            answer = _unforeseen(request, error)
         finally:
             self._running -= 1
             self._ended.set()
@@ -195,6 +199,16 @@ class Server:
             log.warning("an answer was not sent: %s", error.detail)
         finally:
             Message(b"", fds).close()
+
+
+def _unforeseen(request: Request, error: Exception) -> Failed:
+    """What nobody caught: a full disk, which may be met at any write, by its name; anything else as a trace id."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return Failed(DiskFull(f"{_name(request)}: {error.strerror}").to_problem())
+    # The text stays here: what an unknown failure says may hold anything.
+    trace = uuid.uuid4().hex[:16]
+    log.error("%s failed, trace %s\n%s", _name(request), trace, "".join(traceback.format_exception(error)))
+    return Failed(CasemateError(f"casemate-hostd failed; trace {trace} in its journal").to_problem())
 
 
 def _name(request: Request) -> str:

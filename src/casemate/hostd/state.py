@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from casemate.hostd.errors import ContainerMissing, PodMissing, RangesExhausted
+from casemate.hostd.inputs import Held
 from casemate.hostd.records import ContainerRecord, PodRecord
 
 
@@ -20,6 +21,7 @@ class Exec:
     conmon_pid: int = 0
     pid: int = 0
     start_ticks: int = 0
+    held: list[Held] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -31,6 +33,11 @@ class Container:
     oom_told: bool = False
     #: The file that ``log.0`` names; 0 before the first look.
     log_inode: int = 0
+    #: Connections that feed its input.
+    held: list[Held] = field(default_factory=list)
+    #: Copies, exports and comparisons under way; and whether the root was mounted for them alone.
+    readers: int = 0
+    lent: bool = False
     #: Set when nothing of it runs.
     ended: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -59,7 +66,8 @@ class State:
         self.pods: dict[str, Pod] = {}
         self.containers: dict[str, Container] = {}
         self.addresses: dict[str, str] = {}
-        self.ranges: dict[int, str] = {}
+        #: First id to the pods that have the range: one, but for the range that is shared where owners are not mapped.
+        self.ranges: dict[int, set[str]] = {}
         self.volume_users: dict[tuple[str, str], set[str]] = {}
         self._next_range = 0
 
@@ -80,15 +88,17 @@ class State:
     def add_pod(self, record: PodRecord) -> Pod:
         pod = Pod(record)
         self.pods[pod.id] = pod
-        self.ranges[record.first_id] = pod.id
+        self.ranges.setdefault(record.first_id, set()).add(pod.id)
         if record.spec.network.address:
             self.addresses[record.spec.network.address] = pod.id
         return pod
 
     def remove_pod(self, pod: Pod) -> None:
         self.pods.pop(pod.id, None)
-        if self.ranges.get(pod.record.first_id) == pod.id:
-            del self.ranges[pod.record.first_id]
+        sharing = self.ranges.get(pod.record.first_id, set())
+        sharing.discard(pod.id)
+        if not sharing:
+            self.ranges.pop(pod.record.first_id, None)
         if self.addresses.get(pod.record.spec.network.address) == pod.id:
             del self.addresses[pod.record.spec.network.address]
 

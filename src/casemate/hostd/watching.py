@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 from casemate.host import durable, pidfd
+from casemate.hostd import inputs
 from casemate.hostd.context import Context
 from casemate.hostd.protocol import ContainerExited, ContainerOom
 from casemate.hostd.records import ProcessRecord
@@ -50,6 +51,7 @@ def on_end(number: int, function: object) -> None:
 
 def forget(container: Container) -> None:
     """The container is being discarded: its exit, should it still come, tells nobody."""
+    inputs.drop(container.held)
     container.ended.set()
 
 
@@ -61,6 +63,7 @@ def container_ended(context: Context, container: Container) -> None:
         return
     if record.conmon is not None and pidfd.is_alive(record.conmon.pid, record.conmon.start_ticks):
         return  # of an earlier start
+    inputs.drop(container.held)
     code, finished, reason = read_exit(context.folders.exit_file(container.id))
     if reason and record.process is not None:
         # conmon is gone without a word: what it supervised must not run on unseen.

@@ -86,6 +86,8 @@ class TarArchive:
         self._stream = stream
         self._members: dict[str, tuple[int, int]] = {}
         self._links: dict[str, str] = {}
+        #: False when it has more members than were looked at: a root file system, or an attack.
+        self.is_whole = True
         self._index()
 
     def has(self, name: str) -> bool:
@@ -119,7 +121,8 @@ class TarArchive:
             if name not in self._links:
                 break
             name = self._links[name]
-        raise ArchiveInvalid(f"{name[:200]!r} is not in the archive")
+        where = "the archive" if self.is_whole else f"the first {MAX_MEMBERS} members of the archive"
+        raise ArchiveInvalid(f"{name[:200]!r} is not in {where}")
 
     def _index(self) -> None:
         descriptor = self._stream.fileno()
@@ -134,7 +137,10 @@ class TarArchive:
             position += th.BLOCK_BYTES
             size = 0 if entry.kind in th.HEADER_ONLY else entry.size
             count += 1
-            if count > MAX_MEMBERS or size < 0 or position + size > end:
+            if count > MAX_MEMBERS:
+                self.is_whole = False
+                return
+            if size < 0 or position + size > end:
                 raise ArchiveInvalid(
                     f"member {count} ({entry.name[:200]!r}, {size} bytes) does not fit into the archive"
                 )

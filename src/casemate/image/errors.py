@@ -126,7 +126,10 @@ class ArchiveInvalid(CasemateError):
     code = "image.archive_invalid"
     status = 422
     title = "The archive is not an image"
-    remedy = "Give a `docker save` archive, an OCI archive or folder, or with --rootfs a root file system as tar."
+    remedy = (
+        "Give what `docker save` or an OCI tool wrote; a tar of a root file system needs a name for its image: "
+        "`casemate image import --form rootfs FILE NAME`."
+    )
 
 
 class BuildFailed(CasemateError):

@@ -190,30 +190,22 @@ class Client:
             "kept", {}
         )
         for fresh in (False, True):
-            connection: http.client.HTTPConnection | None = None if fresh else connections.get(url.origin)
-            if connection is None:
-                connection = connections[url.origin] = self._connect(url)
+            kept = None if fresh else connections.get(url.origin)
+            if kept is None:
                 fresh = True  # noqa: PLW2901 - a new connection is not tried twice
+            connection = connections[url.origin] = kept or self._connect(url)
             try:
                 connection.request(method, url.target, body=body, headers=dict(headers))
                 response = connection.getresponse()
-                break
             except _NETWORK as error:
                 connection.close()
                 connections.pop(url.origin, None)
                 # The peer may have closed a kept connection while it was idle; a body that streams cannot be sent anew.
                 if fresh or not (body is None or isinstance(body, bytes)):
                     raise RegistryUnavailable(f"{url.host}:{url.port}: {_words(error)}") from error
-
-        used = connection
-
-        def drop() -> None:
-            connections.pop(url.origin, None)
-            response.close()
-            if used is not None:
-                used.close()
-
-        return Answer(url, response, drop)
+            else:
+                return _answer(url, response, connections, connection)
+        raise AssertionError("unreachable")
 
     def _connect(self, url: Url) -> http.client.HTTPConnection:
         try:
@@ -244,6 +236,20 @@ class Client:
 def network_error(error: BaseException, what: str) -> RegistryUnavailable | None:
     """*error* as :class:`RegistryUnavailable` when it is one of the network's, else None."""
     return RegistryUnavailable(f"{what}: {_words(error)}") if isinstance(error, _NETWORK) else None
+
+
+def _answer(
+    url: Url,
+    response: http.client.HTTPResponse,
+    connections: dict[tuple[str, str, int], http.client.HTTPConnection],
+    used: http.client.HTTPConnection,
+) -> Answer:
+    def drop() -> None:
+        connections.pop(url.origin, None)
+        response.close()
+        used.close()
+
+    return Answer(url, response, drop)
 
 
 def _words(error: BaseException) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from casemate.image import media
-from casemate.image.archive import Archive, file_chunks, open_archive, open_source
+from casemate.image.archive import Archive, FolderArchive, file_chunks, open_archive, open_source
 from casemate.image.errors import ArchiveInvalid, ManifestInvalid
 from casemate.image.ingest import take_layer
 from casemate.image.jobs import ConfigChange, ImportJob, Result
@@ -49,20 +49,30 @@ def import_archive(work: Workspace, job: ImportJob) -> Result:
     descriptor = open_source(job.source)
     try:
         if job.rootfs:
-            with os.fdopen(os.dup(descriptor), "rb") as stream:
-                layer, record = take_layer(work, file_chunks(stream), item=job.name or "rootfs", pack=True)
-            image = assemble(work, [(layer, record)], job.name, job.platform, job.change, job.epoch)
-            return _result(work, [image], [record])
+            return _import_rootfs(work, descriptor, job)
         archive = open_archive(work, descriptor)
         if archive.has("index.json") and archive.has("oci-layout"):
             images, records = _import_oci(work, archive, job)
-        elif archive.has("manifest.json"):
+            return _result(work, images, records, "oci-archive")
+        if archive.has("manifest.json"):
             images, records = _import_docker(work, archive, job)
-        else:
-            raise ArchiveInvalid(f"{job.source} holds neither index.json with oci-layout nor manifest.json")
-        return _result(work, images, records)
+            return _result(work, images, records, "docker-archive")
+        if job.maybe_rootfs and not isinstance(archive, FolderArchive):
+            # Docker's `import` is for root file systems alone: what holds no image is one.
+            os.lseek(descriptor, 0, os.SEEK_SET)
+            return _import_rootfs(work, descriptor, job)
+        raise ArchiveInvalid("the archive holds neither index.json with oci-layout nor manifest.json")
     finally:
         os.close(descriptor)
+
+
+def _import_rootfs(work: Workspace, descriptor: int, job: ImportJob) -> Result:
+    with os.fdopen(os.dup(descriptor), "rb") as stream:
+        if not stream.peek(1):
+            raise ArchiveInvalid("the archive is empty")
+        layer, record = take_layer(work, file_chunks(stream), item=job.name or "rootfs", pack=True)
+    image = assemble(work, [(layer, record)], job.name, job.platform, job.change, job.epoch)
+    return _result(work, [image], [record], "rootfs")
 
 
 def assemble(  # noqa: PLR0917 - what an image is
@@ -230,5 +240,6 @@ def _json(document: object) -> bytes:
     return json.dumps(document, separators=(",", ":"), sort_keys=True).encode()
 
 
-def _result(work: Workspace, images: list[ImageRecord], records: list[LayerRecord]) -> Result:
-    return Result(images=tuple(images), layers=tuple(records), staged=tuple(work.staged), lease=work.lease.name)
+def _result(work: Workspace, images: list[ImageRecord], records: list[LayerRecord], form: str) -> Result:
+    staged = tuple(work.staged)
+    return Result(images=tuple(images), layers=tuple(records), staged=staged, lease=work.lease.name, form=form)

@@ -91,12 +91,14 @@ class ConfigChange(msgspec.Struct, frozen=True, kw_only=True):
 class ImportJob(msgspec.Struct, frozen=True, tag="import", kw_only=True):
     """Read an archive or folder. *source*: an absolute path, or ``fd:N`` for an inherited descriptor.
 
-    *rootfs* true: it is a plain root file system tar that becomes an image of one layer named *name*.
+    *rootfs* true: it is a plain root file system tar that becomes an image of one layer named *name*; *maybe_rootfs*:
+    it is that when it holds no image.
     """
 
     state: str
     source: str
     rootfs: bool = False
+    maybe_rootfs: bool = False
     name: str = ""
     change: ConfigChange = ConfigChange()
     platform: Platform = Platform()
@@ -172,6 +174,8 @@ class Result(msgspec.Struct, frozen=True, tag="result", omit_defaults=True):
     lease: str = ""
     transferred_bytes: int = 0
     digest: str = ""
+    #: What an import found: docker-archive, oci-archive or rootfs.
+    form: str = ""
     damaged: tuple[str, ...] = ()
 
 

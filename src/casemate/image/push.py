@@ -70,7 +70,7 @@ def _push_blob(work: Workspace, place: Repository, digest: str, size: int, mount
             return 0
     except ImageNotFound:
         pass
-    location = ""
+    location, base = "", place.url("blobs/uploads/")
     for source in (*mount_from, ""):
         query = f"?mount={digest}&from={quote(source, safe='')}" if source else ""
         with place.call(

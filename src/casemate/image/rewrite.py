@@ -216,6 +216,8 @@ class Rewriter:
                     entry.name = value
                 case _ if key.startswith(th.XATTR):
                     self._xattr(entry, key.removeprefix(th.XATTR), value)
+                case _:
+                    pass
         return sparse.from_pax(extension.records)
 
     def _xattr(self, entry: Entry, name: bytes, value: bytes) -> None:

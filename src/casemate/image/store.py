@@ -18,7 +18,7 @@ import fcntl
 import hashlib
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -139,7 +139,7 @@ class Store:
     # locks
 
     @contextlib.contextmanager
-    def lock(self, name: str, *, shared: bool = False) -> Iterator[None]:
+    def lock(self, name: str, *, shared: bool = False) -> Generator[None]:
         """Hold the lock *name* (waits; flock, so that it goes with its holder)."""
         descriptor = self._acquire(name, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
         assert descriptor is not None

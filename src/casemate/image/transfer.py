@@ -52,6 +52,8 @@ class Download:
         except OSError as error:
             raise from_os_error(error, f"storing layer {layer.digest}") from error
         finally:
+            if not os.fstat(descriptor).st_size:
+                path.unlink(missing_ok=True)  # nothing to take up again
             os.close(descriptor)
 
     def _kept(self, descriptor: int) -> Generator[bytes, None, int]:
@@ -212,15 +214,16 @@ def bring_layer(
                 download = Download(work, client, place, layer)
             try:
                 record = _receive(work, download, layer, convert=convert and known is None)
-                break
             except (DigestMismatch, Corrupt, LayerInvalid):
                 # What was kept of an earlier attempt may have been damaged: once more, from the first byte.
                 damaged = download is None or download.resumed
                 if attempt == 2 or not damaged:
                     raise
                 store.ingest_path(layer.digest).unlink(missing_ok=True)
-        work.report(Progress(layer.digest, "done", layer.size_bytes, layer.size_bytes))
-        return record or known, download.transferred_bytes if download else 0
+            else:
+                work.report(Progress(layer.digest, "done", layer.size_bytes, layer.size_bytes))
+                return record or known, download.transferred_bytes if download else 0
+    raise AssertionError("unreachable")
 
 
 def _receive(work: Workspace, download: Download | None, layer: LayerRef, *, convert: bool) -> LayerRecord | None:
@@ -240,7 +243,12 @@ def _receive(work: Workspace, download: Download | None, layer: LayerRef, *, con
             def open_source(attempt: int) -> Iterator[bytes]:
                 return iter(next(sources)) if attempt == 0 else read_blob_chunks(work, layer.digest)
 
-            record = convert_layer(work.store, layer.diff_id, work.limits, open_source)
+            try:
+                record = convert_layer(work.store, layer.diff_id, work.limits, open_source)
+            except LayerInvalid:
+                for _ in feeder:  # bytes that are not the digest's are the registry's fault, and are told as such
+                    pass
+                raise
             for _ in feeder:  # what follows the archive's end still has to be stored and verified
                 pass
         finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -52,7 +52,7 @@ class Workspace:
         return record if record is not None and record.id_shift == self.limits.id_shift else None
 
     @contextmanager
-    def hold(self, name: str, item: str) -> Iterator[None]:
+    def hold(self, name: str, item: str) -> Generator[None]:
         """The store's lock *name*; while another job holds it this waits, says so, and can be stopped."""
         descriptor = self.store.try_lock(name)
         if descriptor is None:

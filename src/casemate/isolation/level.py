@@ -83,6 +83,7 @@ class IsolationLevel(Protocol):
 
     def bundle(self, given: BundleInput) -> BundlePlan:
         """The OCI bundle of a container. Pure; raises :class:`~casemate.spec.errors.InvalidArgument`."""
+        ...
 
 
 class Levels:

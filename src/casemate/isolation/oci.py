@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from casemate.isolation import capabilities, seccomp
+from casemate.isolation import seccomp
 from casemate.isolation.bundle import BindSource, BundleInput, BundlePlan, DeviceNode
 from casemate.isolation.process import INIT_PATH, process
+from casemate.spec import capabilities
 from casemate.spec.errors import HostLacks, InvalidArgument
 
 OCI_VERSION = "1.0.2"

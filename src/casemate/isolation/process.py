@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from casemate.isolation import capabilities
 from casemate.isolation.bundle import HostFacts
+from casemate.spec import capabilities
 from casemate.spec.errors import InvalidArgument
 from casemate.spec.workload import Process, Rlimit, Security
 

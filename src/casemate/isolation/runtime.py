@@ -13,7 +13,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from casemate.host import durable, programs
+from casemate.host import cgroups, durable, hierarchy, programs
 from casemate.isolation import observe, seccomp_compile
 from casemate.isolation.bundle import BindSource, BundleInput, HostFacts, Sandbox
 from casemate.isolation.launcher import Launcher
@@ -162,6 +162,8 @@ async def probe(level: NamespaceLevel, run_folder: Path, facts: HostFacts, cgrou
     finally:
         launcher.close()
         _clear(folder, pins)
+        with contextlib.suppress(CasemateError):
+            await cgroups.end(hierarchy.detect(), f"{cgroup}/probe")
 
 
 def _prepare(run_folder: Path, root: Path, first_id: int) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import ctypes
-import ctypes.util
 import os
 from collections.abc import Mapping
 from typing import Any

@@ -12,8 +12,9 @@ from casemate.host import netns, rtnetlink
 from casemate.network.plan import GATEWAY, PodLink
 from casemate.spec.errors import Conflict
 
-#: Set inside the pod. The namespace belongs to the host's user namespace, so that a pod's root cannot change its
-#: addresses or routes; what it is used to doing with capabilities there is opened by these instead.
+#: Set inside the pod. The namespace belongs to the pod's user namespace, and its root has no CAP_NET_ADMIN there
+#: (unless somebody with the grant gave it), so it cannot change addresses or routes; what programs are used to
+#: doing with CAP_NET_BIND_SERVICE and CAP_NET_RAW is opened by these instead.
 _POD_SYSCTLS: tuple[tuple[str, str], ...] = (
     ("net/ipv6/conf/all/disable_ipv6", "1"),
     ("net/ipv6/conf/default/disable_ipv6", "1"),

@@ -11,9 +11,8 @@ from collections.abc import Sequence
 
 from casemate.spec.errors import InvalidArgument
 from casemate.spec.ids import check_hostname
+from casemate.spec.resolvers import MAX_RESOLVERS
 
-#: resolv.conf(5): more are ignored by the C library; so are search lists of more than 6 domains by older ones.
-MAX_RESOLVERS = 3
 _OPTION = re.compile(r"[a-z0-9-]{1,40}(:[0-9]{1,6})?\Z")
 #: A host name in /etc/hosts may be anything of RFC 1123 with underscores, as people have them.
 _NAME = re.compile(r"[a-zA-Z0-9_]([a-zA-Z0-9_.-]{0,251}[a-zA-Z0-9_])?\Z")
@@ -58,26 +57,6 @@ def resolv_file(resolvers: Sequence[str], search: Sequence[str] = (), options: S
                 raise InvalidArgument(f"resolver option {one[:60]!r} is not of the form name or name:number")
         lines.append(f"options {' '.join(options)}\n")
     return "".join(lines)
-
-
-def reachable_resolvers(host_resolv: str) -> list[str]:
-    """Of the host's own resolv.conf text, the resolvers that a pod can reach: IPv4, and not the host's loopback.
-
-    An empty answer means that none can be reached (a stub such as 127.0.0.53): the caller looks into the stub's
-    own list (/run/systemd/resolve/resolv.conf), or tells the user to set ``network.dns``.
-    """
-    found: list[str] = []
-    for line in host_resolv.splitlines():
-        words = line.split()
-        if len(words) < 2 or words[0] != "nameserver":
-            continue
-        try:
-            address = ipaddress.IPv4Address(words[1])
-        except ValueError:
-            continue
-        if not address.is_loopback and not address.is_unspecified and str(address) not in found:
-            found.append(str(address))
-    return found
 
 
 def host_search(host_resolv: str) -> list[str]:

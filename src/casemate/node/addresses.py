@@ -48,8 +48,12 @@ def next_address(pool: Pool, last_given: int, is_used: Callable[[int], bool]) ->
     raise AddressesExhausted(f"all {pool.size} addresses of network.pool are given to pods")
 
 
+#: Texts are looked up, not made: `ps` shows thousands of addresses.
+_OCTETS = tuple(str(number) for number in range(256))
+
+
 def address_text(number: int | None) -> str:
     """``10.209.0.1``, or nothing for None."""
     if number is None:
         return ""
-    return f"{number >> 24}.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}"
+    return f"{_OCTETS[number >> 24]}.{_OCTETS[number >> 16 & 255]}.{_OCTETS[number >> 8 & 255]}.{_OCTETS[number & 255]}"

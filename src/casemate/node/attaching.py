@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-from casemate.api.schema import WaitAnswer
 from casemate.hostd.client import HostdMismatch, ask
 from casemate.hostd.protocol import ContainerAttach, ContainerResize, Done
-from casemate.node import lifecycle, logs, lookup, removal
+from casemate.node import entering, lifecycle, logs, lookup, removal
 from casemate.node.core import Caller, Core
 from casemate.node.errors import ContainerNotRunning
 from casemate.node.hub import Client
+from casemate.spec.api import WaitAnswer
 from casemate.spec.errors import CasemateError
 
 
@@ -22,12 +22,17 @@ class Session:
     container: str
     intent_at: float
     client: Client
+    #: What was said at the start that this attach made.
+    warnings: tuple[str, ...] = ()
 
 
 async def open_session(core: Core, reference: str, project: str, caller: Caller, *, start: bool) -> Session:
     """Attach; with *start*, start a container that does not run, so that nothing of its output is missed."""
     row = await core.db.read(lambda db: lookup.container(db, reference, project))
+    if row.made or not start:  # at the first start hostd asks, and knows better
+        await core.db.read(lambda db: entering.check(db, row, caller))
     if start and row.status not in ("running", "paused"):
+        told = row.the_warnings()
         try:
             row, descriptor = await lifecycle.start(core, row.id, project, caller, attach=True)
         except CasemateError:
@@ -36,7 +41,7 @@ async def open_session(core: Core, reference: str, project: str, caller: Caller,
             raise
         row = (await core.db.read(lambda db: lifecycle.row_and_pod(db, row.id)))[0] if descriptor is None else row
         if descriptor is not None:
-            return Session(row.id, row.intent_at, core.hub.adopt(row.id, descriptor))
+            return Session(row.id, row.intent_at, core.hub.adopt(row.id, descriptor), row.the_warnings()[len(told) :])
     if row.status not in ("running", "paused", "stopping"):
         raise ContainerNotRunning(f"container {row.name} is {row.status}", status=row.status)
 

@@ -7,8 +7,8 @@ import sqlite3
 
 import msgspec
 
-from casemate.api.schema import AuditList, AuditRow
 from casemate.node.clock import rfc3339
+from casemate.spec.api import AuditList, AuditRow
 
 #: Rows of a page at most.
 MAX_PAGE = 1000
@@ -24,6 +24,9 @@ class Entry(msgspec.Struct, frozen=True):
     subject: str
     answer: str
     facts: dict[str, object]
+
+
+_UNREADABLE = Entry("", "?", "unreadable", "", "", {})
 
 
 def append(
@@ -47,7 +50,10 @@ def page(db: sqlite3.Connection, after: int, limit: int) -> AuditList:
         expected = _chain(expected, raw)
         intact = intact and expected == chain
         expected = chain
-        e = msgspec.json.decode(raw, type=Entry)
+        try:
+            e = msgspec.json.decode(raw, type=Entry)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            intact, e = False, _UNREADABLE
         rows.append(AuditRow(number, e.at, e.who, e.action, e.subject, e.answer, e.facts, chain))
     return AuditList(tuple(rows), intact)
 

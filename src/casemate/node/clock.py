@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from datetime import UTC, date, datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta, timezone
 from functools import lru_cache
 
 from casemate.spec.errors import InvalidArgument
@@ -24,18 +24,17 @@ def now() -> float:
 def rfc3339(seconds: float) -> str:
     """*seconds* since the epoch as RFC 3339 text in UTC with microseconds; empty for 0 (never).
 
-    By hand, with the date remembered: three times as fast as datetime, and `ps` prints thousands.
+    By hand, with the minute remembered: four times as fast as datetime, and `ps` prints thousands.
     """
     if not seconds:
         return ""
-    whole, micros = divmod(round(seconds * 1_000_000), 1_000_000)
-    days, rest = divmod(whole, 86_400)
-    return f"{_date(days)}T{rest // 3600:02d}:{rest // 60 % 60:02d}:{rest % 60:02d}.{micros:06d}Z"
+    minute, micros = divmod(round(seconds * 1_000_000), 60_000_000)
+    return f"{_minute(minute)}{micros // 1_000_000:02d}.{micros % 1_000_000:06d}Z"
 
 
-@lru_cache(maxsize=256)
-def _date(days: int) -> str:
-    return (date(1970, 1, 1) + timedelta(days)).isoformat()
+@lru_cache(maxsize=512)
+def _minute(number: int) -> str:
+    return datetime.fromtimestamp(number * 60, UTC).strftime("%Y-%m-%dT%H:%M:")
 
 
 def parse_duration(text: str) -> float | None:

@@ -9,7 +9,13 @@ from dataclasses import dataclass
 
 import msgspec
 
-from casemate.api.schema import (
+from casemate.node import audit, entering, events, images, imagestore, lookup, platforms, pods, ports, resolve
+from casemate.node.clock import rfc3339
+from casemate.node.core import Caller, Core
+from casemate.node.errors import NameTaken, TooManyContainers
+from casemate.node.names import another_name, random_name
+from casemate.node.rows import ContainerRow, ExecRow, PodRow, encode, insert, select, update
+from casemate.spec.api import (
     Admission,
     ContainerCreated,
     ContainerDetail,
@@ -17,12 +23,6 @@ from casemate.api.schema import (
     ContainerSummary,
     PodRequest,
 )
-from casemate.node import audit, events, imagestore, lookup, pods, ports, resolve
-from casemate.node.clock import rfc3339
-from casemate.node.core import Caller, Core
-from casemate.node.errors import NameTaken, TooManyContainers
-from casemate.node.names import another_name, random_name
-from casemate.node.rows import ContainerRow, ExecRow, PodRow, encode, insert, select, update
 from casemate.spec.errors import InvalidArgument, NotFound
 from casemate.spec.workload import VolumeMount
 from casemate.trust.admission import Candidate, Grade, admit
@@ -33,7 +33,10 @@ NAME_TRIES = 24
 async def create(core: Core, request: ContainerRequest, caller: Caller) -> ContainerCreated:
     """Write the record of a new container (and of its pod); the host is not touched."""
     found = await core.db.read(lambda db: imagestore.find(db, request.image))
-    image = await imagestore.resolved(core, found, request.image)
+    platform = found.the_record().platform
+    platforms.check_asked(platform, request.platform, request.image)
+    await platforms.check_runs(platform, request.image)
+    image = await images.ready(core, found, request.image)
     level = pods.check_level(core, request.level)
     candidate = Candidate(image.digest, request.image, request.project, level or "namespace")
     grade = admit(core.admitter, candidate)
@@ -124,6 +127,7 @@ class _Fresh:
                 remedy="Give -p, --network and --hostname to `casemate pod create` instead.",
             )
         pod = lookup.pod(db, request.pod, request.project)
+        entering.check_pod(pod, self.caller)
         if request.level is not None and request.level != pod.the_spec().level:
             raise InvalidArgument(f"pod {pod.name} has level {pod.the_spec().level}, not {request.level}")
         if request.host_pid or request.host_ipc:

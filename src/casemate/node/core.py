@@ -7,13 +7,12 @@ import os
 import sys
 import traceback
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakValueDictionary
 
-from casemate.api.schema import WaitAnswer
 from casemate.hostd.client import Hostd
 from casemate.image.store import Store
 from casemate.node.addresses import Pool, parse_pool
@@ -22,6 +21,7 @@ from casemate.node.database import Database
 from casemate.node.events import Events
 from casemate.node.hub import Hub
 from casemate.node.resolve import Image
+from casemate.spec.api import WaitAnswer
 from casemate.spec.ids import id_from_bytes
 from casemate.spec.settings import Settings
 from casemate.trust.admission import Admitter, no_policy
@@ -35,12 +35,14 @@ MAX_IMAGES = 32
 class Caller:
     """Who asks: *who* as the audit log has it (``uid:name``), and the descriptor of their API socket.
 
-    *descriptor* answers -1 where there is none to pass on (TLS, or the connection is gone).
+    *descriptor* answers -1 where there is none to pass on (TLS, or the connection is gone). *grants* answers what the
+    settings give to this person.
     """
 
     who: str
     uid: int | None = None
     descriptor: Callable[[], int] = field(default=lambda: -1)
+    grants: Callable[[], frozenset[str]] = field(default=frozenset)
 
     def descriptors(self) -> tuple[int, ...]:
         """The ``caller`` descriptor for hostd, if there is one."""
@@ -118,8 +120,17 @@ class Core:
         self._tasks: asyncio.TaskGroup | None = None
         self._spawned: set[asyncio.Task[None]] = set()
 
+    @property
+    def id_shift(self) -> int:
+        """What layers' owners are shifted by on this host (see :class:`casemate.image.jobs.Limits`), as hostd says.
+
+        While hostd is away it is not known: what was converted wrongly meanwhile is converted anew when it is used.
+        """
+        welcome = self.hostd.welcome
+        return int(welcome.host.get("id_shift", "0")) if welcome is not None else 0
+
     @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
+    async def running(self) -> AsyncGenerator[None]:
         """Tasks of :meth:`spawn` live inside; they are cancelled at the end."""
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
@@ -147,7 +158,7 @@ class Core:
         task.add_done_callback(self._spawned.discard)
 
     @asynccontextmanager
-    async def lock(self, subject: str) -> AsyncIterator[None]:
+    async def lock(self, subject: str) -> AsyncGenerator[None]:
         """One change of *subject* at a time."""
         lock = self._locks.get(subject)
         if lock is None:

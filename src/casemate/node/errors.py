@@ -35,6 +35,18 @@ class OperationNotFound(NotFound):
     remedy = "Operations are kept for a while after their end; start the work again."
 
 
+class PlatformOther(Conflict):
+    code = "image.platform_other"
+    title = "The image that is here is for another platform"
+    remedy = "Pull the one that is wanted: `casemate pull --platform linux/ARCHITECTURE IMAGE`."
+
+
+class PlatformForeign(HostLacks):
+    code = "image.platform_foreign"
+    title = "This host cannot run programs of the image's platform"
+    remedy = "`apt install qemu-user-static` lets it (slowly); or pull the image for this host's platform."
+
+
 class ReferenceAmbiguous(InvalidArgument):
     code = "object.ambiguous"
     title = "More than one object begins like that"

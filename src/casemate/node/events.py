@@ -13,10 +13,10 @@ from collections.abc import AsyncIterator
 
 import msgspec
 
-from casemate.api.schema import EventRow
 from casemate.node.clock import rfc3339
 from casemate.node.database import Database
 from casemate.node.errors import TooMany
+from casemate.spec.api import EventRow
 
 #: Rows that the ring keeps, and by how many it may be longer between two trims.
 RING_ROWS = 10_000

@@ -7,15 +7,15 @@ import sqlite3
 
 import msgspec
 
-from casemate.api.schema import ExecCreated, ExecDetail, ExecRequest
 from casemate.hostd.client import HostdMismatch, ask
 from casemate.hostd.protocol import ContainerResize, Done, ExecStart, Started
-from casemate.node import audit, events, imagestore, lookup
+from casemate.node import audit, entering, events, images, imagestore, lookup
 from casemate.node.core import Caller, Core
 from casemate.node.errors import ContainerNotRunning, ContainerState, TooMany
 from casemate.node.hub import Client
 from casemate.node.resolve import resolve_exec
 from casemate.node.rows import ContainerRow, ExecRow, encode, insert, select, update
+from casemate.spec.api import ExecCreated, ExecDetail, ExecRequest
 from casemate.spec.errors import CasemateError, PermissionDenied
 from casemate.spec.workload import Process
 
@@ -33,12 +33,13 @@ async def create(core: Core, reference: str, project: str, request: ExecRequest,
     row = await core.db.read(lambda db: lookup.container(db, reference, project))
     if row.status != "running":
         raise ContainerNotRunning(f"container {row.name} is {row.status}", status=row.status)
+    await core.db.read(lambda db: entering.check(db, row, caller))
     if request.privileged and not caller.descriptors():
         raise PermissionDenied("a privileged exec needs a caller on the unix socket")
     passwd = group = None
     if request.user is not None:
         found = await core.db.read(lambda db: imagestore.find(db, row.image_digest))
-        image = await imagestore.resolved(core, found, row.image)
+        image = await images.ready(core, found, row.image)
         passwd, group = image.passwd, image.group
     process = resolve_exec(request, row.the_spec().process, passwd, group)
     id_ = core.new_id()

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 
-from casemate.api.schema import WaitAnswer
 from casemate.hostd.protocol import AnyEvent, ContainerExited, ContainerOom, ExecEnded
 from casemate.node import events, lifecycle, removal, restart
 from casemate.node.core import SELF, Core, report
 from casemate.node.rows import ALIVE, ContainerRow, ExecRow, select, update
 from casemate.node.signals import exit_reason
+from casemate.spec.api import WaitAnswer
 from casemate.spec.errors import CasemateError
 
 #: A file's time may lie this much before the clock that was read before it (granularity of the kernel's own).

@@ -8,80 +8,47 @@ import os
 import posixpath
 import tarfile
 from collections.abc import AsyncIterable
-from types import TracebackType
 
-from casemate.api.schema import Change, ChangesAnswer, PathStat
 from casemate.hostd.client import ask
 from casemate.hostd.protocol import AnyOperation, ContainerArchive, ContainerDiff, ContainerExtract, Done
-from casemate.node import audit, lookup
+from casemate.node import audit, entering, lookup
 from casemate.node.core import Caller, Core
 from casemate.node.errors import ContainerState
+from casemate.node.piped import Piped
 from casemate.node.rows import ContainerRow
+from casemate.spec.api import Change, ChangesAnswer, PathStat
 from casemate.spec.errors import Corrupt, InvalidArgument, LimitExceeded
 
-CHUNK_BYTES = 256 << 10
 #: A copy of a large tree takes its time; one that hangs ends all the same.
 TIMEOUT_S = 6 * 3600.0
 MAX_CHANGES = 200_000
 MAX_CHANGES_BYTES = 64 << 20
 
 
-class Output:
-    """What hostd writes into a pipe for *operation*; use as a context, read until empty."""
+def _output(core: Core, operation: AnyOperation) -> Piped:
+    """What hostd writes for *operation*."""
 
-    def __init__(self, core: Core, operation: AnyOperation) -> None:
-        self._core = core
-        self._operation = operation
-        self._group = asyncio.TaskGroup()
-        self._task: asyncio.Task[Done] | None = None
-        self._transport: asyncio.ReadTransport | None = None
-        self._reader = asyncio.StreamReader(limit=CHUNK_BYTES)
-
-    async def __aenter__(self) -> Output:
-        await self._group.__aenter__()
-        read_end, write_end = os.pipe2(os.O_CLOEXEC)
-        loop = asyncio.get_running_loop()
-        pipe = os.fdopen(read_end, "rb", buffering=0)
-        protocol = asyncio.StreamReaderProtocol(self._reader)
-        self._transport, _ = await loop.connect_read_pipe(lambda: protocol, pipe)
-        self._task = self._group.create_task(self._ask(write_end))
-        return self
-
-    async def _ask(self, write_end: int) -> Done:
+    async def write(write_end: int) -> Done:
         # Our copy of the writing end is closed as soon as hostd has its own, so that its end is the pipe's end.
-        waiting = asyncio.ensure_future(  # noqa: TID251 - awaited below, in the same function
-            ask(self._core.hostd, self._operation, Done, descriptors=(write_end,), timeout_s=TIMEOUT_S)
-        )
         try:
-            await asyncio.sleep(0)
-            os.close(write_end)
-            return await waiting
-        finally:
-            waiting.cancel()
-
-    async def read(self) -> bytes:
-        """The next piece; empty at the end. Raises what hostd answers."""
-        assert self._task is not None
-        data = await self._reader.read(CHUNK_BYTES)
-        if not data:
-            await self._task
-        return data
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._transport is not None:
-            self._transport.close()
-        if self._task is not None and not self._task.done():
-            self._task.cancel()
-        try:
-            await self._group.__aexit__(kind, error, trace)
+            async with asyncio.TaskGroup() as tasks:
+                asking = tasks.create_task(
+                    ask(core.hostd, operation, Done, descriptors=(write_end,), timeout_s=TIMEOUT_S)
+                )
+                try:
+                    await asyncio.sleep(0)
+                finally:
+                    os.close(write_end)
         except ExceptionGroup as group:
             raise group.exceptions[0] from group
+        return asking.result()
+
+    return Piped(write)
 
 
-async def _made(core: Core, reference: str, project: str) -> ContainerRow:
+async def _made(core: Core, reference: str, project: str, caller: Caller) -> ContainerRow:
     row = await core.db.read(lambda db: lookup.container(db, reference, project))
+    await core.db.read(lambda db: entering.check(db, row, caller))
     if not row.made or row.status == "removing":
         raise ContainerState(
             f"container {row.name} is {row.status}: it has no files yet",
@@ -98,27 +65,23 @@ def check_path(path: str) -> str:
     return path if path.startswith("/") else "/" + path
 
 
-async def archive(core: Core, reference: str, project: str, path: str) -> Output:
+async def archive(core: Core, reference: str, project: str, caller: Caller, path: str) -> Piped:
     """A tar of *path*."""
-    row = await _made(core, reference, project)
-    return Output(core, ContainerArchive(row.id, check_path(path)))
+    row = await _made(core, reference, project, caller)
+    return _output(core, ContainerArchive(row.id, check_path(path)))
 
 
-async def export(core: Core, reference: str, project: str) -> Output:
+async def export(core: Core, reference: str, project: str, caller: Caller) -> Piped:
     """A tar of the whole root file system."""
-    row = await _made(core, reference, project)
-    return Output(core, ContainerArchive(row.id, "/", whole=True))
+    row = await _made(core, reference, project, caller)
+    return _output(core, ContainerArchive(row.id, "/", whole=True))
 
 
-async def stat(core: Core, reference: str, project: str, path: str) -> PathStat:
-    """What stands at *path*: read from the first header of its archive, whose rest is not asked for."""
-    output = await archive(core, reference, project, path)
-    async with output:
-        return await first_member(output, posixpath.basename(path.rstrip("/")) or "/")
+async def first_member(output: Piped, path: str) -> PathStat:
+    """What stands at *path*: the first entry of its archive, which is still read whole afterwards.
 
-
-async def first_member(output: Output, name: str) -> PathStat:
-    """The first entry of a tar stream as a :class:`PathStat`; bounded by what its extended headers may take."""
+    Bounded by what the entry's extended headers may take.
+    """
     data = b""
     while len(data) < 1 << 20:
         piece = await output.read()
@@ -129,8 +92,9 @@ async def first_member(output: Output, name: str) -> PathStat:
         except (tarfile.ReadError, EOFError):
             member = None
         if member is not None:
+            output.keep(data)
             return PathStat(
-                name=name,
+                name=posixpath.basename(path.rstrip("/")) or "/",
                 size=member.size,
                 mode=_mode(member),
                 mtime=float(member.mtime),
@@ -155,7 +119,7 @@ async def extract(
     core: Core, reference: str, project: str, caller: Caller, *, path: str, body: AsyncIterable[bytes]
 ) -> None:
     """Unpack the tar *body* below *path*; hostd's confined child reads it from a pipe."""
-    row = await _made(core, reference, project)
+    row = await _made(core, reference, project, caller)
     operation = ContainerExtract(row.id, check_path(path))
     at = core.clock()
     await core.db.write(
@@ -191,11 +155,11 @@ async def extract(
             os.close(read_end)
 
 
-async def changes(core: Core, reference: str, project: str) -> ChangesAnswer:
+async def changes(core: Core, reference: str, project: str, caller: Caller) -> ChangesAnswer:
     """What the container changed in its file system."""
-    row = await _made(core, reference, project)
+    row = await _made(core, reference, project, caller)
     data = bytearray()
-    async with Output(core, ContainerDiff(row.id)) as output:
+    async with _output(core, ContainerDiff(row.id)) as output:
         while piece := await output.read():
             data += piece
             if len(data) > MAX_CHANGES_BYTES:

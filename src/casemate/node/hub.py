@@ -5,12 +5,13 @@ slows the container down, as a pipe would, and no output is lost. Where others a
 full for :data:`PATIENCE_S` is sent away, so that it cannot hold up the rest.
 
 conmon's side is a SOCK_SEQPACKET socket; each message begins with 2 (standard output) or 3 (standard error). The
-clients' frames begin with 1 or 2 (see :mod:`casemate.api.schema`).
+clients' frames begin with 1 or 2 (see :mod:`casemate.spec.api`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -139,14 +140,20 @@ class Console:
         if not self._reading and not self.ended and all(c.waiting_bytes < LOW_BYTES for c in self._clients):
             self._read_on()
 
-    def close(self) -> None:
-        """End the connection; every client comes to its end."""
+    def close(self, *, keep_input: bool = False) -> None:
+        """End the connection; every client comes to its end. The input ends with it, but for *keep_input*.
+
+        hostd holds the connection too, so that the input survives a daemon that is killed: its end has to be said.
+        """
         if self.ended:
             return
         self.ended = True
         self._pause()
         if self._impatient is not None:
             self._impatient.cancel()
+        if not keep_input:
+            with contextlib.suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
         for client in self._clients:
             client.finish()
@@ -242,9 +249,9 @@ class Hub:
             console.close()
 
     def close(self) -> None:
-        """End every connection (the daemon ends; the containers do not)."""
+        """End every connection (the daemon ends; the containers, and their inputs, do not)."""
         for console in list(self._consoles.values()):
-            console.close()
+            console.close(keep_input=True)
 
     def _forget(self, id_: str, ended: Console) -> None:
         if self._consoles.get(id_) is ended:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 
-from casemate.api.schema import Removed
 from casemate.hostd.client import ask
 from casemate.hostd.protocol import Done, LayerRemove
 from casemate.image import garbage
@@ -13,6 +12,7 @@ from casemate.node import audit, events, imagestore
 from casemate.node.core import Caller, Core, report
 from casemate.node.errors import ImageInUse
 from casemate.node.images import hostd_layers
+from casemate.spec.api import Removed
 from casemate.spec.errors import CasemateError
 from casemate.spec.ids import digest_hex
 from casemate.spec.reference import ReferenceInvalid, parse_reference
@@ -96,11 +96,13 @@ async def collect(core: Core) -> int:
 
 
 async def _layers(core: Core, reachable: set[str]) -> int:
-    wanted = await asyncio.to_thread(_wanted_layers, core, reachable)
+    known = await asyncio.to_thread(_wanted_layers, core, reachable)
+    wanted = set(known.values())
     query = "SELECT hex, diff_id, squashfs_bytes FROM layers"
     freed = 0
     for hex_, diff_id, size in await core.db.read(lambda db: db.execute(query).fetchall()):
-        if diff_id in reachable or hex_ in wanted:
+        # Of a wanted layer only what it was converted to last; a container may still use what it was before.
+        if hex_ in wanted or (diff_id in reachable and diff_id not in known):
             continue
         try:
             await ask(core.hostd, LayerRemove(hex_), Done)
@@ -114,23 +116,36 @@ async def _layers(core: Core, reachable: set[str]) -> int:
     return freed
 
 
-def _wanted_layers(core: Core, reachable: set[str]) -> set[str]:
-    """Squashfs names that a wanted layer has (two layers may convert to the same bytes)."""
-    found: set[str] = set()
+def _wanted_layers(core: Core, reachable: set[str]) -> dict[str, str]:
+    """diff_id to the squashfs name of each wanted layer (two layers may convert to the same bytes)."""
+    found: dict[str, str] = {}
     for diff_id in reachable:
         try:
             record = core.images.layer_record(diff_id)
         except CasemateError:
             continue
         if record is not None:
-            found.add(digest_hex(record.squashfs_digest))
+            found[diff_id] = digest_hex(record.squashfs_digest)
     return found
 
 
-async def unknown_layers(core: Core) -> set[str]:
-    """Layers that hostd has and no record names: left by a crash between adoption and record."""
+async def remove_unknown_layers(core: Core, *, dry_run: bool) -> list[str]:
+    """Remove layers that hostd has and no record names: left by a crash between adoption and record.
+
+    While a job runs nothing is removed: what it has just handed over is not recorded yet.
+    """
+    if await asyncio.to_thread(lambda: any((core.images.root / "leases").iterdir())):
+        return []
     known = await core.db.read(lambda db: {hex_ for (hex_,) in db.execute("SELECT hex FROM layers")})
-    return await hostd_layers(core) - known
+    removed: list[str] = []
+    for hex_ in sorted(await hostd_layers(core) - known):
+        try:
+            if not dry_run:
+                await ask(core.hostd, LayerRemove(hex_), Done)
+        except CasemateError:
+            continue  # a container uses it
+        removed.append(hex_)
+    return removed
 
 
 def _as_name(text: str) -> str:

@@ -9,7 +9,17 @@ from collections.abc import Iterable
 
 import msgspec
 
-from casemate.api.schema import (
+from casemate.hostd.client import ask
+from casemate.hostd.protocol import Done, LayerAdopt, LayerList, Layers
+from casemate.image import jobs, leases
+from casemate.image.client import run_job
+from casemate.image.records import ImageRecord
+from casemate.node import audit, events, imagestore, journal
+from casemate.node.core import Caller, Core
+from casemate.node.operations import Operations, Running
+from casemate.node.platforms import parse_platform
+from casemate.node.resolve import Image
+from casemate.spec.api import (
     BuildDebianRequest,
     HistoryAnswer,
     HistoryRow,
@@ -23,15 +33,7 @@ from casemate.api.schema import (
     RegistryAuth,
     TagRequest,
 )
-from casemate.hostd.client import ask
-from casemate.hostd.protocol import Done, LayerAdopt, LayerList, Layers
-from casemate.image import jobs, leases
-from casemate.image.client import run_job
-from casemate.image.records import ImageRecord, Platform
-from casemate.node import audit, events, imagestore, journal
-from casemate.node.core import Caller, Core
-from casemate.node.operations import Operations, Running
-from casemate.spec.errors import InvalidArgument
+from casemate.spec.errors import CasemateError, InvalidArgument
 from casemate.spec.ids import digest_hex
 from casemate.spec.reference import parse_reference
 
@@ -46,21 +48,8 @@ def limits(core: Core) -> jobs.Limits:
         max_layer_bytes=number("image.max_layer_bytes"),
         max_ratio=number("image.max_ratio"),
         max_layer_files=number("image.max_layer_files"),
+        id_shift=core.id_shift,
     )
-
-
-def parse_platform(text: str | None) -> Platform:
-    """``linux/arm64/v8``, ``arm64``; None is this host's."""
-    machine = os.uname().machine
-    own = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm"}.get(machine, machine)
-    if text is None:
-        return Platform(architecture=own)
-    parts = text.split("/")
-    if len(parts) == 1:
-        parts = ["linux", *parts]
-    if not 2 <= len(parts) <= 3 or parts[0] != "linux" or not all(part.isalnum() for part in parts):
-        raise InvalidArgument(f"platform {text[:64]!r} is not linux/ARCHITECTURE[/VARIANT]")
-    return Platform(parts[0], parts[1], parts[2] if len(parts) == 3 else "")
 
 
 def _endpoints(core: Core, auth: RegistryAuth | None, registry: str, *, plain_http: bool) -> jobs.Endpoints:
@@ -199,7 +188,21 @@ async def _record(
         "id": first.config_digest if first else "",
         "names": list(names or (first.names if first else ())),
         "transferred_bytes": result.transferred_bytes,
+        "form": result.form,
     }
+
+
+async def recover(core: Core) -> None:
+    """An adoption that a crash interrupted: the image never became visible, its layers are garbage until it is pulled
+    again (then they are found at hostd and used).
+    """
+
+    def work(db: sqlite3.Connection) -> None:
+        for entry in journal.pending(db):
+            if entry.kind == "image.adopt":
+                journal.end(db, entry.number)
+
+    await core.db.write(work)
 
 
 async def adopt(core: Core, images: Iterable[ImageRecord]) -> None:
@@ -212,6 +215,8 @@ async def adopt(core: Core, images: Iterable[ImageRecord]) -> None:
                 lambda db, h=hex_: db.execute("SELECT adopted FROM layers WHERE hex=?", (h,)).fetchone()  # type: ignore[misc]
             )
             if known is not None and known[0]:
+                # Converted once more (an import does that): hostd has it, so the copy that waits is not needed.
+                await asyncio.to_thread(_unlink, str(core.images.staged_path(layer.squashfs_digest)))
                 continue
             if have is None:
                 have = await hostd_layers(core)
@@ -222,6 +227,50 @@ async def adopt(core: Core, images: Iterable[ImageRecord]) -> None:
             await core.db.write(
                 lambda db, r=row: db.execute("INSERT OR REPLACE INTO layers VALUES (?, ?, ?, ?)", r)  # type: ignore[misc]
             )
+
+
+async def ready(core: Core, row: imagestore.ImageRow, reference: str) -> Image:
+    """What a container needs of the image, its layers as hostd mounts them now."""
+    if row.manifest_digest not in core.resolved:
+        await convert_anew(core, row.the_record())
+    return await imagestore.resolved(core, row, reference)
+
+
+async def layers_now(core: Core, manifest_digest: str, layers: tuple[str, ...]) -> tuple[str, ...]:
+    """The layers of a container that was never made: *layers*, but for those that were converted anew since."""
+    image = core.resolved.get(manifest_digest)
+    if image is None:
+        try:
+            row = await core.db.read(lambda db: imagestore.find(db, manifest_digest))
+        except CasemateError:
+            return layers  # the image was removed by force; hostd tells whether it has them
+        image = await ready(core, row, manifest_digest)
+    return image.layers
+
+
+async def convert_anew(core: Core, record: ImageRecord) -> None:
+    """Make those layers of an image that were converted with another ``id_shift`` anew, and hand them over.
+
+    Happens once after ``userns.idmap``, or the kernel, was changed. What the layers were before stays at hostd until
+    no container uses it, and the next collection.
+    """
+    async with core.lock(f"convert-{record.manifest_digest}"):
+        stale = await asyncio.to_thread(_stale, core, record)
+        if not stale:
+            return
+        job = jobs.ConvertJob(state=core.settings.text("paths.state"), layers=stale, limits=limits(core))
+        result = await run_job(job)
+        try:
+            await adopt(core, (record,))
+        finally:
+            await asyncio.to_thread(leases.release, core.images, result.lease)
+
+
+def _stale(core: Core, record: ImageRecord) -> tuple[tuple[str, str], ...]:
+    """(blob digest, diff_id) of the layers that cannot be mounted as hostd mounts now; each once."""
+    known = core.images.layer_records(record)
+    wrong = [ref for ref, layer in zip(record.layers, known, strict=True) if layer.id_shift != core.id_shift]
+    return tuple(dict.fromkeys((ref.digest, ref.diff_id) for ref in wrong))
 
 
 async def hostd_layers(core: Core) -> set[str]:

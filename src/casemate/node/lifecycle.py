@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 
-from casemate.api.schema import KillRequest, StopRequest, WaitAnswer
+import msgspec
+
 from casemate.hostd.client import HostdAway, HostdMismatch, ask
 from casemate.hostd.protocol import (
     ContainerKill,
@@ -18,12 +19,13 @@ from casemate.hostd.protocol import (
     Started,
     VolumeCreate,
 )
-from casemate.node import audit, events, journal, lookup, pods, ports, removal, resolve
+from casemate.node import audit, events, images, journal, lookup, pods, ports, removal, resolve
 from casemate.node.containers import until
 from casemate.node.core import Caller, Core
 from casemate.node.errors import ContainerNotFound, ContainerNotRunning, ContainerState
 from casemate.node.rows import ALIVE, ContainerRow, PodRow, VolumeRow, encode, select, update
 from casemate.node.signals import KILL, TERM, exit_reason, signal_number
+from casemate.spec.api import KillRequest, StopRequest, WaitAnswer
 from casemate.spec.errors import CasemateError, TimedOut
 from casemate.spec.workload import PodSpec
 
@@ -87,7 +89,10 @@ async def _start(
         if row.made:
             answered = await core.hostd.call(ContainerStart(row.id, attach=attach), timeout_s=START_TIMEOUT_S)
         else:
-            operation = ContainerRun(None if pod.made else spec, row.the_spec(), start=True, attach=attach)
+            wanted = row.the_spec()
+            layers = await images.layers_now(core, row.image_digest, wanted.layers)
+            wanted = msgspec.structs.replace(wanted, layers=layers)
+            operation = ContainerRun(None if pod.made else spec, wanted, start=True, attach=attach)
             answered = await core.hostd.call(operation, descriptors=caller.descriptors(), timeout_s=START_TIMEOUT_S)
     except (HostdAway, TimedOut):
         raise  # nobody knows whether it started: the journal's entry stays, and the reconcile loop finds out
@@ -149,8 +154,11 @@ def _record_start(
             update(db, ContainerRow, row.id, warnings=encode((*row.the_warnings(), *answer.warnings)))
     journal.end_all(db, row.id)
     events.add(db, at, "container", row.id, "start", project=row.project, name=row.name, image=row.image)
-    grants = resolve.grants_needed(row.the_request())
-    audit.append(db, at, caller.who, "container.start", row.id, name=row.name, grants=list(grants))
+    request = row.the_request()
+    audit.append(
+        db, at, caller.who, "container.start", row.id, name=row.name, grants=list(resolve.grants_needed(request)),
+        uses=list(resolve.privileges(request)),
+    )  # fmt: skip
     return row_and_pod(db, row.id)[0]
 
 
@@ -173,6 +181,7 @@ async def _failed(core: Core, row: ContainerRow, error: CasemateError, caller: C
         audit.append(
             db, at, caller.who, "container.start", row.id, answer=answer, name=row.name, code=problem.get("code"),
             grants=list(resolve.grants_needed(row.the_request())),
+            uses=list(resolve.privileges(row.the_request())),
         )  # fmt: skip
 
     await core.db.write(work)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import sqlite3
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import msgspec
 
-from casemate.api.schema import ContainerList, ContainerSummary, PortRequest
 from casemate.node import imagestore, lookup
 from casemate.node.addresses import address_text
 from casemate.node.clock import rfc3339
 from casemate.node.core import Core
 from casemate.node.errors import ContainerNotFound, PodNotFound
 from casemate.node.rows import ALIVE
+from casemate.spec.api import ContainerList, ContainerSummary, PortRequest
 from casemate.spec.errors import CasemateError, InvalidArgument
 
 _KEYS = ("name", "id", "status", "label", "ancestor", "pod", "exited")
@@ -26,19 +27,37 @@ _COLUMNS = (
 _SCAN_ROWS = 500
 
 
-class _Network(msgspec.Struct, frozen=True):
-    ports: tuple[PortRequest, ...] = ()
-
-
-class _PodBrief(msgspec.Struct, frozen=True):
-    """The part of a pod's specification that a row shows; the rest is skipped, which is fast."""
-
-    level: str = "namespace"
-    network: _Network = _Network()
-
-
-_BRIEF = msgspec.json.Decoder(_PodBrief)
+_NO_PORTS = msgspec.Raw(b"[]")
+_moment = datetime.fromtimestamp
+_PORTS = msgspec.json.Decoder(tuple[PortRequest, ...])
+#: Of a pod: name, level, published ports as JSON, address.
+_PodBrief = tuple[str, str | None, str | None, int | None]
 _LABELS = msgspec.json.Decoder(dict[str, str])
+
+
+class _Raw(msgspec.Struct, frozen=True, gc=False):
+    """A :class:`ContainerSummary` on its way to JSON, field by field the same: what the store has as JSON stays JSON,
+    and moments are written by the encoder. Twice as fast, and a whole list has thousands.
+    """
+
+    id: str
+    name: str
+    project: str
+    pod: str
+    pod_name: str
+    image: str
+    image_digest: str
+    command: str
+    level: str
+    status: str
+    created_at: datetime | str
+    started_at: datetime | str
+    finished_at: datetime | str
+    exit_code: int | None
+    ports: msgspec.Raw
+    labels: msgspec.Raw
+    address: str
+    restarts: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +93,8 @@ class Filter:
 
     def takes(self, row: ContainerSummary) -> bool:
         """Whether the row is wanted (ancestor and pod are looked up before)."""
+        if not self.values:
+            return True
         get = self.values.get
         if "name" in self.values and not any(value in row.name for value in get("name", ())):
             return False
@@ -111,7 +132,10 @@ def select_summaries(db: sqlite3.Connection, project: str, wanted: Filter, page:
         f"SELECT {_COLUMNS} FROM containers WHERE {' AND '.join(where)} "  # noqa: S608
         "ORDER BY created_at DESC, id DESC"
     )
-    pods = _Pods(db, project)
+    pods = _Pods(db, project, everything=wanted.everything and not page.limit and not wanted.values)
+    if not wanted.values and not page.limit:
+        # The encoder does not look at the declared type; a test holds that both forms say the same.
+        return ContainerList(tuple([_raw(raw, pods) for raw in db.execute(query, values)]))  # type: ignore[misc]
     rows: list[ContainerSummary] = []
     for raw in db.execute(query, values):
         row = _summary(raw, pods)
@@ -124,22 +148,23 @@ def select_summaries(db: sqlite3.Connection, project: str, wanted: Filter, page:
 
 
 class _Pods:
-    """(name, specification, address) of pods: looked up one by one at first, all at once when there are many."""
+    """What rows show of pods: looked up one by one at first, all at once when there are many."""
 
-    def __init__(self, db: sqlite3.Connection, project: str) -> None:
+    def __init__(self, db: sqlite3.Connection, project: str, *, everything: bool) -> None:
         self._db = db
         self._project = project
-        self._known: dict[str, tuple[str, bytes, int | None]] = {}
+        self._single = 0 if everything else _SCAN_ROWS
+        self._known: dict[str, _PodBrief] = {}
 
-    def get(self, pod: str) -> tuple[str, bytes, int | None]:
+    def get(self, pod: str) -> _PodBrief:
         found = self._known.get(pod)
         if found is None:
-            query = "SELECT id, name, spec, address FROM pods WHERE "
-            if len(self._known) < _SCAN_ROWS:
+            query = "SELECT id, name, level, published, address FROM pods WHERE "
+            if len(self._known) < self._single:
                 rows = self._db.execute(f"{query} id=?", (pod,))
             else:
                 rows = self._db.execute(f"{query} project=?", (self._project,))
-            self._known.update((id_, (name, spec, address)) for id_, name, spec, address in rows)
+            self._known.update((row[0], row[1:]) for row in rows)
             found = self._known[pod]
         return found
 
@@ -147,13 +172,29 @@ class _Pods:
 def _summary(raw: tuple, pods: _Pods) -> ContainerSummary:  # type: ignore[type-arg]
     (id_, name, project, pod, image, digest, command, status, created, started, finished, code, labels,
      restarts) = raw  # fmt: skip
-    pod_name, spec, address = pods.get(pod)
-    brief = _BRIEF.decode(spec)
+    pod_name, level, published, address = pods.get(pod)
     return ContainerSummary(
-        id_, name, project, pod, pod_name, image, digest, command, brief.level, status, rfc3339(created),
-        rfc3339(started), rfc3339(finished), code, brief.network.ports,
+        id_, name, project, pod, pod_name, image, digest, command, level or "namespace", status, rfc3339(created),
+        rfc3339(started), rfc3339(finished), code, _PORTS.decode(published) if published is not None else (),
         _LABELS.decode(labels) if labels != b"{}" else {}, address_text(address), restarts,
     )  # fmt: skip
+
+
+def _raw(row: tuple, pods: _Pods) -> _Raw:  # type: ignore[type-arg]
+    (id_, name, project, pod, image, digest, command, status, created, started, finished, code, labels,
+     restarts) = row  # fmt: skip
+    pod_name, level, published, address = pods.get(pod)
+    return _Raw(
+        id_, name, project, pod, pod_name, image, digest, command, level or "namespace", status,
+        _moment(created, UTC), _moment(started, UTC) if started else "", _moment(finished, UTC) if finished else "",
+        code, _NO_PORTS if published is None or published == "[]" else _published(published), msgspec.Raw(labels),
+        address_text(address), restarts,
+    )  # fmt: skip
+
+
+def _published(text: str) -> msgspec.Raw:
+    """Ports as the API shows them: what the pod's specification leaves to a default stands there too."""
+    return msgspec.Raw(msgspec.json.encode(_PORTS.decode(text)))
 
 
 def _has_label(labels: dict[str, str], wanted: str) -> bool:

@@ -1,7 +1,7 @@
 """Reading a container's log: from the descriptors that hostd hands out, read only, with tail, times and following.
 
-Rotation: hostd hands the older file and the newer one. While following, a file that was replaced is noticed by its
-links (a file that nothing names any more has been rotated away), read to its end, and the new one is asked for.
+Rotation: hostd hands the older file and the newer one. While following, a file that stops growing is compared with
+those that hostd has now; one that was rotated away has been read to its end, and reading goes on in those after it.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from casemate.node.core import Core
 from casemate.node.errors import TooMany
 from casemate.node.logformat import Line, Splitter, tail_offset
 from casemate.node.rows import ALIVE, ContainerRow, select
+from casemate.spec.errors import CasemateError
 
 CHUNK_BYTES = 64 << 10
 POLL_S = 0.1
-#: How many polls without growth until hostd is asked whether the file is still the one (5 s).
-CHECK_EVERY = 50
+#: Polls without growth between two questions to hostd whether the file is still the one (1 s).
+CHECK_EVERY = 10
 MAX_FOLLOWERS = 256
 
 
@@ -92,26 +93,41 @@ async def _growing(core: Core, container: str, files: _Files, offset: int, wante
             for line in splitter.feed(data):
                 if wanted.takes(line):
                     yield line
-        if not wanted.follow or (not is_alive and not grown) or core.clock() > wanted.until:
+        if not wanted.follow or core.clock() > wanted.until:
             return
-        idle = 0 if grown else idle + 1
-        rotated = os.fstat(files.descriptors[-1]).st_nlink == 0
-        if row is not None and (rotated or idle % CHECK_EVERY == CHECK_EVERY - 1):
-            newer = await _open(core, container)
-            if not newer.descriptors or _same(newer.descriptors[-1], files.descriptors[-1]):
-                newer.close()
-            else:
-                while data := await asyncio.to_thread(os.pread, files.descriptors[-1], CHUNK_BYTES, offset):
-                    offset += len(data)
-                    for line in splitter.feed(data):
-                        if wanted.takes(line):
-                            yield line
-                files.descriptors, newer.descriptors = newer.descriptors, files.descriptors
-                newer.close()
-                splitter, offset = Splitter(), 0
+        if grown:
+            idle = 0
+            continue
+        idle += 1
+        # A file that stops growing may have been rotated away: asked at once, then now and then, and at the end.
+        if row is not None and (idle == 1 or idle % CHECK_EVERY == 0 or not is_alive):
+            later = await _later_files(core, container, files)
+            if later.descriptors:
+                for descriptor in later.descriptors[:-1]:
+                    async for line in _whole(descriptor, 0, wanted):
+                        yield line
+                files.descriptors, later.descriptors = later.descriptors, files.descriptors
+                later.close()
+                splitter, offset, idle = Splitter(), 0, 0
                 continue
-        if not grown and is_alive:
-            await asyncio.sleep(POLL_S)
+        if not is_alive:
+            return
+        await asyncio.sleep(POLL_S)
+
+
+async def _later_files(core: Core, container: str, files: _Files) -> _Files:
+    """The files that came after the newest of *files*; none when that is still the one that is written."""
+    try:
+        found = await _open(core, container)
+    except CasemateError:
+        return _Files([])  # it was removed meanwhile, or hostd is away: what there was has been read
+    for number, descriptor in enumerate(found.descriptors):
+        if _same(descriptor, files.descriptors[-1]):
+            for seen in found.descriptors[: number + 1]:
+                os.close(seen)
+            found.descriptors = found.descriptors[number + 1 :]
+            break
+    return found
 
 
 async def _whole(descriptor: int, offset: int, wanted: Wanted) -> AsyncIterator[Line]:

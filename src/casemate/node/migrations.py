@@ -70,7 +70,11 @@ CREATE TABLE containers (
     spec BLOB NOT NULL
 ) STRICT;
 CREATE UNIQUE INDEX containers_name ON containers (project, name);
-CREATE INDEX containers_created ON containers (project, created_at, id);
+-- Covers `ps`: a row with its request and specification fills a page, so a list would read the whole table.
+CREATE INDEX containers_listed ON containers (
+    project, created_at, id, name, pod, image, image_digest, command, status, started_at, finished_at, exit_code,
+    labels, restarts
+);
 CREATE INDEX containers_pod ON containers (pod);
 CREATE INDEX containers_image ON containers (image_digest);
 
@@ -159,4 +163,12 @@ CREATE TABLE audit (
 CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
 """
 
-MIGRATIONS: tuple[str, ...] = (_FIRST,)
+#: What `ps` shows of a pod, beside its name, without reading (and decoding) the pods' specifications: half its time.
+_PODS_LISTED = """
+ALTER TABLE pods ADD COLUMN level TEXT GENERATED ALWAYS AS (json_extract(CAST(spec AS TEXT), '$.level')) VIRTUAL;
+ALTER TABLE pods ADD COLUMN published TEXT
+    GENERATED ALWAYS AS (json_extract(CAST(spec AS TEXT), '$.network.ports')) VIRTUAL;
+CREATE INDEX pods_listed ON pods (project, id, name, level, published, address);
+"""
+
+MIGRATIONS: tuple[str, ...] = (_FIRST, _PODS_LISTED)

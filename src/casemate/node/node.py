@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 from casemate.hostd.client import HostdClient
-from casemate.node import exits, recovery
+from casemate.node import exits, images, recovery, volumes
 from casemate.node.core import Core, report
 from casemate.node.database import Database
 from casemate.node.operations import Operations
@@ -32,6 +32,8 @@ class Node:
     def hostd_changed(self, up: bool) -> None:
         """The connection to hostd came or went."""
         if up:
+            # hostd may mount layers in another way than before.
+            self.core.resolved.clear()
             self._wake.set()
         else:
             self.reconciled.clear()
@@ -44,6 +46,8 @@ class Node:
             try:
                 for operation in await recovery.reconcile_all(self.core):
                     report(operation.describe())
+                await volumes.recover(self.core)
+                await images.recover(self.core)
                 await self.operations.recover()
                 self.reconciled.set()
             except CasemateError:
@@ -51,7 +55,7 @@ class Node:
 
 
 @asynccontextmanager
-async def running_node(settings: Settings) -> AsyncIterator[Node]:
+async def running_node(settings: Settings) -> AsyncGenerator[Node]:
     """A node at work: the database open, hostd's connection kept, everything ended at the exit."""
     db = Database(f"{settings.text('paths.state')}/casemate.db")
     await db.open()

@@ -7,17 +7,18 @@ work is, and one who is slow skips what is overtaken.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import msgspec
 
-from casemate.api.schema import Operation, Progress
 from casemate.node import audit, events
 from casemate.node.clock import rfc3339
 from casemate.node.core import Caller, Core, report
 from casemate.node.errors import OperationNotFound, TooMany
 from casemate.node.rows import OperationRow, encode, insert, select, update
+from casemate.spec.api import Operation, Progress
 from casemate.spec.errors import CasemateError, Conflict
 
 MAX_RUNNING = 16
@@ -26,6 +27,8 @@ MAX_WATCHERS = 128
 MAX_KEPT = 200
 #: A pull has at most 127 layers; whatever else a job reports shares the bound.
 MAX_ITEMS = 512
+#: A worker that is told to end takes at most 5 s and a KILL.
+CLOSE_S = 10.0
 
 Work = Callable[["Running"], Awaitable[dict[str, object]]]
 
@@ -171,14 +174,16 @@ class Operations:
         await self._core.db.write(work)
 
     async def close(self) -> None:
-        """Cancel what runs, and wait for its end."""
+        """Cancel what runs, and wait for its end; not for ever, since the worker ends with us (its parent)."""
         running = list(self._running.values())
         for one in running:
             if one.task is not None:
                 one.task.cancel()
-        for one in running:
-            while not one.ended:
-                await one.changed.wait()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_S):
+                for one in running:
+                    while not one.ended:
+                        await one.changed.wait()
 
     async def _row(self, id_: str) -> OperationRow:
         rows = await self._core.db.read(lambda db: select(db, OperationRow, "WHERE id=?", id_))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
-from casemate.api.schema import StopRequest
 from casemate.node import lifecycle, lookup, pods, removal
 from casemate.node.core import Caller, Core
 from casemate.node.errors import PodInUse
+from casemate.spec.api import StopRequest
 
 
 async def start(core: Core, reference: str, project: str, caller: Caller) -> None:

@@ -6,7 +6,6 @@ import sqlite3
 
 import msgspec
 
-from casemate.api.schema import PodDetail, PodList, PodRequest, PodSummary, PortRequest
 from casemate.hostd.client import ask
 from casemate.hostd.protocol import Done, PodRemove
 from casemate.node import audit, events, journal, lookup, resolve
@@ -17,6 +16,7 @@ from casemate.node.errors import LevelUnavailable, NameTaken, PodInUse
 from casemate.node.names import another_name
 from casemate.node.resolvers import name_servers
 from casemate.node.rows import ALIVE, ContainerRow, PodRow, encode, insert, select
+from casemate.spec.api import PodDetail, PodList, PodRequest, PodSummary, PortRequest
 from casemate.spec.workload import Level, NetworkSpec, PodSpec, PublishedPort
 
 _CURSOR = "network.last_address"

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import msgspec
 
-from casemate.api.schema import PortRequest
 from casemate.node.errors import PortTaken
+from casemate.spec.api import PortRequest
 from casemate.spec.errors import InvalidArgument
 from casemate.spec.workload import PodSpec
 

@@ -139,7 +139,8 @@ def _plan_one(row: Wanted, seen: ObservedContainer | None, *, rebooted: bool) ->
             return [FinishRemoval(row.id, "it ended, and was to be removed then")]
         case "exited" if rebooted and row.policy == "always" and after_boot(row.policy, row.desired, row.exit_code):
             return [StartAgain(row.id, "the host rebooted, and the restart policy is always")]
-    return []
+        case _:
+            return []
 
 
 def _plan_alive(row: Wanted, seen: ObservedContainer) -> list[Operation]:
@@ -152,11 +153,11 @@ def _plan_alive(row: Wanted, seen: ObservedContainer) -> list[Operation]:
 
 
 def _plan_ended(row: Wanted, seen: ObservedContainer | None, *, rebooted: bool) -> list[Operation]:
-    is_older = seen is not None and row.status == "starting" and seen.finished_at < row.intent_at
-    if seen is not None and seen.exit_code is not None and not is_older:
-        return [RecordExit(row.id, seen.exit_code, seen.oom_killed, seen.finished_at, seen.reason or "it ended")]
-    if row.status == "starting" and (seen is None or seen.state == "created" or is_older):
+    if row.status == "starting" and (seen is None or seen.state == "created" or seen.finished_at < row.intent_at):
+        # Nothing is there, it was made and not started, or what is told is the end of an older run.
         return [RecordUnstarted(row.id, "its start was interrupted")]
+    if seen is not None and seen.exit_code is not None:
+        return [RecordExit(row.id, seen.exit_code, seen.oom_killed, seen.finished_at, seen.reason or "it ended")]
     why = "the host rebooted" if rebooted else "it is gone, and nobody knows how it ended"
     return [RecordExit(row.id, LOST_EXIT_CODE, False, 0.0, why)]
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sqlite3
 
-from casemate.api.schema import WaitAnswer
 from casemate.hostd.client import ask
-from casemate.hostd.protocol import ContainerRemove, Done, VolumeRemove
+from casemate.hostd.protocol import ContainerRemove, Done, PodRemove, VolumeRemove
 from casemate.node import audit, events, journal, lookup, pods
 from casemate.node.core import SELF, Caller, Core, report
 from casemate.node.errors import ContainerRunning
+from casemate.node.reconcile import LOST_EXIT_CODE
 from casemate.node.rows import ALIVE, ContainerRow, select, update
+from casemate.spec.api import WaitAnswer
 from casemate.spec.errors import CasemateError
 
 REMOVE_TIMEOUT_S = 120.0
@@ -56,8 +57,12 @@ async def remove_locked(core: Core, id_: str, caller: Caller, *, force: bool, vo
         return
     # A start that was interrupted may have left it at hostd without our knowing: removing what is not there is Done.
     if row.made or row.intent_at:
-        operation = ContainerRemove(id_, force=True, pod=await _pod_goes(core, row))
+        pod_goes = await _pod_goes(core, row)
+        operation = ContainerRemove(id_, force=True, pod=pod_goes)
         await ask(core.hostd, operation, Done, timeout_s=REMOVE_TIMEOUT_S)
+        if pod_goes and (not row.made or row.exit_code == LOST_EXIT_CODE):
+            # Interrupted between pod and container, or lost: hostd may have a pod that no container leads to.
+            await _remove_pod(core, row)
     gone = await core.db.write(lambda db: _finish(db, core, row, caller, volumes=volumes))
     core.hub.forget(id_)
     core.remember(id_, core.endings.get(id_) or WaitAnswer(137 if row.status in ALIVE else row.exit_code or 0))
@@ -65,6 +70,13 @@ async def remove_locked(core: Core, id_: str, caller: Caller, *, force: bool, vo
     core.events.wake()
     for project, name in gone:
         await ask(core.hostd, VolumeRemove(project, name), Done)
+
+
+async def _remove_pod(core: Core, row: ContainerRow) -> None:
+    """Remove the pod at hostd, unless another container has joined it."""
+    members = await core.db.read(lambda db: pods.members(db, row.pod))
+    if [member.id for member in members] == [row.id]:
+        await ask(core.hostd, PodRemove(row.pod, force=True), Done, timeout_s=REMOVE_TIMEOUT_S)
 
 
 async def _pod_goes(core: Core, row: ContainerRow) -> bool:

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 import msgspec
 
-from casemate.api.schema import ContainerRequest, ExecRequest, NetworkRequest, PortRequest
 from casemate.image.records import ImageConfig
-from casemate.isolation import capabilities
 from casemate.node.errors import CommandMissing
 from casemate.node.signals import TERM, signal_number
 from casemate.node.users import Account, resolve_user
+from casemate.spec import capabilities
+from casemate.spec.api import ContainerRequest, ExecRequest, NetworkRequest, PortRequest
 from casemate.spec.errors import InvalidArgument
 from casemate.spec.ids import check_hostname
 from casemate.spec.workload import (
@@ -203,6 +203,18 @@ def grants_needed(request: ContainerRequest) -> tuple[str, ...]:
     if request.privileged or request.seccomp == "unconfined":
         needed.append("privileged")
     return tuple(needed)
+
+
+def privileges(request: ContainerRequest) -> tuple[str, ...]:
+    """What exactly is asked for beyond the default, for the audit log: paths, devices, capabilities, namespaces."""
+    uses = [f"bind {mount.source}" for mount in request.mounts if isinstance(mount, BindMount)]
+    uses += [f"device {device.source}" for device in request.devices]
+    uses += capabilities.beyond_default(capabilities.resolve(request.cap_add, request.cap_drop))
+    shared = (("pid", request.host_pid), ("ipc", request.host_ipc), ("network", request.network.mode == "host"))
+    uses += [f"host {name}" for name, is_shared in shared if is_shared]
+    uses += ["privileged"] if request.privileged else []
+    uses += ["no seccomp"] if request.seccomp == "unconfined" else []
+    return tuple(uses)
 
 
 def pod_hostname(text: str | None, id_: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
-from casemate.api.schema import ContainerRequest, PodRequest
+from casemate.spec.api import ContainerRequest, PodRequest
 from casemate.spec.workload import ContainerSpec, PodSpec
 
 Status = Literal["created", "starting", "running", "paused", "stopping", "restarting", "exited", "removing", "broken"]

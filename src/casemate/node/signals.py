@@ -10,8 +10,10 @@ HUP INT QUIT ILL TRAP ABRT BUS FPE KILL USR1 SEGV USR2 PIPE ALRM TERM STKFLT CHL
 XCPU XFSZ VTALRM PROF WINCH IO PWR SYS
 """
 _NAMES = _NAME_WORDS.split()
-NUMBERS: dict[str, int] = {name: number for number, name in enumerate(_NAMES, 1)}
-NUMBERS |= {"IOT": 6, "POLL": 29, "CLD": 17, "RTMIN": 34, "RTMAX": 64}
+NUMBERS: dict[str, int] = {
+    **{name: number for number, name in enumerate(_NAMES, 1)},
+    **{"IOT": 6, "POLL": 29, "CLD": 17, "RTMIN": 34, "RTMAX": 64},
+}
 KILL, TERM = 9, 15
 _LAST = 64
 

@@ -7,7 +7,6 @@ import sqlite3
 from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
 
-from casemate.api.schema import StatsAnswer, StatsRow, TopAnswer
 from casemate.hostd.client import ask
 from casemate.hostd.protocol import ContainerStats, ContainerTop, ContainerUsage, Processes, Stats
 from casemate.node import lookup
@@ -15,6 +14,7 @@ from casemate.node.clock import rfc3339
 from casemate.node.core import Core
 from casemate.node.errors import ContainerNotRunning, TooMany
 from casemate.node.rows import ContainerRow, select
+from casemate.spec.api import StatsAnswer, StatsRow, TopAnswer
 
 #: As many as one operation of hostd takes.
 PAGE = 200

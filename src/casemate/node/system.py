@@ -8,7 +8,14 @@ import platform
 import sqlite3
 
 from casemate import __version__
-from casemate.api.schema import (
+from casemate.hostd.client import HostdAway, ask
+from casemate.hostd.protocol import Doctor, Findings, Prune, VolumeList, Volumes
+from casemate.image import garbage, jobs
+from casemate.image.client import run_job
+from casemate.node import audit, events, imageremoval, images, imagestore, journal, volumes
+from casemate.node.core import Caller, Core
+from casemate.node.rows import ALIVE, PodRow, select
+from casemate.spec.api import (
     DiskAnswer,
     DiskRow,
     DoctorAnswer,
@@ -18,13 +25,6 @@ from casemate.api.schema import (
     Removed,
     VersionAnswer,
 )
-from casemate.hostd.client import HostdAway, ask
-from casemate.hostd.protocol import Doctor, Findings, Prune, VolumeList, Volumes
-from casemate.image import garbage, jobs
-from casemate.image.client import run_job
-from casemate.node import audit, events, imageremoval, images, imagestore, journal, volumes
-from casemate.node.core import Caller, Core
-from casemate.node.rows import ALIVE, PodRow, select
 from casemate.spec.errors import CasemateError
 from casemate.spec.settings import SETTINGS
 
@@ -156,7 +156,7 @@ async def disk(core: Core, project: str) -> DiskAnswer:
 async def _volume_sizes(core: Core, project: str) -> dict[str, int]:
     if core.hostd.welcome is None:
         return {}
-    answer = await ask(core.hostd, VolumeList(project), Volumes)
+    answer = await ask(core.hostd, VolumeList(project, sizes=True), Volumes)
     return {name: max(0, size) for name, size in answer.volumes}
 
 
@@ -179,6 +179,7 @@ async def prune(core: Core, request: PruneRequest, caller: Caller) -> Removed:
     known = pods if len(pods) <= MAX_PRUNE_PODS else None
     answer = await ask(core.hostd, Prune(known, dry_run=request.dry_run), Findings, timeout_s=120.0)
     removed += [f"{f.check}: {f.detail}" for f in answer.findings if f.left_over]
+    removed += [f"layer {hex_}" for hex_ in await imageremoval.remove_unknown_layers(core, dry_run=request.dry_run)]
     if not request.left_overs_only:
         gone = await imageremoval.prune(core, caller, everything=request.all_images, dry_run=request.dry_run)
         removed += [f"image {id_}" for id_ in gone.removed]

@@ -6,13 +6,13 @@ import sqlite3
 
 import msgspec
 
-from casemate.api.schema import UpdateAnswer, UpdateRequest
 from casemate.hostd.client import ask
 from casemate.hostd.protocol import ContainerUpdate, Warnings
 from casemate.node import audit, events, lookup
 from casemate.node.core import Caller, Core
 from casemate.node.errors import ContainerState
 from casemate.node.rows import ContainerRow, encode, update
+from casemate.spec.api import UpdateAnswer, UpdateRequest
 from casemate.spec.errors import InvalidArgument
 from casemate.spec.workload import Resources
 

@@ -6,7 +6,6 @@ import sqlite3
 
 import msgspec
 
-from casemate.api.schema import Removed, VolumeList, VolumeRequest, VolumeSummary
 from casemate.hostd.client import ask
 from casemate.hostd.protocol import Done, VolumeCreate, VolumeRemove, Volumes
 from casemate.hostd.protocol import VolumeList as ListVolumes
@@ -16,6 +15,7 @@ from casemate.node.containers import check_project
 from casemate.node.core import Caller, Core
 from casemate.node.errors import NameTaken, VolumeInUse, VolumeNotFound
 from casemate.node.rows import VolumeRow, encode, insert, select
+from casemate.spec.api import Removed, VolumeList, VolumeRequest, VolumeSummary
 
 MAX_LISTED = 10_000
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import msgspec
 
-from casemate.api.schema import Control
 from casemate.sdk.errors import ApiAway, ApiError
 from casemate.sdk.websocket import WebSocket
+from casemate.spec.api import Control
 
 STDIN, STDOUT, STDERR, CONTROL = 0, 1, 2, 3
 CHUNK_BYTES = 64 << 10

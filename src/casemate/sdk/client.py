@@ -1,4 +1,4 @@
-"""The client: one method for each thing that the API does; values are those of :mod:`casemate.api.schema`.
+"""The client: one method for each thing that the API does; values are those of :mod:`casemate.spec.api`.
 
 ::
 
@@ -17,11 +17,11 @@ from urllib.parse import quote, urlencode
 
 import msgspec
 
-from casemate.api import schema
 from casemate.sdk.attach import Attached
 from casemate.sdk.errors import ApiBroken
 from casemate.sdk.transport import Pairs, Transport
 from casemate.sdk.websocket import WebSocket
+from casemate.spec import api as schema
 
 T = TypeVar("T")
 
@@ -45,7 +45,7 @@ class Client:
     # containers
 
     def create(self, image: str, command: Sequence[str] | None = None, **fields: Any) -> schema.ContainerCreated:
-        """Create a container; *fields* are those of :class:`casemate.api.schema.ContainerRequest`."""
+        """Create a container; *fields* are those of :class:`casemate.spec.api.ContainerRequest`."""
         request = schema.ContainerRequest(
             image=image, command=None if command is None else tuple(command), project=self.project, **fields
         )

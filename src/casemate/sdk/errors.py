@@ -8,7 +8,9 @@ from casemate.spec.errors import CasemateError, RemoteError, Unavailable
 
 
 class ApiError(RemoteError):
-    """The API answered a problem; *code*, *status* and *remedy* are the problem's own."""
+    """The API answered a problem; *problem_code*, *http_status* and the remedy are the problem's own."""
+
+    code = "sdk.problem"
 
     def __init__(self, problem: dict[str, Any], status: int) -> None:
         super().__init__(problem)

@@ -99,6 +99,12 @@ SETTINGS: tuple[Setting, ...] = (
         100_000,
         4_000_000_000,
     ),
+    Setting(
+        "userns.idmap",
+        "auto",
+        "auto or off: auto gives each pod a range of its own where the kernel maps the layers' owners (6.2 and newer); "
+        "else, and with off, all pods share the first range",
+    ),
     Setting("userns.ranges", 20_000, "how many pods can have a range of their own at one time", "pods", 1, 30_000),
     Setting(
         "limits.pids",

@@ -56,6 +56,8 @@ def main() -> int:
     except tarfile.TarError as error:
         return _fail(3, f"the input is not a sound tar: {error}")
     except OSError as error:
+        if error.errno == errno.EROFS:
+            return _fail(3, f"{error.filename or 'the target'} is read-only in the container")
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         return _fail(5 if full else 2, f"{error.strerror} ({error.filename or 'no name'})")
     except (ValueError, MemoryError, RecursionError, EOFError) as error:

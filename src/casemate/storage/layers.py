@@ -190,6 +190,10 @@ class LayerMounts:
         self._users.setdefault(layer, set()).add(user)
         return place
 
+    def hold(self, layer: str, user: str) -> None:
+        """*layer* is *user*'s, mounted or not: it is not removed."""
+        self._users.setdefault(check_hex(layer), set()).add(user)
+
     def release(self, user: str) -> list[str]:
         """*user* uses no layer any more; the layers that nobody uses now (they stay mounted, see the next method)."""
         unused = []

@@ -44,6 +44,7 @@ class Admitter(Protocol):
 
     def __call__(self, candidate: Candidate) -> Grade:
         """The grade of *candidate*; refusing is a grade, not an exception."""
+        ...
 
 
 def no_policy(candidate: Candidate) -> Grade:  # noqa: ARG001 - an admitter is asked about each candidate alike

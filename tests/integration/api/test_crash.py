@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from tests.integration.daemons import Daemons, running_daemons
 
-from casemate.api.schema import RestartPolicy
 from casemate.sdk import ApiAway, ApiError
+from casemate.spec.api import RestartPolicy
 
 pytestmark = pytest.mark.root
 

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.integration.daemons import Daemons, ensure_user, running_daemons
 
 from casemate.sdk import ApiAway, ApiError, Client, Transport
 from casemate.spec.workload import BindMount
-from tests.integration.daemons import Daemons, ensure_user, running_daemons
 
 pytestmark = pytest.mark.root
 

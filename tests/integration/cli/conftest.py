@@ -9,8 +9,8 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from tests.integration.cli.terminal import Cli
 from tests.integration.daemons import SOURCE, Daemons
+from tests.terminal import Cli
 
 LAUNCHER = """#!/usr/bin/python3 -IS
 import sys

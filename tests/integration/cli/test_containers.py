@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.integration.cli.terminal import Cli, Terminal, until
+from tests.terminal import Cli, Terminal, until
 
 
 def test_exit_codes(cm: Cli) -> None:
@@ -299,3 +299,14 @@ def test_system(cm: Cli) -> None:
 )
 def test_json_is_json(cm: Cli, argv: list[str]) -> None:
     json.loads(cm(*argv, "--json").stdout)
+
+
+def test_the_end_for_want_of_memory_is_told(cm: Cli) -> None:
+    """The exit code is Docker's; the reason is a line of its own, and nothing is said of another KILL."""
+    done = cm("run", "--rm", "-m", "12m", "busybox", "tail", "/dev/zero")
+    assert done.returncode == 137
+    assert done.stderr == b"casemate: the kernel killed the process: it needed more memory than it may have (-m)\n"
+    told = cm("--json", "run", "--rm", "-m", "12m", "busybox", "tail", "/dev/zero")
+    assert json.loads(told.stderr.splitlines()[-1])["oom_killed"] is True
+    other = cm("run", "--rm", "--init", "busybox", "sh", "-c", "kill -9 $$; sleep 1")
+    assert (other.returncode, other.stderr) == (137, b"")

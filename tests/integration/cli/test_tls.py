@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.integration.cli.terminal import Cli, until
 from tests.integration.daemons import USER, Daemons, ensure_user, running_daemons
+from tests.terminal import Cli, until
 
 
 @pytest.fixture(scope="module")

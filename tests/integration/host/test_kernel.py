@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from tests.integration.leaks import Scope
 
-from casemate.host import cgroups, loop, mounts, netns, nft, rtnetlink, syscalls, userns
+from casemate.host import cgroups, hierarchy, loop, mounts, netns, nft, rtnetlink, syscalls, userns
 from casemate.host.cgroups_v2 import CgroupsV2
 from casemate.host.inotify import FolderWatch
 from casemate.host.peer import peer_of
@@ -175,7 +175,7 @@ async def _watch(folder: Path) -> None:
 
 @pytest.fixture
 def groups() -> cgroups.Cgroups:
-    return cgroups.detect()
+    return hierarchy.detect()
 
 
 FORKER = "trap '' TERM; while :; do sleep 60 & sleep 0.01; done"
@@ -240,7 +240,7 @@ def test_cgroup_paths_cannot_lead_out(groups: cgroups.Cgroups, path: str) -> Non
 
 def test_no_hierarchy_is_what_the_host_lacks(tmp_path: Path) -> None:
     with pytest.raises(cgroups.CgroupsMissing):
-        cgroups.detect(tmp_path)
+        hierarchy.detect(tmp_path)
 
 
 def test_a_limit_that_the_kernel_refuses_is_named(scope: Scope, groups: cgroups.Cgroups) -> None:

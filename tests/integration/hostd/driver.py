@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 
 import msgspec
 from tests.integration.fixtures_rootfs import busybox_layer
-from tests.integration.leaks import Scope, left, new_scope
+from tests.integration.leaks import Scope, clean, left, new_scope
 
 from casemate.hostd import protocol
 from casemate.network.nat import Nat
@@ -291,6 +291,9 @@ def running(**settings: str) -> Iterator[Hostd]:
             forced = one.clean()
         except BaseException:
             print(one.log.read_text()[-6000:])
+            if one.process is not None and one.process.poll() is None:
+                one.kill()
+            clean(one.scope)
             raise
         found = one.leaks()
         log = one.log.read_text()

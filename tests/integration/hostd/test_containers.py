@@ -327,8 +327,10 @@ def test_volume_keeps_owners_and_is_filled_from_the_image(hostd: Hostd, client: 
         client.call(protocol.VolumeRemove("default", "v1"))
     assert caught.value.code == "object.conflict"
     client.call(protocol.ContainerRemove(spec.id, force=True))
-    [(name, _)] = client.call(protocol.VolumeList("default")).volumes
+    assert client.call(protocol.VolumeList("default")).volumes == (("v1", -1),)
+    [(name, size)] = client.call(protocol.VolumeList("default", sizes=True)).volumes
     assert name == "v1"
+    assert 8192 <= size < 1 << 20  # a folder and two small files
     client.call(protocol.VolumeRemove("default", "v1"))
 
 

@@ -6,20 +6,18 @@ Jobs run through the real worker, as casemated runs them.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import io
 import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tarfile
-import time
 from pathlib import Path
 
 import pytest
+from tests.integration.registry import running_registry
 
 from casemate.image.client import run_job, spawn
 from casemate.image.garbage import collect_garbage, plan_garbage
@@ -45,26 +43,8 @@ needs_skopeo = pytest.mark.skipif(not shutil.which("skopeo"), reason="missing: s
 
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("registry")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    config = folder / "config.yml"
-    config.write_text(
-        f"version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {folder}/data}}}}\n"
-        f"http: {{addr: 127.0.0.1:{port}}}\n"
-    )
-    program = subprocess.Popen(
-        ["docker-registry", "serve", str(config)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    end = time.monotonic() + 20
-    while time.monotonic() < end:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-            break
-        time.sleep(0.05)
-    yield f"127.0.0.1:{port}"
-    program.terminate()
-    program.wait(20)
+    with running_registry(tmp_path_factory.mktemp("registry")) as host:
+        yield host
 
 
 @pytest.fixture

@@ -302,21 +302,22 @@ def test_sixty_layers_in_paths_with_colons_and_commas(scope: Scope, ids: int, vo
 
 
 def test_the_way_for_kernels_that_want_attached_layers_mounts_the_same(store: Store, ids: int) -> None:
-    """Before Linux 6.15; called directly, since this kernel would not choose it."""
+    """Before Linux 6.15; asked for, since this kernel would not choose it."""
     digests = [store.adopt(store.stage("etc/low")), store.adopt(store.stage("etc/high"))]
-    upper, work, target = (store.folder / name for name in ("upper", "work", "target"))
-    for folder in (upper, work, target):
-        folder.mkdir()
+    upper, work, target, plain = (store.folder / name for name in ("upper", "work", "target", "plain"))
+    for folder in (upper, work, target, plain / "etc"):
+        folder.mkdir(parents=True)
+    (plain / "etc/plain").touch()
     with contextlib.ExitStack() as stack:
         numbers = [mounts.idmapped_clone_fd(store.layers.use(digest, "x"), ids) for digest in reversed(digests)]
-        numbers += [os.open(folder, os.O_PATH) for folder in (upper, work)]
+        numbers.append(os.open(plain, os.O_PATH))  # a folder, not a mount, is no less a layer
         for number in numbers:
             stack.callback(os.close, number)
-        pair = numbers[2], numbers[3]
-        mounted = mounts._overlay_attached(numbers[:2], pair, False, True, mounts.OVERLAY_OPTIONS)
-        stack.callback(os.close, mounted)
-        mounts.attach(mounted, target)
-    assert sorted(os.listdir(target / "etc")) == ["high", "low"]
+        os.close(mounts.overlay(target, numbers, upper, work, volatile=True, attached=True))
+    # The layers' own places stay mounted where they were, and of the way there nothing is left.
+    found = [(one.kind, one.target) for one in mounts.mounts_below(store.folder)]
+    assert sorted(kind for kind, _ in found) == ["overlay", "squashfs", "squashfs"]
+    assert sorted(os.listdir(target / "etc")) == ["high", "low", "plain"]
     assert (target / "etc/low").stat().st_uid == FIRST_ID
     (target / "new").touch()
     assert (upper / "new").exists()

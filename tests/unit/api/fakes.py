@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,8 @@ class FakeHostd:
         self.fail: dict[type, BaseException] = {}
         self.core: Core | None = None
         self.obeys = True
+        #: What a container's archive holds.
+        self.archive = b""
 
     async def call(
         self, operation: p.AnyOperation, *, descriptors: Sequence[int] = (), timeout_s: float = 60.0
@@ -49,6 +52,9 @@ class FakeHostd:
         if self.welcome is None:
             raise HostdAway("away")
         self.calls.append(operation)
+        if isinstance(operation, p.ContainerArchive):
+            os.set_blocking(descriptors[0], False)
+            os.write(descriptors[0], self.archive)
         await asyncio.sleep(0)
         error = self.fail.pop(type(operation), None)
         if isinstance(error, CasemateError) and not isinstance(error, HostdAway):

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import io
+import json
+import tarfile
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -143,6 +147,7 @@ def test_problems(run) -> None:  # type: ignore[no-untyped-def]
                       "isolation.capability_unknown")  # fmt: skip
         check_problem(await send("POST", "/v1/containers", {"image": "box", "pod": "x"}), 404, "pod.not_found")
         check_problem(await send("POST", "/v1/containers", {"image": "box", "project": "x"}), 404, "object.not_found")
+        check_problem(await send("POST", "/v1/containers/x/wait"), 404, "container.not_found")
         check_problem(await send("GET", "/v1/exec/x"), 404, "exec.not_found")
         check_problem(await send("GET", "/v1/operations/x"), 404, "operation.not_found")
         check_problem(await send("GET", "/v1/volumes/x"), 404, "volume.not_found")
@@ -309,3 +314,31 @@ def test_a_reboot_follows_the_restart_policies(tmp_path: Path) -> None:
             assert seen["reason"] == "the host rebooted"
 
     asyncio.run(scenario())
+
+
+def test_an_archive_and_what_stands_at_its_path_cost_hostd_one_child(run) -> None:  # type: ignore[no-untyped-def]
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as tar:
+        for name, data in (("greeting", b"hello"), ("greeting/more", bytes(20_000))):
+            member = tarfile.TarInfo(name)
+            member.size, member.mode = len(data), 0o640
+            tar.addfile(member, io.BytesIO(data))
+
+    async def scenario(api: Api) -> None:
+        await api.create(name="one")
+        await api.send("POST", "/v1/containers/one/start")
+        api.hostd.archive = packed.getvalue()
+        for method in ("GET", "HEAD"):
+            api.hostd.calls.clear()
+            status, headers, body = await api.send(method, "/v1/containers/one/archive?path=/greeting")
+            assert status == 200
+            stat = json.loads(base64.b64decode(headers["x-casemate-path-stat"]))
+            assert (stat["name"], stat["size"], stat["mode"]) == ("greeting", 5, 0o100640)
+            assert body == (packed.getvalue() if method == "GET" else b"")
+            assert [type(call) for call in api.hostd.calls] == [p.ContainerArchive]
+        api.hostd.archive = b""
+        check_problem(await api.send("GET", "/v1/containers/one/archive?path=/x"), 500, "store.corrupt")
+        api.hostd.fail[p.ContainerArchive] = CommandNotFound("gone")
+        check_problem(await api.send("GET", "/v1/containers/one/archive?path=/x"), 400, "container.command_not_found")
+
+    run(scenario)

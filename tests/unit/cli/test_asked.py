@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peer import Reply
 
-from casemate.api.schema import ContainerRequest, NetworkRequest, PodRequest
 from casemate.cli.asked import environment, mounts, network, quantities, resources
 from casemate.cli.asked.container import container_request
 from casemate.cli.errors import FileUnusable, UsageError
-from casemate.cli.main import load
+from casemate.cli.index import load
 from casemate.cli.parse import parse
+from casemate.spec.api import ContainerRequest, NetworkRequest, PodRequest
 from casemate.spec.workload import Mount, Resources, Rlimit
 
 

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-import pty
-import select
 import signal
-import struct
 import subprocess
-import termios
 import threading
 import time
 from pathlib import Path
@@ -19,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from peer import Peer, Reply, WebSocket, events
+from tests.terminal import Terminal
 
 from casemate.cli.errors import UsageError
 from casemate.cli.session.keys import Detacher, parse_keys
@@ -31,42 +27,6 @@ ATTACH = f"/v1/containers/{ID}/attach"
 def container(peer: Peer) -> Peer:
     peer.on("POST", "/v1/containers", Reply(201, {"id": ID, "name": "x"}))
     return peer
-
-
-class Terminal:
-    """The command line on a pty of its own."""
-
-    def __init__(self, argv: list[str], environment: dict[str, str], rows: int = 33, columns: int = 99) -> None:
-        self.master, self.slave = pty.openpty()
-        self.resize(rows, columns)
-        self.before = termios.tcgetattr(self.slave)
-        self.process = subprocess.Popen(
-            argv, stdin=self.slave, stdout=self.slave, stderr=self.slave, env=environment, start_new_session=True
-        )
-        self.seen = b""
-
-    def resize(self, rows: int, columns: int) -> None:
-        fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-
-    def type(self, data: bytes) -> None:
-        os.write(self.master, data)
-
-    def until(self, wanted: bytes, timeout_s: float = 10.0) -> None:
-        deadline = time.monotonic() + timeout_s
-        while wanted not in self.seen:
-            left = deadline - time.monotonic()
-            assert left > 0, self.seen
-            if select.select([self.master], [], [], left)[0]:
-                self.seen += os.read(self.master, 65536)
-
-    def finish(self) -> int:
-        code = self.process.wait(10)
-        while select.select([self.master], [], [], 0.05)[0]:
-            self.seen += os.read(self.master, 65536)
-        assert termios.tcgetattr(self.slave) == self.before, "the terminal is not as it was"
-        os.close(self.master)
-        os.close(self.slave)
-        return code
 
 
 def test_a_terminal_session(launcher: Path, environment: dict[str, str], container: Peer) -> None:
@@ -290,7 +250,7 @@ def test_streams_can_be_chosen(cm, container: Peer) -> None:
     assert b"--detach and --attach" in cm("run", "-d", "-a", "stdout", "img").stderr
     outcome = cm("run", "--json", "-a", "stdout", "img")
     assert outcome.stdout == b"out"
-    assert json.loads(outcome.stderr) == {"reference": ID, "exit_code": 0, "detached": False}
+    assert json.loads(outcome.stderr) == {"reference": ID, "exit_code": 0, "detached": False, "oom_killed": False}
 
 
 def test_t_without_a_terminal(cm) -> None:

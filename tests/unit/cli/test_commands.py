@@ -100,7 +100,8 @@ def test_run_pulls_a_missing_image(cm, peer: Peer) -> None:
     def create(request) -> Reply:
         tries.append(request)
         if len(tries) == 1:
-            return problem(404, "image.not_found", "no image debian:12")
+            code = "image.platform_other" if "platform" in request.json else "image.not_found"
+            return problem(404, code, "no image debian:12")
         return Reply(201, {"id": ID, "name": "x"})
 
     layer = "sha256:" + "7" * 64
@@ -116,7 +117,7 @@ def test_run_pulls_a_missing_image(cm, peer: Peer) -> None:
     done = cm("run", "-d", "--platform", "linux/amd64", "debian:12")
     assert (done.returncode, done.stdout) == (0, f"{ID}\n".encode())
     assert done.stderr.decode().splitlines() == [
-        "Unable to find image 'debian:12' locally",
+        "Unable to find image 'debian:12' for linux/amd64 locally",
         "777777777777: downloading (5MB)",
         "777777777777: done (5MB)",
     ]
@@ -450,6 +451,15 @@ def test_archives(cm, peer: Peer, tmp_path: Path) -> None:
         cm("image", "import", "--form", "rootfs", "--cmd", "sh -l", "-e", "A=b", "a.tar", "app:1").stdout
         == b"sha256:77\n"
     )
+    peer.on(
+        "GET",
+        "/v1/operations/op1/events",
+        events(("end", {**done_, "result": {"id": "sha256:77", "names": ["app:1"], "form": "rootfs"}})),
+    )
+    told = cm("image", "import", "a.tar", "app:1")
+    assert told.stdout == b"sha256:77\n"
+    assert b"a.tar holds no image (index.json, manifest.json): taken as a root file system\n" in told.stderr
+    peer.on("GET", "/v1/operations/op1/events", events(("end", done_)))
     assert peer.requests[0].body == data
     assert peer.requests[0].query == [("format", "rootfs"), ("tag", "app:1"), ("cmd", '["sh","-l"]'), ("env", "A=b")]
     assert cm("load", stdin=data).stdout == b"Loaded image: app:1\n"

@@ -6,8 +6,7 @@ from hypothesis import strategies as st
 
 from casemate.cli.errors import UsageError
 from casemate.cli.flags import GLOBAL_FLAGS, SWITCH, Command
-from casemate.cli.index import ALIASES, ROWS, paths
-from casemate.cli.main import find, load
+from casemate.cli.index import ALIASES, ROWS, find, load, paths
 from casemate.cli.parse import parse, parse_leading
 
 ALL = [row[0] for row in ROWS]

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from casemate.cli.flags import GLOBAL_FLAGS
-from casemate.cli.index import ROWS
-from casemate.cli.main import load
+from casemate.cli.index import ROWS, load
 from casemate.cli.reference import cli_page
 
 PAGE = Path(__file__).parents[3] / "docs/reference/cli.md"

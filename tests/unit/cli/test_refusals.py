@@ -13,8 +13,7 @@ import pytest
 from peer import Peer, Reply, problem
 
 from casemate.cli.help import page
-from casemate.cli.index import ROWS, paths
-from casemate.cli.main import load
+from casemate.cli.index import ROWS, load, paths
 
 
 def test_no_daemon(cm, tmp_path: Path) -> None:

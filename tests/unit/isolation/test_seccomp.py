@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from casemate.isolation import capabilities, seccomp
+from casemate.isolation import seccomp
 from casemate.isolation import seccomp_groups as groups
+from casemate.spec import capabilities
 
 DEFAULT = frozenset(capabilities.DEFAULT_SET)
 FIELD = Path("/usr/share/containers/seccomp.json")

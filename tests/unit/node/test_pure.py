@@ -6,17 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from casemate.api.schema import ContainerRequest, ExecRequest, NetworkRequest, PortRequest
 from casemate.image.records import ImageConfig
 from casemate.node import resolve
 from casemate.node.addresses import Pool, address_text, next_address, parse_pool
 from casemate.node.clock import parse_duration, parse_time, rfc3339
 from casemate.node.errors import AddressesExhausted, CommandMissing, UserNotFound
 from casemate.node.names import another_name, random_name
-from casemate.node.resolvers import parse as parse_resolvers
 from casemate.node.restart import Decision, Ended, after_boot, decide
 from casemate.node.signals import exit_reason, signal_number
 from casemate.node.users import resolve_user
+from casemate.spec.api import ContainerRequest, ExecRequest, NetworkRequest, PortRequest
 from casemate.spec.errors import InvalidArgument
 from casemate.spec.ids import check_name
 from casemate.spec.settings import SettingInvalid
@@ -251,10 +250,3 @@ def test_times_as_people_write_them() -> None:
 def test_names_are_names(number: int) -> None:
     check_name(random_name(number))
     check_name(another_name(number))
-
-
-def test_name_servers_that_a_pod_can_reach() -> None:
-    content = (
-        "nameserver 127.0.0.53\nnameserver ::1\nnameserver 9.9.9.9\nnameserver\nnameserver x\nnameserver 9.9.9.9\n"
-    )
-    assert parse_resolvers(content) == ("9.9.9.9",)

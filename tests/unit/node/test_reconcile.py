@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from casemate.hostd.protocol import ObservedContainer
@@ -104,6 +104,7 @@ def name_of(operations: list[reconcile.Operation]) -> str:
     return "+".join(words) or "nothing"
 
 
+@settings(max_examples=1000, deadline=None)
 @given(wanted, observed, st.booleans())
 def test_the_plan_is_what_the_model_says(row: Wanted, seen: ObservedContainer | None, rebooted: bool) -> None:
     operations = plan([row], {} if seen is None else {ID: seen}, rebooted=rebooted)

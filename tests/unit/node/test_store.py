@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from casemate.api.schema import PortRequest
-from casemate.node import audit, database, events, journal, lookup, ports
+from casemate.node import audit, database, events, journal, listing, lookup, ports
 from casemate.node.database import Database, DatabaseNewer
 from casemate.node.errors import ContainerNotFound, PortTaken, ReferenceAmbiguous
 from casemate.node.rows import ContainerRow, PodRow, encode, insert, select
+from casemate.spec.api import ContainerList, PortRequest
 from casemate.spec.errors import Corrupt, DiskFull, InvalidArgument
-from casemate.spec.workload import ContainerSpec, PodSpec, Process
+from casemate.spec.workload import ContainerSpec, NetworkSpec, PodSpec, Process, PublishedPort
 
 
 @pytest.fixture
@@ -46,6 +48,57 @@ def test_a_row_comes_back(db: sqlite3.Connection) -> None:
     assert select(db, ContainerRow, "WHERE id=?", row.id) == [row]
     assert row.the_spec().name == "one"
     assert row.the_request().image == "i"
+
+
+def test_a_whole_list_says_what_a_page_says(db: sqlite3.Connection) -> None:
+    """The first goes to JSON by a short way."""
+    port = PublishedPort(80, 8080, "127.0.0.1", "udp")
+    for number, values in enumerate(
+        [{}, {"labels": b'{"a":"\\u00fc\\""}', "exit_code": 3, "started_at": 5.000001, "finished_at": 1e9 + 0.25},
+         {"command": 'say "h\\i"\n', "status": "running", "restarts": 2}]
+    ):  # fmt: skip
+        id_ = f"{number}" * 64
+        pod = ("f" + id_)[:64]
+        add(db, id_, f"c{number}", created_at=number + 1.0, **values)
+        network = NetworkSpec(address="10.1.2.3", ports=(port,) if number == 1 else ())
+        spec = PodSpec(id=pod, name="p", hostname="h", level="gvisor" if number == 2 else "namespace", network=network)
+        db.execute("UPDATE pods SET spec=?, address=? WHERE id=?", (encode(spec), 0x0A010203 + number, pod))
+    everything = listing.Filter.parse((), everything=True)
+    whole, page = (
+        msgspec.json.decode(
+            msgspec.json.encode(listing.select_summaries(db, "default", everything, listing.Page(limit))),
+            type=ContainerList,
+        ).containers
+        for limit in (0, 100)
+    )
+    assert len(whole) == 3
+    for one, other in zip(whole, page, strict=True):
+        times = {}
+        for field in ("created_at", "started_at", "finished_at"):
+            first, times[field] = getattr(one, field), getattr(other, field)
+            assert first == times[field] or datetime.fromisoformat(first) == datetime.fromisoformat(times[field])
+        assert msgspec.structs.replace(one, **times) == other
+    assert whole[1].ports == (PortRequest(80, 8080, "127.0.0.1", "udp"),)
+    assert (whole[0].level, whole[0].address) == ("gvisor", "10.1.2.5")
+
+
+def test_projects_hold_the_same_name_each_for_itself(db: sqlite3.Connection) -> None:
+    db.execute("INSERT INTO projects (name, created_at) VALUES ('other', 1)")
+    add(db, "a" * 64, "web")
+    pod = PodSpec(id="e" * 64, name="p-web", hostname="h")
+    insert(db, PodRow(pod.id, "other", pod.name, 1.0, b"{}", encode(pod), 1, None))
+    first = select(db, ContainerRow, "WHERE id=?", "a" * 64)[0]
+    insert(db, msgspec.structs.replace(first, id="b" * 64, project="other", pod=pod.id))
+    everything = listing.Filter.parse((), everything=True)
+    for project, id_ in (("default", "a" * 64), ("other", "b" * 64)):
+        assert lookup.container(db, "web", project).id == id_
+        assert lookup.pod(db, "p-web", project).project == project
+        found = listing.select_summaries(db, project, everything, listing.Page()).containers
+        assert [row.id for row in found] == [id_]
+    with pytest.raises(ContainerNotFound):
+        lookup.container(db, "b" * 64, "default")
+    with pytest.raises(sqlite3.IntegrityError):
+        insert(db, msgspec.structs.replace(first, id="c" * 64))
 
 
 def test_lookup(db: sqlite3.Connection) -> None:

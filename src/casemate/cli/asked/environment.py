@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import posix
 
-from casemate.cli.context import environment
 from casemate.cli.fail import bad_value, file_trouble
+from casemate.cli.variables import environment
 
 #: An env-file above this is a mistake (ARG_MAX is 2 MiB for arguments and environment together).
 MAX_FILE_BYTES = 4 << 20

@@ -61,6 +61,7 @@ def mount(text: str) -> Mount:
     target = _target("--mount", text, fields.pop("target", ""), _MOUNT_FORM)
     read_only = fields.pop("readonly", "false") in ("", "1", "true")
     fields.pop("consistency", None)
+    made: Mount
     if kind == "bind":
         made = _bind(text, target, fields)
     elif kind == "volume":
@@ -152,7 +153,7 @@ def _name(flag: str, text: str, name: str) -> str:
 
 def _absolute(path: str) -> str:
     """*path* from this side's current folder; ``~`` is the home folder (a shell leaves one within a word alone)."""
-    from casemate.cli.context import environment
+    from casemate.cli.variables import environment
 
     if path == "~" or path.startswith("~/"):
         path = (environment("HOME") or "/root") + path[1:]

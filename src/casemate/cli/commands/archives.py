@@ -107,6 +107,9 @@ def import_(arguments: Arguments, context: Context) -> int:
     if context.json:
         context.answer(ended)
     else:
+        result = ended.get("result")
+        if form == "auto" and isinstance(result, dict) and result.get("form") == "rootfs":
+            context.note(f"{clean(path)} holds no image (index.json, manifest.json): taken as a root file system\n")
         context.write(f"{clean(_image_of(ended))}\n")
     return 0
 
@@ -212,7 +215,7 @@ IMPORT = Command(
         value(
             "form",
             "FORMAT",
-            "auto (default), docker-archive, oci-archive, rootfs",
+            "What FILE is: auto (default), docker-archive, oci-archive, rootfs",
             "",
             "Options",
             "auto,docker-archive,oci-archive,rootfs",
@@ -226,7 +229,8 @@ IMPORT = Command(
     1,
     2,
     ("file",),
-    "The archive may be what `docker save`, an OCI tool or `tar` of a root file system made.",
+    "The archive may be what `docker save`, an OCI tool or `tar` of a root file system made; auto takes what holds no\n"
+    "image as a root file system, for which NAME is needed.",
     ("casemate image import app.tar", "tar -C rootfs -c . | casemate image import - app:1"),
 )
 EXPORT = Command(

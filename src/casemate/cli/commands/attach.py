@@ -54,7 +54,13 @@ def attach_container(context: Context, session: Session, start: bool = False, lo
         finally:
             other.close()
 
-    plan = Plan(session.terminal, session.input, session.streams, session.keys, kill if session.proxy else None)
+    def warn(text: str) -> None:
+        from casemate.cli.show.plain import clean
+
+        context.note(f"warning: {clean(text)}\r\n" if session.terminal else f"warning: {clean(text)}\n")
+
+    proxy = kill if session.proxy else None
+    plan = Plan(session.terminal, session.input, session.streams, session.keys, proxy, warn=warn)
     return finish(context, attach(stream, first, plan), session.reference)
 
 
@@ -65,8 +71,13 @@ def finish(context: Context, ended: Ended, reference: str) -> int:
     if context.json:
         from casemate.cli.wire import json
 
-        outcome = {"reference": reference, "exit_code": ended.exit_code, "detached": ended.detached}
+        outcome: dict[str, object] = {
+            "reference": reference, "exit_code": ended.exit_code, "detached": ended.detached,
+            "oom_killed": ended.oom_killed,
+        }  # fmt: skip
         context.note(json.dumps(outcome) + "\n")
+    elif ended.oom_killed and ended.exit_code == 137:
+        context.note("casemate: the kernel killed the process: it needed more memory than it may have (-m)\n")
     return ended.exit_code
 
 

@@ -70,7 +70,7 @@ CREATE_FLAGS = (
     value("stop-timeout", "SECONDS", "How long `stop` waits before KILL", "", _LIFE),
     value("pull", "POLICY", "Fetch the image: missing (default), always, never", "", _LIFE, "missing,always,never"),
     switch("quiet", "Do not show the fetching of the image", "q", _LIFE),
-    value("platform", "OS/ARCH", "Platform of the image", "", _LIFE),
+    value("platform", "OS/ARCH", "Platform of the image, as linux/arm64; no other one is used", "", _LIFE),
     value("log-driver", "DRIVER", "local (a rotated file) or none", "", _LIFE, "local,none"),
     values("log-opt", "max-size=SIZE", "Size at which the log is rotated", "", _LIFE),
     value("cidfile", "FILE", "Write the container's id to a file", "", _LIFE, "file"),
@@ -97,6 +97,8 @@ def run(arguments: Arguments, context: Context) -> int:
     id_ = text_of(created, "id")
     if detached:
         context.client.post(f"/v1/containers/{id_}/start")
+        if request.get("rlimits"):
+            _warn_of_start(context, id_, created)
         if context.json:
             context.answer(created)
         else:
@@ -143,12 +145,32 @@ def create_container(arguments: Arguments, context: Context, request: dict[str, 
     finally:
         if held is not None:
             posix.close(held)
-    warnings = created.get("warnings") if isinstance(created, dict) else None
-    for warning in warnings if isinstance(warnings, list) else ():
-        from casemate.cli.show.plain import clean
-
-        context.note(f"warning: {clean(str(warning))}\n")
+    for warning in _warnings(created):
+        _warn(context, warning)
     return created
+
+
+def _warn(context: Context, text: str) -> None:
+    from casemate.cli.show.plain import clean
+
+    context.note(f"warning: {clean(text)}\n")
+
+
+def _warnings(answer: object) -> list[str]:
+    found = answer.get("warnings") if isinstance(answer, dict) else None
+    return [str(one) for one in found] if isinstance(found, list) else []
+
+
+def _warn_of_start(context: Context, id_: str, created: object) -> None:
+    """Limits that the host does not allow are lowered at the start, which answers nothing: look once more."""
+    try:
+        detail = context.client.get(f"/v1/containers/{id_}")
+    except Exception as error:
+        if code_of(error) != "container.not_found":  # it has ended, and --rm took it away
+            raise
+        return
+    for warning in _warnings(detail)[len(_warnings(created)) :]:
+        _warn(context, warning)
 
 
 def _create(arguments: Arguments, context: Context, request: dict[str, object], policy: str) -> object:
@@ -158,12 +180,13 @@ def _create(arguments: Arguments, context: Context, request: dict[str, object], 
     try:
         return context.client.post("/v1/containers", request)
     except Exception as error:
-        if policy != "missing" or code_of(error) != "image.not_found":
+        if policy != "missing" or code_of(error) not in ("image.not_found", "image.platform_other"):
             raise
     if not arguments.on("quiet"):
         from casemate.cli.show.plain import clean
 
-        context.note(f"Unable to find image '{clean(image)}' locally\n")
+        wanted = arguments.text("platform")
+        context.note(f"Unable to find image '{clean(image)}'{f' for {clean(wanted)}' if wanted else ''} locally\n")
     _fetch(arguments, context, image)
     return context.client.post("/v1/containers", request)
 

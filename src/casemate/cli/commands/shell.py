@@ -80,7 +80,7 @@ def completion(arguments: Arguments, context: Context) -> int:
 
 def help_(arguments: Arguments, context: Context) -> int:
     from casemate.cli.help import group_or_unknown, overview, page
-    from casemate.cli.main import find, load
+    from casemate.cli.index import find, load
 
     if not arguments.words:
         text = overview()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import IO, cast
 
 from casemate.cli.errors import AnswerInvalid, FileUnusable
@@ -153,7 +153,7 @@ class Unpacker:
         return tuple(kept) if name is None else (name, *kept)
 
     @contextlib.contextmanager
-    def _folder(self, parts: tuple[str, ...]) -> Iterator[int]:
+    def _folder(self, parts: tuple[str, ...]) -> Generator[int]:
         """The folder at *parts* below the destination, made where it is not there, never reached through a link."""
         fd = os.dup(self._root)
         try:

@@ -38,7 +38,7 @@ _IN, _OUT, _GONE = select.POLLIN, select.POLLOUT, select.POLLHUP | select.POLLER
 class Plan:
     """What the session connects: *streams* of output to show, input, terminal, keys; and how signals are passed on."""
 
-    __slots__ = ("input", "keys", "kill", "on_started", "streams", "terminal")
+    __slots__ = ("input", "keys", "kill", "on_started", "streams", "terminal", "warn")
 
     def __init__(
         self,
@@ -48,6 +48,7 @@ class Plan:
         keys: bytes = b"",
         kill: Callable[[str], None] | None = None,
         on_started: Callable[[], None] | None = None,
+        warn: Callable[[str], None] | None = None,
     ) -> None:
         self.terminal = terminal
         self.input = input
@@ -56,15 +57,18 @@ class Plan:
         #: Sends a signal to the process; None: signals are left alone.
         self.kill = kill
         self.on_started = on_started
+        #: Shows what the daemon warns of at the start.
+        self.warn = warn
 
 
 class Ended:
-    """How it ended: *exit_code*, or *detached*."""
+    """How it ended: *exit_code* (and whether the kernel killed for want of memory), or *detached*."""
 
-    __slots__ = ("detached", "exit_code")
+    __slots__ = ("detached", "exit_code", "oom_killed")
 
-    def __init__(self, exit_code: int, detached: bool = False) -> None:
+    def __init__(self, exit_code: int, detached: bool = False, oom_killed: bool = False) -> None:
         self.exit_code = exit_code
+        self.oom_killed = oom_killed
         self.detached = detached
 
 
@@ -194,9 +198,14 @@ class _Session:
             raise remote(problem)
         if value.get("started") and self._plan.on_started is not None:
             self._plan.on_started()
+        warnings = value.get("warnings")
+        if isinstance(warnings, list) and self._plan.warn is not None:
+            for warning in warnings:
+                self._plan.warn(str(warning))
         code = value.get("exit_code")
         if isinstance(code, int):
-            self.ended = Ended(code & 0xFF if code > 255 or code < 0 else code)
+            code = code & 0xFF if code > 255 or code < 0 else code
+            self.ended = Ended(code, oom_killed=value.get("oom_killed") is True)
 
     def _input(self) -> None:
         try:

@@ -134,6 +134,19 @@ def _term(tokens: list[str], at: int, depth: int) -> tuple[Expression, int]:
     raise usage(f"--format: {word[:60]!r} is no field and no function", f"Fields begin with a dot; functions: {known}.")
 
 
+def as_text(value: object) -> str:
+    """A value as Go prints it: ``true``, ``<no value>``, ``[a b]``, ``map[k:v]``."""
+    if value is None:
+        return "<no value>"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, list | tuple):
+        return "[" + " ".join(as_text(item) for item in value) + "]"
+    if isinstance(value, dict):
+        return "map[" + " ".join(f"{key}:{as_text(value[key])}" for key in sorted(value)) + "]"
+    return str(value)
+
+
 def truth(value: object) -> bool:
     """What ``if`` goes by: false, 0, nil and empty are not."""
     return bool(value)
@@ -176,7 +189,6 @@ def _below(value: object, path: tuple[str, ...], lenient: bool) -> object:
 
 
 def _apply(head: str, arguments: list[object]) -> object:
-    from casemate.cli.show.template import as_text
     from casemate.cli.wire import json
 
     match head, arguments:
@@ -227,7 +239,6 @@ def _index(value: object, keys: list[object]) -> object:
 
 def _printf(form: str, values: list[object]) -> str:
     from casemate.cli.show.plain import quoted
-    from casemate.cli.show.template import as_text
 
     out, rest = "", list(values)
     pieces = form.split("%")

@@ -104,3 +104,9 @@ def familiar(name: str) -> str:
         if name.startswith(prefix):
             return name[len(prefix) :]
     return name
+
+
+def short_item(item: str) -> str:
+    """Twelve digits of a digest; anything else as it is."""
+    algorithm, colon, digits = item.partition(":")
+    return digits[:12] if colon and algorithm.startswith("sha") else item

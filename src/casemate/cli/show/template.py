@@ -9,7 +9,7 @@ a usage error that says what was seen. Bounds: 64 KiB of text, 32 levels, a mill
 from __future__ import annotations
 
 from casemate.cli.fail import usage
-from casemate.cli.show.expression import Expression, evaluate, parse_expression, truth
+from casemate.cli.show.expression import Expression, as_text, evaluate, parse_expression, truth
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -98,19 +98,6 @@ class Template:
             self._render(node.body, held, inner, out)
         if not items:
             self._render(node.otherwise, dot, names, out)
-
-
-def as_text(value: object) -> str:
-    """A value as Go prints it: ``true``, ``<no value>``, ``[a b]``, ``map[k:v]``."""
-    if value is None:
-        return "<no value>"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, list | tuple):
-        return "[" + " ".join(as_text(item) for item in value) + "]"
-    if isinstance(value, dict):
-        return "map[" + " ".join(f"{key}:{as_text(value[key])}" for key in sorted(value)) + "]"
-    return str(value)
 
 
 def _pieces(text: str) -> list[tuple[str, str]]:

@@ -6,8 +6,8 @@ import socket
 import ssl
 from pathlib import Path
 
-from casemate.cli.context import environment
 from casemate.cli.errors import DaemonUnreachable, TlsFailed, UsageError
+from casemate.cli.variables import environment
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

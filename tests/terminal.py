@@ -1,4 +1,4 @@
-"""The command line on a pty of its own."""
+"""A program (the command line, mostly) on a pty of its own."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from casemate.isolation import capabilities
+from casemate.spec import capabilities
 from casemate.spec.errors import InvalidArgument
 
 

@@ -1,0 +1,28 @@
+"""Name servers in the text of a resolv.conf(5), as the daemons on both sides of a pod read it. Pure."""
+
+from __future__ import annotations
+
+import ipaddress
+
+#: resolv.conf(5): MAXNS; the C library ignores more.
+MAX_RESOLVERS = 3
+
+
+def reachable_resolvers(host_resolv: str) -> list[str]:
+    """Of the host's own resolv.conf text, the resolvers that a pod can reach: IPv4, and not the host's loopback.
+
+    An empty answer means that none can be reached (a stub such as 127.0.0.53): the caller looks into the stub's
+    own list (/run/systemd/resolve/resolv.conf), or tells the user to set ``network.dns``.
+    """
+    found: list[str] = []
+    for line in host_resolv.splitlines():
+        words = line.split()
+        if len(words) < 2 or words[0] != "nameserver":
+            continue
+        try:
+            address = ipaddress.IPv4Address(words[1])
+        except ValueError:
+            continue
+        if not address.is_loopback and not address.is_unspecified and str(address) not in found:
+            found.append(str(address))
+    return found

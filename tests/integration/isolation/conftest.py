@@ -1,0 +1,5 @@
+from __future__ import annotations
+
+from tests.integration.leaks import scope
+
+__all__ = ["scope"]
