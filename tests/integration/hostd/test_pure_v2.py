@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import tempfile
 import time
@@ -34,7 +35,9 @@ def pure() -> Iterator[tuple[Hostd, Client]]:
         client.close()
         assert hostd.stop() == 0
         hostd.clean()
-        assert "Traceback" not in hostd.log.read_text()
+        log = hostd.log.read_text()
+        shutil.rmtree(hostd.scope.folder, ignore_errors=True)
+        assert "Traceback" not in log
 
 
 def test_placed_listed_frozen_and_killed(pure: tuple[Hostd, Client]) -> None:
