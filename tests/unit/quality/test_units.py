@@ -116,3 +116,14 @@ def test_hostd_s_capabilities_are_bounded_and_each_has_its_reason(
         "BPF",
     }
     assert not held & never
+
+
+def test_without_systemd_hostd_is_bounded_alike(root: Path, options: dict[str, dict[str, str]]) -> None:
+    """capabilities(7), Linux 5.9 and newer, has 41: those that the supervisor's setpriv takes are those the unit lacks."""
+    held = {name.removeprefix("CAP_") for name in options["casemate-hostd"]["CapabilityBoundingSet"].split()}
+    match = re.search(r"privileged=\(.*?--bounding-set=(\S+)\)", (root / "packaging/places.sh").read_text(), re.DOTALL)
+    assert match
+    # The unprivileged one comes first in the file, and takes all.
+    gone = {name.removeprefix("-").upper() for name in match.group(1).split(",")}
+    assert not held & gone
+    assert len(held | gone) == 41
