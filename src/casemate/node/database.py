@@ -117,8 +117,8 @@ def connect(path: str) -> sqlite3.Connection:
 def damage(connection: sqlite3.Connection) -> str:
     """What SQLite finds wrong in the structure of the file; empty when it is sound.
 
-    SQLite 3.40 (Debian 12) looks for NULL in the wrong columns of a WITHOUT ROWID table whose key has another order than
-    its columns, and so takes each published port for damage. STRICT and NOT NULL see to that when a row is written.
+    SQLite 3.40 (Debian 12) looks for NULL in the wrong columns of a WITHOUT ROWID table whose key has another order
+    than its columns, and so takes each published port for damage. STRICT and NOT NULL see to that at each write.
     """
     for (problem,) in connection.execute(f"PRAGMA quick_check({_MAX_PROBLEMS})"):
         if problem != "ok" and not problem.startswith("NULL value in "):
