@@ -23,6 +23,7 @@ readonly unprivileged=(setpriv --pdeathsig TERM --reuid "$account" --regid "$acc
     --bounding-set=-all --inh-caps=-all --ambient-caps=-all)
 # hostd keeps the capabilities of casemate-hostd.service, where each has its reason, and loses these. (A capability that
 # the machine does not have cannot be kept by name, so the names are of those that go.)
+# shellcheck disable=SC2054  # the commas are setpriv's
 readonly privileged=(setpriv --pdeathsig TERM
     --bounding-set=-audit_control,-audit_read,-audit_write,-block_suspend,-bpf,-checkpoint_restore,-dac_read_search,-ipc_lock,-ipc_owner,-lease,-linux_immutable,-mac_admin,-mac_override,-net_broadcast,-net_raw,-perfmon,-sys_boot,-sys_module,-sys_nice,-sys_pacct,-sys_rawio,-sys_time,-sys_tty_config,-syslog,-wake_alarm)
 

@@ -20,7 +20,7 @@ def observe() -> HostFacts:
             limits[name] = resource.getrlimit(number)[1]
     return HostFacts(
         machine=platform.machine(),
-        bounding=capability_mask(Path("/proc/self/status").read_text()),
+        bounding=every_capability(int(Path("/proc/sys/kernel/cap_last_cap").read_text())),
         hard_limits=limits,
         oom_score_adj=int(Path("/proc/self/oom_score_adj").read_text()),
         catatonit=_find("catatonit"),
@@ -28,10 +28,12 @@ def observe() -> HostFacts:
     )
 
 
-def capability_mask(status: str) -> int:
-    """What /proc/<pid>/status says that a process holds and may hand on: permitted and in the bounding set."""
-    fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
-    return int(fields["CapPrm"], 16) & int(fields["CapBnd"], 16)
+def every_capability(last: int) -> int:
+    """The mask of capabilities 0 to *last*, all that this kernel knows: what a pod's own user namespace has.
+
+    Not what hostd holds: its unit bounds it, and a new user namespace starts with a full set (user_namespaces(7)).
+    """
+    return (1 << (last + 1)) - 1
 
 
 def _find(name: str) -> str:
