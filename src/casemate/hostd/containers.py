@@ -164,10 +164,12 @@ async def start(context: Context, pod: Pod, container: Container) -> None:
     if phase != "created":
         raise WrongState(f"container {container.record.spec.name} is {phase}, not created or exited", phase=phase)
     level = context.levels.find(pod.record.spec.level)
-    # Recorded before: a crash in between leaves "running", which the next start of hostd compares with the kernel.
-    context.records.write_container(changed(container, phase="running", started_at=time.time()))
-    context.step("container.starting")
     try:
+        # Nothing is awaited from here to the record: a firewall made anew publishes what is recorded as running.
+        await pods.open_ports(context, pod)
+        # Recorded before: a crash in between leaves "running", which the next start of hostd compares with the kernel.
+        context.records.write_container(changed(container, phase="running", started_at=time.time()))
+        context.step("container.starting")
         await context.launcher(level.runtime).run(level.runtime.start(container.id))
     except CasemateError:
         await end(context, container)
@@ -229,6 +231,9 @@ async def discard(context: Context, pod: Pod, container: Container) -> None:
     """End and take away whatever there is of *container*, its record last. May be repeated."""
     await end(context, container)
     forget(container)
+    if container.record.phase == "running":
+        changed(container, phase="removing")
+    pods.close_ports(context, pod)
     await retire(context, pod, container)
     context.step("container.retired")
     mounting.unmount(context, pod, container)

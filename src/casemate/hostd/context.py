@@ -58,6 +58,9 @@ class Context:
     peer_gone: asyncio.Event = field(default_factory=asyncio.Event)
     #: Set when something was thrown into the trash.
     trash_waits: asyncio.Event = field(default_factory=asyncio.Event)
+    #: Addresses whose published UDP ports were taken back, and whose flows the kernel still translates.
+    stale_flows: set[str] = field(default_factory=set)
+    flows_wait: asyncio.Event = field(default_factory=asyncio.Event)
 
     def launcher(self, runtime: Runtime) -> Launcher:
         """The launcher that *runtime* needs."""

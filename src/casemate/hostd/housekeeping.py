@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import logging
 
-from casemate.host import syscalls
+from casemate.host import conntrack, syscalls
 from casemate.hostd import inputs
 from casemate.hostd.context import Context
 from casemate.hostd.protocol import ContainerOom
@@ -37,6 +37,7 @@ async def run(context: Context) -> None:
         group.create_task(_keep_durable(context), name="durable")
         group.create_task(_look(context), name="look")
         group.create_task(_empty_trash(context), name="trash")
+        group.create_task(_forget_flows(context), name="flows")
         group.create_task(_keep_inputs(context), name="inputs")
         group.create_task(_give_memory_back(context), name="memory")
 
@@ -126,6 +127,19 @@ async def _give_memory_back(context: Context) -> None:
         await asyncio.sleep(_TRIM_PERIOD_S)
         context.nat.close()
         trim(0)
+
+
+async def _forget_flows(context: Context) -> None:
+    """UDP flows to ports that were taken back: one that goes on would keep its translation for ever."""
+    while True:
+        await context.flows_wait.wait()
+        context.flows_wait.clear()
+        while context.stale_flows:
+            address = context.stale_flows.pop()
+            try:
+                await conntrack.forget(address)
+            except (CasemateError, OSError) as error:
+                log.warning("flows to %s were not forgotten: %s", address, error)
 
 
 async def _empty_trash(context: Context) -> None:

@@ -116,10 +116,7 @@ async def _delete(name: str) -> None:
 
 
 def _ports(context: Context) -> Iterator[Leftover]:
-    if not context.nat.is_whole():
-        return
-    lost = {one.address for one in context.nat.published() if one.address not in context.state.addresses}
-    for address in sorted(lost):
+    for address in pods.idle_ports(context):
         yield _plain("published ports", f"to {address}", partial(context.nat.unpublish, address))
 
 

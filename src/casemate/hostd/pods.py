@@ -40,6 +40,7 @@ async def create(context: Context, spec: PodSpec, caller: Caller) -> tuple[Pod, 
     )
     record = PodRecord(spec, "creating", first, context.boot_id, caller=caller.record(), id_shift=context.id_shift)
     pod = context.state.add_pod(record)
+    pod.published = False
     async with pod.lock:
         try:
             context.records.write_pod(record)
@@ -114,12 +115,43 @@ async def build(context: Context, pod: Pod) -> list[str]:
         await ensure_firewall(context)
         await links.apply(link(context, pod))
         context.step("pod.link")
-        if spec.network.ports:
-            context.nat.publish(link(context, pod))
-        context.step("pod.ports")
     elif spec.network.mode == "none":
         await links.apply_loopback_only(pins["network"])
     return warnings
+
+
+async def open_ports(context: Context, pod: Pod) -> None:
+    """Publish the pod's ports, before a container of it starts. Raises what holds one of them."""
+    if not pod.record.spec.network.ports or is_running(pod):
+        return
+    await ensure_firewall(context)
+    pod.published = True
+    context.nat.publish(link(context, pod))
+    context.step("pod.ports")
+
+
+def close_ports(context: Context, pod: Pod) -> None:
+    """Take the pod's ports back when none of its containers runs: whoever wants them then may have them."""
+    network = pod.record.spec.network
+    if not network.ports or not pod.published or is_running(pod):
+        return
+    context.nat.unpublish(network.address)
+    pod.published = False
+    if any(port.protocol == "udp" for port in network.ports):
+        context.stale_flows.add(network.address)
+        context.flows_wait.set()
+
+
+def is_running(pod: Pod) -> bool:
+    return any(one.record.phase == "running" for one in pod.containers.values())
+
+
+def idle_ports(context: Context) -> list[str]:
+    """Addresses with published ports behind which nothing runs."""
+    if not context.nat.is_whole():
+        return []
+    busy = {pod.record.spec.network.address for pod in context.state.pods.values() if is_running(pod)}
+    return sorted({one.address for one in context.nat.published()} - busy)
 
 
 async def ensure_firewall(context: Context) -> None:
@@ -133,12 +165,12 @@ async def ensure_firewall(context: Context) -> None:
 
 
 def known_links(context: Context) -> list[plan.PodLink]:
-    """The links of the pods that are whole: what the firewall's table holds when it must be made anew."""
+    """The links of the pods that run: what the firewall's table holds when it must be made anew."""
     if context.nat.is_whole():
         return []
     found = []
     for pod in context.state.pods.values():
-        if pod.record.phase == "ready" and pod.record.spec.network.mode == "pod" and pod.record.spec.network.ports:
+        if is_running(pod) and pod.record.spec.network.mode == "pod" and pod.record.spec.network.ports:
             found.append(link(context, pod))
     return found
 
@@ -198,7 +230,8 @@ async def discard(context: Context, pod: Pod) -> None:
     await cgroups.end(context.cgroups, context.pod_cgroup(pod.id))
     context.step("pod.cgroup_gone")
     if spec.network.mode == "pod" and spec.network.ports:
-        context.nat.unpublish(spec.network.address)
+        if pod.published:
+            context.nat.unpublish(spec.network.address)
         if any(port.protocol == "udp" for port in spec.network.ports):
             # A flow that goes on keeps its translation: its packets would reach whoever has the address next.
             with contextlib.suppress(CasemateError, OSError):

@@ -62,6 +62,12 @@ async def converge(context: Context) -> None:
             log.error("pod %s: %s", pod.id[:12], error)
         if index % _TURN == 0:
             await asyncio.sleep(0)
+    try:
+        for address in pods.idle_ports(context):
+            log.info("ports published to %s, where nothing runs: taken back", address)
+            context.nat.unpublish(address)
+    except (CasemateError, OSError) as error:
+        log.error("published ports: %s", error)
 
 
 async def _pod(context: Context, pod: Pod, found: dict[str, int]) -> None:

@@ -53,6 +53,8 @@ class Pod:
     record: PodRecord
     containers: dict[str, Container] = field(default_factory=dict)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    #: Whether its ports may be published; True also where nobody knows, after a start of hostd.
+    published: bool = True
 
     @property
     def id(self) -> str:

@@ -8,18 +8,21 @@ by going through the records.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from pathlib import Path
 
 from casemate.host import durable, pidfd
-from casemate.hostd import inputs
+from casemate.hostd import inputs, pods
 from casemate.hostd.context import Context
 from casemate.hostd.protocol import ContainerExited, ContainerOom
 from casemate.hostd.records import ProcessRecord
 from casemate.hostd.state import Container, changed
 from casemate.isolation import conmon
 from casemate.spec.errors import CasemateError, TimedOut
+
+log = logging.getLogger("casemate.hostd")
 
 #: The exit code when nobody knows it: conmon was killed, or the host went down. 255 is what Podman reports.
 UNKNOWN_EXIT_CODE = 255
@@ -82,10 +85,20 @@ def container_ended(context: Context, container: Container) -> None:
         conmon=None,
         process=None,
     )
+    # Before it is written down: a crash in between finds the container ended once more.
+    _close_ports(context, container)
     context.records.write_container(container.record)
     context.step("container.exited")
     container.ended.set()
     context.emit(ContainerExited(container.id, code, oom, finished))
+
+
+def _close_ports(context: Context, container: Container) -> None:
+    pod = context.state.pods[container.record.spec.pod]
+    try:
+        pods.close_ports(context, pod)
+    except CasemateError as error:
+        log.error("the published ports of pod %s are still there: %s", pod.id[:12], error)
 
 
 def read_exit(path: Path) -> tuple[int, float, str]:

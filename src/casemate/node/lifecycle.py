@@ -174,8 +174,6 @@ async def _failed(core: Core, row: ContainerRow, error: CasemateError, caller: C
             exit_code=code if isinstance(code, int) else 125, reason=str(problem.get("detail", ""))[:2000],
             finished_at=at if row.made else 0.0,
         )  # fmt: skip
-        if not pods.alive(db, row.pod, but=row.id):
-            ports.release(db, row.pod)
         journal.end_all(db, row.id)
         answer = "refused" if problem.get("status") == 403 else "failed"
         audit.append(

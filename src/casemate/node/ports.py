@@ -1,7 +1,7 @@
 """Published ports: who holds which port of the host, and which one is free.
 
-A pod holds its ports from its first start to its removal, stopped or not, because hostd publishes them as long. What
-listens on the host itself is read from /proc/net, since a DNAT rule would take its traffic away without a word.
+A pod holds its ports while a container of it runs or waits for its restart, as hostd publishes them. Those of a pod at
+rest are its to ask for again: they are chosen for nobody else, but whoever names one gets it. What listens on the host itself is read from /proc/net, since a DNAT rule would take its traffic away without a word.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 
 from casemate.node.errors import PortTaken
+from casemate.node.rows import ALIVE
 from casemate.spec.api import PortRequest
 from casemate.spec.errors import InvalidArgument
 from casemate.spec.workload import PodSpec
@@ -22,6 +23,7 @@ from casemate.spec.workload import PodSpec
 FIRST_DYNAMIC, LAST_DYNAMIC = 49_152, 65_535
 _ANY = "0.0.0.0"  # noqa: S104 - compared with, not bound
 _LISTEN = "0A"
+_HOLDING = ALIVE | {"restarting", "removing"}
 Listening = frozenset[tuple[str, str, int]]
 
 
@@ -74,28 +76,27 @@ def reserve(
     return tuple(chosen)
 
 
-def release(db: sqlite3.Connection, pod: str) -> None:
-    """Give the pod's ports back, unless it was made: hostd publishes them for as long as it has the pod."""
-    db.execute("DELETE FROM ports WHERE pod IN (SELECT id FROM pods WHERE id=? AND made=0)", (pod,))
-
-
 def _free(db: sqlite3.Connection, port: PortRequest, in_use: Listening, pick: Callable[[int], int]) -> PortRequest:
     count = LAST_DYNAMIC - FIRST_DYNAMIC + 1
     start = pick(count)
+    asked = "SELECT 1 FROM ports WHERE protocol=? AND host_port=?"
     for offset in range(count):
         candidate = msgspec.structs.replace(port, host_port=FIRST_DYNAMIC + (start + offset) % count)
-        if not _holder(db, candidate, in_use):
+        at_rest = db.execute(asked, (port.protocol, candidate.host_port)).fetchone()
+        if at_rest is None and not _holder(db, candidate, in_use):
             return candidate
     raise PortTaken(f"no port from {FIRST_DYNAMIC} to {LAST_DYNAMIC} is free")
 
 
 def _holder(db: sqlite3.Connection, port: PortRequest, in_use: Listening) -> str:
     """Who holds *port* already, as text; empty when nobody does."""
-    query = "SELECT pod, host_address FROM ports WHERE protocol=? AND host_port=?"
-    for pod, address in db.execute(query, (port.protocol, port.host_port)):
-        if _overlap(address, port.host_address):
-            name = db.execute("SELECT name FROM containers WHERE pod=? LIMIT 1", (pod,)).fetchone()
-            return f"container {name[0]}" if name else f"pod {pod[:12]}"
+    query = (
+        "SELECT p.host_address, c.name, c.status FROM ports p JOIN containers c ON c.pod=p.pod "
+        "WHERE p.protocol=? AND p.host_port=?"
+    )
+    for address, name, status in db.execute(query, (port.protocol, port.host_port)):
+        if status in _HOLDING and _overlap(address, port.host_address):
+            return f"container {name}"
     for protocol, address, number in in_use:
         if protocol == port.protocol and number == port.host_port and _overlap(address, port.host_address):
             return "a program of the host"

@@ -7,7 +7,7 @@ from typing import assert_never
 
 from casemate.hostd.client import ask
 from casemate.hostd.protocol import Done, Observe, Observed, ObservedContainer, PodRemove
-from casemate.node import exits, journal, lifecycle, pods, ports, reconcile, removal
+from casemate.node import exits, journal, lifecycle, pods, reconcile, removal
 from casemate.node.core import SELF, Core, report
 from casemate.node.rows import ContainerRow, PodRow, select, update
 from casemate.spec.errors import CasemateError
@@ -117,8 +117,6 @@ def _record_unstarted(db: sqlite3.Connection, operation: reconcile.RecordUnstart
         db, ContainerRow, row.id, status="exited" if row.made else "created", desired="stopped",
         reason=operation.reason,
     )  # fmt: skip
-    if not pods.alive(db, row.pod, but=row.id):
-        ports.release(db, row.pod)
 
 
 def _settle(db: sqlite3.Connection, boot_id: str) -> None:

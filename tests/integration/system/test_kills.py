@@ -17,6 +17,7 @@ import msgspec
 import pytest
 from tests.integration.leaks import _links, _mounts
 from tests.integration.system.site import COUNTING, IMAGE, Canary, Site, settle, traces
+from tests.integration.system.test_network import SERVE, ask, free_port
 from tests.integration.trees import entry, make_tar
 
 pytestmark = pytest.mark.root
@@ -92,6 +93,24 @@ def test_killed_in_the_middle_of_a_run_it_converges(site: Site, delay_s: float) 
     assert settle(lambda: traces(site) == before), traces(site) ^ before
     leftovers = json.loads(site("system", "prune", "--left-overs", "--dry-run", "--json").stdout)
     assert not leftovers["removed"], leftovers
+
+
+def test_published_ports_follow_what_runs(site: Site) -> None:
+    """A container that ended while nobody looked has its port no more; one that runs is reached as before."""
+    ports = {name: free_port() for name in ("p-stays", "p-ends")}
+    for name, script in (("p-stays", SERVE), ("p-ends", "sleep 1")):
+        done = site("run", "-d", "--name", name, "-p", f"{ports[name]}:80", IMAGE, "sh", "-c", script)
+        assert done.returncode == 0, done.stderr
+    for victim in BOTH:
+        site.daemons.kill(victim)
+    time.sleep(1.5)
+    site.daemons.start()
+    assert settle(lambda: ask([], "127.0.0.1", ports["p-stays"]) == b"hello\n")
+    assert site("wait", "p-ends").returncode == 0
+    rules = subprocess.run(["nft", "list", "table", "ip", site.daemons.scope.table], capture_output=True, check=True)
+    assert str(ports["p-stays"]).encode() in rules.stdout
+    assert str(ports["p-ends"]).encode() not in rules.stdout
+    assert site("rm", "-f", *ports).returncode == 0
 
 
 def _conmon_and_children(site: Site, ids: list[str]) -> set[int]:

@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Iterator
 
 import pytest
-from tests.integration.system.site import IMAGE, Site, settle
+from tests.integration.system.site import IMAGE, Site, refusal, refused, settle
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("nothing_made")]
 
@@ -139,3 +139,48 @@ def test_the_published_port_of_another_is_refused(site: Site) -> None:
         assert b'"remedy":' in done.stderr
     finally:
         site("rm", "-f", "first", "second")
+
+
+def test_a_port_is_free_while_its_container_is_at_rest(site: Site) -> None:
+    """As with Docker: freed at the end, whether by stop or by itself, published again at the start."""
+    port = free_port()
+    flags = ["-d", "-p", f"{port}:80", "-p", f"{port}:80/udp", IMAGE, "sh", "-c"]
+    assert site("run", "--name", "first", *flags, SERVE).returncode == 0
+    try:
+        assert settle(lambda: ask([], "127.0.0.1", port) == b"hello\n")
+        assert site("stop", "-t", "0", "first").returncode == 0
+        with socket.create_server(("127.0.0.1", port)) as program:
+            program.settimeout(5)
+            with socket.create_connection(("127.0.0.1", port), 5):
+                program.accept()[0].close()  # a program of the host has its connections
+        done = site("run", "--name", "second", *flags, "sleep 1; exit 3")
+        assert done.returncode == 0, done.stderr
+        refusal(site("start", "first"), f"0.0.0.0:{port}/tcp is held by container second")
+        assert site("wait", "second").stdout == b"3\n"
+        assert site("start", "first").returncode == 0, "an end of its own frees the port too"
+        assert settle(lambda: ask([], "127.0.0.1", port) == b"hello\n")
+        refusal(site("start", "second"), "is held by container first")
+        assert site("rm", "-f", "first").returncode == 0
+        with socket.create_server(("127.0.0.1", port)):
+            refusal(site("start", "second"), "is held by a program of the host")
+        assert site("start", "second").returncode == 0
+    finally:
+        site("rm", "-f", "first", "second")
+
+
+def test_the_ports_of_a_pod_stay_until_its_last_container_ends(site: Site) -> None:
+    port = free_port()
+    assert site("pod", "create", "--name", "shop", "-p", f"{port}:80").returncode == 0
+    try:
+        for name, script in (("front", SERVE), ("side", "exec sleep 1000")):
+            done = site("run", "-d", "--pod", "shop", "--name", name, IMAGE, "sh", "-c", script)
+            assert done.returncode == 0, done.stderr
+        assert settle(lambda: ask([], "127.0.0.1", port) == b"hello\n")
+        assert site("stop", "-t", "0", "side").returncode == 0
+        assert settle(lambda: ask([], "127.0.0.1", port) == b"hello\n")
+        other = ["run", "--rm", "-p", f"{port}:80", IMAGE, "true"]
+        refused(site, "port.taken", *other)
+        assert site("stop", "-t", "0", "front").returncode == 0
+        assert site(*other).returncode == 0
+    finally:
+        site("pod", "rm", "-f", "shop")

@@ -166,6 +166,7 @@ def test_ports_are_held_by_one_pod(db: sqlite3.Connection) -> None:
     add(db, "a" * 64, "one")
     add(db, "b" * 64, "two")
     one, two = "f" + "a" * 63, "f" + "b" * 63
+    db.execute("UPDATE containers SET status='running'")
     nobody: ports.Listening = frozenset()
     ports.reserve(db, one, (PortRequest(80, 8080),), nobody, lambda n: 0)
     for taken in (PortRequest(80, 8080), PortRequest(80, 8080, "127.0.0.1")):
@@ -178,8 +179,23 @@ def test_ports_are_held_by_one_pod(db: sqlite3.Connection) -> None:
         ports.reserve(db, two, (PortRequest(80, 81, "host.name"),), nobody, lambda n: 0)
     chosen = ports.reserve(db, two, (PortRequest(80), PortRequest(81)), nobody, lambda n: 5)
     assert [port.host_port for port in chosen] == [49_157, 49_158]
-    ports.release(db, one)
+    for status in ("restarting", "removing", "stopping"):
+        db.execute("UPDATE containers SET status=? WHERE pod=?", (status, one))
+        with pytest.raises(PortTaken, match="container one"):
+            ports.reserve(db, two, (PortRequest(80, 8080),), nobody, lambda n: 0)
+    db.execute("UPDATE containers SET status='exited' WHERE pod=?", (one,))
     ports.reserve(db, two, (PortRequest(80, 8080),), nobody, lambda n: 0)
+    with pytest.raises(PortTaken, match="container two"):
+        ports.reserve(db, one, (PortRequest(80, 8080),), nobody, lambda n: 0)
+
+
+def test_no_port_is_chosen_that_a_pod_at_rest_will_ask_for_again(db: sqlite3.Connection) -> None:
+    add(db, "a" * 64, "one")
+    add(db, "b" * 64, "two")
+    ports.reserve(db, "f" + "a" * 63, (PortRequest(80),), frozenset(), lambda n: 5)
+    db.execute("UPDATE containers SET status='exited'")
+    chosen = ports.reserve(db, "f" + "b" * 63, (PortRequest(80),), frozenset(), lambda n: 5)
+    assert [port.host_port for port in chosen] == [49_158]
 
 
 def test_a_database_with_rows_in_every_kind_of_table_is_sound(tmp_path: Path) -> None:
