@@ -12,7 +12,7 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
-from casemate.host.granted import GRANTS, granted
+from casemate.host.granted import granted
 from casemate.host.peer import peer_of
 from casemate.hostd.errors import CallerForged
 from casemate.hostd.records import CallerRecord
@@ -22,7 +22,7 @@ from casemate.spec.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks; *grants* of :data:`GRANTS`. Nobody in particular has uid -1 and none."""
+    """Who asks; *grants* of :data:`casemate.host.granted.GRANTS`. Nobody in particular has uid -1 and none."""
 
     uid: int = -1
     gid: int = -1

@@ -177,8 +177,8 @@ def convert_layer(
     """Convert one layer; *open_source(attempt)* gives its compressed bytes (anew, should a second run be needed).
 
     The squashfs file is synced and named in ``staging/``, no descriptor on it stays open, and the record is stored.
-    With *wanted_diff_id* None (an import) the diff_id is what comes out. *watch* sees the layer pass. Raises :class:`DigestMismatch` and the
-    :class:`LayerInvalid` family.
+    With *wanted_diff_id* None (an import) the diff_id is what comes out. *watch* sees the layer pass. Raises
+    :class:`DigestMismatch` and the :class:`LayerInvalid` family.
     """
     temporary = store.temporary("staging", ".sqfs")
     try:

@@ -158,7 +158,7 @@ class Api:
 
     async def until(self, id_: str, status: str) -> None:
         async with asyncio.timeout(10):
-            while await self.status(id_) != status:
+            while await self.status(id_) != status:  # noqa: ASYNC110 - asked over HTTP, as a client would
                 await asyncio.sleep(0.01)
 
 

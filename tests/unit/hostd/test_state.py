@@ -10,10 +10,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from casemate.host.granted import GRANTS, granted
 from casemate.hostd import checks, grants, pods
 from casemate.hostd.errors import CallerForged, ContainerMissing, PodMissing, RangesExhausted, RecordCorrupt
 from casemate.hostd.folders import Folders
-from casemate.hostd.grants import GRANTS, NOBODY, Caller, granted
+from casemate.hostd.grants import NOBODY, Caller
 from casemate.hostd.records import CallerRecord, ContainerRecord, PodRecord, Records
 from casemate.hostd.state import State
 from casemate.hostd.watching import UNKNOWN_EXIT_CODE, read_exit

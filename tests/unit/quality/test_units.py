@@ -119,7 +119,7 @@ def test_hostd_s_capabilities_are_bounded_and_each_has_its_reason(
 
 
 def test_without_systemd_hostd_is_bounded_alike(root: Path, options: dict[str, dict[str, str]]) -> None:
-    """capabilities(7), Linux 5.9 and newer, has 41: those that the supervisor's setpriv takes are those the unit lacks."""
+    """capabilities(7) of Linux 5.9 has 41: those that the supervisor's setpriv takes are those the unit lacks."""
     held = {name.removeprefix("CAP_") for name in options["casemate-hostd"]["CapabilityBoundingSet"].split()}
     match = re.search(r"privileged=\(.*?--bounding-set=(\S+)\)", (root / "packaging/places.sh").read_text(), re.DOTALL)
     assert match

@@ -126,6 +126,8 @@ class Monitor:
                     self._tail.set_result(body)
             case b"X":
                 self.ended.set()
+            case _:
+                pass  # a newer monitor may say more than this one knows
 
     def _control(self, message: Message) -> None:
         if message.kind is Kind.READY:

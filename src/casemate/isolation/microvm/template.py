@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -128,7 +128,7 @@ class Templates:
         return gone
 
     @contextlib.contextmanager
-    def _between_processes(self) -> Iterator[None]:
+    def _between_processes(self) -> Generator[None, None, None]:
         number = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -251,6 +251,8 @@ async def _save(monitor: Monitor, state: int) -> None:
                     return
                 case "failed" | "cancelled":
                     raise TemplateFailed(f"QEMU could not save the machine: {answer.get('error-desc', '')}")
+                case _:
+                    pass  # "setup", "active", "device": it goes on
             await asyncio.sleep(0.05)
 
 
