@@ -11,9 +11,8 @@ from collections.abc import Callable
 from casemate.hostd.errors import AddressTaken, WrongState
 from casemate.hostd.grants import Caller
 from casemate.hostd.state import Pod, State
-from casemate.isolation import oci
 from casemate.network import names, plan
-from casemate.spec import capabilities
+from casemate.spec import capabilities, targets
 from casemate.spec.errors import Conflict, InvalidArgument
 from casemate.spec.ids import check_hostname
 from casemate.spec.settings import Settings
@@ -124,7 +123,7 @@ def check_security(spec: ContainerSpec, caller: Caller) -> None:
 def check_mounts(spec: ContainerSpec, caller: Caller) -> None:
     seen: set[str] = set()
     for mount in spec.mounts:
-        target = oci.check_target(mount.target)
+        target = targets.check_target(mount.target)
         if target in seen:
             raise InvalidArgument(f"two mounts at {target[:100]!r}")
         seen.add(target)

@@ -14,6 +14,7 @@ from casemate.isolation.bundle import BindSource, BundleInput, BundlePlan, Devic
 from casemate.isolation.process import INIT_PATH, process
 from casemate.spec import capabilities
 from casemate.spec.errors import HostLacks, InvalidArgument
+from casemate.spec.targets import check_target
 
 OCI_VERSION = "1.0.2"
 
@@ -38,7 +39,6 @@ READONLY_PATHS = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysr
 #: Settings that belong to a namespace of the pod's own (kernel's namespaces; the list of Docker and Podman).
 _SYSCTL_IPC = re.compile(r"kernel\.(shm(all|max|mni|_rmid_forced)|msg(max|mnb|mni)|sem)\Z|fs\.mqueue\.[a-z_]+\Z")
 _SYSCTL_NET = re.compile(r"net\.[a-z0-9_.-]+\Z")
-_PROTECTED = ("/proc", "/sys", "/dev")
 
 
 class SysctlRefused(InvalidArgument):
@@ -51,12 +51,6 @@ class InitMissing(HostLacks):
     code = "isolation.init_missing"
     title = "catatonit, which --init needs, is not installed"
     remedy = "apt-get install catatonit"
-
-
-class TargetRefused(InvalidArgument):
-    code = "isolation.mount_target_refused"
-    title = "Nothing can be mounted at this place of a container"
-    remedy = "Mount below a folder of your own, not over /, /proc, /sys or /dev."
 
 
 def configuration(given: BundleInput) -> BundlePlan:
@@ -156,20 +150,6 @@ def mounts(given: BundleInput) -> list[dict[str, Any]]:
     for entry in rest:
         check_target(entry["destination"])
     return found + rest
-
-
-def check_target(target: str) -> str:
-    """*target*, when something of the user's may be mounted there; raises :class:`TargetRefused`.
-
-    A mount over /proc or /dev would take the masks away, or hide what the runtime relies on (CVE-2019-19921).
-    """
-    parts = target.split("/")
-    if len(target) > 4095 or not target.startswith("/") or ".." in parts or "\0" in target:
-        raise TargetRefused(f"mount target {target[:100]!r} is not absolute, or holds '..'", target=target[:200])
-    clean = "/" + "/".join(part for part in parts if part not in ("", "."))
-    if clean == "/" or clean in _PROTECTED or clean.startswith(("/proc/", "/sys/")):
-        raise TargetRefused(f"mount target {clean[:200]!r}", target=clean[:200])
-    return clean
 
 
 def _kernel_proc(given: BundleInput) -> dict[str, Any]:

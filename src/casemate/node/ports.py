@@ -1,7 +1,8 @@
 """Published ports: who holds which port of the host, and which one is free.
 
 A pod holds its ports while a container of it runs or waits for its restart, as hostd publishes them. Those of a pod at
-rest are its to ask for again: they are chosen for nobody else, but whoever names one gets it. What listens on the host itself is read from /proc/net, since a DNAT rule would take its traffic away without a word.
+rest are its to ask for again: they are chosen for nobody else, but whoever names one gets it. What listens on the host
+itself is read from /proc/net, since a DNAT rule would take its traffic away without a word.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from casemate.spec import capabilities
 from casemate.spec.api import ContainerRequest, ExecRequest, NetworkRequest, PortRequest
 from casemate.spec.errors import InvalidArgument
 from casemate.spec.ids import check_hostname
+from casemate.spec.targets import check_target
 from casemate.spec.workload import (
     BindMount,
     ContainerSpec,
@@ -276,6 +277,7 @@ def _mounts(
         target = _folder(mount.target)
         if target == "/":
             raise InvalidArgument("a mount's target is the root folder; name a folder below it")
+        check_target(mount.target)  # hostd would refuse it at the start, when its volume is made already
         if target in targets:
             raise InvalidArgument(f"two mounts have the target {target[:200]!r}", remedy="Give each its own target.")
         targets.add(target)
@@ -285,7 +287,7 @@ def _mounts(
     for path, name in zip(image_volumes, names, strict=False):
         target = _folder("/" + path.lstrip("/")) if "\0" not in path and len(path) < 4096 else "/"
         if target != "/" and target not in targets:
-            targets.add(target)
+            targets.add(check_target(target))
             mounts.append(VolumeMount(volume=name, target=target))
             anonymous.append(name)
     return tuple(mounts), tuple(anonymous)

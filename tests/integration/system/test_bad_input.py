@@ -67,6 +67,16 @@ def test_values_that_no_container_can_have(site: Site, code: str, argv: list[str
     assert '"remedy":' in text
 
 
+@pytest.mark.parametrize("target", ["/proc", "/sys/kernel", "/dev", "/a/../../etc", "/data/../proc", "//proc/./1"])
+def test_a_refused_target_leaves_no_volume(site: Site, target: str) -> None:
+    """Asked before the volume is made: neither it nor the container is there afterwards, also without --rm."""
+    for verb in ("run", "create"):
+        refused(site, "isolation.mount_target_refused", verb, "--mount", f"type=volume,source=fresh,target={target}",
+                IMAGE, "true")  # fmt: skip
+        refused(site, "isolation.mount_target_refused", verb, "-v", f"fresh:{target}", IMAGE, "true")
+    assert b"fresh" not in site("volume", "ls").stdout
+
+
 @pytest.mark.parametrize(
     "entry", ["=x", "", "A B", "A" * 200_000], ids=["no name", "empty", "a name with a space", "200,000 bytes"]
 )

@@ -11,6 +11,7 @@ from casemate.isolation import oci
 from casemate.isolation.bundle import BindSource, BundleInput, HostFacts, Sandbox
 from casemate.isolation.level import Levels, LevelUnavailable
 from casemate.isolation.process import process
+from casemate.spec import targets
 from casemate.spec.errors import InvalidArgument
 from casemate.spec.workload import (
     ContainerSpec,
@@ -146,8 +147,8 @@ def test_settings_of_a_namespace_that_is_shared_are_the_hosts() -> None:
     "target", ["/", "//", "/.", "/proc", "/proc/", "/proc/self", "/sys/fs", "/dev", "relative", "/a/.."]
 )
 def test_targets_that_are_refused(target: str) -> None:
-    with pytest.raises(oci.TargetRefused) as caught:
-        oci.check_target(target)
+    with pytest.raises(targets.TargetRefused) as caught:
+        targets.check_target(target)
     assert caught.value.code == "isolation.mount_target_refused"
 
 
