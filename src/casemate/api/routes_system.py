@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import AsyncIterator
 from typing import Annotated
 
@@ -33,6 +34,8 @@ class AuditQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     # The bound is what an SQLite integer holds.
     after: Annotated[int, Meta(ge=0, le=(1 << 63) - 1)] = 0
     limit: Annotated[int, Meta(ge=1, le=1000)] = 200
+    #: The last so many rows, instead of those after a number.
+    tail: Annotated[int, Meta(ge=0, le=1000)] = 0
 
 
 async def version(call: Call) -> object:
@@ -59,7 +62,13 @@ async def read_audit(call: Call) -> object:
     if not call.peer.auditor:
         raise PermissionDenied("only root reads the audit log", remedy="`sudo casemate audit ls`")
     query: AuditQuery = call.query
-    return await call.core.db.read(lambda db: audit.page(db, query.after, query.limit))
+
+    def work(db: sqlite3.Connection) -> object:
+        if query.tail:
+            return audit.page(db, audit.before_last(db, query.tail), query.tail)
+        return audit.page(db, query.after, query.limit)
+
+    return await call.core.db.read(work)
 
 
 async def events(call: Call) -> object:

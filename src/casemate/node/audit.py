@@ -58,6 +58,12 @@ def page(db: sqlite3.Connection, after: int, limit: int) -> AuditList:
     return AuditList(tuple(rows), intact)
 
 
+def before_last(db: sqlite3.Connection, count: int) -> int:
+    """The number after which the last *count* rows stand."""
+    found = db.execute("SELECT number FROM audit ORDER BY number DESC LIMIT 1 OFFSET ?", (count,)).fetchone()
+    return int(found[0]) if found else 0
+
+
 def verify(db: sqlite3.Connection) -> int | None:
     """The number of the first row whose chain does not hold, or None when all do."""
     expected, last = _START, 0

@@ -100,7 +100,7 @@ class Site:
         return first
 
     def audit(self) -> list[dict[str, object]]:
-        rows: list[dict[str, object]] = json.loads(self("audit", "ls", "--limit", "1000", "--json").stdout)
+        rows: list[dict[str, object]] = json.loads(self("audit", "ls", "--tail", "1000", "--json").stdout)
         return rows
 
 

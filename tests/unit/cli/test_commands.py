@@ -572,6 +572,12 @@ def test_pods_volumes_system_audit(cm, peer: Peer) -> None:
     )
     assert cm("audit", "verify").stdout == b"1 rows, the chain is intact\n"
     assert "k=1" in cm("audit", "ls").stdout.decode()
+    assert peer.requests[-1].params() == {"tail": "100"}
+    cm("audit", "ls", "-n", "7")
+    assert peer.requests[-1].params() == {"tail": "7"}
+    cm("audit", "ls", "--after", "3")
+    assert peer.requests[-1].params() == {"after": "3", "limit": "100"}
+    assert b"--tail cannot be used with" in cm("audit", "ls", "-n", "7", "--after", "3").stderr
 
 
 def test_version(cm, peer: Peer) -> None:

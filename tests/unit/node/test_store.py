@@ -142,6 +142,15 @@ def test_the_audit_chain_notices_changes_and_removals(db: sqlite3.Connection) ->
     assert not audit.page(db, 0, 10).intact
 
 
+def test_the_last_rows_of_the_audit_log_are_a_page_too(db: sqlite3.Connection) -> None:
+    for number in range(5):
+        audit.append(db, 1.0, "0:root", "container.create", f"c{number}")
+    page = audit.page(db, audit.before_last(db, 2), 2)
+    assert [row.number for row in page.rows] == [4, 5]
+    assert page.intact
+    assert audit.before_last(db, 5) == audit.before_last(db, 99) == 0
+
+
 def test_a_removed_audit_row_is_noticed(db: sqlite3.Connection) -> None:
     for number in range(5):
         audit.append(db, 1.0, "0:root", "x", f"c{number}")

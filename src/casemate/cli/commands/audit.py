@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from casemate.cli.commands.listing import FORMAT
+from casemate.cli.fail import usage
 from casemate.cli.flags import Arguments, Command, value
 from casemate.cli.show.table import show
 from casemate.cli.wire.client import object_of, rows_of
@@ -19,7 +20,10 @@ _COLUMNS = (
 
 
 def _page(context: Context, after: int, limit: int) -> tuple[list[dict[str, object]], bool]:
-    pairs = [("after", str(after)), ("limit", str(limit))]
+    return _rows(context, [("after", str(after)), ("limit", str(limit))])
+
+
+def _rows(context: Context, pairs: list[tuple[str, str]]) -> tuple[list[dict[str, object]], bool]:
     answer = object_of(context.client.get("/v1/audit", pairs))
     return rows_of(answer | {"rows": answer.get("rows", [])}, "rows"), bool(answer.get("intact"))
 
@@ -27,9 +31,15 @@ def _page(context: Context, after: int, limit: int) -> tuple[list[dict[str, obje
 def ls(arguments: Arguments, context: Context) -> int:
     from casemate.cli.asked.quantities import whole
 
-    after = whole("--after", arguments.text("after") or "0", 0, 1 << 53)
-    limit = whole("--limit", arguments.text("limit") or "100", 1, PAGE)
-    found, _ = _page(context, after, limit)
+    if arguments.text("after") or arguments.text("limit"):
+        if arguments.text("tail"):
+            raise usage("--tail cannot be used with --after or --limit")
+        after = whole("--after", arguments.text("after") or "0", 0, 1 << 53)
+        limit = whole("--limit", arguments.text("limit") or "100", 1, PAGE)
+        found, _ = _page(context, after, limit)
+    else:
+        tail = whole("--tail", arguments.text("tail") or "100", 1, PAGE)
+        found, _ = _rows(context, [("tail", str(tail))])
     if context.json:
         context.answer(found)
         return 0
@@ -63,6 +73,8 @@ def verify(_: Arguments, context: Context) -> int:
 
 LS = Command(
     "[OPTIONS]", ls,
-    (value("after", "NUMBER", "Rows after this number"), value("limit", "N", "At most so many (100)"), FORMAT),
+    (value("tail", "N", "The last N rows, the oldest of them first (100)", "n"),
+     value("after", "NUMBER", "Rows after this number instead, the oldest first"),
+     value("limit", "N", "At most so many of those (100)"), FORMAT),
 )  # fmt: skip
 VERIFY = Command("", verify, (), 0, 0, (), "The exit code is 1 where the chain is broken.")
