@@ -20,15 +20,15 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import os
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from casemate.host import nft, programs
 from casemate.network.plan import PodLink, Publish, check_pool, check_prefix
-from casemate.spec.errors import Conflict, ProgramFailed
+from casemate.spec.errors import Conflict, HostLacks, ProgramFailed
 
 _IPTABLES_TIMEOUT_S = 15.0
 #: Bound on copies of one rule that are removed.
@@ -296,15 +296,16 @@ def _text(element: Any) -> str:
 
 
 def switch_forwarding_on() -> bool:
-    """Switch ip_forward on; False when it was."""
-    number = os.open(_FORWARD_SYSCTL, os.O_RDWR | os.O_CLOEXEC)
+    """Switch ip_forward on; False when it was. Raises :class:`HostLacks` where /proc/sys may not be written."""
+    if Path(_FORWARD_SYSCTL).read_bytes().strip() == b"1":
+        return False
     try:
-        if os.read(number, 8).strip() == b"1":
-            return False
-        os.write(number, b"1")
-        return True
-    finally:
-        os.close(number)
+        Path(_FORWARD_SYSCTL).write_bytes(b"1")
+    except OSError as error:
+        raise HostLacks(
+            f"{_FORWARD_SYSCTL} is 0 and cannot be set: {error.strerror}", remedy="Run `sysctl net.ipv4.ip_forward=1`."
+        ) from error
+    return True
 
 
 def check_free(port: Publish) -> None:

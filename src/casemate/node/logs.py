@@ -67,7 +67,12 @@ async def read(core: Core, container: str, wanted: Wanted) -> AsyncIterator[Line
         row = await _row(core, container)
         if row is None or not (row.made or row.intent_at):
             return
-        files = await _open(core, container)
+        try:
+            files = await _open(core, container)
+        except CasemateError as error:
+            if error.to_problem()["code"] != "hostd.container_missing":
+                raise
+            return  # its first start failed, and hostd took everything back: nothing was ever written
         offsets = await asyncio.to_thread(_offsets, files.descriptors, wanted.tail)
         for descriptor, offset in zip(files.descriptors[:-1], offsets, strict=False):
             async for line in _whole(descriptor, offset, wanted):

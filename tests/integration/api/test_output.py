@@ -8,6 +8,8 @@ import uuid
 import pytest
 from tests.integration.daemons import Daemons
 
+from casemate.sdk import ApiError
+
 pytestmark = pytest.mark.root
 
 
@@ -40,3 +42,13 @@ def _pss_kib(daemons: Daemons) -> int:
     pid = daemons.processes["casemated"].pid
     with open(f"/proc/{pid}/smaps_rollup") as rollup:
         return next(int(line.split()[1]) for line in rollup if line.startswith("Pss:"))
+
+
+def test_logs_of_a_container_that_never_ran_are_empty(daemons: Daemons, busybox: str) -> None:
+    """Its start failed and hostd took everything back: there is no log, and that is no failure."""
+    created = daemons.client.create(busybox, ["no-such-command"])
+    with pytest.raises(ApiError) as failed:
+        daemons.client.start(created.id)
+    assert failed.value.problem["code"] == "container.command_not_found"
+    assert list(daemons.client.logs(created.id)) == []
+    assert list(daemons.client.logs(created.id, follow=True)) == []
