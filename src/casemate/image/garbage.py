@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from casemate.image.leases import GC_LOCK, leased_digests, start_time
-from casemate.image.store import Store
+from casemate.image.store import FOLDERS, Store
 
 #: A partial download is kept for a later pull this long.
 INGEST_AGE_S = 24 * 3600
@@ -66,7 +66,9 @@ def plan_garbage(store: Store, reachable: Iterable[str], now_s: float | None = N
         if entry.name not in {digest[7:] for digest in leased} and old and not _temporary_alive(entry.name):
             removals.append(_removal(entry, "a partial download of more than a day ago"))
     for entry in _entries(store, "uploads"):
-        if now - entry.stat(follow_symlinks=False).st_mtime > UPLOAD_AGE_S:
+        if not _temporary_alive(entry.name):
+            removals.append(_removal(entry, "its writer is gone"))
+        elif now - entry.stat(follow_symlinks=False).st_mtime > UPLOAD_AGE_S:
             removals.append(_removal(entry, "an upload of more than a day ago"))
     removals.extend(_idle_locks(store))
     return removals
@@ -82,6 +84,22 @@ def collect_garbage(store: Store, reachable: Iterable[str], now_s: float | None 
             else:
                 removal.path.unlink(missing_ok=True)
     return removals
+
+
+def sweep_dead(store: Store) -> list[Path]:
+    """Remove what a process that was killed was writing, and its leases; what was removed. For the daemon's start,
+    when nothing that bears its own pid can be of its own making."""
+    with store.lock(GC_LOCK):
+        dead = [store.root / "leases" / name for name in leased_digests(store)[1]]
+        for folder in FOLDERS:
+            for entry in _entries(store, folder):
+                if entry.name.startswith("tmp-") and (
+                    entry.name.startswith(f"tmp-{os.getpid()}-") or not _temporary_alive(entry.name)
+                ):
+                    dead.append(Path(entry.path))
+        for path in dead:
+            path.unlink(missing_ok=True)
+    return dead
 
 
 def usage(store: Store) -> Usage:

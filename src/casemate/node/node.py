@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 from casemate.hostd.client import HostdClient
+from casemate.image import garbage
 from casemate.node import exits, images, recovery, volumes
 from casemate.node.core import Core, report
 from casemate.node.database import Database
@@ -68,6 +69,8 @@ async def running_node(settings: Settings) -> AsyncGenerator[Node]:
         )
         core = Core(settings, db, client)
         await asyncio.to_thread(core.images.create)
+        for path in await asyncio.to_thread(garbage.sweep_dead, core.images):
+            report(f"removed {path}: its writer was killed")
         node = Node(core)
         holder.append(node)
         async with core.running():

@@ -11,7 +11,7 @@ import zstandard
 
 from casemate.image.decompress import STEP_BYTES, decompressed
 from casemate.image.errors import LayerCutOff, LayerInvalid, WorkerFailed, from_os_error
-from casemate.image.garbage import collect_garbage, plan_garbage, usage
+from casemate.image.garbage import collect_garbage, plan_garbage, sweep_dead, usage
 from casemate.image.jobs import Limits, Progress, PullJob, decode_job, decode_message, encode
 from casemate.image.leases import Lease, leased_digests, release, start_time
 from casemate.image.records import LayerRecord
@@ -109,6 +109,23 @@ def test_garbage_is_what_nobody_needs(store):
     assert (store.root / f"staging/tmp-{os.getpid()}-aa.sqfs").exists()
     assert {removal.path.name for removal in plan_garbage(store, [kept], now_s=4e9)} >= {"4" * 64}
     assert usage(store).blobs > 0
+
+
+def test_what_a_killed_writer_left_is_swept(store):
+    """Names with our own pid are swept too: at the daemon's start they are of another that had the number before."""
+    own = Lease(store, os.getpid())
+    own.add(["sha256:" + "5" * 64])
+    gone = [f"uploads/tmp-{os.getpid()}-aa", "uploads/tmp-4000000-bb", "staging/tmp-4000000-cc.sqfs",
+            f"leases/4000000-1-{'a' * 16}"]  # fmt: skip
+    stay = [f"staging/tmp-{os.getppid()}-dd.sqfs", "ingest/" + "4" * 64, f"leases/{own.name}"]
+    for name in (*gone, *stay):
+        (store.root / name).touch()
+    assert set(sweep_dead(store)) == {store.root / name for name in gone}
+    assert not any((store.root / name).exists() for name in gone)
+    assert all((store.root / name).exists() for name in stay)
+    assert sweep_dead(store) == []
+    (store.root / "uploads/tmp-4000000-ee").touch()
+    assert [removal.path.name for removal in plan_garbage(store, [])] == ["tmp-4000000-ee"]
 
 
 def test_full_disk_has_its_code():
