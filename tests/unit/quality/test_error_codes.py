@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections import Counter
 from pathlib import Path
@@ -35,8 +36,50 @@ def test_codes_titles_and_numbers_are_well_formed(classes: list[type[CasemateErr
 
 
 def test_every_code_is_raised_by_a_test(classes: list[type[CasemateError]], root: Path) -> None:
-    """By the class's name or the code in a test file; this one names none."""
-    tests = "\n".join(path.read_text() for path in (root / "tests").rglob("*.py") if path != Path(__file__))
-    words = set(re.findall(r"[A-Za-z_][A-Za-z_0-9]*(?:\.[a-z_0-9]+)*", tests))
-    names = {part for word in words for part in (word, word.split(".")[-1])}
-    assert not [f"{cls.code} ({cls.__qualname__})" for cls in classes if not {cls.code, cls.__name__} & names]
+    """A test expects the class, or compares the code; a name that is only imported or written about is not enough."""
+    expected: set[str] = set()
+    for path in (root / "tests").rglob("*.py"):
+        if path != Path(__file__):
+            expected |= expectations(path.read_text())
+    assert not [f"{cls.code} ({cls.__qualname__})" for cls in classes if not {cls.code, cls.__name__} & expected]
+
+
+def expectations(source: str) -> set[str]:
+    """Classes that *source* catches, in ``raises``, ``isinstance``, ``except`` or as ``Class.code``, and codes among
+    its strings. Where ``raises`` is given a variable, every class that is used as a value counts (tables of cases)."""
+    found: set[str] = set()
+    values: set[str] = set()
+    is_table = False
+    tree = ast.parse(source)
+    prose = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        match node:
+            case ast.Call(func=ast.Attribute(attr="raises") | ast.Name(id="isinstance")):
+                found |= _names(node)
+                is_table |= any(isinstance(one, ast.Name) and one.id.islower() for one in node.args)
+            case ast.ExceptHandler(type=ast.expr()):
+                found |= _names(node.type)
+            case ast.Attribute(value=one, attr="code"):
+                found |= _names(one)
+            case ast.Name(id=name, ctx=ast.Load()):
+                values.add(name)
+            case ast.Constant(value=str() | bytes()) if id(node) not in prose:
+                text = node.value if isinstance(node.value, str) else node.value.decode(errors="replace")
+                found |= {text, *re.findall(r'"([a-z0-9_.]+)"', text), *re.findall(r"except \S*?(\w+) as", text)}
+    return found | (values if is_table else set())
+
+
+def _names(node: ast.AST) -> set[str]:
+    return {one.attr if isinstance(one, ast.Attribute) else one.id
+            for one in ast.walk(node) if isinstance(one, ast.Attribute | ast.Name)}  # fmt: skip
+
+
+def test_a_name_alone_is_no_expectation() -> None:
+    assert "TooBig" not in expectations("from x import TooBig\n")
+    assert "too.big" not in expectations('def test():\n    """Not too.big."""\n    # "too.big"\n')
+    assert "TooBig" not in expectations("from x import TooBig\nmade = TooBig()\n")
+    for text in ("with pytest.raises(x.TooBig): f()", "try: f()\nexcept TooBig: pass", "assert c == TooBig.code",
+                 "w = TooBig\nwith pytest.raises(w): f()"):  # fmt: skip
+        assert "TooBig" in expectations(text), text
+    for text in ('assert p["code"] == "too.big"', """assert b'"too.big"' in err"""):
+        assert "too.big" in expectations(text), text
