@@ -23,8 +23,9 @@ if __name__ == "__main__":
     with atheris.instrument_imports(include=["casemate.hostd", "casemate.isolation", "casemate.network"]):
         pass
 
+from casemate.host.granted import GRANTS
 from casemate.hostd import checks, protocol
-from casemate.hostd.grants import GRANTS, NOBODY, Caller
+from casemate.hostd.grants import NOBODY, Caller
 from casemate.hostd.server import decode, request_number
 from casemate.hostd.state import State
 from casemate.isolation import oci
