@@ -144,7 +144,8 @@ async def disk(core: Core, project: str) -> DiskAnswer:
     return DiskAnswer(
         (
             DiskRow("images", len(found), len(in_use), usage.blobs + layers, sum(idle)),
-            DiskRow("containers", containers, running, 0, 0),
+            # What containers wrote is not counted: hostd has no operation for it yet.
+            DiskRow("containers", containers, running, -1, -1),
             DiskRow("volumes", len(listed.volumes), len(listed.volumes) - len(free), sum(sizes.values()),
                     sum(sizes.get(name, 0) for name in free)),
             DiskRow("downloads", 0, 0, usage.ingest + usage.staging + usage.other, usage.ingest),

@@ -153,6 +153,7 @@ def test_df_and_prune(pair: Daemons) -> None:
     rows = {row["kind"]: row for row in json.loads(pair.client.transport.ask("GET", "/v1/df"))["rows"]}
     assert rows["images"]["count"] >= 1
     assert rows["images"]["size_bytes"] > 0
+    assert rows["containers"]["size_bytes"] == -1  # not counted, and not told as nothing
     created = pair.client.create("busybox", ["true"])
     dry = json.loads(pair.client.transport.ask("POST", "/v1/prune", (), b'{"dry_run":true}'))
     assert f"container {created.id}" in dry["removed"]

@@ -90,8 +90,8 @@ def df(arguments: Arguments, context: Context) -> int:
                 "Type": str(row.get("kind", "")).capitalize(),
                 "TotalCount": row.get("count", 0),
                 "Active": row.get("active", 0),
-                "Size": size(total),
-                "Reclaimable": f"{size(free)}{share}",
+                "Size": size(total) if total >= 0 else "--",
+                "Reclaimable": f"{size(free)}{share}" if free >= 0 else "--",
             }
         )
     show(context, _DF, rows, arguments.text("format"))

@@ -94,6 +94,8 @@ class DoctorAnswer(Value, frozen=True):
 
 
 class DiskRow(Value, frozen=True):
+    """A row of ``system df``; -1 bytes: not counted."""
+
     kind: str
     count: int
     active: int
