@@ -52,3 +52,4 @@ def test_logs_of_a_container_that_never_ran_are_empty(daemons: Daemons, busybox:
     assert failed.value.problem["code"] == "container.command_not_found"
     assert list(daemons.client.logs(created.id)) == []
     assert list(daemons.client.logs(created.id, follow=True)) == []
+    daemons.client.remove(created.id)
