@@ -50,7 +50,7 @@ class Context:
     id_shift: int
     emit: Callable[[AnyEvent], None]
     step: Callable[[str], None] = _no_step
-    launchers: dict[bool, Launcher] = field(default_factory=dict)
+    launchers: dict[tuple[bool, tuple[str, ...]], Launcher] = field(default_factory=dict)
     #: The ruleset's generation when the firewall was last looked at.
     firewall_generation: int = -1
     #: casemated, while it is connected; and whether one went away since the inputs were last looked at.
@@ -62,11 +62,12 @@ class Context:
     stale_flows: set[str] = field(default_factory=set)
     flows_wait: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def launcher(self, runtime: Runtime) -> Launcher:
-        """The launcher that *runtime* needs."""
-        if runtime.hide_unified not in self.launchers:
-            self.launchers[runtime.hide_unified] = Launcher(hide_unified=runtime.hide_unified)
-        return self.launchers[runtime.hide_unified]
+    def launcher(self, runtime: Runtime, *, starting: bool = False) -> Launcher:
+        """The launcher that *runtime* needs; *starting*: for its ``start``."""
+        key = runtime.hide_unified, runtime.cover_at_start if starting else ()
+        if key not in self.launchers:
+            self.launchers[key] = Launcher(hide_unified=key[0], covered=key[1])
+        return self.launchers[key]
 
     def pod_cgroup(self, pod: str) -> str:
         return f"{self.settings.text('cgroup.parent')}/{pod}"
