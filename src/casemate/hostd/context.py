@@ -15,6 +15,7 @@ from casemate.hostd.state import State
 from casemate.isolation.bundle import HostFacts
 from casemate.isolation.launcher import Launcher
 from casemate.isolation.level import Levels, Runtime
+from casemate.isolation.microvm.machines import Machines
 from casemate.network.nat import Nat
 from casemate.spec.settings import Settings
 from casemate.storage.layers import LayerMounts
@@ -58,6 +59,11 @@ class Context:
     peer_gone: asyncio.Event = field(default_factory=asyncio.Event)
     #: Set when something was thrown into the trash.
     trash_waits: asyncio.Event = field(default_factory=asyncio.Event)
+    #: Taps of pods that are gone: the kernel takes 40 ms to delete one, which no removal waits for.
+    dead_links: set[str] = field(default_factory=set)
+    links_wait: asyncio.Event = field(default_factory=asyncio.Event)
+    #: The micro-VMs of this host, while their service runs.
+    machines: Machines | None = None
     #: Addresses whose published UDP ports were taken back, and whose flows the kernel still translates.
     stale_flows: set[str] = field(default_factory=set)
     flows_wait: asyncio.Event = field(default_factory=asyncio.Event)

@@ -7,6 +7,7 @@ them, always in the same way: a bundle on disk, conmon in front, the OCI runtime
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -70,6 +71,10 @@ class Features:
     *state_is_files*: a stopped container leaves nothing but files below ``root/<id>``, removed without the runtime.
     *namespaces*: the pod's namespaces are the host kernel's. *rootfs*: the root is mounted on the host, else the
     runtime takes the layers. *network*: the pod's end of its link is a veth in a namespace, or a tap.
+    *takes_address*: the sandbox takes the address off the veth and asks by ARP itself: the address must be given
+    back before each start, and questions for the gateway be answered. *pids_limit*: the container's cgroup counts
+    its own processes alone, so that a limit on them means what the user meant. *cgroup*: the container's cgroup on
+    the host holds everything of it, so limits go there.
     """
 
     processes: Literal["host", "runtime"]
@@ -77,6 +82,9 @@ class Features:
     namespaces: bool = True
     rootfs: bool = True
     network: Literal["veth", "tap"] = "veth"
+    takes_address: bool = False
+    pids_limit: bool = True
+    cgroup: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +131,10 @@ class Inside(Protocol):
 
     async def prepare(self, pod: PodSpec, container: ContainerSpec) -> list[str]:
         """What must be there before the runtime is started and takes longer than a start may; warnings."""
+        ...
+
+    def files(self, container: str) -> AbstractContextManager[tuple[int, int] | None]:
+        """Descriptors of a mount namespace of the host that shows what *container* sees, and of its root there."""
         ...
 
     async def processes(self, container: str) -> list[InnerProcess]: ...

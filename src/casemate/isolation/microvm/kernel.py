@@ -161,9 +161,57 @@ def load(kernels: Path, version: str) -> GuestKernel:
 _FILES = (("kernel", "vmlinuz"), ("initramfs", "initramfs"))
 
 
-def newest(kernels: Path) -> GuestKernel:
-    """The kernel that was prepared last. :class:`KernelMissing`."""
-    folders = list(kernels.glob("*/manifest.json")) if kernels.is_dir() else []
-    if not folders:
-        raise KernelMissing(f"{kernels} holds no kernel")
-    return load(kernels, max(folders, key=lambda one: one.stat().st_mtime_ns).parent.name)
+def installed(kernels: Path) -> list[str]:
+    """The versions below *kernels*, the one that was prepared last first."""
+    folders = [one for one in kernels.glob("*/manifest.json") if not one.parent.name.startswith(".")]
+    return [one.parent.name for one in sorted(folders, key=lambda one: one.stat().st_mtime_ns, reverse=True)]
+
+
+def use(kernels: Path, version: str) -> GuestKernel:
+    """Let *version* be the kernel of machines that are made from now on. :class:`KernelMissing`."""
+    found = load(kernels, version)
+    durable.write_atomic(kernels / _CHOSEN, version.encode(), mode=0o444)
+    return found
+
+
+def remove(kernels: Path, version: str) -> None:
+    """Remove *version*; machines that run keep it. :class:`KernelMissing`."""
+    if not _VERSION.match(version) or not (kernels / version).is_dir():
+        raise KernelMissing(f"kernel {version[:80]!r} is not installed", remedy="`casemate system kernel ls`")
+    shutil.rmtree(kernels / version)
+    if _read_chosen(kernels) == version:
+        (kernels / _CHOSEN).unlink(missing_ok=True)
+
+
+def chosen(kernels: Path) -> GuestKernel:
+    """The kernel of new machines: the one that :func:`use` named, else the one prepared last. :class:`KernelMissing`."""
+    versions = installed(kernels)
+    if not versions:
+        raise KernelMissing("no guest kernel is installed")
+    named = _read_chosen(kernels)
+    version = named if named in versions else versions[0]
+    key = tuple(_identity(kernels / version / file) for file in ("manifest.json", "vmlinuz", "initramfs"))
+    # Hashing 11 MB for each start would be a tenth of it; what is hashed once is known by its inodes and times.
+    if key not in _KNOWN:
+        _KNOWN.clear()
+        _KNOWN[key] = load(kernels, version)
+    return _KNOWN[key]
+
+
+_CHOSEN = "chosen"
+_KNOWN: dict[tuple[tuple[str, int, int, int], ...], GuestKernel] = {}
+
+
+def _identity(path: Path) -> tuple[str, int, int, int]:
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise KernelMissing(f"{path}: {error.strerror}") from error
+    return str(path), status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _read_chosen(kernels: Path) -> str:
+    try:
+        return durable.read_bounded(kernels / _CHOSEN, 200).decode("ascii", "replace").strip()
+    except OSError:
+        return ""

@@ -32,7 +32,7 @@ def prepared(tmp_path: Path) -> kernel.GuestKernel:
 
 def test_a_kernel_is_prepared_and_found(tmp_path: Path) -> None:
     made = prepared(tmp_path)
-    assert kernel.newest(tmp_path / "kernels") == made
+    assert kernel.chosen(tmp_path / "kernels") == made
     assert made.initramfs.read_bytes().index(b"virtio_ring.ko") < made.initramfs.read_bytes().index(b"virtio.ko")
     assert made.lacks == ()
 
@@ -52,7 +52,7 @@ def test_a_damaged_kernel_is_none(tmp_path: Path) -> None:
     made.kernel.chmod(0o600)
     made.kernel.write_bytes(b"other")
     with pytest.raises(KernelMissing) as caught:
-        kernel.newest(tmp_path / "kernels")
+        kernel.chosen(tmp_path / "kernels")
     assert caught.value.code == "microvm.kernel_missing"
 
 
