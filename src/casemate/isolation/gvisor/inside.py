@@ -1,5 +1,8 @@
-"""What hostd asks of a gVisor sandbox beside the OCI's commands. runsc's own words are not the guest's: it is the host's
-program that prints them, but what stands in them (a command's name) the container chose, so sizes are bounded."""
+"""What hostd asks of a gVisor sandbox beside the OCI's commands.
+
+runsc's words are not the guest's: a program of the host prints them. But what stands in them (a command's name) the
+container chose, so every size is bounded and another form is refused.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +66,7 @@ class GvisorInside:
         group = self._group(container)
         return bool(group and self._cgroups.exists(group) and self._cgroups.stats(group).oom_kills)
 
-    async def prepare(self, pod: PodSpec, container: ContainerSpec) -> list[str]:
+    async def prepare(self, pod: PodSpec, container: ContainerSpec) -> list[str]:  # noqa: ARG002 - of the Protocol
         return []
 
     @contextlib.contextmanager
@@ -102,7 +105,7 @@ class GvisorInside:
             write_bytes=figures.io_write_bytes or 0,
         )
 
-    async def update(self, container: str, resources: Resources) -> list[str]:
+    async def update(self, container: str, resources: Resources) -> list[str]:  # noqa: ARG002 - of the Protocol
         """Nothing to do beside the container's cgroup, which holds the whole sandbox."""
         return []
 

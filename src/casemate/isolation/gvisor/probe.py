@@ -148,7 +148,6 @@ async def run_once(runtime: Runtime, probe: Probe) -> None:
     """Create, start and delete a container that reads a file and has an interface; raises why it cannot."""
     folder, pin = probe.run_folder / "gvisor-probe", probe.run_folder / "gvisor-probe.net"
     launcher, starter = Launcher(hide_unified=False), Launcher(hide_unified=False, covered=runtime.cover_at_start)
-    output = folder / "out"
     # A state folder of its own: what stays of a probe that failed is no container's.
     runtime = dataclasses.replace(runtime, root=str(folder / "state"))
     _clear(folder, pin)
@@ -157,7 +156,7 @@ async def run_once(runtime: Runtime, probe: Probe) -> None:
         await netns.create(pin, lambda: None)
         plan = driver.GvisorLevel(runtime, "").bundle(_input(folder, pin, probe))
         (folder / "config.json").write_text(json.dumps(plan.config))
-        await _play(runtime, launcher, starter, folder, output, probe.step_timeout_s)
+        await _play(runtime, (launcher, starter), folder, probe.step_timeout_s)
     except OSError as error:
         raise LevelUnavailable(f"the probe could not be prepared: {error}") from error
     finally:
@@ -170,11 +169,10 @@ async def run_once(runtime: Runtime, probe: Probe) -> None:
         _clear(folder, pin)
 
 
-async def _play(
-    runtime: Runtime, launcher: Launcher, starter: Launcher, folder: Path, output: Path, timeout_s: float
-) -> None:
+async def _play(runtime: Runtime, launchers: tuple[Launcher, Launcher], folder: Path, timeout_s: float) -> None:
+    launcher, starter = launchers
     create = [runtime.program, *runtime.global_arguments, "create", "--bundle", str(folder), _PROBE_ID]
-    words = os.open(output, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    words = os.open(folder / "out", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         child = await launcher.spawn(create, env={}, fds={1: words, 2: words})
         try:
