@@ -36,7 +36,7 @@ async def handle(
     """The answer, and descriptors for the peer."""
     match operation:
         case protocol.ContainerTop():
-            return observing.top(context, pod, container), []
+            return await observing.top(context, pod, container), []
         case protocol.ContainerAttach():
             _need_process(container)
             return Done(), [containers.attach(context, container)]

@@ -11,12 +11,21 @@ such descriptor (TLS clients) nothing that needs a grant is allowed. What was gr
 hostd's own record, so that restarts need no caller.
 """
 
+# ruff: noqa: PLC0414 - what stands here by "as" is a part of this protocol
+
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
+from casemate.hostd.protocol_base import Answer as Answer
+from casemate.hostd.protocol_base import Operation as Operation
+from casemate.hostd.protocol_kernels import KernelAdopt as KernelAdopt
+from casemate.hostd.protocol_kernels import KernelList as KernelList
+from casemate.hostd.protocol_kernels import KernelRemove as KernelRemove
+from casemate.hostd.protocol_kernels import Kernels as Kernels
+from casemate.hostd.protocol_kernels import KernelUse as KernelUse
 from casemate.spec.workload import (
     Bytes,
     ContainerSpec,
@@ -37,10 +46,6 @@ PROTOCOL_VERSION = 1
 
 Signal = Annotated[int, Meta(ge=1, le=64)]
 ContainerState = Literal["created", "running", "paused", "exited", "broken"]
-
-
-class Operation(Value, frozen=True, tag_field="op"):
-    """Base of the operations; the docstring of each says what it answers."""
 
 
 # --- host -------------------------------------------------------------------------------------------------------
@@ -333,14 +338,14 @@ AnyOperation = (
     | ContainerDiff
     | ExecStart
     | ExecKill
+    | KernelAdopt
+    | KernelList
+    | KernelUse
+    | KernelRemove
 )
 
 
 # --- answers ----------------------------------------------------------------------------------------------------
-
-
-class Answer(Value, frozen=True, tag_field="is"):
-    """Base of the answers."""
 
 
 class Done(Answer, frozen=True, tag="done"):
@@ -475,6 +480,7 @@ AnyAnswer = (
     | Findings
     | Stats
     | Processes
+    | Kernels
 )
 
 

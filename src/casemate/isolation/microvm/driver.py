@@ -77,7 +77,7 @@ class MicrovmLevel:
 
     def bundle(self, given: BundleInput) -> BundlePlan:
         # The guest has namespaces, capabilities and limits of its own kernel: none is the host's to give.
-        own = {kind: "" for kind in ("user", "network", "ipc", "uts")}
+        own = dict.fromkeys(("user", "network", "ipc", "uts"), "")
         facts = dataclasses.replace(given.facts, bounding=~0, hard_limits={}, oom_score_adj=-1000)
         given = dataclasses.replace(given, sandbox=dataclasses.replace(given.sandbox, namespaces=own), facts=facts)
         plan = oci.configuration(given)

@@ -11,12 +11,6 @@ class KernelMissing(HostLacks):
     remedy = "`casemate system kernel install` fetches Debian's, and installs nothing on the host."
 
 
-class KernelUnfit(InvalidArgument):
-    code = "microvm.kernel_unfit"
-    title = "This kernel cannot run a micro-VM"
-    remedy = "Take a generic kernel of a distribution: it needs virtio-mmio, -blk, -console, -net, squashfs, overlay."
-
-
 class QemuMissing(HostLacks):
     code = "microvm.qemu_missing"
     title = "QEMU is missing, or too old"

@@ -43,7 +43,7 @@ class MicrovmInside:
         return []
 
     @contextlib.contextmanager
-    def files(self, container: str) -> Generator[tuple[int, int] | None]:
+    def files(self, container: str) -> Generator[tuple[int, int] | None]:  # noqa: ARG002 - of the Protocol
         """None: the guest's mounts are its own kernel's."""
         yield None
 
