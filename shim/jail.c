@@ -23,8 +23,25 @@ static int read_only_bind(const char *source, const char *target)
 		mount(NULL, target, NULL, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV, NULL) < 0;
 }
 
-static const char *change_root(const char *root)
+/* A node of the machine's own: the host's belongs to a group that QEMU must not have. */
+static const char *add_kvm(const struct jail *jail)
 {
+	struct stat host;
+
+	if (stat("/dev/kvm", &host) < 0 || !S_ISCHR(host.st_mode))
+		return "/dev/kvm";
+	mkdir("dev", 0755);
+	if (mount("casemate", "dev", "tmpfs", MS_NOSUID | MS_NOEXEC, "mode=0755,size=4k,nr_inodes=4") < 0 ||
+	    mknod("dev/kvm", S_IFCHR | 0600, host.st_rdev) < 0 || chown("dev/kvm", jail->uid, jail->gid) < 0 ||
+	    mount(NULL, "dev", NULL, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NOEXEC, NULL) < 0)
+		return "dev/kvm";
+	return NULL;
+}
+
+static const char *change_root(const struct jail *jail)
+{
+	const char *root = jail->root, *step;
+
 	if (mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0)
 		return "private mounts";
 	if (mount("casemate", root, "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, "mode=0755,size=64k") < 0 || chdir(root) < 0)
@@ -41,6 +58,8 @@ static const char *change_root(const char *root)
 	int fd = open("etc/ld.so.cache", O_CREAT | O_CLOEXEC | O_WRONLY, 0444);
 	if (fd < 0 || close(fd) < 0 || read_only_bind("/etc/ld.so.cache", "etc/ld.so.cache"))
 		return "ld.so.cache";
+	if (jail->kvm && (step = add_kvm(jail)))
+		return step;
 	mkdir("proc", 0555);
 	if (mount("proc", "proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, "subset=pid") < 0)
 		return "proc";
@@ -74,7 +93,7 @@ const char *jail_enter(const struct jail *jail)
 	struct rlimit none = { 0, 0 }, files = { 256, 256 };
 	const char *step;
 
-	if (jail->root && (step = change_root(jail->root)))
+	if (jail->root && (step = change_root(jail)))
 		return step;
 	setrlimit(RLIMIT_CORE, &none);
 	setrlimit(RLIMIT_NOFILE, &files);

@@ -36,7 +36,7 @@ static struct {
 	size_t tail_length;
 } vm = { .hostd = -1 };
 
-static const char usage[] = "usage: casemate-vm monitor --uid N --gid N [--root DIR] [--writes] [--cgroup DIR]... "
+static const char usage[] = "usage: casemate-vm monitor --uid N --gid N [--root DIR] [--writes] [--kvm] [--cgroup DIR]... "
 			    "[--qmp TEXT] -- QEMU ARGUMENTS";
 
 static void tell(uint8_t kind, const void *bytes, size_t length)
@@ -288,6 +288,10 @@ static char **parse(int argc, char **argv, struct jail *jail, const char **qmp)
 			return argv + i + 1;
 		if (!strcmp(argv[i], "--writes")) {
 			jail->writes_files = 1;
+			continue;
+		}
+		if (!strcmp(argv[i], "--kvm")) {
+			jail->kvm = 1;
 			continue;
 		}
 		if (i + 1 >= argc)

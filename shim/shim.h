@@ -81,6 +81,7 @@ struct jail {
 	gid_t gid;
 	const char *root; /* an empty folder that becomes the new root; NULL: no change of root */
 	int writes_files; /* a template is written */
+	int kvm;          /* the root holds /dev/kvm, the machine's own */
 };
 
 /* In the child that becomes QEMU: 0, or the step that failed (errno says why). */

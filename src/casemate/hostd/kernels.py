@@ -25,7 +25,7 @@ async def handle(context: Context, operation: KernelOperation, fds: list[int]) -
                 raise ProtocolViolated(f"{len(fds)} descriptors; this operation takes kernel and initramfs")
             image, initramfs = fds
             await in_own_thread(
-                lambda: kernel.adopt(folder, operation.version, image, initramfs, operation.lacks),
+                lambda: kernel.adopt(folder, operation.version, image, initramfs, operation.lacks, operation.agent),
                 timeout_s=_COPY_TIMEOUT_S,
             )
         case KernelUse():
@@ -35,6 +35,7 @@ async def handle(context: Context, operation: KernelOperation, fds: list[int]) -
         case _:
             pass
     if context.machines is not None:
+        await microvm.choose_accelerator(context, context.machines)
         microvm.refresh(context, context.machines)
     return _listing(folder)
 

@@ -7,21 +7,23 @@ meanwhile, and a second later it begins anew: machines survive that as they surv
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import hashlib
 import ipaddress
 import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from casemate.host import programs
+from casemate.host import durable, programs
 from casemate.hostd import pods
 from casemate.hostd.context import Context
 from casemate.isolation import seccomp_compile
-from casemate.isolation.microvm import argv, driver, kernel
+from casemate.isolation.microvm import accelerate, argv, driver, kernel
 from casemate.isolation.microvm import service as vm_service
 from casemate.isolation.microvm.errors import KernelMissing, ShimMissing
 from casemate.isolation.microvm.inside import MicrovmInside
-from casemate.isolation.microvm.machines import Machines, Settings
+from casemate.isolation.microvm.machines import FIRST_UID, Machines, Settings
 from casemate.isolation.microvm.tap import GuestNetwork
 from casemate.network.plan import GATEWAY
 from casemate.spec.errors import CasemateError
@@ -32,6 +34,7 @@ log = logging.getLogger("casemate.hostd")
 #: After a fault, and between looks for what is missing (a package that somebody installs).
 _AGAIN_S, _LOOK_S = 1.0, 60.0
 _TSC_TIMEOUT_S = 10.0
+_MAX_AGENT_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +94,24 @@ async def _life(context: Context, host: Host, ready: asyncio.Event) -> None:
         try:
             # Listening before anybody is told that the level is there.
             with vm_service.listening(socket) as server:
+                await choose_accelerator(context, machines)
                 refresh(context, machines)
                 ready.set()
                 await service.serve(server)
         finally:
             machines.forget()
+
+
+async def choose_accelerator(context: Context, machines: Machines) -> None:
+    """Probe KVM once there is a guest kernel to boot with it; machines are emulated until then."""
+    found = machines.settings
+    try:
+        chosen = kernel.chosen(found.state / "kernels")
+    except KernelMissing:
+        return
+    probe = accelerate.Probe(found.run, found.shim, found.qemu, chosen, FIRST_UID)
+    answer = await accelerate.choose(context.settings.text("microvm.accelerator"), probe)
+    machines.settings = dataclasses.replace(found, accelerator=answer.accelerator, accelerated=answer.reason)
 
 
 def refresh(context: Context, machines: Machines) -> None:
@@ -108,12 +124,26 @@ def refresh(context: Context, machines: Machines) -> None:
     except KernelMissing as error:
         context.levels.lack("microvm", f"{error.detail}; {error.instance_remedy or error.remedy}")
         return
+    installed = agent_digest(context)
+    if chosen.agent and installed and chosen.agent != installed:
+        again = "`casemate system kernel install` prepares it anew"
+        context.levels.lack("microvm", f"guest kernel {chosen.version} holds another version of the agent; {again}")
+        return
     context.levels.add(_level(context, machines, chosen))
+
+
+def agent_digest(context: Context) -> str:
+    """The installed agent's SHA-256; empty when there is none to compare with."""
+    try:
+        data = durable.read_bounded(Path(context.settings.text("microvm.agent")), _MAX_AGENT_BYTES)
+    except (OSError, CasemateError):
+        return ""
+    return hashlib.sha256(data).hexdigest()
 
 
 def _level(context: Context, machines: Machines, chosen: kernel.GuestKernel) -> driver.MicrovmLevel:
     settings = machines.settings
-    summary = f"{settings.qemu_version}, guest kernel {chosen.version}, {accelerator_words(settings.accelerator)}"
+    summary = f"{settings.qemu_version}, guest kernel {chosen.version}, {accelerator_words(settings.accelerator)}: {settings.accelerated}"
 
     def current() -> driver.MicrovmLevel:
         return level

@@ -152,6 +152,11 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("api.tls_client_ca", "/etc/casemate/tls/client-ca.crt", "authority of the client certificates"),
     Setting("microvm.shim", "/opt/casemate/libexec/casemate-vm", "the OCI runtime of micro-VMs, and their monitor"),
     Setting("microvm.agent", "/opt/casemate/libexec/casemate-agent", "the guest's init, put into each initramfs"),
+    Setting(
+        "microvm.accelerator",
+        "auto",
+        "auto, kvm or tcg: auto boots a guest with KVM, for 3 s at most, and emulates where that fails",
+    ),
     Setting("microvm.qemu", "qemu-system-x86_64", "QEMU: a name that is looked for in PATH, or a path"),
     Setting(
         "microvm.memory_bytes",

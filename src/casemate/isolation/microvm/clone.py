@@ -76,6 +76,7 @@ async def start(
             gid=place.uid,
             jail=place.jail,
             qmp=_RESTORE.format(fd=first + 1),
+            kvm=template.recipe.accelerator.kind == "kvm",
             cgroups=place.cgroups,
         )
         return await Monitor.start(launch), extents

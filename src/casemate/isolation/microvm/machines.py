@@ -46,6 +46,8 @@ class Settings:
     qemu: str
     qemu_version: str
     accelerator: argv.Accelerator
+    #: Why this accelerator.
+    accelerated: str = field(default="not probed: there was no guest kernel", kw_only=True)
     tsc_khz: int | None
     memory_bytes: int = 128 << 20
 
@@ -258,7 +260,8 @@ class Machines:
             settings.accelerator,
             memory_bytes or settings.memory_bytes,
             1,
-            settings.tsc_khz,
+            # With KVM the guest has the host's own clock.
+            settings.tsc_khz if settings.accelerator.kind == "tcg" else None,
         )
         return await self.templates.get(recipe)
 

@@ -41,11 +41,14 @@ class Launch:
     qmp: str = ""
     writes: bool = False
     cgroups: tuple[str, ...] = ()
+    #: The jail holds /dev/kvm.
+    kvm: bool = False
 
     def arguments(self) -> list[str]:
         found = [self.shim, "monitor", "--uid", str(self.uid), "--gid", str(self.gid)]
         found += ["--root", str(self.jail)] if self.jail is not None else []
         found += ["--writes"] if self.writes else []
+        found += ["--kvm"] if self.kvm else []
         for folder in self.cgroups:
             found += ["--cgroup", folder]
         found += ["--qmp", self.qmp] if self.qmp else []

@@ -192,6 +192,7 @@ class Templates:
             gid=self._uid,
             jail=jail,
             writes=True,
+            kvm=recipe.accelerator.kind == "kvm",
         )
         try:
             monitor = await Monitor.start(launch)
