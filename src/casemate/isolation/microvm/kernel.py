@@ -36,10 +36,16 @@ class GuestKernel:
     digest: str
     #: Modules that this kernel does not have; the features that need them are refused.
     lacks: tuple[str, ...] = ()
+    #: The digest of the agent in the initramfs; empty where nobody said.
+    agent: str = ""
 
 
-def adopt(kernels: Path, version: str, kernel_fd: int, initramfs_fd: int, lacks: Sequence[str] = ()) -> GuestKernel:
+def adopt(
+    kernels: Path, version: str, kernel_fd: int, initramfs_fd: int, lacks: Sequence[str] = (), agent: str = ""
+) -> GuestKernel:
     """Copy two files to ``<kernels>/<version>``, whole or not at all; a version that is there is replaced.
+
+    *agent*: the digest of the agent in the initramfs.
 
     Raises :class:`InvalidArgument` for what is no regular file within the bound, :class:`DiskFull`.
     """
@@ -50,7 +56,7 @@ def adopt(kernels: Path, version: str, kernel_fd: int, initramfs_fd: int, lacks:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(mode=0o755)
     try:
-        manifest: dict[str, object] = {"version": version, "lacks": list(lacks)}
+        manifest: dict[str, object] = {"version": version, "lacks": list(lacks), "agent": agent}
         for (name, file), number in zip(_FILES, (kernel_fd, initramfs_fd), strict=True):
             manifest[name] = _copy(number, temporary / file)
         durable.write_atomic(temporary / "manifest.json", json.dumps(manifest).encode(), mode=0o444)
@@ -97,7 +103,9 @@ def load(kernels: Path, version: str) -> GuestKernel:
         if any(manifest[name] != digest for name, digest in digests.items()):
             raise KernelMissing(f"kernel {version}: its files do not have the digests of its manifest")
         digest = hashlib.sha256("".join(digests.values()).encode()).hexdigest()
-        return GuestKernel(version, folder / "vmlinuz", folder / "initramfs", digest, tuple(manifest["lacks"]))
+        return GuestKernel(
+            version, folder / "vmlinuz", folder / "initramfs", digest, tuple(manifest["lacks"]), str(manifest["agent"])
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise KernelMissing(f"kernel {version}: {error}") from error
 

@@ -92,9 +92,7 @@ class Machine:
         qemu = pidfd.identity(await self.monitor.qemu_pid())
         if qemu is None:
             raise MonitorFailed("the machine's QEMU ended")
-        self._write(
-            msgspec.structs.replace(self.record, ids=ids, qemu_pid=qemu.pid, qemu_start_ticks=qemu.start_ticks)
-        )
+        self._write(msgspec.structs.replace(self.record, ids=ids, qemu_pid=qemu.pid, qemu_start_ticks=qemu.start_ticks))
 
     @property
     def qemu(self) -> pidfd.ProcessIdentity:

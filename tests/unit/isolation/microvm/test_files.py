@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import hashlib
+import json
 import lzma
 import os
 from pathlib import Path
@@ -15,7 +16,7 @@ from casemate.image import guestkernel
 from casemate.image.guestkernel import AgentMissing, KernelUnfit
 from casemate.isolation.microvm import bundles, kernel, records, template
 from casemate.isolation.microvm.errors import BundleUnsupported, KernelMissing, MonitorFailed
-from casemate.isolation.microvm.oci import Config, Mount, Process
+from casemate.isolation.microvm.oci import Config, Mount, Process, read_config
 from casemate.spec.errors import InvalidArgument
 
 
@@ -32,7 +33,7 @@ def prepared(tmp_path: Path) -> kernel.GuestKernel:
     (tmp_path / "agent").write_bytes(b"agent")
     made = guestkernel.prepare("6.1.0-1", tmp_path / "vmlinuz", modules(tmp_path / "m"), tmp_path / "agent", tmp_path)
     with made.kernel.open("rb") as one, made.initramfs.open("rb") as other:
-        return kernel.adopt(tmp_path / "kernels", made.version, one.fileno(), other.fileno(), made.lacks)
+        return kernel.adopt(tmp_path / "kernels", made.version, one.fileno(), other.fileno(), made.lacks, made.agent)
 
 
 def test_a_kernel_is_prepared_and_found(tmp_path: Path) -> None:
@@ -179,17 +180,72 @@ def config(*mounts: Mount, **annotations: str) -> Config:
     return Config(process=Process(args=("x",)), mounts=mounts, annotations=annotations)
 
 
-def test_small_files_are_copied_and_folders_refused(tmp_path: Path) -> None:
+def test_our_own_files_over_layers_are_copied_and_the_rest_is_shared(tmp_path: Path) -> None:
     (tmp_path / "hosts").write_text("127.0.0.1 x\n")
     (tmp_path / "big").write_bytes(bytes(65_537))
-    found = bundles.contents(config(Mount("/etc/hosts", "bind", "hosts", ("rbind",))), tmp_path)
-    assert found[0].data == b"127.0.0.1 x\n"
+    hosts, other = Mount("/etc/hosts", "bind", "hosts", ("rbind",)), Mount("/data", "", "/srv", ("bind", "ro"))
+    layered = config(Mount("/proc", "proc"), hosts, other, **{bundles.LAYERS: "/a"})
+    assert [one.data for one in bundles.contents(layered, tmp_path)] == [b"127.0.0.1 x\n"]
+    shares, names = bundles.shared(layered, tmp_path, "c")
+    assert [(one.name, str(one.source), one.read_only) for one in shares] == [("c.2", "/srv", True)]
+    assert names == {2: "c.2"}
     for source in ("big", "missing", str(tmp_path)):
         with pytest.raises(BundleUnsupported):
-            bundles.contents(config(Mount("/x", "bind", source)), tmp_path)
+            bundles.contents(config(Mount("/etc/hosts", "bind", source), **{bundles.LAYERS: "/a"}), tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "relative", "/a:b", ":".join(["/a"] * 128)])
+def test_a_root_folder_is_a_share_and_nothing_is_copied(tmp_path: Path) -> None:
+    folder = config(Mount("/etc/hosts", "bind", "hosts", ("rbind",)))
+    assert bundles.contents(folder, tmp_path) == []
+    shares, _ = bundles.shared(folder, tmp_path, "c")
+    assert [(one.name, str(one.source)) for one in shares] == [
+        ("c.0", str(tmp_path / "hosts")),
+        ("c.root", str(tmp_path / "rootfs")),
+    ]
+
+
+def test_too_many_binds() -> None:
+    many = [Mount(f"/m{index}", "bind", "/srv") for index in range(501)]
+    with pytest.raises(BundleUnsupported):
+        bundles.shared(config(*many), Path("/"), "c")
+
+
+def mapped(**rows: list[tuple[int, int, int]]) -> Config:
+    body = {
+        name: [dict(zip(("containerID", "hostID", "size"), row, strict=True)) for row in rows[name]] for name in rows
+    }
+    return read_config(json.dumps({"process": {}, "linux": body}).encode())
+
+
+def test_id_maps_of_a_bundle() -> None:
+    assert bundles.ids(config()) is None
+    found = bundles.ids(mapped(uidMappings=[(1, 5000, 9), (0, 1000, 1)], gidMappings=[(0, 1000, 10)]))
+    assert found is not None
+    assert found.uids == ((0, 1000, 1), (1, 5000, 9))
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        {"uidMappings": [(0, 1000, 1)]},
+        {"uidMappings": [(0, 0, 1)], "gidMappings": [(0, 1000, 1)]},
+        {"uidMappings": [(1, 1000, 1)], "gidMappings": [(0, 1000, 1)]},
+        {"uidMappings": [(i, 1000 + i, 1) for i in range(17)], "gidMappings": [(0, 1000, 1)]},
+    ],
+)
+def test_id_maps_that_are_refused(rows: dict[str, list[tuple[int, int, int]]]) -> None:
+    with pytest.raises(BundleUnsupported):
+        bundles.ids(mapped(**rows))
+
+
+@pytest.mark.parametrize(("text", "below"), [("", False), ("direct", False), ("overlay", True)])
+def test_where_writes_to_a_root_folder_go(text: str, below: bool) -> None:
+    assert bundles.root_is_below(config(**({bundles.ROOT: text} if text else {}))) is below
+    with pytest.raises(BundleUnsupported):
+        bundles.root_is_below(config(**{bundles.ROOT: "x"}))
+
+
+@pytest.mark.parametrize("text", ["relative", "/a:b", ":".join(["/a"] * 128)])
 def test_layers_that_are_none(text: str) -> None:
     with pytest.raises(BundleUnsupported):
         bundles.layers(config(**{bundles.LAYERS: text}))
