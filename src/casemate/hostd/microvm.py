@@ -143,7 +143,8 @@ def agent_digest(context: Context) -> str:
 
 def _level(context: Context, machines: Machines, chosen: kernel.GuestKernel) -> driver.MicrovmLevel:
     settings = machines.settings
-    summary = f"{settings.qemu_version}, guest kernel {chosen.version}, {accelerator_words(settings.accelerator)}: {settings.accelerated}"
+    how = f"{accelerator_words(settings.accelerator)}: {settings.accelerated}"
+    summary = f"{settings.qemu_version}, guest kernel {chosen.version}, {how}"
 
     def current() -> driver.MicrovmLevel:
         return level
