@@ -164,7 +164,7 @@ def test_the_monitor_and_qemu_hold_no_privilege(host: harness.Host, base_layer: 
     # What is open is the machine's own: memory, state, layer, sockets; nothing of the host's tree.
     opened = {os.readlink(f"/proc/{qemu}/fd/{number}") for number in os.listdir(f"/proc/{qemu}/fd")}
     files = {name for name in opened if name.startswith("/") and not name.startswith("/memfd:")}
-    assert files <= {"/dev/null", str(base_layer)}
+    assert files <= {"/dev/null", "/share", str(base_layer)}
     assert host.vm("delete", "--force", "jailed").returncode == 0
     process.wait(20)
 
