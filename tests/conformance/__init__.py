@@ -1,1 +1,1 @@
-"""One suite of cases, the same at every isolation level (the lead of the team writes this one)."""
+"""One suite of cases, the same at every isolation level; ``make conformance`` prints the table."""
