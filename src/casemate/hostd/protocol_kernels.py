@@ -7,7 +7,7 @@ from typing import Annotated
 from msgspec import Meta
 
 from casemate.hostd.protocol_base import Answer, Operation
-from casemate.spec.workload import Value
+from casemate.spec.workload import Hex, Value
 
 Version = Annotated[str, Meta(pattern=r"\A[0-9][A-Za-z0-9.+~_-]{0,63}\Z")]
 Module = Annotated[str, Meta(pattern=r"\A[a-z0-9_]{1,32}\Z")]
@@ -17,6 +17,7 @@ class KernelAdopt(Operation, frozen=True, tag="kernel.adopt"):
     """Takes two descriptors, kernel and initramfs, over as *version*. Answers :class:`Kernels`."""
 
     version: Version
+    agent: Hex  #: sha256 of the agent in the initramfs
     lacks: Annotated[tuple[Module, ...], Meta(max_length=32)] = ()
 
 

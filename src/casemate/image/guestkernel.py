@@ -6,6 +6,7 @@ descriptors. The initramfs holds the agent as /init, the modules that a guest ne
 
 from __future__ import annotations
 
+import hashlib
 import lzma
 import os
 import re
@@ -74,6 +75,8 @@ class Prepared:
     kernel: Path
     initramfs: Path
     lacks: tuple[str, ...]
+    #: SHA-256 of the agent in the initramfs.
+    agent: str = ""
 
 
 async def fetch(folder: Path) -> Path:
@@ -130,7 +133,7 @@ def prepare(version: str, image: Path, modules: Path, agent: Path, folder: Path)
         raise AgentMissing(f"{agent}: {error.strerror}", path=str(agent)) from error
     initramfs = folder / "initramfs"
     initramfs.write_bytes(build_initramfs(init, files))
-    return Prepared(version, image, initramfs, lacks)
+    return Prepared(version, image, initramfs, lacks, hashlib.sha256(init).hexdigest())
 
 
 def find_modules(modules: Path) -> tuple[list[tuple[str, bytes]], tuple[str, ...]]:

@@ -77,7 +77,7 @@ async def _install(core: Core, package: Path | None, running: Running) -> dict[s
             numbers = [os.open(one, os.O_RDONLY | os.O_CLOEXEC) for one in (made.kernel, made.initramfs)]
             for number in numbers:
                 stack.callback(os.close, number)
-            operation = KernelAdopt(made.version, made.lacks)
+            operation = KernelAdopt(made.version, made.agent, made.lacks)
             await ask(core.hostd, operation, Kernels, descriptors=numbers, timeout_s=_ADOPT_TIMEOUT_S)
         running.tell(Progress(_ITEM, "done", 3, 3))
         return {"version": made.version, "lacks": list(made.lacks)}
