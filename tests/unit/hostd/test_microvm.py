@@ -13,7 +13,7 @@ from casemate.hostd import checks, microvm, pods
 from casemate.hostd.grants import Caller
 from casemate.hostd.state import State
 from casemate.isolation.level import Levels
-from casemate.isolation.microvm import driver
+from casemate.isolation.microvm import driver, kernel
 from casemate.isolation.microvm.errors import ShimMissing
 from casemate.network import links, plan
 from casemate.network.links import TapUnavailable
@@ -43,6 +43,20 @@ def test_without_a_kernel_the_level_is_missing_and_the_remedy_is_named(tmp_path:
     context.id_shift = 1_000_000_000
     microvm.refresh(context, machines)  # type: ignore[arg-type]
     assert "owners are shifted" in levels.describe()["microvm"]
+
+
+def test_a_kernel_with_another_agent_is_not_used(tmp_path: Path) -> None:
+    levels = Levels({}, {})
+    agent = tmp_path / "agent"
+    agent.write_bytes(b"the installed one")
+    context = SimpleNamespace(id_shift=0, levels=levels, settings=Settings({"microvm.agent": str(agent)}))
+    machines = SimpleNamespace(settings=SimpleNamespace(state=tmp_path))
+    with agent.open("rb") as file:
+        kernel.adopt(tmp_path / "kernels", "6.1", file.fileno(), file.fileno(), (), "0" * 64)
+    microvm.refresh(context, machines)  # type: ignore[arg-type]
+    assert "another version of the agent" in levels.describe()["microvm"]
+    agent.unlink()
+    assert microvm.agent_digest(context) == ""  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("change", [{"host_pid": True}, {"host_ipc": True}, {"network": NetworkSpec("host")}])
