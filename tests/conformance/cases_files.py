@@ -66,7 +66,6 @@ run_prints(
     "mkdir /m; cd /m; i=0; while [ $i -lt 1000 ]; do : > f$i; i=$((i+1)); done; ls | wc -l",
     "1000",
 )
-run_prints("mount.flock", "locks", "touch /l; (flock -x 9; sleep 0.5) 9>/l & sleep 0.2; flock -n /l true; echo $?", "1")
 run_prints(
     "mount.append",
     "appending by two",
