@@ -46,12 +46,28 @@ def _address(version: int, number: int) -> Address:
     return ipaddress.IPv4Address(number) if version == 4 else ipaddress.IPv6Address(number)
 
 
+class BaseElement(NamedTuple):
+    """What identity *number* has in common with many others, as two numbers of the same verdict maps.
+
+    Where no map has an element for (source, destination), the kernel asks the same three maps once more for
+    (*egress* of the source, *ingress* of the destination). So a pair that is like most others needs no element.
+    Numbers of bases are from ``1 << 23`` on, those of identities below.
+    """
+
+    number: int
+    egress: int
+    ingress: int
+
+    def describe(self) -> str:
+        return f"base of {self.number}: egress {self.egress}, ingress {self.ingress}"
+
+
 @dataclass(frozen=True, slots=True)
 class Transaction:
     """Deletes, then adds, in one commit. An element whose value changes is in both.
 
     *tightened* are pairs of identities that may do less than before: their open connections are looked up anew.
-    *moved* are addresses whose identity changed: so are theirs.
+    0 in such a pair stands for every identity. *moved* are addresses whose identity changed: so are theirs.
     """
 
     reason: str
@@ -61,22 +77,28 @@ class Transaction:
     address_adds: tuple[AddressElement, ...] = ()
     tightened: tuple[Pair, ...] = ()
     moved: tuple[str, ...] = ()
+    base_deletes: tuple[BaseElement, ...] = ()
+    base_adds: tuple[BaseElement, ...] = ()
 
     @property
     def size(self) -> int:
-        return len(self.deletes) + len(self.adds) + len(self.address_deletes) + len(self.address_adds)
+        parts = (self.deletes, self.adds, self.address_deletes, self.address_adds, self.base_deletes, self.base_adds)
+        return sum(map(len, parts))
 
     def undo(self) -> Transaction:
         return Transaction(
-            f"undo: {self.reason}", self.adds, self.deletes, self.address_adds, self.address_deletes, (), self.moved
-        )
+            f"undo: {self.reason}", self.adds, self.deletes, self.address_adds, self.address_deletes, (), self.moved,
+            self.base_adds, self.base_deletes,
+        )  # fmt: skip
 
     def describe(self) -> list[str]:
         """A line each, in the order of the commit."""
         return [
             *(f"delete {element.describe()}" for element in self.address_deletes),
             *(f"delete {element.describe()}" for element in self.deletes),
+            *(f"delete {element.describe()}" for element in self.base_deletes),
             *(f"add {element.describe()}" for element in self.adds),
+            *(f"add {element.describe()}" for element in self.base_adds),
             *(f"add {element.describe()}" for element in self.address_adds),
         ]
 
