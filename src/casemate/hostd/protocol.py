@@ -17,6 +17,8 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
+from casemate.hostd.protocol_base import Answer, Event, Operation
+from casemate.hostd.protocol_firewall import FirewallAnswers, FirewallEvent, FirewallOperation
 from casemate.spec.workload import (
     Bytes,
     ContainerSpec,
@@ -37,10 +39,6 @@ PROTOCOL_VERSION = 1
 
 Signal = Annotated[int, Meta(ge=1, le=64)]
 ContainerState = Literal["created", "running", "paused", "exited", "broken"]
-
-
-class Operation(Value, frozen=True, tag_field="op"):
-    """Base of the operations; the docstring of each says what it answers."""
 
 
 # --- host -------------------------------------------------------------------------------------------------------
@@ -333,14 +331,11 @@ AnyOperation = (
     | ContainerDiff
     | ExecStart
     | ExecKill
+    | FirewallOperation
 )
 
 
 # --- answers ----------------------------------------------------------------------------------------------------
-
-
-class Answer(Value, frozen=True, tag_field="is"):
-    """Base of the answers."""
 
 
 class Done(Answer, frozen=True, tag="done"):
@@ -475,14 +470,11 @@ AnyAnswer = (
     | Findings
     | Stats
     | Processes
+    | FirewallAnswers
 )
 
 
 # --- events -----------------------------------------------------------------------------------------------------
-
-
-class Event(Value, frozen=True, tag_field="event"):
-    """Base of what hostd sends unasked."""
 
 
 class ContainerExited(Event, frozen=True, tag="exited"):
@@ -504,7 +496,7 @@ class ExecEnded(Event, frozen=True, tag="exec_ended"):
     exit_code: int
 
 
-AnyEvent = ContainerExited | ContainerOom | ExecEnded
+AnyEvent = ContainerExited | ContainerOom | ExecEnded | FirewallEvent
 
 
 # --- frames -----------------------------------------------------------------------------------------------------

@@ -148,6 +148,26 @@ class Planner:
     def compiler(self) -> Compiler:
         return self._compiler
 
+    @property
+    def rules(self) -> RuleSet:
+        return self._rules
+
+    def whole(self, reason: str = "whole") -> Transaction:
+        """All that should be in the kernel now, as one transaction from nothing."""
+        pairs = self._compiler.pairs.items()
+        adds = [element for pair, cells in pairs for element in lower(*pair, cells, self._absent)]
+        return Transaction(reason, adds=tuple(adds), address_adds=tuple(sorted(self._addresses)))
+
+    def end(self, name: str) -> Endpoint | None:
+        """The endpoint *name*, as it was put last."""
+        found = self._ends.get(name)
+        return found[0] if found else None
+
+    def owner(self, address: Address, viewer: str = "") -> Endpoint | None:
+        """Whose *address* is, for *viewer*'s connections where it is set."""
+        name = self._owners.get((viewer, address))
+        return self.end(name) if name is not None else None
+
     def number(self, name: str) -> int:
         """The identity's number of the endpoint *name*."""
         return self.allocation.numbers[self._identity[name]]
