@@ -133,10 +133,7 @@ class Planner:
         numbers = {self.allocation.numbers[identity]: identity for identity in self._uses}
         self._compiler = Compiler(rules, numbers)
         self._addresses = self._address_elements()
-        adds = [element for pair, cut in self._compiler.elements.items() for element in self._lowered(pair, cut)]
-        bases = sorted(BaseElement(number, *based) for number, based in self._compiler.based.items())
-        addresses = tuple(sorted(self._addresses))
-        self.start = Transaction("start", adds=tuple(adds), address_adds=addresses, base_adds=tuple(bases))
+        self.start = self.whole("start")
 
     def _lowered(self, pair: Pair, cut: Runs | None) -> list[Element]:
         """The elements of *pair*. One of identities says all: past it stand the bases. One of bases is the last."""
@@ -154,9 +151,10 @@ class Planner:
 
     def whole(self, reason: str = "whole") -> Transaction:
         """All that should be in the kernel now, as one transaction from nothing."""
-        pairs = self._compiler.pairs.items()
-        adds = [element for pair, cells in pairs for element in lower(*pair, cells, self._absent)]
-        return Transaction(reason, adds=tuple(adds), address_adds=tuple(sorted(self._addresses)))
+        adds = [element for pair, cut in self._compiler.elements.items() for element in self._lowered(pair, cut)]
+        bases = sorted(BaseElement(number, *based) for number, based in self._compiler.based.items())
+        addresses = tuple(sorted(self._addresses))
+        return Transaction(reason, adds=tuple(adds), address_adds=addresses, base_adds=tuple(bases))
 
     def end(self, name: str) -> Endpoint | None:
         """The endpoint *name*, as it was put last."""
