@@ -76,15 +76,37 @@ int monitor_main(int argc, char **argv);
 int tsc_main(void);
 
 /* jail.c */
+enum { MAX_MAP_ROWS = 16 };
+
+struct id_row {
+	unsigned inside, outside, count;
+};
+
+/* The ids of a user namespace; empty: QEMU gets none of its own, and can be given no folder. */
+struct id_map {
+	struct id_row rows[MAX_MAP_ROWS];
+	int count;
+};
+
 struct jail {
 	uid_t uid;
 	gid_t gid;
+	struct id_map uid_map, gid_map;
+	unsigned inner_uid, inner_gid; /* the same two inside */
+	int maps;                      /* the child's end of the socket by which it waits for its maps */
 	const char *root; /* an empty folder that becomes the new root; NULL: no change of root */
 	int writes_files; /* a template is written */
+	int kvm;          /* the root holds /dev/kvm, the machine's own */
 };
 
 /* In the child that becomes QEMU: 0, or the step that failed (errno says why). */
 const char *jail_enter(const struct jail *jail);
+/* Adds "INSIDE:OUTSIDE:COUNT"; -1 when it is none. */
+int jail_add_map(struct id_map *map, const char *text);
+/* Fills in the ids inside; -1 when the maps do not hold the machine's own. */
+int jail_inner(struct jail *jail);
+/* In the parent, before it drops anything: writes the child's maps. NULL, or the step that failed. */
+const char *jail_map(const struct jail *jail, pid_t child, int maps);
 /* In the monitor itself, once QEMU runs. */
 const char *jail_drop(const struct jail *jail);
 

@@ -104,10 +104,10 @@ static int one_mount(int root, const struct mount_request *m, int early)
 	int error = target_inside(root, m->target, is_file, target, sizeof target, &fd);
 	if (error)
 		return error;
-	if (is_bind)
-		error = bind(root, m, target);
-	else if (early && zygote_move(m, target))
+	if (early && zygote_move(m, target))
 		error = 0;
+	else if (is_bind)
+		error = bind(root, m, target);
 	else if (mount(m->source, target, m->type, flags, *m->data ? m->data : NULL) < 0)
 		error = errno;
 	close(fd);

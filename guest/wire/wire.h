@@ -57,6 +57,7 @@ enum wire_kind {
 	KIND_REMOVE = 13,
 	KIND_LIMITS = 14,
 	KIND_SHARE = 15,
+	KIND_TOP = 17,
 	/* guest to host */
 	KIND_READY = 64,
 	KIND_REPLY = 65,
@@ -105,6 +106,7 @@ enum wire_tag {
 	TAG_STAT = 39,
 	TAG_VERSION = 40,
 	TAG_DEVICE_NAME = 41,
+	TAG_SHARE = 42, /* an entry of the shared folder */
 };
 
 /* TAG_FLAGS */
@@ -114,6 +116,7 @@ enum {
 	FLAG_STDIN = 4,
 	FLAG_READ_ONLY_ROOT = 8,
 	FLAG_ALL_PROCESSES = 16,
+	FLAG_OVERLAY_ROOT = 32,
 };
 
 struct mux_frame {

@@ -67,6 +67,10 @@ ROWS: tuple[tuple[str, str, str, str, str], ...] = (
     ("system doctor", "system", "DOCTOR", "Check the host; name what a crash left behind", "System"),
     ("system df", "system", "DF", "Show what takes the space", "System"),
     ("system prune", "system", "PRUNE", "Remove what is unused or was left behind", "System"),
+    ("system kernel install", "kernels", "INSTALL", "Prepare a guest kernel for micro-VMs", "System"),
+    ("system kernel ls", "kernels", "LS", "List guest kernels", "System"),
+    ("system kernel use", "kernels", "USE", "Choose the guest kernel of new micro-VMs", "System"),
+    ("system kernel rm", "kernels", "RM", "Remove guest kernels", "System"),
     ("audit ls", "audit", "LS", "List the audit log", "System"),
     ("audit verify", "audit", "VERIFY", "Check the chain of the audit log", "System"),
     ("version", "version", "VERSION", "Show the versions of client and daemons", "System"),
@@ -112,10 +116,10 @@ def paths() -> dict[str, tuple[str, str, str, str, str]]:
 def find(argv: list[str]) -> tuple[str | None, list[str]]:
     """The path of the command that begins *argv*, or None; and the words after it."""
     known = paths()
-    if len(argv) > 1:
-        pair = f"{argv[0]} {argv[1]}"
-        if pair in known:
-            return pair, argv[2:]
+    for count in (3, 2):
+        words = " ".join(argv[:count])
+        if len(argv) >= count and words in known:
+            return words, argv[count:]
     if argv[0] in known and argv[0] not in GROUPS:
         return argv[0], argv[1:]
     return None, argv

@@ -17,7 +17,7 @@ from casemate.host import hierarchy, mounts, pidfd, probes, programs, syscalls
 from casemate.host.peer import Peer
 from casemate.host.seqpacket import listen
 from casemate.host.settings_file import read_settings
-from casemate.hostd import housekeeping, recovery
+from casemate.hostd import housekeeping, microvm, recovery
 from casemate.hostd.context import Context
 from casemate.hostd.folders import Folders
 from casemate.hostd.operations import Operations
@@ -25,6 +25,9 @@ from casemate.hostd.records import Records
 from casemate.hostd.server import Server
 from casemate.hostd.state import State
 from casemate.isolation import observe, runtime
+from casemate.isolation.gvisor import probe as gvisor
+from casemate.isolation.gvisor.driver import GvisorLevel
+from casemate.isolation.gvisor.inside import GvisorInside
 from casemate.network import links
 from casemate.network.nat import Nat
 from casemate.spec.errors import CasemateError, HostLacks
@@ -121,8 +124,20 @@ async def make_context(settings: Settings, step: Callable[[str], None] | None) -
         settings.text("runtime.namespace"), folders.run, facts, settings.text("cgroup.parent"), last
     )
     context.levels = runtime.levels(found)
-    log.info("levels: %s", context.levels.describe())
+    await _add_gvisor(context, last)
     return context
+
+
+async def _add_gvisor(context: Context, first_id: int) -> None:
+    """Probe runsc with ids from *first_id*; the level works from here on, or says why it does not."""
+    settings = context.settings
+    probe = gvisor.Probe(context.folders.run, context.facts, context.cgroups, settings.text("cgroup.parent"), first_id)
+    found = await gvisor.choose(settings.text("runtime.gvisor"), settings.text("runtime.gvisor_platform"), probe)
+    if found.runtime is None:
+        context.levels.lack("gvisor", found.why)
+        return
+    inside = GvisorInside(found.runtime, context.cgroups, settings.text("cgroup.parent"))
+    context.levels.add(GvisorLevel(found.runtime, f"runsc {found.runtime.version}: {found.why}", inside))
 
 
 def _uid_of(name: str) -> int:
@@ -147,7 +162,27 @@ async def serve(settings: Settings, step: Callable[[str], None] | None = None) -
     context.emit = server.emit
     recovery.load(context)
     context.layers.open(recovery.layer_users(context))
-    await recovery.converge(context)
+    ended = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ended.set)
+    try:
+        async with asyncio.TaskGroup() as group:
+            ready = asyncio.Event()
+            machines = group.create_task(microvm.serve(context, ready), name="microvm")
+            # Machines are found before the records are compared with what runs.
+            await ready.wait()
+            log.info("levels: %s", context.levels.describe())
+            await recovery.converge(context)
+            await _until_asked_to_end(context, server, group, ended)
+            machines.cancel()
+    finally:
+        context.nat.close()
+        for launcher in context.launchers.values():
+            launcher.close()
+
+
+async def _until_asked_to_end(context: Context, server: Server, group: asyncio.TaskGroup, ended: asyncio.Event) -> None:
     listening = listen(context.folders.socket, mode=0o600, owner=(context.casemated_uid, 0))
     log.info(
         "serving at %s: %d pods, %d containers",
@@ -155,26 +190,18 @@ async def serve(settings: Settings, step: Callable[[str], None] | None = None) -
         len(context.state.pods),
         len(context.state.containers),
     )
-    ended = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, ended.set)
+    tasks = [
+        group.create_task(server.serve(listening), name="server"),
+        group.create_task(housekeeping.run(context), name="housekeeping"),
+    ]
     try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [
-                group.create_task(server.serve(listening), name="server"),
-                group.create_task(housekeeping.run(context), name="housekeeping"),
-            ]
-            await ended.wait()
-            log.info("ending; containers go on")
-            await server.quiet(STOP_GRACE_S)
-            for task in tasks:
-                task.cancel()
+        await ended.wait()
+        log.info("ending; containers go on")
+        await server.quiet(STOP_GRACE_S)
+        for task in tasks:
+            task.cancel()
     finally:
         listening.close()
-        context.nat.close()
-        for launcher in context.launchers.values():
-            launcher.close()
 
 
 def main(argv: Sequence[str] | None = None, *, step: Callable[[str], None] | None = None) -> int:

@@ -18,6 +18,7 @@ from casemate.hostd.context import Context
 from casemate.hostd.protocol import ContainerOom
 from casemate.hostd.records import sync
 from casemate.hostd.state import Container
+from casemate.network import links
 from casemate.spec.errors import CasemateError
 
 log = logging.getLogger("casemate.hostd")
@@ -38,6 +39,7 @@ async def run(context: Context) -> None:
         group.create_task(_look(context), name="look")
         group.create_task(_empty_trash(context), name="trash")
         group.create_task(_forget_flows(context), name="flows")
+        group.create_task(_delete_links(context), name="links")
         group.create_task(_keep_inputs(context), name="inputs")
         group.create_task(_give_memory_back(context), name="memory")
 
@@ -140,6 +142,19 @@ async def _forget_flows(context: Context) -> None:
                 await conntrack.forget(address)
             except (CasemateError, OSError) as error:
                 log.warning("flows to %s were not forgotten: %s", address, error)
+
+
+async def _delete_links(context: Context) -> None:
+    """Taps of pods that are gone. One whose name a new pod has again is that pod's: it was made anew."""
+    while True:
+        await context.links_wait.wait()
+        context.links_wait.clear()
+        while context.dead_links:
+            name = context.dead_links.pop()
+            try:
+                await links.delete_interface(name)
+            except (CasemateError, OSError) as error:
+                log.warning("interface %s was not deleted: %s", name, error)
 
 
 async def _empty_trash(context: Context) -> None:

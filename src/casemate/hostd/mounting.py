@@ -66,10 +66,15 @@ async def mount(context: Context, pod: Pod, container: Container) -> tuple[list[
     """
     folder = make_bundle_folder(context, pod, container)
     unmount_binds(folder)
-    number = os.open(context.folders.pins(pod.record.spec)["user"], os.O_RDONLY | os.O_CLOEXEC)
+    level = context.levels.find(pod.record.spec.level)
+    number = userns_of(context, pod)
     try:
-        layers_map = None if pod.record.id_shift else number
-        await rootfs.apply(plan(context, pod, container), context.layers, layers_map)
+        if level.features.rootfs:
+            layers_map = None if pod.record.id_shift else number
+            await rootfs.apply(plan(context, pod, container), context.layers, layers_map)
+        else:
+            for layer in plan(context, pod, container).layers:
+                context.layers.hold(layer, container.id)
         context.step("container.rootfs")
         (folder / "binds").mkdir(mode=0o711, exist_ok=True)
         binds, warnings = _etc(context, pod, container, folder), []
@@ -87,6 +92,14 @@ async def mount(context: Context, pod: Pod, container: Container) -> tuple[list[
         return binds, warnings
     finally:
         os.close(number)
+
+
+def userns_of(context: Context, pod: Pod) -> int:
+    """A descriptor of the pod's user namespace, or of one like it where the pod is a machine; the caller closes it."""
+    pins = context.folders.pins(pod.record.spec)
+    if "user" in pins:
+        return os.open(pins["user"], os.O_RDONLY | os.O_CLOEXEC)
+    return userns.userns_fd(pod.record.first_id, 65_536)
 
 
 async def _volume(context: Context, container: Container, one: VolumeMount, place: Path, userns_fd: int) -> None:

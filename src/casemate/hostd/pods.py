@@ -7,6 +7,7 @@ failed, and recovery after a crash. So there is one way back, and it is used eve
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 from pathlib import Path
 
@@ -72,9 +73,14 @@ def interface(context: Context, pod: Pod) -> str:
 
 def link(context: Context, pod: Pod) -> plan.PodLink:
     """The plan of the pod's link; only for network mode ``pod``."""
-    network = pod.record.spec.network
+    return link_of(context, pod.record.spec)
+
+
+def link_of(context: Context, spec: PodSpec) -> plan.PodLink:
+    """The same for a specification: it follows from nothing else."""
+    network = spec.network
     return plan.pod_link(
-        pod.id,
+        spec.id,
         network.address,
         prefix=context.settings.text("network.link_prefix"),
         pool=context.settings.text("network.pool"),
@@ -83,7 +89,20 @@ def link(context: Context, pod: Pod) -> plan.PodLink:
         ports=[
             plan.Publish(one.protocol, one.host_port, one.container_port, one.host_address) for one in network.ports
         ],
+        tap=is_machine(spec),
+        asks=takes_address(context, spec),
     )
+
+
+def is_machine(spec: PodSpec) -> bool:
+    """Whether the pod is a virtual machine: its namespaces are not the host's, its link is a tap."""
+    return spec.level == "microvm"
+
+
+def takes_address(context: Context, spec: PodSpec) -> bool:
+    """Whether the pod's sandbox has a network stack of its own on a veth of ours."""
+    level = context.levels.get(spec.level)
+    return level is not None and level.features.takes_address
 
 
 def boundary(context: Context, pod: Pod) -> Sandbox:
@@ -93,7 +112,10 @@ def boundary(context: Context, pod: Pod) -> Sandbox:
 
 
 def is_built(context: Context, pod: Pod) -> bool:
-    """Whether the pod's namespaces are there; after a reboot they are not."""
+    """Whether the pod's namespaces are there (or its tap); after a reboot they are not."""
+    spec = pod.record.spec
+    if is_machine(spec) and spec.network.mode == "pod" and not links.exists(interface(context, pod)):
+        return False
     return all(sandbox.is_pinned(path) for path in context.folders.pins(pod.record.spec).values())
 
 
@@ -105,19 +127,27 @@ async def build(context: Context, pod: Pod) -> list[str]:
         # A file without a namespace behind it is what a reboot (with /run on disk) or a crash left.
         sandbox.remove_pin(path)
         path.parent.mkdir(mode=0o711, exist_ok=True)
-    await sandbox.create(pins, pod.record.first_id, IDS, spec.hostname)
+    if pins:
+        await sandbox.create(pins, pod.record.first_id, IDS, spec.hostname)
     context.step("pod.namespaces")
     group = context.pod_cgroup(pod.id)
     context.cgroups.create(group)
-    warnings = context.cgroups.set_limits(group, limits(spec.resources))
+    if is_machine(spec):
+        context.cgroups.create(machine_cgroup(context, spec))
+    warnings = context.cgroups.set_limits(group, pod_limits(spec, spec.resources))
     context.step("pod.cgroup")
     if spec.network.mode == "pod":
         await ensure_firewall(context)
         await links.apply(link(context, pod))
         context.step("pod.link")
-    elif spec.network.mode == "none":
+    elif spec.network.mode == "none" and pins:
         await links.apply_loopback_only(pins["network"])
     return warnings
+
+
+def machine_cgroup(context: Context, spec: PodSpec) -> str:
+    """Of monitor and QEMU: below the pod's own, since a cgroup of version 2 with limits below it holds no process."""
+    return f"{context.pod_cgroup(spec.id)}/machine"
 
 
 async def open_ports(context: Context, pod: Pod) -> None:
@@ -175,14 +205,17 @@ def known_links(context: Context) -> list[plan.PodLink]:
     return found
 
 
-def limits(resources: Resources) -> cgroups.Limits:
-    """The cgroup's limits for what a user asked; -1 (unlimited) becomes 0, which takes a limit away."""
+def limits(resources: Resources, *, pids: bool = True) -> cgroups.Limits:
+    """The cgroup's limits for what a user asked; -1 (unlimited) becomes 0, which takes a limit away.
+
+    Without *pids* their number is not limited: a sandbox's own threads would be counted.
+    """
     weight = None
     if resources.cpu_shares is not None:
         # v1's shares (2..262144) as v2's weight (1..10000), by the formula of the OCI runtimes.
         weight = 1 + (resources.cpu_shares - 2) * 9999 // 262_142
     swap = resources.memory_swap_bytes
-    pids = resources.pids
+    number = resources.pids if pids else None
     return cgroups.Limits(
         memory_bytes=resources.memory_bytes,
         memory_swap_bytes=None if swap is None else max(swap, 0),
@@ -190,8 +223,19 @@ def limits(resources: Resources) -> cgroups.Limits:
         cpu_millis=resources.cpu_millis,
         cpu_weight=weight,
         cpuset_cpus=resources.cpuset,
-        pids=None if pids is None else max(pids, 0),
+        pids=None if number is None else max(number, 0),
         io_weight=resources.io_weight,
+    )
+
+
+def pod_limits(spec: PodSpec, resources: Resources) -> cgroups.Limits:
+    """The limits of the pod's cgroup on the host. A machine's memory and processes are bounded by the machine: what
+    the host bounds is its cpu."""
+    wanted = limits(resources)
+    if not is_machine(spec):
+        return wanted
+    return dataclasses.replace(
+        wanted, memory_bytes=None, memory_swap_bytes=None, memory_reservation_bytes=None, pids=None
     )
 
 
@@ -205,8 +249,9 @@ def update(context: Context, pod: Pod, resources: Resources) -> list[str]:
     """Live limits of the whole pod; the caller holds the lock."""
     checks.check_resources(resources)
     path = context.pod_cgroup(pod.id)
-    warnings = context.cgroups.set_limits(path, limits(resources)) if context.cgroups.exists(path) else []
     spec = pod.record.spec
+    wanted = pod_limits(spec, resources)
+    warnings = context.cgroups.set_limits(path, wanted) if context.cgroups.exists(path) else []
     pod.record = msgspec.structs.replace(
         pod.record, spec=msgspec.structs.replace(spec, resources=merged(spec.resources, resources))
     )
@@ -236,6 +281,9 @@ async def discard(context: Context, pod: Pod) -> None:
             # A flow that goes on keeps its translation: its packets would reach whoever has the address next.
             with contextlib.suppress(CasemateError, OSError):
                 await conntrack.forget(spec.network.address)
+    if is_machine(spec) and spec.network.mode == "pod":
+        context.dead_links.add(interface(context, pod))
+        context.links_wait.set()
     for path in context.folders.pins(spec).values():
         sandbox.remove_pin(path)
     with contextlib.suppress(OSError):

@@ -11,14 +11,23 @@ such descriptor (TLS clients) nothing that needs a grant is allowed. What was gr
 hostd's own record, so that restarts need no caller.
 """
 
+# ruff: noqa: PLC0414 - what stands here by "as" is a part of this protocol
+
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
-from casemate.hostd.protocol_base import Answer, Event, Operation
+from casemate.hostd.protocol_base import Answer as Answer
+from casemate.hostd.protocol_base import Event as Event
+from casemate.hostd.protocol_base import Operation as Operation
 from casemate.hostd.protocol_firewall import FirewallAnswers, FirewallEvent, FirewallOperation
+from casemate.hostd.protocol_kernels import KernelAdopt as KernelAdopt
+from casemate.hostd.protocol_kernels import KernelList as KernelList
+from casemate.hostd.protocol_kernels import KernelRemove as KernelRemove
+from casemate.hostd.protocol_kernels import Kernels as Kernels
+from casemate.hostd.protocol_kernels import KernelUse as KernelUse
 from casemate.spec.workload import (
     Bytes,
     ContainerSpec,
@@ -332,6 +341,10 @@ AnyOperation = (
     | ExecStart
     | ExecKill
     | FirewallOperation
+    | KernelAdopt
+    | KernelList
+    | KernelUse
+    | KernelRemove
 )
 
 
@@ -471,6 +484,7 @@ AnyAnswer = (
     | Stats
     | Processes
     | FirewallAnswers
+    | Kernels
 )
 
 

@@ -121,6 +121,9 @@ def was_oom(context: Context, container: Container) -> bool:
     """
     if (context.folders.bundle(container.id) / "oom").exists():
         return True
+    level = context.levels.get(context.state.pods[container.record.spec.pod].record.spec.level)
+    if level is not None and level.inside is not None:
+        return level.inside.was_oom(container.id)
     path = f"{context.pod_cgroup(container.record.spec.pod)}/{container.id}"
     try:
         return bool(context.cgroups.stats(path).oom_kills)

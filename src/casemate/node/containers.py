@@ -37,7 +37,7 @@ async def create(core: Core, request: ContainerRequest, caller: Caller) -> Conta
     platforms.check_asked(platform, request.platform, request.image)
     await platforms.check_runs(platform, request.image)
     image = await images.ready(core, found, request.image)
-    level = pods.check_level(core, request.level)
+    level = await pods.check_level(core, request.level)
     candidate = Candidate(image.digest, request.image, request.project, level or "namespace")
     grade = admit(core.admitter, candidate)
     id_ = core.new_id()

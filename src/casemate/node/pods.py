@@ -7,7 +7,7 @@ import sqlite3
 import msgspec
 
 from casemate.hostd.client import ask
-from casemate.hostd.protocol import Done, PodRemove
+from casemate.hostd.protocol import Done, Hello, PodRemove, Welcome
 from casemate.node import audit, events, journal, lookup, resolve
 from casemate.node.addresses import address_text, next_address
 from casemate.node.clock import rfc3339
@@ -20,14 +20,18 @@ from casemate.spec.api import PodDetail, PodList, PodRequest, PodSummary, PortRe
 from casemate.spec.workload import Level, NetworkSpec, PodSpec, PublishedPort
 
 _CURSOR = "network.last_address"
+_UNKNOWN = "unavailable: hostd does not know it"
 
 
-def check_level(core: Core, level: Level | None) -> Level | None:
+async def check_level(core: Core, level: Level | None) -> Level | None:
     """*level*, when this host offers it; raises :class:`LevelUnavailable`. While hostd is away nobody knows."""
     welcome = core.hostd.welcome
     if level is None or level == "namespace" or welcome is None:
         return level
-    offered = welcome.levels.get(level, "unavailable: hostd does not know it")
+    offered = welcome.levels.get(level, _UNKNOWN)
+    if offered.startswith("unavailable"):
+        # What was missing when the connection was made may be there now: a guest kernel, a package.
+        offered = (await ask(core.hostd, Hello(), Welcome)).levels.get(level, _UNKNOWN)
     if offered.startswith("unavailable"):
         raise LevelUnavailable(f"isolation level {level}: {offered}", level=level)
     return level
@@ -57,7 +61,7 @@ def write(
 
 async def create(core: Core, request: PodRequest, caller: Caller) -> PodSummary:
     """Write the record of a pod that containers can join."""
-    check_level(core, request.level)
+    await check_level(core, request.level)
 
     def work(db: sqlite3.Connection) -> PodSummary:
         row = write(db, core, request)

@@ -119,6 +119,21 @@ class Network:
 
 
 @dataclass(frozen=True, slots=True)
+class Shares:
+    """The 9p server over ``/share`` of the jail, where folders are attached when they are known; empty in a template.
+
+    *passthrough*: owners and modes are the files' own, in QEMU's user namespace. *remap*: each folder below may lie
+    on another device, whose inode numbers would meet those of its neighbour.
+    """
+
+    def words(self) -> tuple[str, ...]:
+        return (
+            *("-fsdev", "local,id=share,path=/share,security_model=passthrough,multidevs=remap"),
+            *("-device", "virtio-9p-device,fsdev=share,mount_tag=casemate"),
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Plain:
     """No default devices, no files of the user's, a console and a QMP on the monitor's sockets, QEMU's own sandbox."""
 

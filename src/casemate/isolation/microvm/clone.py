@@ -9,6 +9,7 @@ from pathlib import Path
 
 from casemate.isolation.microvm import argv, disks
 from casemate.isolation.microvm.monitor import Launch, Monitor
+from casemate.isolation.microvm.records import Ids
 from casemate.isolation.microvm.template import Template
 
 #: The restore of the state, without a round trip: QEMU reads these from its socket when it is ready to.
@@ -22,12 +23,14 @@ _RESTORE = (
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a machine lives: its *folder* (socket), the *jail* (an empty folder), its *uid*, its *cgroups*."""
+    """Where a machine lives: its *folder* (socket), the *jail* (an empty folder), its *uid*, its *cgroups*, and the
+    *ids* of its user namespace, which hold *uid*."""
 
     folder: Path
     jail: Path
     uid: int
     cgroups: tuple[str, ...] = ()
+    ids: Ids | None = None
 
 
 async def start(
@@ -49,7 +52,9 @@ async def start(
             fds[first + 4 + index] = number
             sizes.append((first + 4 + index, os.fstat(number).st_size))
         extents = disks.extents(sizes)
-        if len(extents) == 1:
+        if not extents:
+            node = disks.null_node()
+        elif len(extents) == 1:
             node = disks.layer_node(extents[0])
         else:
             described = os.memfd_create("layers", os.MFD_CLOEXEC)
@@ -64,6 +69,7 @@ async def start(
             argv.Layers(node),
             argv.Port(),
             argv.Network(None if tap_fd is None else first + 3),
+            argv.Shares(),
             argv.Incoming(),
         )
         launch = Launch(
@@ -76,7 +82,9 @@ async def start(
             gid=place.uid,
             jail=place.jail,
             qmp=_RESTORE.format(fd=first + 1),
+            kvm=template.recipe.accelerator.kind == "kvm",
             cgroups=place.cgroups,
+            ids=place.ids,
         )
         return await Monitor.start(launch), extents
     finally:

@@ -50,14 +50,23 @@ def check_id(text: str) -> str:
 
 
 def create_fields(
-    config: Config, container: str, channel: int, *, contents: Sequence[Content], seccomp: bytes
+    config: Config,
+    container: str,
+    channel: int,
+    *,
+    contents: Sequence[Content],
+    seccomp: bytes,
+    shared: Mapping[int, str] | None = None,
 ) -> list[Field]:
-    """The fields of CREATE. *contents* stand for the bind mounts of files; the caller has read them."""
+    """The fields of CREATE. *contents* stand for bind mounts of files, which the caller has read; *shared* names the
+    share that stands for the bind mount of this index."""
     found = process_fields(config.process, channel, read_only=config.root.readonly)
     found.append(frames.text(Tag.CONTAINER, check_id(container)))
     copied = {one.path for one in contents}
-    for mount in config.mounts:
-        if mount.destination not in copied:
+    for index, mount in enumerate(config.mounts):
+        if shared is not None and index in shared:
+            found.append(share_field(mount, shared[index]))
+        elif mount.destination not in copied:
             found.append(mount_field(mount))
     for one in contents:
         name = one.path.encode()
@@ -134,6 +143,16 @@ def mount_field(mount: Mount) -> Field:
     if kind in ("sysfs", "cgroup2", "mqueue"):
         data = ""
     parts = (mount.destination, kind, mount.source or kind, data)
+    if any("\0" in part for part in parts):
+        raise BundleUnsupported(f"mount at {mount.destination[:200]!r} holds a null byte")
+    return Field(Tag.MOUNT, struct.pack("<Q", flags) + b"\0".join(part.encode() for part in parts))
+
+
+def share_field(mount: Mount, name: str) -> Field:
+    """A bind mount of the share *name*. What the host refuses (read-only, set-uid, programs) the guest shows too."""
+    flags, _ = mountflags.parse(mount.options)
+    flags |= mountflags.BIND
+    parts = (mount.destination, "bind", name, "")
     if any("\0" in part for part in parts):
         raise BundleUnsupported(f"mount at {mount.destination[:200]!r} holds a null byte")
     return Field(Tag.MOUNT, struct.pack("<Q", flags) + b"\0".join(part.encode() for part in parts))

@@ -49,6 +49,7 @@ class Kind(enum.IntEnum):
     REMOVE = 13
     LIMITS = 14
     SHARE = 15
+    TOP = 17
     READY = 64
     REPLY = 65
     EXITED = 66
@@ -106,6 +107,8 @@ class Tag(enum.IntEnum):
     STATUS = 38
     STAT = 39
     VERSION = 40
+    #: An entry of the shared folder (9p).
+    SHARE = 42
 
 
 #: What the guest may say.

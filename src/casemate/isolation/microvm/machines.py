@@ -15,11 +15,13 @@ from pathlib import Path
 
 import msgspec
 
-from casemate.isolation.microvm import argv, clone, frames, kernel, records, tap
-from casemate.isolation.microvm.errors import MonitorFailed, NetworkFailed, RootfsFailed
+from casemate.host import pidfd
+from casemate.isolation.microvm import argv, clone, frames, kernel, records, shares, tap
+from casemate.isolation.microvm.errors import MonitorFailed, NetworkFailed, RootfsFailed, ShareFailed
 from casemate.isolation.microvm.frames import Field, Kind, Message, Tag
 from casemate.isolation.microvm.monitor import Monitor
-from casemate.isolation.microvm.records import ContainerRecord, MachineRecord, Status
+from casemate.isolation.microvm.records import SAME_IDS, ContainerRecord, Ids, MachineRecord, Status
+from casemate.isolation.microvm.shares import Share
 from casemate.isolation.microvm.tap import GuestNetwork
 from casemate.isolation.microvm.template import Recipe, Template, Templates
 from casemate.spec.errors import CasemateError, LimitExceeded
@@ -27,6 +29,7 @@ from casemate.spec.errors import CasemateError, LimitExceeded
 #: Users of the machines' monitors: below userns.first_id, above what useradd gives to people.
 FIRST_UID, UIDS = 999_000_000, 50_000
 SEED_BYTES = 64
+_OVERLAY_ROOT = 32  # wire.h, FLAG_OVERLAY_ROOT
 #: From the start of a clone to its first answer: 60 ms alone under emulation, seconds on a loaded host.
 CLONE_TIMEOUT_S = 30.0
 _QUIT_WAIT_S = 5.0
@@ -43,6 +46,8 @@ class Settings:
     qemu: str
     qemu_version: str
     accelerator: argv.Accelerator
+    #: Why this accelerator.
+    accelerated: str = field(default="not probed: there was no guest kernel", kw_only=True)
     tsc_khz: int | None
     memory_bytes: int = 128 << 20
 
@@ -81,6 +86,30 @@ class Machine:
             raise LimitExceeded("65,535 processes were started in this machine; start the pod anew")
         self._write(msgspec.structs.replace(self.record, next_channel=number + 1))
         return number
+
+    async def learn_qemu(self, ids: Ids) -> None:
+        """Which process QEMU is. Before anything of the user's runs in the guest: the monitor's word counts yet."""
+        qemu = pidfd.identity(await self.monitor.qemu_pid())
+        if qemu is None:
+            raise MonitorFailed("the machine's QEMU ended")
+        self._write(msgspec.structs.replace(self.record, ids=ids, qemu_pid=qemu.pid, qemu_start_ticks=qemu.start_ticks))
+
+    @property
+    def qemu(self) -> pidfd.ProcessIdentity:
+        return pidfd.ProcessIdentity(self.record.qemu_pid, self.record.qemu_start_ticks)
+
+    async def fill(
+        self, container: str, places: Sequence[Field], opened: Sequence[shares.Opened], *, below: bool = False
+    ) -> None:
+        """Give *container* its folders, and its root: the layers at *places*, or the folder that is named for it."""
+        root = shares.root_name(container)
+        found = [frames.text(Tag.CONTAINER, container), *places]
+        if opened:
+            await shares.attach(self.qemu, opened)
+            await self.monitor.ask(Kind.SHARE, [], error=ShareFailed)
+        if any(one.name == root for one in opened):
+            found += [frames.text(Tag.SHARE, root), frames.u32(Tag.FLAGS, _OVERLAY_ROOT if below else 0)]
+        await self.monitor.ask(Kind.ROOTFS, found, error=RootfsFailed)
 
     def hear(self, message: Message) -> None:
         """An event of the guest's: an ended process. What it says of containers that are not there is nothing."""
@@ -168,52 +197,69 @@ class Machines:
         hostname: str,
         memory_bytes: int | None = None,
         network: GuestNetwork | None = None,
+        cgroups: tuple[str, ...] = (),
+        ids: Ids | None = None,
+        shared: Sequence[Share] = (),
+        below: bool = False,
     ) -> Machine:
-        """A configured clone over *layers*. Raises the error of the step that failed, with nothing left behind."""
+        """A configured clone over *layers*, or over the root among *shared* (*below*: under a writable layer).
+
+        *ids*: the map of the guest's users, whose first is then QEMU's user. Raises the error of the step that
+        failed, with nothing left behind.
+        """
         if not _NAME.match(name) or name in self._machines:
             raise MonitorFailed(f"a machine {name[:80]!r} exists, or the name is not valid")
-        template = await self._template(memory_bytes)
+        template = await self.template(memory_bytes)
         folder = self.folder / name
         folder.mkdir(mode=0o700)
-        tap_fd, uid = None, self._free_uid()
+        tap_fd, uid = None, self._free_uid() if ids is None else ids.uids[0][1]
+        opened: list[shares.Opened] = []
         try:
+            opened = shares.open_all(shared)
             tap_fd = None if network is None else tap.open_tap(network.tap)
-            place = clone.Place(folder, self._jail, uid)
+            place = clone.Place(folder, self._jail, uid, cgroups, ids or SAME_IDS)
             monitor, extents = await clone.start(
                 template, place, layers, shim=self.settings.shim, qemu=self.settings.qemu, tap_fd=tap_fd
             )
         except BaseException:
+            shares.close(opened)
             shutil.rmtree(folder, ignore_errors=True)
             self._uids.discard(uid)
             raise
         finally:
             if tap_fd is not None:
                 os.close(tap_fd)
-        machine = self._add(MachineRecord(name, uid, 1), folder, monitor)
+        pid = 0 if monitor.child is None else monitor.child.pid
+        size = template.recipe.memory_bytes
+        machine = self._add(MachineRecord(name, uid, 1, (), cgroups, pid, size), folder, monitor)
         try:
             records.write(folder, machine.record)
             await monitor.ask(
                 Kind.CONFIGURE, _configuration(hostname, network), error=NetworkFailed, timeout_s=CLONE_TIMEOUT_S
             )
+            await machine.learn_qemu(ids or SAME_IDS)
             places = [Field(Tag.LAYER, struct.pack("<QQ", one.start, one.sectors)) for one in extents]
-            root = [frames.text(Tag.CONTAINER, name), *places]
-            await monitor.ask(Kind.ROOTFS, root, error=RootfsFailed)
+            await machine.fill(name, places, opened, below=below)
         except BaseException as error:
             if isinstance(error, CasemateError):
                 error.detail += f"; console: {(await monitor.tail())[-500:]}"
             await self.end(machine)
             raise
+        finally:
+            shares.close(opened)
         return machine
 
-    async def _template(self, memory_bytes: int | None) -> Template:
+    async def template(self, memory_bytes: int | None) -> Template:
+        """The template of a machine of this size, made when there is none."""
         settings = self.settings
         recipe = Recipe(
-            kernel.newest(settings.state / "kernels"),
+            kernel.chosen(settings.state / "kernels"),
             settings.qemu_version,
             settings.accelerator,
             memory_bytes or settings.memory_bytes,
             1,
-            settings.tsc_khz,
+            # With KVM the guest has the host's own clock.
+            settings.tsc_khz if settings.accelerator.kind == "tcg" else None,
         )
         return await self.templates.get(recipe)
 

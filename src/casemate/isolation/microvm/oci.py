@@ -97,6 +97,12 @@ class Resources(Struct, frozen=True):
     cpu: Cpu | None = None
 
 
+class IdMapping(Struct, frozen=True):
+    container: U32 = field(name="containerID")
+    host: U32 = field(name="hostID")
+    size: U32
+
+
 class Linux(Struct, frozen=True):
     namespaces: tuple[Namespace, ...] = ()
     masked: tuple[str, ...] = field(default=(), name="maskedPaths")
@@ -105,6 +111,8 @@ class Linux(Struct, frozen=True):
     devices: tuple[Device, ...] = ()
     resources: Resources = Resources()
     seccomp: dict[str, Any] | None = None
+    uid_mappings: tuple[IdMapping, ...] = field(default=(), name="uidMappings")
+    gid_mappings: tuple[IdMapping, ...] = field(default=(), name="gidMappings")
     cgroups_path: str = field(default="", name="cgroupsPath")
 
 

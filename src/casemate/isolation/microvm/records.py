@@ -16,6 +16,17 @@ MAX_RECORD_BYTES = 256 << 10
 Status = Literal["creating", "created", "running", "paused", "stopped"]
 
 
+class Ids(Struct, frozen=True, forbid_unknown_fields=True):
+    """A user namespace's maps: rows of (id inside, id outside, count)."""
+
+    uids: tuple[tuple[int, int, int], ...]
+    gids: tuple[tuple[int, int, int], ...]
+
+
+#: An engine without user namespaces: the owners that it sees are the owners that the guest sees.
+SAME_IDS = Ids(((0, 0, (1 << 32) - 1),), ((0, 0, (1 << 32) - 1),))
+
+
 class ContainerRecord(Struct, frozen=True, forbid_unknown_fields=True):
     """One container: the *pid* is its waiter's; *code* counts once it is stopped."""
 
@@ -38,6 +49,13 @@ class MachineRecord(Struct, frozen=True, forbid_unknown_fields=True):
     next_channel: int
     containers: tuple[ContainerRecord, ...] = ()
     cgroups: tuple[str, ...] = ()
+    #: The monitor, whose only child is QEMU.
+    pid: int = 0
+    memory_bytes: int = 0
+    #: QEMU's user namespace, its pid and start time: what a folder is attached to.
+    ids: Ids | None = None
+    qemu_pid: int = 0
+    qemu_start_ticks: int = 0
 
 
 _DECODER = msgspec.json.Decoder(MachineRecord)

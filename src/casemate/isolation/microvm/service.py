@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import json
 import os
+import socket
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Generator
 from pathlib import Path
 from typing import Any
 
@@ -51,15 +53,9 @@ class Service:
             Kind.ASK_RESUME: self._resume,
         }
 
-    async def serve(self, path: Path) -> None:
-        """Listen at *path* for ever; any peer but root is closed unheard."""
-        server = seqpacket.listen(path, mode=0o600)
-        try:
-            await seqpacket.serve(
-                server, self._handle, accepts=lambda peer: peer.uid == 0, max_connections=_MAX_CLIENTS
-            )
-        finally:
-            server.close()
+    async def serve(self, server: socket.socket) -> None:
+        """Answer at *server* for ever; any peer but root is closed unheard."""
+        await seqpacket.serve(server, self._handle, accepts=lambda peer: peer.uid == 0, max_connections=_MAX_CLIENTS)
 
     async def _handle(self, channel: seqpacket.Channel) -> None:
         try:
@@ -103,7 +99,7 @@ class Service:
         if bool(ask.number_of(Tag.FLAGS) & TERMINAL) != wanted.process.terminal or len(fds) not in (2, 4):
             raise BundleUnsupported("process.terminal and the descriptors do not agree")
         contents = bundles.contents(wanted, bundle)
-        layers = bundles.layers(wanted)
+        layers, (shared, names) = bundles.layers(wanted), bundles.shared(wanted, bundle, name)
         program = self._seccomp(wanted)
         memory = wanted.annotations.get(bundles.MEMORY, "")
         machine = await self._machines.create(
@@ -112,11 +108,15 @@ class Service:
             hostname=wanted.hostname,
             memory_bytes=int(memory) if memory.isdigit() else None,
             network=bundles.network(wanted),
+            cgroups=bundles.cgroups(wanted),
+            ids=bundles.ids(wanted),
+            shared=shared,
+            below=bundles.root_is_below(wanted),
         )
         try:
             channel = machine.next_channel()
             machine.monitor.attach(channel, fds)
-            fields = config.create_fields(wanted, name, channel, contents=contents, seccomp=program)
+            fields = config.create_fields(wanted, name, channel, contents=contents, seccomp=program, shared=names)
             await machine.monitor.ask(Kind.CREATE, fields)
             created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
             pid = ask.number_of(Tag.STATUS)
@@ -287,7 +287,18 @@ async def run(machines: Machines, compiler: Compiler | None, path: Path) -> None
     """Recover, then serve until cancelled; the machines stay."""
     await machines.recover()
     try:
-        await Service(machines, compiler).serve(path)
+        with listening(path) as server:
+            await Service(machines, compiler).serve(server)
     except asyncio.CancelledError:
         machines.forget()
         raise
+
+
+@contextlib.contextmanager
+def listening(path: Path) -> Generator[socket.socket]:
+    """The service's socket at *path*, root's alone."""
+    server = seqpacket.listen(path, mode=0o600)
+    try:
+        yield server
+    finally:
+        server.close()
