@@ -6,12 +6,13 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
-from casemate.hostd.client import HostdClient
+from casemate.hostd.client import HostdAway, HostdClient
 from casemate.image import garbage
 from casemate.node import exits, images, recovery, volumes
 from casemate.node.core import Core, report
 from casemate.node.database import Database
 from casemate.node.operations import Operations
+from casemate.node.policy.wallstate import read_bound
 from casemate.spec.errors import CasemateError
 from casemate.spec.settings import Settings
 
@@ -37,7 +38,17 @@ class Node:
             self.core.resolved.clear()
             self._wake.set()
         else:
+            self.core.policy.lost()
             self.reconciled.clear()
+
+    async def _enforce(self) -> None:
+        """The firewall first: containers that start again come up behind it."""
+        try:
+            await self.core.policy.enforce()
+        except HostdAway:
+            raise
+        except CasemateError:
+            report("the firewall does not have the policy; workloads that it concerns are not started")
 
     async def keep_reconciled(self) -> None:
         """Reconcile each time that the connection is made; never returns."""
@@ -45,6 +56,7 @@ class Node:
             await self._wake.wait()
             self._wake.clear()
             try:
+                await self._enforce()
                 for operation in await recovery.reconcile_all(self.core):
                     report(operation.describe())
                 await volumes.recover(self.core)
@@ -73,6 +85,8 @@ async def running_node(settings: Settings) -> AsyncGenerator[Node]:
             report(f"removed {path}: its writer was killed")
         node = Node(core)
         holder.append(node)
+        core.walls.bound = await db.read(read_bound)
+        await core.policy.load()
         async with core.running():
             core.spawn(client.run(), "the connection to casemate-hostd")
             core.spawn(node.keep_reconciled(), "the reconcile loop")

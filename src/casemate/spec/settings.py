@@ -144,11 +144,24 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("api.tls_certificate", "/etc/casemate/tls/server.crt", "server certificate chain, PEM"),
     Setting("api.tls_key", "/etc/casemate/tls/server.key", "server key, PEM, readable by casemate only"),
     Setting("api.tls_client_ca", "/etc/casemate/tls/client-ca.crt", "authority of the client certificates"),
+    Setting(
+    ),
     Setting("grants.host_paths", (), "users, or @groups, that may bind host paths; root always may"),
     Setting("grants.devices", (), "users, or @groups, that may pass devices; root always may"),
     Setting("grants.capabilities", (), "users, or @groups, that may add capabilities; root always may"),
     Setting("grants.host_namespaces", (), "users, or @groups, that may share host namespaces; root always may"),
     Setting("grants.privileged", (), "users, or @groups, that may run privileged; root always may"),
+    Setting(
+        "grants.policy",
+        (),
+        "users, or @groups, that may change the operator's policy, answer referrals, quarantine, and release from "
+        "walls; root always may",
+    ),
+    Setting("policy.default", "allow", "allow, deny or refer, where no rule and no segment decides: Kubernetes' own"),
+    Setting("policy.answer_lifetime", 300, "how long the kernel keeps an answer to a referral", "s", 0, 86_400),
+    Setting("policy.prompt_deadline", 30, "how long a person has to answer; then it is denied", "s", 1, 60),
+    Setting("policy.prompts", 256, "referrals that may wait for a person at a time; more are denied", "", 1, 10_000),
+    Setting("policy.prompts_per_workload", 16, "of these, those that one workload opened", "", 1, 10_000),
 )
 
 _BY_NAME = {row.name: row for row in SETTINGS}
