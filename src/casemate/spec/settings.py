@@ -145,6 +145,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("api.tls_key", "/etc/casemate/tls/server.key", "server key, PEM, readable by casemate only"),
     Setting("api.tls_client_ca", "/etc/casemate/tls/client-ca.crt", "authority of the client certificates"),
     Setting(
+        "flows.records", 200_000, "ring of flow records, about 60 MB; 0: nothing is recorded", "records", 0, 10_000_000
     ),
     Setting("grants.host_paths", (), "users, or @groups, that may bind host paths; root always may"),
     Setting("grants.devices", (), "users, or @groups, that may pass devices; root always may"),
