@@ -27,7 +27,7 @@ DESTROY_ELEMENTS = 30
 _REQUEST, _ACK, _DUMP, _CREATE, _APPEND = 1, 4, 0x300, 0x400, 0x800
 _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
 _SOL_NETLINK, _EXT_ACK = 270, 11
-INET = 1
+INET, IPV4 = 1, 2
 #: An attribute's length is 16 bits; elements are put together up to this.
 _MAX_LIST_BYTES = 60_000
 #: One batch is one packet of the kernel's; 64 MiB hold some 800,000 elements.
@@ -225,10 +225,10 @@ class NftSocket:
         finally:
             self._socket.settimeout(_TIMEOUT_S)
 
-    def dump(self, kind: int, body: bytes) -> Iterator[bytes]:
+    def dump(self, kind: int, body: bytes, family: int = INET) -> Iterator[bytes]:
         """The bodies of what the kernel lists; nothing where the table is not there."""
         self._sequence = (self._sequence + 1) & 0x7FFFFFFF
-        self._socket.send(_message(_SUBSYSTEM | kind, _DUMP, self._sequence, body))
+        self._socket.send(_message(_SUBSYSTEM | kind, _DUMP, self._sequence, body, family))
         while True:
             for got, _flags, sequence, answer in messages(self._socket.recv(1 << 18)):
                 if sequence != self._sequence:
@@ -242,18 +242,18 @@ class NftSocket:
                     raise NftFailed(f"listing: {errno.errorcode.get(number, str(number))}")
                 yield answer[4:]
 
-    def rules(self, table: str) -> dict[str, int]:
+    def rules(self, table: str, family: int = INET) -> dict[str, int]:
         """Chains of *table* with the number of their rules; chains without rules are there too."""
-        found = dict.fromkeys(self.chains(table), 0)
-        for body in self.dump(_GET_RULE, text(1, table)):
+        found = dict.fromkeys(self.chains(table, family), 0)
+        for body in self.dump(_GET_RULE, text(1, table), family):
             row = dict(attributes(body))
             if _text(row.get(1)) == table:
                 chain = _text(row.get(2))
                 found[chain] = found.get(chain, 0) + 1
         return found
 
-    def chains(self, table: str) -> list[str]:
-        rows = (dict(attributes(body)) for body in self.dump(_GET_CHAIN, b""))
+    def chains(self, table: str, family: int = INET) -> list[str]:
+        rows = (dict(attributes(body)) for body in self.dump(_GET_CHAIN, b"", family))
         return [_text(row.get(3)) for row in rows if _text(row.get(1)) == table]
 
     def sets(self, table: str) -> list[str]:
@@ -291,10 +291,10 @@ def finished(batch: Batch) -> bytes:
     return b"".join([begin, *batch.parts[:-1], last, end])
 
 
-def _message(kind: int, flags: int, sequence: int, body: bytes = b"") -> bytes:
+def _message(kind: int, flags: int, sequence: int, body: bytes = b"", family: int = INET) -> bytes:
     head = struct.pack("=IHHII", 20 + len(body), kind, flags | _REQUEST, sequence, 0)
     # struct nfgenmsg: what begins and ends a batch names the subsystem, everything else the family.
-    return head + struct.pack("!BBH", *((INET, 0, 0) if kind >= _SUBSYSTEM else (0, 0, 10))) + body
+    return head + struct.pack("!BBH", *((family, 0, 0) if kind >= _SUBSYSTEM else (0, 0, 10))) + body
 
 
 def messages(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:

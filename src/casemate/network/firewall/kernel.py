@@ -7,6 +7,7 @@ what is large is sent from a thread (the kernel works there for up to some 4 us 
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -22,7 +23,7 @@ from casemate.host.nft_netlink import (
     has_queue,
 )
 from casemate.network.firewall import rules
-from casemate.network.firewall.sets import ALL_SETS, IDENTITY_SETS, Row, verdict_rows
+from casemate.network.firewall.sets import ALL_SETS, Row, verdict_rows
 from casemate.spec.errors import HostLacks
 
 #: A transaction above this many rows is sent from a thread.
@@ -35,13 +36,13 @@ _TURN_ROWS = 2000
 class Change:
     """What one transaction does: *deletes*, then *adds*; and the *generation* that its rules bear afterwards.
 
-    *generation* None leaves it as it is. *whole*: every identity and verdict that is not among the adds goes.
+    *generation* None leaves it as it is. *flush* are sets that are emptied before.
     """
 
     deletes: Iterable[Row] = ()
     adds: Iterable[Row] = ()
     generation: int | None = None
-    whole: bool = False
+    flush: tuple[str, ...] = ()
     size: int = 0
 
 
@@ -89,9 +90,8 @@ class Kernel:
         """One transaction. Raises :class:`NftFailed`; nothing has changed then."""
         async with self.lock:
             batch = Batch(self.spec.table)
-            if change.whole:
-                for one in IDENTITY_SETS:
-                    batch.flush_set(one.name)
+            for name in change.flush:
+                batch.flush_set(name)
             await _pack(batch, DELETE_ELEMENTS, change.deletes)
             await _pack(batch, NEW_ELEMENTS, change.adds)
             if change.generation is not None:
@@ -127,14 +127,6 @@ class Kernel:
                     if error.facts.get("errno") != "ENOENT":
                         raise
 
-    async def empty(self, *names: str) -> None:
-        """Take every element out of the sets *names*."""
-        async with self.lock:
-            batch = Batch(self.spec.table)
-            for name in names:
-                batch.flush_set(name)
-            await self._commit(batch, 0)
-
     async def _commit(self, batch: Batch, rows: int) -> None:
         if rows > _LARGE_ROWS:
             await asyncio.to_thread(self._socket.commit, batch)
@@ -151,6 +143,11 @@ class Kernel:
         lost = [f"chain {name}" for name, count in self._rules.items() if found.get(name) != count]
         here = set(self._socket.sets(self.spec.table))
         return lost + [f"set {one.name}" for one in ALL_SETS if one.name not in here]
+
+    def stamp(self) -> int | None:
+        """The number of the state that the kernel has; None: none."""
+        found = [key for key, _, _ in self._socket.elements(self.spec.table, "stamp")]
+        return int.from_bytes(found[0], sys.byteorder) if found else None
 
     def counters(self) -> dict[str, int]:
         """Packets by what became of them, since the table was made."""

@@ -27,7 +27,7 @@ from casemate.network.firewall.sets import ALLOW, AUDIT, REFER
 
 #: Marks that hostd gives back with a queued packet that goes through the chain again; exact values, not bits, so
 #: that other programs' marks are left alone.
-MARK_ANSWERED, MARK_REFUSED = 0x0CA5E001, 0x0CA5E002
+MARK_ANSWERED, MARK_REFUSED, MARK_DENIED = 0x0CA5E001, 0x0CA5E002, 0x0CA5E003
 COUNTERS = (
     "spoofed", "options", "link_local", "multicast", "metadata", "ipv6", "invalid", "stale", "crowded",
     "allowed", "audited", "referred", "referral_rate", "answered", "denied", "held", "refused",
@@ -49,7 +49,8 @@ _RATE_FORGET_MS = 60_000
 
 @dataclass(frozen=True, slots=True)
 class TableSpec:
-    """What the rules depend on. *queue*: number of the packet queue of referrals; the next one is that of holds.
+    """What the rules depend on. *queue*: number of the packet queue of referrals; the next is that of holds, and the one
+    after it that of referred packets on the way back.
 
     *queue_target*: the kernel has no expression for queues, xtables' target serves.
     """
@@ -106,8 +107,7 @@ def add_switch(batch: Batch, generation: int) -> None:
     if not generation:
         batch.new_rule("switch", e.verdict(e.ACCEPT))
     else:
-        now = struct.pack("=I", generation)
-        batch.new_rule("switch", e.tracked(e.CT_LABELS, 0) + e.compare(2, now) + e.verdict(e.ACCEPT))
+        batch.new_rule("switch", _label_word(2, generation) + e.verdict(e.ACCEPT))
         batch.new_rule("switch", e.verdict(e.GOTO, "judge"))
     for chain, counter, verdict in (
         ("allow", "allowed", ALLOW), ("audited", "audited", AUDIT), ("passed", "answered", REFER),
@@ -115,6 +115,15 @@ def add_switch(batch: Batch, generation: int) -> None:
         label = struct.pack("=II", generation, 1 + verdict)
         rule = e.tracked(e.CT_LABELS, 0) + e.immediate(2, label) + e.set_labels(0)
         batch.new_rule(chain, rule + counted(counter, e.ACCEPT))
+
+
+def _label_word(number: int, wanted: int) -> bytes:
+    """Goes on where the word *number* of the connection's label is *wanted*; as a mask, which nft(8) can list."""
+    words = [0, 0, 0, 0]
+    words[number] = wanted
+    only = [0, 0, 0, 0]
+    only[number] = 0xFFFFFFFF
+    return e.tracked(e.CT_LABELS, 0) + e.masked(0, struct.pack("=4I", *only), struct.pack("=4I", *words))
 
 
 def _ours(key: int, prefix: str) -> bytes:
@@ -203,6 +212,8 @@ def _judge() -> dict[str, list[bytes]]:
         "judge": [
             e.meta(e.META_MARK, 0) + e.compare(0, struct.pack("=I", MARK_ANSWERED)) + e.set_mark(0)
             + e.verdict(e.GOTO, "passed"),
+            e.meta(e.META_MARK, 0) + e.compare(0, struct.pack("=I", MARK_DENIED)) + e.set_mark(0)
+            + e.verdict(e.GOTO, "deny"),
             e.state(e.STATE_RELATED) + e.protocol(_ICMP) + e.verdict(e.ACCEPT),
             e.state(e.STATE_RELATED) + e.protocol(_ICMP6) + e.verdict(e.ACCEPT),
             # ICMP's answers bear another type; they cannot begin anything.
@@ -255,9 +266,12 @@ def _find(spec: TableSpec) -> dict[str, list[bytes]]:
 
 
 def _verdicts() -> dict[str, list[bytes]]:
-    port = e.meta(e.META_L4PROTO, 2) + e.tracked(e.CT_PROTO_SRC, 3, e.REPLY)
-    icmp = e.immediate(2, bytes([_ICMP, 0, 0, 0])) + e.payload(e.TRANSPORT, 0, 1, 3)
-    other = e.immediate(2, bytes(8))
+    """The verdict of the pair in the label: by port, interval, pair; then the same of the bases of both.
+
+    Registers: the label from 8 on; the key 3 to 7 (0, source, destination, protocol, port). The 0 before a key is there
+    for nft(8): where a key begins with what a lookup gave, it ends with an assertion, and with it whoever lists the
+    host's ruleset; a constant that is written over in part it takes.
+    """
     chains: dict[str, list[bytes]] = {
         "verdict": [
             *(e.protocol(number) + e.verdict(e.GOTO, "port_verdict") for number in (_TCP, _UDP, _SCTP)),
@@ -265,44 +279,55 @@ def _verdicts() -> dict[str, list[bytes]]:
             e.verdict(e.GOTO, "other_verdict"),
         ]
     }
-    go = e.lookup("verdicts", 0, verdict_map=True)
-    base = e.lookup("egress", 0, into=0) + e.lookup("ingress", 1, into=1)
-    for chain, place in (("port_verdict", port), ("icmp_verdict", icmp), ("other_verdict", other)):
+    pad = e.immediate(3, bytes(4))
+    pair = pad + e.tracked(e.CT_LABELS, 4)
+    bases = (
+        e.tracked(e.CT_LABELS, 8) + e.immediate(3, bytes(16)) + e.lookup("egress", 8, into=4)
+        + e.lookup("ingress", 9, into=5)
+    )  # fmt: skip
+    places = {
+        "port_verdict": e.meta(e.META_L4PROTO, 6) + e.tracked(e.CT_PROTO_SRC, 7, e.REPLY),
+        "icmp_verdict": e.immediate(6, bytes([_ICMP, 0, 0, 0])) + e.payload(e.TRANSPORT, 0, 1, 7),
+        "other_verdict": e.immediate(6, bytes(8)),
+    }
+    for chain, place in places.items():
         chains[chain] = [
-            e.tracked(e.CT_LABELS, 0) + asked + place + e.lookup(name, 0, into=0) + go
-            for asked in (b"", base)
-            for name in ("port", "range", "pair")
+            asked + place + _go(name, 3, "verdicts") for asked in (pair, bases) for name in ("port", "range", "pair")
         ]
         chains[chain].append(e.verdict(e.GOTO, "deny"))
     return chains
+
+
+def _go(name: str, at: int, chains: str) -> bytes:
+    """To the chain of the verdict that the map *name* has for the key from register *at*; *chains*: which chains."""
+    return e.immediate(0, bytes(8)) + e.lookup(name, at, into=1) + e.lookup(chains, 0, verdict_map=True)
 
 
 def _refer(spec: TableSpec) -> dict[str, list[bytes]]:
     """An answer given to the connection itself, a cached one, or the queue; not more of them than a pod may have."""
     v4 = e.meta(e.META_NFPROTO, 0) + e.compare(0, bytes([_V4]))
     v6 = e.meta(e.META_NFPROTO, 0) + e.compare(0, bytes([_V6]))
-    ends4 = e.tracked(e.CT_SRC_IP, 0, e.ORIGINAL) + e.tracked(e.CT_SRC_IP, 1, e.REPLY)
-    ends6 = e.tracked(e.CT_SRC_IP6, 0, e.ORIGINAL) + e.tracked(e.CT_SRC_IP6, 4, e.REPLY)
-    go = e.lookup("given", 0, verdict_map=True)
+    ends4 = e.tracked(e.CT_SRC_IP, 4, e.ORIGINAL) + e.tracked(e.CT_SRC_IP, 5, e.REPLY)
+    ends6 = e.tracked(e.CT_SRC_IP6, 4, e.ORIGINAL) + e.tracked(e.CT_SRC_IP6, 8, e.REPLY)
     rules = [
-        e.tracked(e.CT_LABELS, 0) + e.compare(3, struct.pack("=I", 1 + REFER)) + e.verdict(e.GOTO, "passed"),
+        _label_word(3, 1 + REFER) + e.verdict(e.GOTO, "passed"),
     ]
-    for family, ends, at, name in ((v4, ends4, 2, "answers4"), (v6, ends6, 8, "answers6")):
-        port = e.meta(e.META_L4PROTO, at) + e.tracked(e.CT_PROTO_SRC, at + 1, e.REPLY)
-        icmp = e.meta(e.META_L4PROTO, at) + e.payload(e.TRANSPORT, 0, 1, at + 1)
-        other = e.meta(e.META_L4PROTO, at) + e.immediate(at + 1, bytes(4))
-        rules += [
-            *(family + e.protocol(one) + ends + port + e.lookup(name, 0, into=0) + go
-              for one in (_TCP, _UDP, _SCTP)),
-            family + e.protocol(_ICMP if name == "answers4" else _ICMP6) + ends + icmp
-            + e.lookup(name, 0, into=0) + go,
-            family + ends + other + e.lookup(name, 0, into=0) + go,
-        ]  # fmt: skip
+    for family, ends, at, name, icmp_number in (
+        (v4, ends4, 6, "answers4", _ICMP), (v6, ends6, 12, "answers6", _ICMP6),
+    ):  # fmt: skip
+        both = ends + e.meta(e.META_L4PROTO, at)
+        go = _go(name, 4, "given")
+        port = e.tracked(e.CT_PROTO_SRC, at + 1, e.REPLY)
+        rules += [family + e.protocol(one) + both + port + go for one in (_TCP, _UDP, _SCTP)]
+        rules.append(family + e.protocol(icmp_number) + both + e.payload(e.TRANSPORT, 0, 1, at + 1) + go)
+        rules.append(family + both + e.immediate(at + 1, bytes(4)) + go)
     rate = e.limit_over(spec.referrals_per_second, spec.referral_burst)
     over = counted("referral_rate", e.GOTO, "deny")
     rules += [
         v4 + e.tracked(e.CT_SRC_IP, 0, e.ORIGINAL) + e.for_each("rate4", 0, _RATE_FORGET_MS, rate) + over,
         v6 + e.tracked(e.CT_SRC_IP6, 0, e.ORIGINAL) + e.for_each("rate6", 0, _RATE_FORGET_MS, rate) + over,
+        # Packets the other way, of a connection that was open: whoever reads them turns their addresses round.
+        e.tracked(e.CT_DIRECTION, 0) + e.compare(0, b"\1") + e.count("referred") + spec.queue_rule(2),
         e.count("referred") + spec.queue_rule(0),
     ]
     return {"refer": rules}

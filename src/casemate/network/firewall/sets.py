@@ -6,15 +6,16 @@ map                   key                                         value
 exact4, exact6        an endpoint's address                       identity
 viewed4, viewed6      viewer's address . address (timed)          identity that the address has for that viewer
 world4, world6        0 . interval of addresses                   identity
-port                  source . destination . protocol . port      verdict
+port                  0 . source . destination . protocol . port  verdict
 range                 the same, an interval of ports              verdict
-pair                  source . destination                        verdict for the rest of the port space
+pair                  0 . source . destination                    verdict for the rest of the port space
 egress, ingress       identity                                    the base that is asked where the pair has nothing
 answers4, answers6    addresses . protocol . port (timed)         answers to referrals
-verdicts, given       verdict, by number                          the chain of that verdict (of an answer)
+verdicts, given       0 . verdict, by number                      the chain of that verdict (of an answer)
 held4, held6          addresses whose new connections wait
 crowded4, crowded6    pods with too many connections (timed)
 hardware4             a pod's hardware address . its address
+stamp                 number of the state in force
 ====================  ==========================================  =====================================================
 
 Verdicts are numbers, and one small map turns them into chains: the kernel looks at every element of a map of verdicts
@@ -33,7 +34,8 @@ from casemate.host.nft_netlink import SetSpec, element, goes_to, value
 #: nft(8)'s numbers of types.
 _IPV4, _IPV6, _ETHER, _PROTOCOL, _SERVICE, _MARK = 7, 8, 9, 12, 13, 19
 _IDENTITY = (_MARK, 4)
-_PLACE = (_IDENTITY, _IDENTITY, (_PROTOCOL, 1), (_SERVICE, 2))
+#: Of the keys that begin with a 0; why they do stands in :mod:`casemate.network.firewall.rules`.
+_PLACE = (_IDENTITY, _IDENTITY, _IDENTITY, (_PROTOCOL, 1), (_SERVICE, 2))
 
 #: Verdicts by number, as `policy.verdict` has them: a test holds them equal.
 ALLOW, AUDIT, REFER, HOLD, DENY = range(5)
@@ -56,7 +58,7 @@ IDENTITY_SETS: tuple[SetSpec, ...] = (
     SetSpec("world6", (_IDENTITY, (_IPV6, 16)), data=_IDENTITY, interval=True),
     SetSpec("port", _PLACE, data=_IDENTITY),
     SetSpec("range", _PLACE, data=_IDENTITY, interval=True),
-    SetSpec("pair", _PLACE[:2], data=_IDENTITY),
+    SetSpec("pair", _PLACE[:3], data=_IDENTITY),
     SetSpec("egress", (_IDENTITY,), data=_IDENTITY),
     SetSpec("ingress", (_IDENTITY,), data=_IDENTITY),
 )
@@ -71,16 +73,16 @@ OTHER_SETS: tuple[SetSpec, ...] = (
     SetSpec("crowded6", ((_IPV6, 16),), timed=True),
     SetSpec("hardware4", ((_ETHER, 6), (_IPV4, 4))),
     SetSpec("metadata4", ((_IPV4, 4),)),
-    SetSpec("verdicts", (_IDENTITY,), verdicts=True),
-    SetSpec("given", (_IDENTITY,), verdicts=True),
+    SetSpec("verdicts", (_IDENTITY, _IDENTITY), verdicts=True),
+    SetSpec("stamp", (_IDENTITY,)),
+    SetSpec("given", (_IDENTITY, _IDENTITY), verdicts=True),
 )
 ALL_SETS = IDENTITY_SETS + OTHER_SETS
 
 _VALUES = {number: value(struct.pack("=I", number)) for number in (*CHAINS, ANSWERED)}
-_place = struct.Struct("=IIB3x2s2x").pack
-_pair = struct.Struct("=II").pack
+_place = struct.Struct("=4xIIB3x2s2x").pack
+_pair = struct.Struct("=4xII").pack
 _identity = struct.Struct("=I").pack
-_TABLES = ("port", "range", "pair")
 
 
 class Row(NamedTuple):
@@ -151,6 +153,14 @@ def metadata_row(address: bytes) -> Row:
     return Row("metadata4", element(address))
 
 
+def stamp_row(generation: int) -> Row:
+    return Row("stamp", element(_identity(generation & 0xFFFFFFFF)))
+
+
 def verdict_rows() -> list[Row]:
-    """The elements of ``verdicts``, which never change."""
-    return [Row("verdicts", element(_identity(number), data=goes_to(GOTO, chain))) for number, chain in CHAINS.items()]
+    """The elements of ``verdicts`` and ``given``, which never change."""
+    return [
+        Row(name, element(bytes(4) + _identity(number), data=goes_to(GOTO, chain)))
+        for name, chains in (("verdicts", CHAINS), ("given", ANSWER_CHAINS))
+        for number, chain in chains.items()
+    ]
