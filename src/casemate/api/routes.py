@@ -15,6 +15,7 @@ from casemate.api import (
     attach,
     routes_containers,
     routes_files,
+    routes_flows,
     routes_images,
     routes_pods,
     routes_policy,
@@ -34,6 +35,7 @@ ROUTES = (
     *routes_pods.ROWS,
     *routes_images.ROWS,
     *routes_policy.ROWS,
+    *routes_flows.ROWS,
     Row("GET", "/v1/openapi.json", _openapi, "This document", NoQuery, answer="application/json"),
 )
 SOCKETS = attach.SOCKETS

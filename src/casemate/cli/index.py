@@ -77,6 +77,8 @@ ROWS: tuple[tuple[str, str, str, str, str], ...] = (
     ("wall ls", "walls", "LS", "List conflict-of-interest walls", "Policy"),
     ("wall report", "walls", "REPORT", "Print the evidence of walls, and check its chain", "Policy"),
     ("wall release", "walls", "RELEASE", "Let a workload begin anew behind a wall", "Policy"),
+    ("flows", "flows", "FLOWS", "Show who talks to whom, seen from outside", "Network"),
+    ("flows map", "flows", "MAP", "Draw the service map", "Network"),
     ("system info", "system", "INFO", "Describe the host and the daemons", "System"),
     ("system doctor", "system", "DOCTOR", "Check the host; name what a crash left behind", "System"),
     ("system df", "system", "DF", "Show what takes the space", "System"),

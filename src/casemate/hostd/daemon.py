@@ -24,6 +24,7 @@ from casemate.hostd.operations import Operations
 from casemate.hostd.records import Records
 from casemate.hostd.server import Server
 from casemate.hostd.state import State
+from casemate.hostd.visibility import Visibility
 from casemate.isolation import observe, runtime
 from casemate.network import links
 from casemate.network.nat import Nat
@@ -91,6 +92,7 @@ async def make_context(settings: Settings, step: Callable[[str], None] | None) -
     folders = Folders(Path(settings.text("paths.host_state")), Path(settings.text("paths.host_run")))
     trash = Trash(folders.state)
     facts = observe.observe()
+    nat = Nat(settings.text("network.table"), settings.text("network.link_prefix"), settings.text("network.pool"))
     context = Context(
         settings=settings,
         folders=folders,
@@ -102,7 +104,8 @@ async def make_context(settings: Settings, step: Callable[[str], None] | None) -
         layers=LayerMounts(folders.state, folders.run),
         volumes=Volumes(folders.state, trash),
         trash=trash,
-        nat=Nat(settings.text("network.table"), settings.text("network.link_prefix"), settings.text("network.pool")),
+        nat=nat,
+        visibility=Visibility(settings, lambda: nat.nft),
         boot_id=observe.boot_id(),
         conmon=programs.find_program("conmon"),
         casemated_uid=_uid_of(settings.text("daemon.user")),
@@ -172,6 +175,7 @@ async def serve(settings: Settings, step: Callable[[str], None] | None = None) -
                 task.cancel()
     finally:
         listening.close()
+        context.visibility.close()
         context.nat.close()
         for launcher in context.launchers.values():
             launcher.close()

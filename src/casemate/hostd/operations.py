@@ -10,7 +10,18 @@ from pathlib import Path
 import msgspec
 
 from casemate.host import pidfd
-from casemate.hostd import checks, containers, execs, files, layers, leftovers, observing, pods, protocol
+from casemate.hostd import (
+    checks,
+    containers,
+    execs,
+    files,
+    layers,
+    leftovers,
+    observing,
+    pods,
+    protocol,
+    protocol_visibility,
+)
 from casemate.hostd.context import Context
 from casemate.hostd.errors import ProtocolViolated, WrongState
 from casemate.hostd.grants import NOBODY, Caller, caller_of
@@ -65,6 +76,8 @@ class Operations:
                     return _created(pod, container, warnings), []
             case protocol.ContainerRun():
                 return await self._run(operation, self._caller(fds))
+            case protocol_visibility.FlowsWatch() | protocol_visibility.ResolverListen():
+                return await context.visibility.handle(operation)
             case protocol.ContainerStats():
                 return observing.stats(context, operation.containers), []
             case _:

@@ -19,6 +19,7 @@ from msgspec import Meta
 
 from casemate.hostd.protocol_base import Answer, Event, Operation
 from casemate.hostd.protocol_firewall import FirewallAnswers, FirewallEvent, FirewallOperation
+from casemate.hostd.protocol_visibility import VisibilityOperation
 from casemate.spec.workload import (
     Bytes,
     ContainerSpec,
@@ -332,6 +333,7 @@ AnyOperation = (
     | ExecStart
     | ExecKill
     | FirewallOperation
+    | VisibilityOperation
 )
 
 

@@ -11,6 +11,8 @@ from casemate.image import garbage
 from casemate.node import exits, images, recovery, volumes
 from casemate.node.core import Core, report
 from casemate.node.database import Database
+from casemate.node.directory import Directory
+from casemate.node.flows.service import Flows
 from casemate.node.operations import Operations
 from casemate.node.policy.wallstate import read_bound
 from casemate.spec.errors import CasemateError
@@ -25,6 +27,9 @@ class Node:
     def __init__(self, core: Core) -> None:
         self.core = core
         self.operations = Operations(core)
+        #: Who has which address, and who talked to whom.
+        self.directory = Directory(core)
+        self.flows = Flows(core, self.directory)
         #: Set once the store has been brought together with what hostd has.
         self.reconciled = asyncio.Event()
         #: Set when the daemon is about to end: streams come to their end.
@@ -33,6 +38,7 @@ class Node:
 
     def hostd_changed(self, up: bool) -> None:
         """The connection to hostd came or went."""
+        self.flows.hostd_changed(up)
         if up:
             # hostd may mount layers in another way than before.
             self.core.resolved.clear()
@@ -90,6 +96,8 @@ async def running_node(settings: Settings) -> AsyncGenerator[Node]:
         async with core.running():
             core.spawn(client.run(), "the connection to casemate-hostd")
             core.spawn(node.keep_reconciled(), "the reconcile loop")
+            core.spawn(node.directory.run(), "the directory of addresses")
+            core.spawn(node.flows.run(), "the flow recorder")
             try:
                 yield node
             finally:
