@@ -14,6 +14,7 @@ from casemate.spec.errors import InvalidArgument
 
 MAX_ROWS = 10_000
 PAGE = 500
+MAX_DISTINCT = 50_000
 #: Nodes of a map; outside addresses beyond are one node.
 MAX_MAP_OUTSIDE = 40
 MAX_MAP_EDGES = 5000
@@ -119,6 +120,17 @@ def last(db: sqlite3.Connection, wanted: Wanted, limit: int) -> list[FlowRow]:
     where, values = condition(wanted)
     query = f"SELECT {_COLUMNS} {_FROM} WHERE {where} ORDER BY f.number DESC LIMIT ?"
     return [_row(row) for row in reversed(db.execute(query, (*values, min(limit, MAX_ROWS))).fetchall())]
+
+
+def distinct(db: sqlite3.Connection, wanted: Wanted) -> list[tuple[FlowRow, int]]:
+    """Connections that differ in an end, a port or a name, each with how often it was seen; the most frequent first."""
+    where, values = condition(wanted)
+    query = (
+        f"SELECT {_COLUMNS}, sum(f.times) AS seen {_FROM} WHERE {where} "
+        "GROUP BY s.pod, f.source_address, d.pod, f.destination_address, f.protocol, f.port, f.dns "
+        "ORDER BY seen DESC LIMIT ?"
+    )
+    return [(_row(row[:-1]), int(row[-1])) for row in db.execute(query, (*values, MAX_DISTINCT))]
 
 
 def changed(db: sqlite3.Connection, wanted: Wanted, after: int, until: int) -> tuple[list[FlowRow], int]:

@@ -15,6 +15,7 @@ from casemate.node.core import Core, report
 from casemate.node.directory import Directory, Entry
 from casemate.node.errors import TooMany
 from casemate.node.flows import query
+from casemate.node.flows.judging import connections, judged
 from casemate.node.flows.query import Wanted
 from casemate.node.flows.recorder import batches
 from casemate.node.flows.wire import (
@@ -33,6 +34,7 @@ from casemate.node.flows.wire import (
     Rulings,
 )
 from casemate.node.sidecar import Sidecar, close_all
+from casemate.policy.identity import Connection
 from casemate.spec.api.flows import FlowCounters, FlowGap, FlowList, FlowMap, FlowRow
 from casemate.spec.errors import CasemateError
 
@@ -49,18 +51,13 @@ T = TypeVar("T")
 Judge = Callable[[Sequence[Question]], Sequence[Ruling]]
 
 
-def no_policy(questions: Sequence[Question]) -> Sequence[Ruling]:
-    """Where no policy is in force nothing decides."""
-    return [Ruling()] * len(questions)
-
-
 class Flows:
-    """Flow records of this node. *judge* may be set by whoever knows the rules in force."""
+    """Flow records of this node."""
 
     def __init__(self, core: Core, directory: Directory) -> None:
         self._core = core
         self._directory = directory
-        self.judge: Judge = no_policy
+        self.judge: Judge = lambda questions: judged(core.policy, questions)
         self.path = f"{core.settings.text('paths.state')}/flows.db"
         self.capacity = core.settings.number("flows.records")
         self._sidecar: Sidecar | None = None
@@ -71,6 +68,8 @@ class Flows:
         self._readers = asyncio.Semaphore(MAX_READERS)
         self._stamp = 0
         directory.listeners.append(self._changed)
+        core.policy.changed.append(self.rules_changed)
+        core.flows_between = self.connections_between
 
     # --- the recorder ----------------------------------------------------------------------------------------------
 
@@ -222,12 +221,12 @@ class Flows:
         now = self._core.clock()
         return await self._read(lambda db: query.service_map(db, wanted, now), FlowMap("", "", (), ()))
 
-    async def between(self, since: float, until: float = float("inf")) -> list[tuple[FlowRow, int]]:
-        """Records of a span of time with how often each was tried: what ``policy simulate`` and ``suggest`` ask."""
-        nothing: list[FlowRow] = []
+    async def connections_between(self, since: float, until: float = float("inf")) -> list[tuple[Connection, int]]:
+        """What was seen in a span of time, with how often: what ``policy simulate`` and ``suggest`` replay."""
+        nothing: list[tuple[FlowRow, int]] = []
         wanted = Wanted(since=since, until=until)
-        rows = await self._read(lambda db: query.last(db, wanted, query.MAX_ROWS), nothing)
-        return [(row, row.times) for row in rows]
+        rows = await self._read(lambda db: query.distinct(db, wanted), nothing)
+        return connections(self._core.policy, rows)
 
 
 def _end(entry: Entry) -> End:
