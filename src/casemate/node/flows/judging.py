@@ -1,4 +1,4 @@
-"""Which rule decides a connection that was seen: by the planner's own cells, so a record says what the kernel does.
+"""Which rule decides a connection that was seen: by the planner's own cells, so a record says what the kernel does."""
 
 from __future__ import annotations
 
