@@ -19,6 +19,7 @@ from casemate.api import (
     routes_images,
     routes_pods,
     routes_policy,
+    routes_referrals,
     routes_system,
 )
 from casemate.api.routing import Call, NoQuery, Row
@@ -35,6 +36,7 @@ ROUTES = (
     *routes_pods.ROWS,
     *routes_images.ROWS,
     *routes_policy.ROWS,
+    *routes_referrals.ROWS,
     *routes_flows.ROWS,
     Row("GET", "/v1/openapi.json", _openapi, "This document", NoQuery, answer="application/json"),
 )

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 from casemate.hostd.client import HostdAway, HostdClient
+from casemate.hostd.protocol import AnyEvent
 from casemate.image import garbage
 from casemate.node import exits, images, recovery, volumes
 from casemate.node.core import Core, report
@@ -14,7 +15,7 @@ from casemate.node.database import Database
 from casemate.node.directory import Directory
 from casemate.node.flows.service import Flows
 from casemate.node.operations import Operations
-from casemate.node.policy.wallstate import read_bound
+from casemate.node.policy.desk import Desk
 from casemate.spec.errors import CasemateError
 from casemate.spec.settings import Settings
 
@@ -30,11 +31,19 @@ class Node:
         #: Who has which address, and who talked to whom.
         self.directory = Directory(core)
         self.flows = Flows(core, self.directory)
+        #: Policy's own work: referrals, quarantines, hours.
+        self.desk = Desk(core, self.flows)
+        self.referrals = self.desk.referrals
         #: Set once the store has been brought together with what hostd has.
         self.reconciled = asyncio.Event()
         #: Set when the daemon is about to end: streams come to their end.
         self.ending = asyncio.Event()
         self._wake = asyncio.Event()
+
+    def on_event(self, event: AnyEvent) -> None:
+        """Something happened at hostd; called on the loop."""
+        if not self.desk.on_event(event):
+            exits.on_event(self.core, event)
 
     def hostd_changed(self, up: bool) -> None:
         """The connection to hostd came or went."""
@@ -82,7 +91,7 @@ async def running_node(settings: Settings) -> AsyncGenerator[Node]:
         holder: list[Node] = []
         client = HostdClient(
             f"{settings.text('paths.host_run')}/{SOCKET_NAME}",
-            on_event=lambda event: exits.on_event(holder[0].core, event),
+            on_event=lambda event: holder[0].on_event(event),  # noqa: PLW0108 - it is not there yet
             on_state=lambda up: holder[0].hostd_changed(up),  # noqa: PLW0108 - it is not there yet
         )
         core = Core(settings, db, client)
@@ -91,11 +100,11 @@ async def running_node(settings: Settings) -> AsyncGenerator[Node]:
             report(f"removed {path}: its writer was killed")
         node = Node(core)
         holder.append(node)
-        core.walls.bound = await db.read(read_bound)
-        await core.policy.load()
+        await node.desk.load()
         async with core.running():
             core.spawn(client.run(), "the connection to casemate-hostd")
             core.spawn(node.keep_reconciled(), "the reconcile loop")
+            core.spawn(node.desk.keep_hours(), "policy's clock")
             core.spawn(node.directory.run(), "the directory of addresses")
             core.spawn(node.flows.run(), "the flow recorder")
             try:

@@ -17,6 +17,7 @@ from casemate.node.core import Caller, Core
 from casemate.node.policy import rights, store
 from casemate.node.policy.errors import PolicyNotFound
 from casemate.node.policy.reading import read_text
+from casemate.node.policy.ruleset import standing
 from casemate.node.policy.state import Policy
 from casemate.policy import analysis
 from casemate.policy.addresses import BlockIndex
@@ -160,8 +161,9 @@ def _looked_at(policy: Policy, documents: list[Document], ends: list[Endpoint]) 
     policies = together(documents)
     _, own = policy.worked_out(policies)
     compiler = compiled(own, ends)
-    found = analysis.crossings(compiler, policies.walls)
-    crossings = [one.describe(compiler) for one in found[:100]]
+    across = compiled(standing(own, policies.walls), ends) if policies.walls else compiler
+    found = analysis.crossings(across, policies.walls)
+    crossings = [one.describe(across) for one in found[:100]]
     return _Seen(policies, analysis.warnings(policies, compiler, ends), crossings)
 
 

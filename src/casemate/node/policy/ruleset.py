@@ -79,10 +79,11 @@ def wall_labels(walls: Iterable[Wall], endpoint: Endpoint) -> dict[str, str]:
     return found
 
 
-def wall_rules(walls: Iterable[Wall]) -> list[Rule]:
+def wall_rules(walls: Iterable[Wall], *, refer: bool = True) -> list[Rule]:
     """Between members of different names nothing; between a member and who is none, the history decides (refer).
 
-    Only the opener's side is needed: both are pods, and the stricter side holds.
+    Only the opener's side is needed: both are pods, and the stricter side holds. Without *refer*: what the walls
+    forbid whatever the history is.
     """
     rules: list[Rule] = []
     for wall in walls:
@@ -105,10 +106,18 @@ def wall_rules(walls: Iterable[Wall]) -> list[Rule]:
                 (Requirement(label, Operator.EXISTS), Requirement(label, Operator.NOT_IN, frozenset({member})))
             )
             add((f"between[{member}]", place), own, Workloads(others), Action.DENY)
+        if not refer:
+            continue
         last = len(wall.members) + 1
         add(("first-contact", last), outside, inside, Action.REFER)
         add(("first-contact-back", last), inside, outside, Action.REFER)
     return rules
+
+
+def standing(own: RuleSet, walls: Iterable[Wall]) -> RuleSet:
+    """The documents' rules *own* and what walls forbid without asking: what paths across walls are looked for in."""
+    first = sorted(wall_rules(walls, refer=False), key=lambda rule: rule.order)
+    return RuleSet((*first, *own.rules), own.audited, own.default)
 
 
 def effective(

@@ -24,6 +24,7 @@ from casemate.policy.parse import Document, Policies, read_documents, together
 from casemate.policy.plan import Planner, Transaction
 from casemate.policy.rules import RuleSet
 from casemate.policy.verdict import Action
+from casemate.policy.walls import Wall
 from casemate.policy.windows import minute_of_week
 from casemate.spec.api.policy import PolicyRow, PolicyState, QuarantineRow
 from casemate.spec.errors import CasemateError
@@ -78,17 +79,17 @@ class Policy:
     def workload(self, name: str) -> Workload | None:
         return self.workloads.get(self.names.get(name, ""))
 
-    def labelled(self, workload: Workload) -> Endpoint:
-        """The workload as rules see it: with the labels of walls and of its quarantine."""
-        more = wall_labels(self.policies.walls, workload.endpoint)
+    def labelled(self, workload: Workload, walls: Iterable[Wall] | None = None) -> Endpoint:
+        """The workload as rules see it: with the labels of walls (those in force, or *walls*) and of its quarantine."""
+        more = wall_labels(self.policies.walls if walls is None else walls, workload.endpoint)
         held = self.quarantines.get(workload.name)
         if held is not None:
             more[endpoints.QUARANTINE] = str(held.number)
         return endpoints.with_labels(workload.endpoint, more)
 
-    def ends(self) -> list[Endpoint]:
+    def ends(self, walls: Iterable[Wall] | None = None) -> list[Endpoint]:
         """Every workload that has been started once, as rules see it."""
-        return [self.labelled(one) for one in self.workloads.values() if one.made]
+        return [self.labelled(one, walls) for one in self.workloads.values() if one.made]
 
     def number(self, pod: str) -> int:
         """The identity's number of a pod; 0 where policy does not hold or the pod never ran."""
@@ -130,6 +131,8 @@ class Policy:
         kept, self._allocation, workloads, held = await self._db.write(work)
         self.rows = {row.key: row for row, _ in kept}
         self.quarantines = {row.workload: row for row in held}
+        # Closed, until who knows what each lets through has read it.
+        self.passages = {row.number: () for row in held}
         for workload in workloads:
             self.note(workload)
         self.documents, self.broken = await asyncio.to_thread(_readable, [value for _, value in kept])
@@ -324,6 +327,11 @@ class Policy:
             await self._rebuild()
             raise
         return transaction
+
+    async def reload_rules(self) -> None:
+        """What quarantines let through has been read; before the kernel is told for the first time."""
+        async with self.lock:
+            await self._rebuild()
 
     async def rules_again(self, reason: str) -> None:
         """The same documents at another hour, or with other quarantines; :attr:`lock` is held."""

@@ -21,6 +21,7 @@ from casemate.node.core import Caller, Core
 from casemate.node.policy import rights
 from casemate.node.policy.documents import compiled
 from casemate.node.policy.errors import WallNotFound
+from casemate.node.policy.ruleset import standing
 from casemate.node.policy.wallstate import Binding, Line, append, entries, read_bound
 from casemate.policy import analysis
 from casemate.policy.errors import PolicyInvalid, WallBreached
@@ -190,7 +191,8 @@ async def listing(core: Core) -> WallList:
     """Each wall with its members, who is bound to which, and the paths that the rules leave across it."""
     policy = core.policy
     await policy.load()
-    rules, walls, ends = policy.own, policy.policies.walls, policy.ends()
+    walls, ends = policy.policies.walls, policy.ends()
+    rules = standing(policy.own, walls)
 
     def look() -> list[tuple[str, str]]:
         compiler = compiled(rules, ends)

@@ -242,7 +242,9 @@ class QuarantineList(Value, frozen=True):
 
 
 class ReleaseRequest(Value, frozen=True):
+    workload: EndText
     reason: Annotated[str, Meta(min_length=1, max_length=1000)]
+    project: Project = "default"
 
 
 class WallMember(Value, frozen=True):
