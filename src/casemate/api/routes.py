@@ -15,9 +15,12 @@ from casemate.api import (
     attach,
     routes_containers,
     routes_files,
+    routes_flows,
     routes_images,
     routes_kernels,
     routes_pods,
+    routes_policy,
+    routes_referrals,
     routes_system,
 )
 from casemate.api.routing import Call, NoQuery, Row
@@ -34,6 +37,9 @@ ROUTES = (
     *routes_pods.ROWS,
     *routes_images.ROWS,
     *routes_kernels.ROWS,
+    *routes_policy.ROWS,
+    *routes_referrals.ROWS,
+    *routes_flows.ROWS,
     Row("GET", "/v1/openapi.json", _openapi, "This document", NoQuery, answer="application/json"),
 )
 SOCKETS = attach.SOCKETS

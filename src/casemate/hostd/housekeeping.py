@@ -42,6 +42,7 @@ async def run(context: Context) -> None:
         group.create_task(_delete_links(context), name="links")
         group.create_task(_keep_inputs(context), name="inputs")
         group.create_task(_give_memory_back(context), name="memory")
+        group.create_task(context.visibility.keep(), name="visibility")
 
 
 async def _keep_durable(context: Context) -> None:

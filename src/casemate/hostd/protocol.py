@@ -28,6 +28,7 @@ from casemate.hostd.protocol_kernels import KernelList as KernelList
 from casemate.hostd.protocol_kernels import KernelRemove as KernelRemove
 from casemate.hostd.protocol_kernels import Kernels as Kernels
 from casemate.hostd.protocol_kernels import KernelUse as KernelUse
+from casemate.hostd.protocol_visibility import VisibilityOperation
 from casemate.spec.workload import (
     Bytes,
     ContainerSpec,
@@ -345,6 +346,7 @@ AnyOperation = (
     | KernelList
     | KernelUse
     | KernelRemove
+    | VisibilityOperation
 )
 
 

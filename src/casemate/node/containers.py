@@ -14,6 +14,7 @@ from casemate.node.clock import rfc3339
 from casemate.node.core import Caller, Core
 from casemate.node.errors import NameTaken, TooManyContainers
 from casemate.node.names import another_name, random_name
+from casemate.node.policy import renaming
 from casemate.node.rows import ContainerRow, ExecRow, PodRow, encode, insert, select, update
 from casemate.spec.api import (
     Admission,
@@ -179,18 +180,22 @@ def choose_name(db: sqlite3.Connection, core: Core, project: str, wanted: str | 
 async def rename(core: Core, reference: str, project: str, name: str, caller: Caller) -> None:
     """Give the container another name."""
 
-    def work(db: sqlite3.Connection) -> None:
+    def work(db: sqlite3.Connection) -> str:
         row = lookup.container(db, reference, project)
         if row.name == name:
             raise InvalidArgument(f"the container has the name {name!r} already")
         choose_name(db, core, project, name)
         update(db, ContainerRow, row.id, name=name)
         at = core.clock()
+        renaming.work(db, core, row, name, caller.who)
         events.add(db, at, "container", row.id, "rename", project=project, name=name, old=row.name)
         audit.append(db, at, caller.who, "container.rename", row.id, name=name, old=row.name)
 
-    await core.db.write(work)
+        return row.pod
+
+    pod = await core.db.write(work)
     core.events.wake()
+    await renaming.done(core, pod)
 
 
 async def get(core: Core, reference: str, project: str) -> ContainerRow:

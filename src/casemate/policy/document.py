@@ -56,6 +56,8 @@ class Parsed:
     rules: tuple[Rule, ...] = ()
     audited: tuple[AuditedSegment, ...] = ()
     walls: tuple[Wall, ...] = ()
+    #: Segments by name, in the order of the document.
+    segments: tuple[tuple[str, Workloads], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +103,7 @@ def policy_document(document: Field) -> Parsed:
     if len({wall.name for wall in found}) != len(found):
         assert walls is not None
         raise walls.fail("two walls have one name")
-    return Parsed(tuple(rules), tuple(audited), found)
+    return Parsed(tuple(rules), tuple(audited), found, tuple(scope.segments.items()))
 
 
 def _segments(spec: Field, scope: _Scope) -> tuple[list[Rule], list[AuditedSegment]]:

@@ -29,6 +29,10 @@ def line_of(text: str, path: str) -> int | None:
         return None
 
 
+def _line(event: Any) -> int:
+    return int(event.start_mark.line) + 1
+
+
 class _Walk:
     """One pass over the parser's events; nothing is built."""
 
@@ -49,7 +53,7 @@ class _Walk:
         return None
 
     def _descend(self, event: Any, keys: list[str | int]) -> int:
-        line = int(event.start_mark.line) + 1
+        line = _line(event)
         if not keys:
             return line
         wanted, rest = keys[0], keys[1:]
@@ -57,7 +61,7 @@ class _Walk:
             while not isinstance(key := next(self._events), yaml.MappingEndEvent):
                 value = next(self._events)
                 if isinstance(key, yaml.ScalarEvent) and key.value == wanted:
-                    return self._descend(value, rest) if rest else int(key.start_mark.line) + 1
+                    return self._descend(value, rest) if rest else _line(key)
                 self._skip(value)
         elif isinstance(event, yaml.SequenceStartEvent):
             place = 0
@@ -69,7 +73,7 @@ class _Walk:
         return line
 
     def _skip(self, event: Any) -> None:
-        depth = isinstance(event, yaml.MappingStartEvent | yaml.SequenceStartEvent)
+        depth = int(isinstance(event, yaml.MappingStartEvent | yaml.SequenceStartEvent))
         while depth:
             event = next(self._events)
             depth += isinstance(event, yaml.MappingStartEvent | yaml.SequenceStartEvent)

@@ -110,7 +110,7 @@ def _document(field: Field) -> Document:
     if (version, kind) not in _KINDS:
         known = "; ".join(f"{v} {k}" for v, k in sorted(_KINDS))
         raise field.fail(f"{shown(version)} {shown(kind)} is not known; known are {known}")
-    meta = field.value.get("metadata")
+    meta = field.at("metadata").mapping_of_any()
     if kind == kubernetes.KIND:
         parsed = document.Parsed(tuple(kubernetes.network_policy(field)))
         owner = meta.get("namespace") or "default"

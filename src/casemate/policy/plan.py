@@ -170,6 +170,15 @@ class Planner:
         """The identity's number of the endpoint *name*."""
         return self.allocation.numbers[self._identity[name]]
 
+    def number_at(self, address: Address, viewer: str = "") -> int:
+        """The identity's number that the kernel finds for *address*, when *viewer* opens the connection to it."""
+        name = self._owners.get((viewer, address)) if viewer else None
+        if name is None:
+            name = self._owners.get(("", address))
+        if name is not None:
+            return self.number(name)
+        return self.allocation.numbers[Identity(Kind.WORLD, blocks=self._index.groups_of(address))]
+
     def put(self, endpoint: Endpoint, *, viewer: str = "") -> Transaction:
         """*endpoint* comes, or changes. *viewer* (an address): an outside name, for the pod whose answer led there."""
         self._own(endpoint, viewer)
