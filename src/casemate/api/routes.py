@@ -11,7 +11,15 @@ import sys
 import msgspec
 from starlette.responses import Response
 
-from casemate.api import attach, routes_containers, routes_files, routes_images, routes_pods, routes_system
+from casemate.api import (
+    attach,
+    routes_containers,
+    routes_files,
+    routes_images,
+    routes_pods,
+    routes_scan,
+    routes_system,
+)
 from casemate.api.routing import Call, NoQuery, Row
 
 
@@ -25,6 +33,7 @@ ROUTES = (
     *routes_files.ROWS,
     *routes_pods.ROWS,
     *routes_images.ROWS,
+    *routes_scan.ROWS,
     Row("GET", "/v1/openapi.json", _openapi, "This document", NoQuery, answer="application/json"),
 )
 SOCKETS = attach.SOCKETS

@@ -58,11 +58,17 @@ ROWS: tuple[tuple[str, str, str, str, str], ...] = (
     ("image load", "archives", "LOAD", "Load images from an archive (docker load)", "Images"),
     ("image save", "archives", "SAVE", "Write an image as an archive (docker save)", "Images"),
     ("image build-debian", "archives", "BUILD_DEBIAN", "Make an image out of Debian packages", "Images"),
+    ("image scan", "scan", "SCAN", "Show what is known to be wrong in an image, and what to upgrade", "Images"),
     ("volume create", "volumes", "CREATE", "Create a volume", "Volumes"),
     ("volume ls", "volumes", "LS", "List volumes", "Volumes"),
     ("volume rm", "volumes", "RM", "Remove volumes", "Volumes"),
     ("volume inspect", "inspect", "VOLUME", "Show everything about volumes", "Volumes"),
     ("volume prune", "volumes", "PRUNE", "Remove volumes that nothing uses", "Volumes"),
+    ("feed import", "feeds", "IMPORT", "Import a list of known vulnerabilities", "Trust"),
+    ("feed ls", "feeds", "LS", "List feeds and their age", "Trust"),
+    ("feed verify", "feeds", "VERIFY", "Check the feeds: whole, sound, young enough", "Trust"),
+    ("feed update", "feeds", "UPDATE", "Fetch newer feeds from a mirror, by digest", "Trust"),
+    ("feed rm", "feeds", "RM", "Remove feeds", "Trust"),
     ("system info", "system", "INFO", "Describe the host and the daemons", "System"),
     ("system doctor", "system", "DOCTOR", "Check the host; name what a crash left behind", "System"),
     ("system df", "system", "DF", "Show what takes the space", "System"),
@@ -98,6 +104,7 @@ GROUPS: dict[str, str] = {
     "volume": "Manage volumes",
     "system": "Look after the host and the daemons",
     "audit": "Read the audit log",
+    "feed": "Look after the lists of known vulnerabilities",
 }
 
 
@@ -112,10 +119,10 @@ def paths() -> dict[str, tuple[str, str, str, str, str]]:
 def find(argv: list[str]) -> tuple[str | None, list[str]]:
     """The path of the command that begins *argv*, or None; and the words after it."""
     known = paths()
-    if len(argv) > 1:
-        pair = f"{argv[0]} {argv[1]}"
-        if pair in known:
-            return pair, argv[2:]
+    for count in (3, 2):
+        path = " ".join(argv[:count])
+        if len(argv) >= count and path in known:
+            return path, argv[count:]
     if argv[0] in known and argv[0] not in GROUPS:
         return argv[0], argv[1:]
     return None, argv

@@ -12,10 +12,10 @@ import msgspec
 from casemate.hostd.client import ask
 from casemate.hostd.protocol import Done, LayerAdopt, LayerList, Layers
 from casemate.image import jobs, leases
-from casemate.image.client import run_job
 from casemate.image.records import ImageRecord
 from casemate.node import audit, events, imagestore, journal
 from casemate.node.core import Caller, Core
+from casemate.node.imagejobs import run_job
 from casemate.node.operations import Operations, Running
 from casemate.node.platforms import parse_platform
 from casemate.node.resolve import Image
