@@ -18,6 +18,7 @@ from casemate.api import (
     routes_images,
     routes_pods,
     routes_scan,
+    routes_signatures,
     routes_system,
 )
 from casemate.api.routing import Call, NoQuery, Row
@@ -33,6 +34,7 @@ ROUTES = (
     *routes_files.ROWS,
     *routes_pods.ROWS,
     *routes_images.ROWS,
+    *routes_signatures.ROWS,
     *routes_scan.ROWS,
     Row("GET", "/v1/openapi.json", _openapi, "This document", NoQuery, answer="application/json"),
 )

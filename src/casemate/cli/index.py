@@ -69,6 +69,11 @@ ROWS: tuple[tuple[str, str, str, str, str], ...] = (
     ("feed verify", "feeds", "VERIFY", "Check the feeds: whole, sound, young enough", "Trust"),
     ("feed update", "feeds", "UPDATE", "Fetch newer feeds from a mirror, by digest", "Trust"),
     ("feed rm", "feeds", "RM", "Remove feeds", "Trust"),
+    ("trust verify", "signatures", "VERIFY", "Check who signed an image", "Trust"),
+    ("trust sign", "signatures", "SIGN", "Sign an image at its registry", "Trust"),
+    ("trust attest", "signatures", "ATTEST", "Sign a statement about an image", "Trust"),
+    ("trust key tokens", "signatures", "KEY_TOKENS", "List the keys on tokens", "Trust"),
+    ("trust key new", "signatures", "KEY_NEW", "Make a key pair that signs", "Trust"),
     ("system info", "system", "INFO", "Describe the host and the daemons", "System"),
     ("system doctor", "system", "DOCTOR", "Check the host; name what a crash left behind", "System"),
     ("system df", "system", "DF", "Show what takes the space", "System"),
@@ -104,6 +109,8 @@ GROUPS: dict[str, str] = {
     "volume": "Manage volumes",
     "system": "Look after the host and the daemons",
     "audit": "Read the audit log",
+    "trust": "Decide what may run: signatures, keys, publishers, policy",
+    "trust key": "Keys that sign",
     "feed": "Look after the lists of known vulnerabilities",
 }
 

@@ -21,6 +21,7 @@ from casemate.node.database import Database
 from casemate.node.events import Events
 from casemate.node.hub import Hub
 from casemate.node.resolve import Image
+from casemate.node.warm import MAX_MESSAGE_BYTES, Warm
 from casemate.spec.api import WaitAnswer
 from casemate.spec.ids import id_from_bytes
 from casemate.spec.settings import Settings
@@ -100,6 +101,9 @@ class Core:
         self.clock = clock
         self.random_bytes = random_bytes
         self.admitter = admitter
+        #: Children that check signatures, with and without a registry; each starts when it is asked.
+        self.evidence_online = Warm("casemate.node.evidence_child", MAX_MESSAGE_BYTES)
+        self.evidence_offline = Warm("casemate.node.evidence_child", MAX_MESSAGE_BYTES)
         self.events = Events(db)
         self.changes = Changes()
         self.hub = Hub()

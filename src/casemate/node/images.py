@@ -15,6 +15,7 @@ from casemate.image import jobs, leases
 from casemate.image.records import ImageRecord
 from casemate.node import audit, events, imagestore, journal
 from casemate.node.core import Caller, Core
+from casemate.node.evidence_jobs import WANTED
 from casemate.node.imagejobs import run_job
 from casemate.node.operations import Operations, Running
 from casemate.node.platforms import parse_platform
@@ -52,7 +53,7 @@ def limits(core: Core) -> jobs.Limits:
     )
 
 
-def _endpoints(core: Core, auth: RegistryAuth | None, registry: str, *, plain_http: bool) -> jobs.Endpoints:
+def endpoints(core: Core, auth: RegistryAuth | None, registry: str, *, plain_http: bool) -> jobs.Endpoints:
     insecure = core.settings.texts("registry.insecure")
     if plain_http and registry not in insecure:
         insecure = (*insecure, registry)
@@ -69,8 +70,9 @@ async def pull(core: Core, operations: Operations, request: PullRequest, caller:
         state=core.settings.text("paths.state"),
         reference=str(reference),
         platform=parse_platform(request.platform),
-        endpoints=_endpoints(core, request.auth, reference.registry, plain_http=request.plain_http),
+        endpoints=endpoints(core, request.auth, reference.registry, plain_http=request.plain_http),
         limits=limits(core),
+        referring=WANTED,
     )
 
     async def work(running: Running) -> dict[str, object]:
@@ -88,7 +90,7 @@ async def push(core: Core, operations: Operations, request: PushRequest, caller:
         state=core.settings.text("paths.state"),
         reference=str(reference),
         manifest_digest=row.manifest_digest,
-        endpoints=_endpoints(core, request.auth, reference.registry, plain_http=request.plain_http),
+        endpoints=endpoints(core, request.auth, reference.registry, plain_http=request.plain_http),
         limits=limits(core),
     )
 

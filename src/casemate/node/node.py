@@ -81,5 +81,7 @@ async def running_node(settings: Settings) -> AsyncGenerator[Node]:
             finally:
                 await node.operations.close()
                 core.hub.close()
+                await core.evidence_online.close()
+                await core.evidence_offline.close()
     finally:
         await db.close()
