@@ -20,6 +20,7 @@ from casemate.api import (
     routes_scan,
     routes_signatures,
     routes_system,
+    routes_trust,
 )
 from casemate.api.routing import Call, NoQuery, Row
 
@@ -36,6 +37,7 @@ ROUTES = (
     *routes_images.ROWS,
     *routes_signatures.ROWS,
     *routes_scan.ROWS,
+    *routes_trust.ROWS,
     Row("GET", "/v1/openapi.json", _openapi, "This document", NoQuery, answer="application/json"),
 )
 SOCKETS = attach.SOCKETS

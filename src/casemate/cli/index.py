@@ -64,6 +64,12 @@ ROWS: tuple[tuple[str, str, str, str, str], ...] = (
     ("volume rm", "volumes", "RM", "Remove volumes", "Volumes"),
     ("volume inspect", "inspect", "VOLUME", "Show everything about volumes", "Volumes"),
     ("volume prune", "volumes", "PRUNE", "Remove volumes that nothing uses", "Volumes"),
+    ("trust why", "trust", "WHY", "Show why a container or an image may run, step by step", "Trust"),
+    ("trust policy apply", "trust", "APPLY", "Put documents of the trust policy in force", "Trust"),
+    ("trust policy ls", "trust", "LS", "List the documents of the trust policy", "Trust"),
+    ("trust policy show", "trust", "SHOW", "Show a document of the trust policy", "Trust"),
+    ("trust policy rm", "trust", "RM", "Remove documents of the trust policy", "Trust"),
+    ("trust policy test", "trust", "TEST", "Run cases against a trust policy", "Trust"),
     ("feed import", "feeds", "IMPORT", "Import a list of known vulnerabilities", "Trust"),
     ("feed ls", "feeds", "LS", "List feeds and their age", "Trust"),
     ("feed verify", "feeds", "VERIFY", "Check the feeds: whole, sound, young enough", "Trust"),
@@ -111,6 +117,7 @@ GROUPS: dict[str, str] = {
     "audit": "Read the audit log",
     "trust": "Decide what may run: signatures, keys, publishers, policy",
     "trust key": "Keys that sign",
+    "trust policy": "Say what may run, how strongly isolated, and what happens to what runs already",
     "feed": "Look after the lists of known vulnerabilities",
 }
 

@@ -21,6 +21,7 @@ from casemate.node.database import Database
 from casemate.node.events import Events
 from casemate.node.hub import Hub
 from casemate.node.resolve import Image
+from casemate.node.trust.state import TrustState
 from casemate.node.warm import MAX_MESSAGE_BYTES, Warm
 from casemate.spec.api import WaitAnswer
 from casemate.spec.ids import id_from_bytes
@@ -104,6 +105,7 @@ class Core:
         #: Children that check signatures, with and without a registry; each starts when it is asked.
         self.evidence_online = Warm("casemate.node.evidence_child", MAX_MESSAGE_BYTES)
         self.evidence_offline = Warm("casemate.node.evidence_child", MAX_MESSAGE_BYTES)
+        self.trust = TrustState()
         self.events = Events(db)
         self.changes = Changes()
         self.hub = Hub()

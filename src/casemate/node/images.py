@@ -77,7 +77,8 @@ async def pull(core: Core, operations: Operations, request: PullRequest, caller:
 
     async def work(running: Running) -> dict[str, object]:
         result = await _run(job, running)
-        return await _record(core, result, (str(reference),) if reference.tag is not None else (), caller, "pull")
+        names = (str(reference),) if reference.tag is not None else ()
+        return await _record(core, result, names, caller, "pull", origin=f"{reference.registry}/{reference.repository}")
 
     return await operations.start("image.pull", reference.familiar, caller, work)
 
@@ -156,7 +157,7 @@ async def _run(job: jobs.Job, running: Running) -> jobs.Result:
 
 
 async def _record(
-    core: Core, result: jobs.Result, names: tuple[str, ...], caller: Caller, action: str
+    core: Core, result: jobs.Result, names: tuple[str, ...], caller: Caller, action: str, *, origin: str = ""
 ) -> dict[str, object]:
     """Let hostd take the layers over, then make the images visible; the worker's lease holds until then."""
     try:
@@ -171,6 +172,8 @@ async def _record(
             for record in result.images:
                 wanted = names if len(result.images) == 1 and names else record.names
                 imagestore.put(db, record, wanted[:MAX_NAMES], at)
+                if origin:
+                    imagestore.note_origin(db, record.manifest_digest, origin, at)
                 journal.end_all(db, record.manifest_digest)
                 name = wanted[0] if wanted else record.config_digest
                 events.add(db, at, "image", record.config_digest, action, name=name, digest=record.manifest_digest)

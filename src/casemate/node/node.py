@@ -12,6 +12,7 @@ from casemate.node import exits, images, recovery, volumes
 from casemate.node.core import Core, report
 from casemate.node.database import Database
 from casemate.node.operations import Operations
+from casemate.node.trust import policies
 from casemate.spec.errors import CasemateError
 from casemate.spec.settings import Settings
 
@@ -69,6 +70,7 @@ async def running_node(settings: Settings) -> AsyncGenerator[Node]:
         )
         core = Core(settings, db, client)
         await asyncio.to_thread(core.images.create)
+        await policies.load(core)
         for path in await asyncio.to_thread(garbage.sweep_dead, core.images):
             report(f"removed {path}: its writer was killed")
         node = Node(core)
@@ -81,6 +83,7 @@ async def running_node(settings: Settings) -> AsyncGenerator[Node]:
             finally:
                 await node.operations.close()
                 core.hub.close()
+                await core.trust.close()
                 await core.evidence_online.close()
                 await core.evidence_offline.close()
     finally:

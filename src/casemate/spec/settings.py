@@ -157,6 +157,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("grants.devices", (), "users, or @groups, that may pass devices; root always may"),
     Setting("grants.capabilities", (), "users, or @groups, that may add capabilities; root always may"),
     Setting("grants.host_namespaces", (), "users, or @groups, that may share host namespaces; root always may"),
+    Setting("grants.trust", (), "users, or @groups, that may change the trust policy and the feeds; root always may"),
     Setting("grants.privileged", (), "users, or @groups, that may run privileged; root always may"),
 )
 

@@ -14,6 +14,7 @@ from casemate.node.core import Caller, Core
 from casemate.node.operations import Operations, Running
 from casemate.node.trust import child
 from casemate.node.trust.jobs import FeedsJob, ImportJob, RemoveJob, Told, UpdateJob
+from casemate.node.trust.policies import demand
 from casemate.node.trust.scans import today
 from casemate.spec.api import Operation, Progress
 from casemate.spec.api.scan import FeedChange, FeedList, FeedUpdateRequest
@@ -45,6 +46,7 @@ class Wanted(msgspec.Struct, frozen=True):
 
 async def import_(core: Core, operations: Operations, wanted: Wanted, path: Path, caller: Caller) -> Operation:
     """Import the upload at *path*, which is removed at the end."""
+    demand(caller, "to import a feed")
     job = ImportJob(
         state=core.settings.text("paths.state"), kind=wanted.kind, origin=str(path), name=wanted.name,
         today=today(core), made=wanted.date, digest=wanted.digest,
@@ -64,6 +66,7 @@ async def import_(core: Core, operations: Operations, wanted: Wanted, path: Path
 
 async def update(core: Core, operations: Operations, request: FeedUpdateRequest, caller: Caller) -> Operation:
     """Fetch what the mirror has that is new, by digest, and import it."""
+    demand(caller, "to update feeds")
     url = request.url or core.settings.text("feed.mirror")
     if not url:
         raise InvalidArgument(
@@ -87,6 +90,7 @@ async def update(core: Core, operations: Operations, request: FeedUpdateRequest,
 
 async def remove(core: Core, name: str, caller: Caller) -> None:
     """Take a feed away. Raises ``FeedMissing`` when there is none of the name."""
+    demand(caller, "to remove a feed")
     await child.run(RemoveJob(state=core.settings.text("paths.state"), name=name), timeout_s=LIST_TIMEOUT_S)
     await _told(core, caller, "remove", name)
 
@@ -106,3 +110,4 @@ async def _told(core: Core, caller: Caller, action: str, name: str, **facts: obj
 
     await core.db.write(work)
     core.events.wake()
+    core.trust.change(f"feed {name} changed")

@@ -83,8 +83,8 @@ async def complete(core: Core, record: ImageRecord, also: str = "") -> None:
             await asyncio.to_thread(leases.release, core.images, result.lease)
 
 
-def _missing(core: Core, record: ImageRecord, also: str) -> tuple[tuple[str, str], ...]:
-    """(blob digest, diff_id) of the layers without a list, each once."""
+def _missing(core: Core, record: ImageRecord, also: str = "") -> tuple[tuple[str, str], ...]:
+    """(blob digest, diff_id) of the layers without a list, each once; that of the layer *also* is dropped before."""
     from casemate.trust.packages.apply import CONTENTS_FOLDER, ContentsStore  # noqa: PLC0415 - and the scanner with it
 
     lists = ContentsStore(core.images.root / CONTENTS_FOLDER)
