@@ -21,7 +21,10 @@ from casemate.api import (
     routes_pods,
     routes_policy,
     routes_referrals,
+    routes_scan,
+    routes_signatures,
     routes_system,
+    routes_trust,
 )
 from casemate.api.routing import Call, NoQuery, Row
 
@@ -40,6 +43,9 @@ ROUTES = (
     *routes_policy.ROWS,
     *routes_referrals.ROWS,
     *routes_flows.ROWS,
+    *routes_signatures.ROWS,
+    *routes_scan.ROWS,
+    *routes_trust.ROWS,
     Row("GET", "/v1/openapi.json", _openapi, "This document", NoQuery, answer="application/json"),
 )
 SOCKETS = attach.SOCKETS

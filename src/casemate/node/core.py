@@ -24,6 +24,8 @@ from casemate.node.hub import Hub
 from casemate.node.policy.state import Policy
 from casemate.node.policy.wallstate import Walls
 from casemate.node.resolve import Image
+from casemate.node.trust.state import TrustState
+from casemate.node.warm import MAX_MESSAGE_BYTES, Warm
 from casemate.policy.identity import Connection
 from casemate.spec.api import WaitAnswer
 from casemate.spec.ids import id_from_bytes
@@ -107,6 +109,10 @@ class Core:
         self.clock = clock
         self.random_bytes = random_bytes
         self.admitter = admitter
+        #: Children that check signatures, with and without a registry; each starts when it is asked.
+        self.evidence_online = Warm("casemate.node.evidence_child", MAX_MESSAGE_BYTES)
+        self.evidence_offline = Warm("casemate.node.evidence_child", MAX_MESSAGE_BYTES)
+        self.trust = TrustState()
         self.events = Events(db)
         self.changes = Changes()
         self.hub = Hub()

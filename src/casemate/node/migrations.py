@@ -217,4 +217,20 @@ CREATE TABLE wall_history (
 ) STRICT;
 """
 
-MIGRATIONS: tuple[str, ...] = (_FIRST, _PODS_LISTED, _POLICY)
+#: Documents of the trust policy; and which repositories an image was pulled from, since a name can be given by anybody.
+_TRUST = """
+CREATE TABLE trust_policies (
+    name TEXT PRIMARY KEY,
+    applied_at REAL NOT NULL,
+    who TEXT NOT NULL,
+    document BLOB NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE TABLE image_origins (
+    manifest_digest TEXT NOT NULL REFERENCES images (manifest_digest) ON DELETE CASCADE,
+    repository TEXT NOT NULL,
+    at REAL NOT NULL,
+    PRIMARY KEY (manifest_digest, repository)
+) STRICT, WITHOUT ROWID;
+"""
+
+MIGRATIONS: tuple[str, ...] = (_FIRST, _PODS_LISTED, _POLICY, _TRUST)

@@ -16,6 +16,7 @@ from casemate.node.directory import Directory
 from casemate.node.flows.service import Flows
 from casemate.node.operations import Operations
 from casemate.node.policy.desk import Desk
+from casemate.node.trust import policies
 from casemate.spec.errors import CasemateError
 from casemate.spec.settings import Settings
 
@@ -96,6 +97,7 @@ async def running_node(settings: Settings) -> AsyncGenerator[Node]:
         )
         core = Core(settings, db, client)
         await asyncio.to_thread(core.images.create)
+        await policies.load(core)
         for path in await asyncio.to_thread(garbage.sweep_dead, core.images):
             report(f"removed {path}: its writer was killed")
         node = Node(core)
@@ -112,5 +114,8 @@ async def running_node(settings: Settings) -> AsyncGenerator[Node]:
             finally:
                 await node.operations.close()
                 core.hub.close()
+                await core.trust.close()
+                await core.evidence_online.close()
+                await core.evidence_offline.close()
     finally:
         await db.close()

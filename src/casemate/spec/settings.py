@@ -146,6 +146,15 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("image.max_layer_files", 2_000_000, "bound on entries in one layer", "files", 1000, 100_000_000),
     Setting("registry.mirrors", (), "host=mirror pairs, tried in order before the host itself"),
     Setting("registry.insecure", (), "registries (host or host:port) that may be spoken to over plain HTTP"),
+    Setting(
+        "feed.max_age_days",
+        14,
+        "a feed of known vulnerabilities that is older makes a scan count as not whole; 0: no bound",
+        "days",
+        0,
+        3650,
+    ),
+    Setting("feed.mirror", "", "where `casemate feed update` fetches feeds from: an address of a manifest.json"),
     Setting("api.tls_listen", "", "address:port for TLS with client certificates; empty: off"),
     Setting("api.tls_certificate", "/etc/casemate/tls/server.crt", "server certificate chain, PEM"),
     Setting("api.tls_key", "/etc/casemate/tls/server.key", "server key, PEM, readable by casemate only"),
@@ -173,6 +182,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("grants.devices", (), "users, or @groups, that may pass devices; root always may"),
     Setting("grants.capabilities", (), "users, or @groups, that may add capabilities; root always may"),
     Setting("grants.host_namespaces", (), "users, or @groups, that may share host namespaces; root always may"),
+    Setting("grants.trust", (), "users, or @groups, that may change the trust policy and the feeds; root always may"),
     Setting("grants.privileged", (), "users, or @groups, that may run privileged; root always may"),
     Setting(
         "grants.policy",
