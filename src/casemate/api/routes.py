@@ -15,10 +15,16 @@ from casemate.api import (
     attach,
     routes_containers,
     routes_files,
+    routes_flows,
     routes_images,
     routes_kernels,
     routes_pods,
+    routes_policy,
+    routes_referrals,
+    routes_scan,
+    routes_signatures,
     routes_system,
+    routes_trust,
 )
 from casemate.api.routing import Call, NoQuery, Row
 
@@ -34,6 +40,12 @@ ROUTES = (
     *routes_pods.ROWS,
     *routes_images.ROWS,
     *routes_kernels.ROWS,
+    *routes_policy.ROWS,
+    *routes_referrals.ROWS,
+    *routes_flows.ROWS,
+    *routes_signatures.ROWS,
+    *routes_scan.ROWS,
+    *routes_trust.ROWS,
     Row("GET", "/v1/openapi.json", _openapi, "This document", NoQuery, answer="application/json"),
 )
 SOCKETS = attach.SOCKETS

@@ -36,8 +36,8 @@ def offers(words: list[str]) -> list[Offer]:
     before = _without_leading(before)
     if not before:
         found = _top() if not typed.startswith("-") else _flag_names(GLOBAL_FLAGS)
-    elif len(before) == 1 and before[0] in GROUPS:
-        found = [(path.partition(" ")[2], row[3]) for path, row in paths().items() if path.startswith(f"{before[0]} ")]
+    elif " ".join(before) in GROUPS:
+        found = _members(" ".join(before))
     else:
         path, rest = find(before)
         if path is None:
@@ -54,9 +54,19 @@ def _without_leading(before: list[str]) -> list[str]:
     return before
 
 
+def _members(group: str) -> list[Offer]:
+    """What may follow *group*: its commands, and groups inside it by their own line."""
+    found: dict[str, str] = {}
+    for path, row in paths().items():
+        if path.startswith(f"{group} "):
+            word = path[len(group) + 1 :].partition(" ")[0]
+            found[word] = GROUPS.get(f"{group} {word}", row[3])
+    return list(found.items())
+
+
 def _top() -> list[Offer]:
     rows = [(path, row[3]) for path, row in paths().items() if " " not in path]
-    return sorted(rows + list(GROUPS.items()))
+    return sorted(rows + [(group, text) for group, text in GROUPS.items() if " " not in group])
 
 
 def _flag_names(flags: tuple[Flag, ...]) -> list[Offer]:

@@ -88,9 +88,10 @@ def group_page(group: str) -> str:
     text = f"Usage: casemate {group} COMMAND\n\n{GROUPS[group]}\n\nCommands:\n"
     rows = {row[0]: row[3] for row in ROWS}
     members = {path: rows[path] for path in rows if path.startswith(f"{group} ")}
+    width = max([16, *(len(path) - len(group) for path in members)])
     if group == "container":
         members = {alias: rows[path] for alias, path in ALIASES.items() if alias.startswith("container ")}
-    text += "".join(f"  {path.partition(' ')[2]:<16} {summary}\n" for path, summary in sorted(members.items()))
+    text += "".join(f"  {path[len(group) + 1 :]:<{width}} {summary}\n" for path, summary in sorted(members.items()))
     return text + f"\n`casemate {group} COMMAND --help` tells more of a command.\n"
 
 
@@ -100,11 +101,13 @@ def group_or_unknown(argv: list[str]) -> str:
     from casemate.cli.suggest import nearest
 
     word, *rest = argv
+    if rest and f"{word} {rest[0]}" in GROUPS:
+        word, rest = f"{word} {rest[0]}", rest[1:]
     if word in GROUPS and (not rest or rest[0] in ("--help", "-h", "help")):
         return group_page(word)
     known = [*(row[0] for row in ROWS), *ALIASES, *GROUPS]
     if word in GROUPS:
-        inner = [path.partition(" ")[2] for path in known if path.startswith(f"{word} ")]
+        inner = [path[len(word) + 1 :] for path in known if path.startswith(f"{word} ")]
         near = nearest(rest[0], inner)
         hint = f"; did you mean `casemate {word} {near}`?" if near else ""
         raise usage(f"unknown command: casemate {word} {rest[0][:60]}{hint}", path=word)

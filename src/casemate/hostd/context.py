@@ -12,6 +12,7 @@ from casemate.hostd.folders import Folders
 from casemate.hostd.protocol import AnyEvent
 from casemate.hostd.records import Records
 from casemate.hostd.state import State
+from casemate.hostd.visibility import Visibility
 from casemate.isolation.bundle import HostFacts
 from casemate.isolation.launcher import Launcher
 from casemate.isolation.level import Levels, Runtime
@@ -42,6 +43,7 @@ class Context:
     volumes: Volumes
     trash: Trash
     nat: Nat
+    visibility: Visibility
     boot_id: str
     conmon: str
     casemated_uid: int

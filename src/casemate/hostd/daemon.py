@@ -24,6 +24,7 @@ from casemate.hostd.operations import Operations
 from casemate.hostd.records import Records
 from casemate.hostd.server import Server
 from casemate.hostd.state import State
+from casemate.hostd.visibility import Visibility
 from casemate.isolation import observe, runtime
 from casemate.isolation.gvisor import probe as gvisor
 from casemate.isolation.gvisor.driver import GvisorLevel
@@ -94,6 +95,7 @@ async def make_context(settings: Settings, step: Callable[[str], None] | None) -
     folders = Folders(Path(settings.text("paths.host_state")), Path(settings.text("paths.host_run")))
     trash = Trash(folders.state)
     facts = observe.observe()
+    nat = Nat(settings.text("network.table"), settings.text("network.link_prefix"), settings.text("network.pool"))
     context = Context(
         settings=settings,
         folders=folders,
@@ -105,7 +107,8 @@ async def make_context(settings: Settings, step: Callable[[str], None] | None) -
         layers=LayerMounts(folders.state, folders.run),
         volumes=Volumes(folders.state, trash),
         trash=trash,
-        nat=Nat(settings.text("network.table"), settings.text("network.link_prefix"), settings.text("network.pool")),
+        nat=nat,
+        visibility=Visibility(settings, lambda: nat.nft),
         boot_id=observe.boot_id(),
         conmon=programs.find_program("conmon"),
         casemated_uid=_uid_of(settings.text("daemon.user")),
@@ -177,6 +180,7 @@ async def serve(settings: Settings, step: Callable[[str], None] | None = None) -
             await _until_asked_to_end(context, server, group, ended)
             machines.cancel()
     finally:
+        context.visibility.close()
         context.nat.close()
         for launcher in context.launchers.values():
             launcher.close()

@@ -31,6 +31,12 @@ class CallerForged(PermissionDenied):
     remedy = "Report it: casemated passed a descriptor that proves nothing."
 
 
+class Watched(Conflict):
+    code = "hostd.watched"
+    title = "The kernel's log of this node's packets has a reader already"
+    remedy = "End what reads it: `ps -fC python3 | grep flows.child`; casemated then asks again by itself."
+
+
 class PodMissing(NotFound):
     code = "hostd.pod_missing"
     title = "No such pod on this host"

@@ -10,7 +10,19 @@ from pathlib import Path
 import msgspec
 
 from casemate.host import pidfd
-from casemate.hostd import checks, containers, execs, files, kernels, layers, leftovers, observing, pods, protocol
+from casemate.hostd import (
+    checks,
+    containers,
+    execs,
+    files,
+    kernels,
+    layers,
+    leftovers,
+    observing,
+    pods,
+    protocol,
+    protocol_visibility,
+)
 from casemate.hostd.context import Context
 from casemate.hostd.errors import ProtocolViolated, WrongState
 from casemate.hostd.grants import NOBODY, Caller, caller_of
@@ -67,6 +79,8 @@ class Operations:
                 return await self._run(operation, self._caller(fds))
             case protocol.KernelAdopt() | protocol.KernelList() | protocol.KernelUse() | protocol.KernelRemove():
                 return await kernels.handle(context, operation, fds), []
+            case protocol_visibility.FlowsWatch() | protocol_visibility.ResolverListen():
+                return await context.visibility.handle(operation)
             case protocol.ContainerStats():
                 return await observing.stats(context, operation.containers), []
             case _:

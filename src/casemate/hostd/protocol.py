@@ -20,12 +20,15 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta
 
 from casemate.hostd.protocol_base import Answer as Answer
+from casemate.hostd.protocol_base import Event as Event
 from casemate.hostd.protocol_base import Operation as Operation
+from casemate.hostd.protocol_firewall import FirewallAnswers, FirewallEvent, FirewallOperation
 from casemate.hostd.protocol_kernels import KernelAdopt as KernelAdopt
 from casemate.hostd.protocol_kernels import KernelList as KernelList
 from casemate.hostd.protocol_kernels import KernelRemove as KernelRemove
 from casemate.hostd.protocol_kernels import Kernels as Kernels
 from casemate.hostd.protocol_kernels import KernelUse as KernelUse
+from casemate.hostd.protocol_visibility import VisibilityOperation
 from casemate.spec.workload import (
     Bytes,
     ContainerSpec,
@@ -338,10 +341,12 @@ AnyOperation = (
     | ContainerDiff
     | ExecStart
     | ExecKill
+    | FirewallOperation
     | KernelAdopt
     | KernelList
     | KernelUse
     | KernelRemove
+    | VisibilityOperation
 )
 
 
@@ -480,15 +485,12 @@ AnyAnswer = (
     | Findings
     | Stats
     | Processes
+    | FirewallAnswers
     | Kernels
 )
 
 
 # --- events -----------------------------------------------------------------------------------------------------
-
-
-class Event(Value, frozen=True, tag_field="event"):
-    """Base of what hostd sends unasked."""
 
 
 class ContainerExited(Event, frozen=True, tag="exited"):
@@ -510,7 +512,7 @@ class ExecEnded(Event, frozen=True, tag="exec_ended"):
     exit_code: int
 
 
-AnyEvent = ContainerExited | ContainerOom | ExecEnded
+AnyEvent = ContainerExited | ContainerOom | ExecEnded | FirewallEvent
 
 
 # --- frames -----------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The bases of hostd's operations and answers; see :mod:`casemate.hostd.protocol`."""
+"""The bases of hostd's operations, answers and events: what tells one kind of value from another on the wire."""
 
 from __future__ import annotations
 
@@ -11,3 +11,7 @@ class Operation(Value, frozen=True, tag_field="op"):
 
 class Answer(Value, frozen=True, tag_field="is"):
     """Base of the answers."""
+
+
+class Event(Value, frozen=True, tag_field="event"):
+    """Base of what hostd sends unasked."""

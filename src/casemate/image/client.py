@@ -23,6 +23,8 @@ MAX_WORDS_BYTES = 8 << 10
 TIMEOUT_S = 6 * 3600.0
 #: The worker is of the same code as its caller, from a checkout as from an installation.
 PACKAGE_ROOT = str(Path(__file__).resolve().parents[2])
+#: The worker without anybody who looks at the layers; who has an observer for them starts a module of its own.
+WORKER = "casemate.image.worker"
 #: What the worker may know of casemated's environment.
 PASSED = ("PATH", "LANG", "TMPDIR", "HOME", "SSL_CERT_FILE", "SSL_CERT_DIR")
 
@@ -58,8 +60,9 @@ async def run_job(
     timeout_s: float = TIMEOUT_S,
     grace_s: float = GRACE_S,
     start: Spawn = spawn,
+    module: str = WORKER,
 ) -> Result:
-    """Run *job* in a worker and give its :class:`Result`.
+    """Run *job* in a worker (``python -m`` *module*) and give its :class:`Result`.
 
     *descriptors* are inherited by the worker under their numbers (``fd:N`` in import and export jobs). The result's
     lease must be released with :func:`casemate.image.leases.release` when the image is recorded. Raises
@@ -68,7 +71,7 @@ async def run_job(
     """
     environment = {name: os.environ[name] for name in PASSED if name in os.environ}
     environment["PYTHONPATH"] = PACKAGE_ROOT
-    process = await start((sys.executable, "-P", "-m", "casemate.image.worker"), environment, descriptors)
+    process = await start((sys.executable, "-P", "-m", module), environment, descriptors)
     try:
         async with asyncio.timeout(timeout_s):
             return await _converse(process, job, on_progress)

@@ -98,6 +98,19 @@ class PlatformMissing(ManifestInvalid):
     remedy = "Choose one of the platforms that the message lists with --platform."
 
 
+class ArtifactLimit(LimitExceeded):
+    code = "image.artifact_limit"
+    title = "An image bears more signatures and attestations, or larger ones, than are looked at"
+    remedy = "Remove those that nobody needs from the registry; `casemate trust verify` shows what counts."
+
+
+class DigestUnpublished(CasemateError):
+    code = "image.digest_unpublished"
+    status = 403
+    title = "The registry's tag leads to another digest than the one that its publisher signed"
+    remedy = "Pull by the digest that the message names; or have its publisher sign the new one (`trust publish`)."
+
+
 class LayerInvalid(CasemateError):
     code = "image.layer_invalid"
     status = 422

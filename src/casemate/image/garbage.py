@@ -58,6 +58,9 @@ def plan_garbage(store: Store, reachable: Iterable[str], now_s: float | None = N
     for entry in _entries(store, "blobs/sha256"):
         if entry.name not in keep and not _temporary_alive(entry.name):
             removals.append(_removal(entry, "no image needs this blob"))
+    for entry in _entries(store, "evidence"):
+        if entry.name.partition("-")[0] not in keep and not _temporary_alive(entry.name):
+            removals.append(_removal(entry, "no image has these signatures"))
     for entry in _entries(store, "staging"):
         if entry.name.removesuffix(".sqfs") not in wanted_squashfs and not _temporary_alive(entry.name):
             removals.append(_removal(entry, "no layer has this squashfs file"))
@@ -108,7 +111,7 @@ def usage(store: Store) -> Usage:
     def total(folder: str) -> int:
         return sum(entry.stat(follow_symlinks=False).st_blocks * 512 for entry in _entries(store, folder))
 
-    other = sum(total(folder) for folder in ("layers", "locks", "leases", "uploads"))
+    other = sum(total(folder) for folder in ("layers", "locks", "leases", "uploads", "evidence"))
     return Usage(total("blobs/sha256"), total("staging"), total("ingest"), other)
 
 

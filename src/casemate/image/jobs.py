@@ -12,6 +12,7 @@ import msgspec
 
 from casemate.image.errors import WorkerFailed
 from casemate.image.records import ImageRecord, LayerRecord, Platform
+from casemate.image.referring import Wanted
 
 MAX_JOB_BYTES = 4 << 20
 #: A result carries records of up to 127 layers, each with up to 1 MiB of passwd and group in base64.
@@ -60,6 +61,10 @@ class PullJob(msgspec.Struct, frozen=True, tag="pull", kw_only=True):
     endpoints: Endpoints = Endpoints()
     limits: Limits = Limits()
     convert: bool = True
+    #: What refers to the image is fetched with it and kept beside it; None: it is not looked for.
+    referring: Wanted | None = None
+    #: The digest that the tag's publisher signed; empty: none is known. Another one is not fetched.
+    published: str = ""
 
 
 class PushJob(msgspec.Struct, frozen=True, tag="push", kw_only=True):

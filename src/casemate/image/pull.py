@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import closing
@@ -10,14 +11,17 @@ from functools import partial
 from typing import TypeVar
 
 from casemate.image import media
-from casemate.image.errors import ManifestInvalid
+from casemate.image.artifacts import fetch
+from casemate.image.errors import DigestUnpublished, ManifestInvalid
 from casemate.image.http import Client
 from casemate.image.jobs import Progress, PullJob, Result
 from casemate.image.manifest import choose_platform, decode_index, decode_manifest, document_type, image_record
 from casemate.image.records import LayerRecord, LayerRef
+from casemate.image.referring import Referring, Wanted, keep
 from casemate.image.registry import Repositories, Repository
 from casemate.image.transfer import bring_layer
 from casemate.image.workspace import Stopped, Workspace
+from casemate.spec.errors import CasemateError
 from casemate.spec.reference import Reference, parse_reference
 
 T = TypeVar("T")
@@ -35,6 +39,7 @@ def _pull(work: Workspace, job: PullJob, reference: Reference, client: Client) -
     bound = work.limits.max_manifest_bytes
     work.report(Progress(str(reference), "resolving"))
     data, transport, digest = places.first(lambda place: place.manifest(reference.wanted, bound))
+    check_published(reference, digest, job.published)
     kind = document_type(data, transport, f"{reference}", bound)
     index_digest = None
     index_data = b""
@@ -50,7 +55,11 @@ def _pull(work: Workspace, job: PullJob, reference: Reference, client: Client) -
     names = (str(reference),) if reference.tag is not None else ()
     record = image_record(data, kind, config_data, names, index_digest, digest, bound)
     work.lease.add(sorted(record.digests()))
-    done = bring_layers(work, client, places.first, record.layers, convert=job.convert)
+    subjects = (digest,) if index_digest is None else (digest, index_digest)
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="referring") as beside:
+        asked = beside.submit(bring_referring, work, places, reference, subjects, job.referring)
+        done = bring_layers(work, client, places.first, record.layers, convert=job.convert)
+        asked.result()
     # The documents come last: an image whose manifest is in the store has its layers there too.
     for document in (config_data, data, index_data):
         if document:
@@ -63,6 +72,31 @@ def _pull(work: Workspace, job: PullJob, reference: Reference, client: Client) -
         transferred_bytes=sum(count for _, count in done),
         digest=digest,
     )
+
+
+def check_published(reference: Reference, digest: str, published: str) -> None:
+    """The digest that the tag leads to must be the one that its publisher signed, where one is known."""
+    if published and digest != published:
+        raise DigestUnpublished(
+            f"{reference} leads to {digest} at the registry; its publisher signed {published}",
+            found=digest, published=published,
+        )  # fmt: skip
+
+
+def bring_referring(
+    work: Workspace, places: Repositories, reference: Reference, subjects: tuple[str, ...], wanted: Wanted | None
+) -> None:
+    """Keep what refers to the image beside it. A registry that fails here fails no pull: an image whose signatures are
+    not known is one without, and policy answers that."""
+    repository = f"{reference.registry}/{reference.repository}"
+    for subject in subjects if wanted is not None else ():
+        assert wanted is not None
+        try:
+            found = fetch(places, subject, wanted)
+        except CasemateError as error:
+            work.report(Progress(subject, "signatures", text=f"not known: {error.detail}"[:400]))
+            continue
+        keep(work.store, Referring(subject, repository, time.time(), found))
 
 
 Outcome = tuple[LayerRecord | None, int]

@@ -6,6 +6,7 @@
     layers/<hex>.json       a LayerRecord; the name is the layer's diff_id
     staging/<hex>.sqfs      finished squashfs files that wait for adoption by hostd; the name is their digest
     ingest/<hex>            partial downloads, resumed by Range
+    evidence/<hex>-<hex>.json   signatures and attestations of a manifest, as one repository had them
     locks/, leases/         who works on what, who needs what
 
 Whatever becomes visible is written beside its place, synced, and renamed, so a crash leaves it whole or absent.
@@ -29,7 +30,7 @@ from casemate.image.records import ImageRecord, LayerRecord
 from casemate.spec.errors import Corrupt, NotFound
 from casemate.spec.ids import check_digest, digest_hex
 
-FOLDERS = ("blobs/sha256", "layers", "ingest", "staging", "locks", "leases", "uploads")
+FOLDERS = ("blobs/sha256", "layers", "ingest", "staging", "locks", "leases", "uploads", "evidence")
 
 
 class Store:
@@ -78,7 +79,7 @@ class Store:
         """Store a small blob; its digest."""
         digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
         if not self.has_blob(digest, len(data)):
-            self._write_whole(self.blob_path(digest), data)
+            self.write_whole(self.blob_path(digest), data)
         return digest
 
     def commit_blob(self, temporary: Path, digest: str) -> None:
@@ -108,7 +109,7 @@ class Store:
         return record
 
     def put_layer_record(self, record: LayerRecord) -> None:
-        self._write_whole(self.layer_path(record.diff_id), msgspec.json.encode(record))
+        self.write_whole(self.layer_path(record.diff_id), msgspec.json.encode(record))
 
     def layer_records(self, image: ImageRecord) -> list[LayerRecord]:
         """The records of *image*'s layers, bottom to top; :class:`NotFound` for one that was not converted."""
@@ -171,7 +172,8 @@ class Store:
                 raise
             os.close(descriptor)
 
-    def _write_whole(self, target: Path, data: bytes) -> None:
+    def write_whole(self, target: Path, data: bytes) -> None:
+        """Let *target* hold *data*: written beside it, synced, renamed."""
         temporary = target.with_name(f"tmp-{os.getpid()}-{secrets.token_hex(8)}")
         try:
             with temporary.open("xb") as stream:

@@ -14,7 +14,9 @@ from casemate.node.clock import rfc3339
 from casemate.node.core import Caller, Core
 from casemate.node.errors import NameTaken, TooManyContainers
 from casemate.node.names import another_name, random_name
+from casemate.node.policy import renaming
 from casemate.node.rows import ContainerRow, ExecRow, PodRow, encode, insert, select, update
+from casemate.node.trust import admission as trust
 from casemate.spec.api import (
     Admission,
     ContainerCreated,
@@ -24,8 +26,8 @@ from casemate.spec.api import (
     PodRequest,
 )
 from casemate.spec.errors import InvalidArgument, NotFound
-from casemate.spec.workload import VolumeMount
-from casemate.trust.admission import Candidate, Grade, admit
+from casemate.spec.workload import Level, VolumeMount
+from casemate.trust.admission import Candidate
 
 NAME_TRIES = 24
 
@@ -37,14 +39,23 @@ async def create(core: Core, request: ContainerRequest, caller: Caller) -> Conta
     platforms.check_asked(platform, request.platform, request.image)
     await platforms.check_runs(platform, request.image)
     image = await images.ready(core, found, request.image)
-    level = await pods.check_level(core, request.level)
-    candidate = Candidate(image.digest, request.image, request.project, level or "namespace")
-    grade = admit(core.admitter, candidate)
+    wanted, by_name = await _level(core, request)
+    candidate = Candidate(found.manifest_digest, request.image, request.project, wanted)
+    admission, level = await trust.decide(core, found, candidate, asked_by_name=by_name)
+    await pods.check_level(core, level)
     id_ = core.new_id()
-    fresh = _Fresh(core, request, image, grade, caller, id_)
+    fresh = _Fresh(core, request, image, admission, level, caller, id_)
     row = await core.db.write(fresh.write)
     core.events.wake()
     return ContainerCreated(row.id, row.name, row.the_warnings())
+
+
+async def _level(core: Core, request: ContainerRequest) -> tuple[Level, bool]:
+    """The level that is asked for, and whether somebody chose it: by name, or as that of the pod that it joins."""
+    if request.pod is None:
+        return await pods.check_level(core, request.level) or "namespace", request.level is not None
+    pod = await core.db.read(lambda db: lookup.pod(db, request.pod or "", request.project))
+    return pod.the_spec().level, True
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +65,8 @@ class _Fresh:
     core: Core
     request: ContainerRequest
     image: resolve.Image
-    grade: Grade
+    admission: Admission
+    level: Level
     caller: Caller
     id: str
 
@@ -85,13 +97,13 @@ class _Fresh:
             image=request.image,
             image_digest=self.image.digest,
             command=resolved.command[:4096],
-            labels=encode({**self.image.config.labels, **request.labels}),
+            labels=encode(trust.with_segment({**self.image.config.labels, **request.labels}, self.admission)),
             restart_name=request.restart.name,
             restart_maximum=request.restart.maximum,
             auto_remove=int(request.auto_remove),
             stop_signal=resolved.stop_signal,
             stop_timeout=resolved.stop_timeout_s,
-            admission=encode(Admission(self.grade.answer, self.grade.reason, self.grade.policy)),
+            admission=encode(self.admission),
             warnings=encode(self._warnings(pod)),
             desired="created",
             status="created",
@@ -104,11 +116,11 @@ class _Fresh:
                 )
         events.add(
             db, at, "container", self.id, "create", project=row.project, name=name, image=request.image,
-            digest=self.image.digest, admission=self.grade.answer,
+            digest=self.image.digest, admission=self.admission.answer,
         )  # fmt: skip
         audit.append(
             db, at, self.caller.who, "container.create", self.id, name=name, image=request.image,
-            digest=self.image.digest, admission=f"{self.grade.answer}: {self.grade.reason}",
+            digest=self.image.digest, admission=f"{self.admission.answer}: {self.admission.reason}", level=self.level,
             grants=list(resolve.grants_needed(request)),
         )  # fmt: skip
         return row
@@ -117,7 +129,7 @@ class _Fresh:
         request = self.request
         if request.pod is None:
             asked = PodRequest(
-                project=request.project, level=request.level, hostname=request.hostname, network=request.network,
+                project=request.project, level=self.level, hostname=request.hostname, network=request.network,
                 host_pid=request.host_pid, host_ipc=request.host_ipc,
             )  # fmt: skip
             return pods.write(db, self.core, asked, container=self.id, exposed=self.image.config.exposed_ports)
@@ -179,18 +191,22 @@ def choose_name(db: sqlite3.Connection, core: Core, project: str, wanted: str | 
 async def rename(core: Core, reference: str, project: str, name: str, caller: Caller) -> None:
     """Give the container another name."""
 
-    def work(db: sqlite3.Connection) -> None:
+    def work(db: sqlite3.Connection) -> str:
         row = lookup.container(db, reference, project)
         if row.name == name:
             raise InvalidArgument(f"the container has the name {name!r} already")
         choose_name(db, core, project, name)
         update(db, ContainerRow, row.id, name=name)
         at = core.clock()
+        renaming.work(db, core, row, name, caller.who)
         events.add(db, at, "container", row.id, "rename", project=project, name=name, old=row.name)
         audit.append(db, at, caller.who, "container.rename", row.id, name=name, old=row.name)
 
-    await core.db.write(work)
+        return row.pod
+
+    pod = await core.db.write(work)
     core.events.wake()
+    await renaming.done(core, pod)
 
 
 async def get(core: Core, reference: str, project: str) -> ContainerRow:

@@ -92,7 +92,18 @@ async def collect(core: Core) -> int:
         reachable |= row.the_record().digests()
     freed = await _layers(core, reachable)
     removals = await asyncio.to_thread(garbage.collect_garbage, core.images, reachable)
+    await asyncio.to_thread(_drop_lists, core, removals)
     return freed + sum(removal.freed_bytes for removal in removals)
+
+
+def _drop_lists(core: Core, removals: list[garbage.Removal]) -> None:
+    """The package lists of layers whose records went."""
+    from casemate.trust.packages.apply import CONTENTS_FOLDER, ContentsStore  # noqa: PLC0415 - and the scanner with it
+
+    lists = ContentsStore(core.images.root / CONTENTS_FOLDER)
+    for removal in removals:
+        if removal.path.parent.name == "layers" and removal.path.suffix == ".json":
+            lists.drop(f"sha256:{removal.path.stem}")
 
 
 async def _layers(core: Core, reachable: set[str]) -> int:

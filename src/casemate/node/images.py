@@ -12,10 +12,11 @@ import msgspec
 from casemate.hostd.client import ask
 from casemate.hostd.protocol import Done, LayerAdopt, LayerList, Layers
 from casemate.image import jobs, leases
-from casemate.image.client import run_job
 from casemate.image.records import ImageRecord
 from casemate.node import audit, events, imagestore, journal
 from casemate.node.core import Caller, Core
+from casemate.node.evidence_jobs import WANTED
+from casemate.node.imagejobs import run_job
 from casemate.node.operations import Operations, Running
 from casemate.node.platforms import parse_platform
 from casemate.node.resolve import Image
@@ -52,7 +53,7 @@ def limits(core: Core) -> jobs.Limits:
     )
 
 
-def _endpoints(core: Core, auth: RegistryAuth | None, registry: str, *, plain_http: bool) -> jobs.Endpoints:
+def endpoints(core: Core, auth: RegistryAuth | None, registry: str, *, plain_http: bool) -> jobs.Endpoints:
     insecure = core.settings.texts("registry.insecure")
     if plain_http and registry not in insecure:
         insecure = (*insecure, registry)
@@ -69,13 +70,15 @@ async def pull(core: Core, operations: Operations, request: PullRequest, caller:
         state=core.settings.text("paths.state"),
         reference=str(reference),
         platform=parse_platform(request.platform),
-        endpoints=_endpoints(core, request.auth, reference.registry, plain_http=request.plain_http),
+        endpoints=endpoints(core, request.auth, reference.registry, plain_http=request.plain_http),
         limits=limits(core),
+        referring=WANTED,
     )
 
     async def work(running: Running) -> dict[str, object]:
         result = await _run(job, running)
-        return await _record(core, result, (str(reference),) if reference.tag is not None else (), caller, "pull")
+        names = (str(reference),) if reference.tag is not None else ()
+        return await _record(core, result, names, caller, "pull", origin=f"{reference.registry}/{reference.repository}")
 
     return await operations.start("image.pull", reference.familiar, caller, work)
 
@@ -88,7 +91,7 @@ async def push(core: Core, operations: Operations, request: PushRequest, caller:
         state=core.settings.text("paths.state"),
         reference=str(reference),
         manifest_digest=row.manifest_digest,
-        endpoints=_endpoints(core, request.auth, reference.registry, plain_http=request.plain_http),
+        endpoints=endpoints(core, request.auth, reference.registry, plain_http=request.plain_http),
         limits=limits(core),
     )
 
@@ -154,7 +157,7 @@ async def _run(job: jobs.Job, running: Running) -> jobs.Result:
 
 
 async def _record(
-    core: Core, result: jobs.Result, names: tuple[str, ...], caller: Caller, action: str
+    core: Core, result: jobs.Result, names: tuple[str, ...], caller: Caller, action: str, *, origin: str = ""
 ) -> dict[str, object]:
     """Let hostd take the layers over, then make the images visible; the worker's lease holds until then."""
     try:
@@ -169,6 +172,8 @@ async def _record(
             for record in result.images:
                 wanted = names if len(result.images) == 1 and names else record.names
                 imagestore.put(db, record, wanted[:MAX_NAMES], at)
+                if origin:
+                    imagestore.note_origin(db, record.manifest_digest, origin, at)
                 journal.end_all(db, record.manifest_digest)
                 name = wanted[0] if wanted else record.config_digest
                 events.add(db, at, "image", record.config_digest, action, name=name, digest=record.manifest_digest)

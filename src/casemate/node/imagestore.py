@@ -97,6 +97,11 @@ def set_name(db: sqlite3.Connection, name: str, manifest_digest: str) -> None:
     )
 
 
+def note_origin(db: sqlite3.Connection, digest: str, repository: str, at: float) -> None:
+    """The image was pulled from *repository*: what the trust policy goes by, since a tag can be set by anybody."""
+    db.execute("INSERT OR REPLACE INTO image_origins VALUES (?, ?, ?)", (digest, repository, at))
+
+
 def names_of(db: sqlite3.Connection, manifest_digest: str) -> tuple[str, ...]:
     rows = db.execute("SELECT name FROM image_names WHERE manifest_digest=? ORDER BY name", (manifest_digest,))
     return tuple(name for (name,) in rows)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from casemate.image import jobs
-from casemate.image.client import run_job
 from casemate.node import images, imagestore
 from casemate.node.core import Caller, Core
+from casemate.node.imagejobs import run_job
 from casemate.node.operations import Operations
 from casemate.node.piped import Piped
 from casemate.node.platforms import parse_platform

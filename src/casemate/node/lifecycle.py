@@ -25,6 +25,7 @@ from casemate.node.core import Caller, Core
 from casemate.node.errors import ContainerNotFound, ContainerNotRunning, ContainerState
 from casemate.node.rows import ALIVE, ContainerRow, PodRow, VolumeRow, encode, select, update
 from casemate.node.signals import KILL, TERM, exit_reason, signal_number
+from casemate.node.trust.rechecks import recheck
 from casemate.spec.api import KillRequest, StopRequest, WaitAnswer
 from casemate.spec.errors import CasemateError, TimedOut
 from casemate.spec.workload import PodSpec
@@ -68,6 +69,7 @@ async def start_locked(core: Core, id_: str, caller: Caller, *, attach: bool) ->
         return row, None
     if row.status in ("removing", "broken", "starting"):
         raise ContainerState(f"container {row.name} is {row.status}", status=row.status)
+    row, pod = await recheck(core, row, pod, caller)
     listening = await asyncio.to_thread(ports.listening) if pod.the_request().network.ports else frozenset()
     intent_at = core.clock()
     spec = await core.db.write(lambda db: _begin(db, core, row, pod, listening=listening, at=intent_at))
@@ -86,6 +88,8 @@ async def _start(
 ) -> tuple[ContainerRow, int | None]:
     try:
         await _make_volumes(core, row)
+        # Before the link comes up: nothing passes that policy has not seen.
+        await core.policy.pod_up(row.pod)
         if row.made:
             answered = await core.hostd.call(ContainerStart(row.id, attach=attach), timeout_s=START_TIMEOUT_S)
         else:

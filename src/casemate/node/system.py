@@ -12,9 +12,9 @@ from casemate import __version__
 from casemate.hostd.client import HostdAway, ask
 from casemate.hostd.protocol import Doctor, Findings, Hello, Prune, VolumeList, Volumes, Welcome
 from casemate.image import garbage, jobs
-from casemate.image.client import run_job
 from casemate.node import audit, database, events, imageremoval, images, imagestore, journal, volumes
 from casemate.node.core import Caller, Core
+from casemate.node.imagejobs import run_job
 from casemate.node.rows import ALIVE, PodRow, select
 from casemate.spec.api import (
     DiskAnswer,

@@ -32,8 +32,10 @@ _WORDS = {"": None, "~": None, "null": None, "Null": None, "NULL": None,
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 
-def load_documents(data: bytes, origin: str) -> list[Any]:
+def load_documents(data: bytes, origin: str, max_scalar: int = MAX_SCALAR) -> list[Any]:
     """Every document of *data* (UTF-8), empty ones left out: dict, list, str, int, float, bool, None.
+
+    *max_scalar*: characters that one value may have.
 
     Raises :class:`PolicyInvalid` with *origin*, line and column, :class:`PolicyTooLarge` with the bound.
     """
@@ -45,7 +47,7 @@ def load_documents(data: bytes, origin: str) -> list[Any]:
         raise PolicyInvalid(f"{origin} is not UTF-8: byte {error.start}") from error
     if found := _CONTROL.search(text):
         raise PolicyInvalid(f"{origin} holds the control character {found.group()!r} at character {found.start()}")
-    builder = _Builder(origin)
+    builder = _Builder(origin, max_scalar)
     try:
         return list(builder.documents(yaml.parse(text, Loader=Loader)))
     except yaml.YAMLError as error:
@@ -57,8 +59,9 @@ def load_documents(data: bytes, origin: str) -> list[Any]:
 
 
 class _Builder:
-    def __init__(self, origin: str) -> None:
+    def __init__(self, origin: str, max_scalar: int) -> None:
         self._origin = origin
+        self._max_scalar = max_scalar
         self._nodes = 0
 
     def documents(self, events: Iterator[Any]) -> Iterator[Any]:
@@ -110,8 +113,10 @@ class _Builder:
 
     def _scalar(self, event: Any) -> Any:
         text: str = event.value
-        if len(text) > MAX_SCALAR:
-            raise PolicyTooLarge(f"{self._where(event)}: a value of {len(text)} characters, allowed are {MAX_SCALAR}")
+        if len(text) > self._max_scalar:
+            raise PolicyTooLarge(
+                f"{self._where(event)}: a value of {len(text)} characters, allowed are {self._max_scalar}"
+            )
         if event.style:  # None or '' for a plain scalar, by loader
             return text
         if text in _WORDS:

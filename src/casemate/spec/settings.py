@@ -146,6 +146,15 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("image.max_layer_files", 2_000_000, "bound on entries in one layer", "files", 1000, 100_000_000),
     Setting("registry.mirrors", (), "host=mirror pairs, tried in order before the host itself"),
     Setting("registry.insecure", (), "registries (host or host:port) that may be spoken to over plain HTTP"),
+    Setting(
+        "feed.max_age_days",
+        14,
+        "a feed of known vulnerabilities that is older makes a scan count as not whole; 0: no bound",
+        "days",
+        0,
+        3650,
+    ),
+    Setting("feed.mirror", "", "where `casemate feed update` fetches feeds from: an address of a manifest.json"),
     Setting("api.tls_listen", "", "address:port for TLS with client certificates; empty: off"),
     Setting("api.tls_certificate", "/etc/casemate/tls/server.crt", "server certificate chain, PEM"),
     Setting("api.tls_key", "/etc/casemate/tls/server.key", "server key, PEM, readable by casemate only"),
@@ -166,11 +175,26 @@ SETTINGS: tuple[Setting, ...] = (
         128 << 20,
         64 << 30,
     ),
+    Setting(
+        "flows.records", 200_000, "ring of flow records, about 60 MB; 0: nothing is recorded", "records", 0, 10_000_000
+    ),
     Setting("grants.host_paths", (), "users, or @groups, that may bind host paths; root always may"),
     Setting("grants.devices", (), "users, or @groups, that may pass devices; root always may"),
     Setting("grants.capabilities", (), "users, or @groups, that may add capabilities; root always may"),
     Setting("grants.host_namespaces", (), "users, or @groups, that may share host namespaces; root always may"),
+    Setting("grants.trust", (), "users, or @groups, that may change the trust policy and the feeds; root always may"),
     Setting("grants.privileged", (), "users, or @groups, that may run privileged; root always may"),
+    Setting(
+        "grants.policy",
+        (),
+        "users, or @groups, that may change the operator's policy, answer referrals, quarantine, and release from "
+        "walls; root always may",
+    ),
+    Setting("policy.default", "allow", "allow, deny or refer, where no rule and no segment decides: Kubernetes' own"),
+    Setting("policy.answer_lifetime", 300, "how long the kernel keeps an answer to a referral", "s", 0, 86_400),
+    Setting("policy.prompt_deadline", 30, "how long a person has to answer; then it is denied", "s", 1, 60),
+    Setting("policy.prompts", 256, "referrals that may wait for a person at a time; more are denied", "", 1, 10_000),
+    Setting("policy.prompts_per_workload", 16, "of these, those that one workload opened", "", 1, 10_000),
 )
 
 _BY_NAME = {row.name: row for row in SETTINGS}

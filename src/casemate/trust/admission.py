@@ -21,6 +21,13 @@ class AdmissionRefused(PermissionDenied):
     remedy = "The reason names the rule; another image, or the rule's owner, helps."
 
 
+class LevelTooWeak(PermissionDenied):
+    code = "trust.level_too_weak"
+    status = 403
+    title = "Policy wants a stronger isolation level for this image"
+    remedy = "Leave `--isolation` out, or name the level that the message gives."
+
+
 class Candidate(msgspec.Struct, frozen=True):
     """What wants to run: the image by digest, as it was named, for whom, and at which level."""
 

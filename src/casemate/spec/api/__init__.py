@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from casemate.spec.api.containers import (
     Admission,
+    AdmissionStep,
     Change,
     ChangesAnswer,
     ContainerCreated,
@@ -80,6 +81,7 @@ from casemate.spec.api.volumes import VolumeList, VolumeRequest, VolumeSummary
 
 __all__ = (
     "Admission",
+    "AdmissionStep",
     "AuditList",
     "AuditRow",
     "BuildDebianRequest",

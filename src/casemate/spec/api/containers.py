@@ -104,12 +104,39 @@ class ContainerSummary(Value, frozen=True):
     restarts: int = 0
 
 
-class Admission(Value, frozen=True):
-    """What admission answered between "resolved to a digest" and "run"."""
+class AdmissionStep(Value, frozen=True):
+    """One step of a decision. *outcome*: ``ok``, ``refuse``, ``raise``, ``warn``, ``excepted``."""
+
+    rule: str
+    outcome: str
+    evidence: str
+
+
+class Admission(Value, frozen=True, omit_defaults=True):
+    """What admission answered between "resolved to a digest" and "run", and what it was based on.
+
+    *level*: the least that the image may run at; *segment*: where it has to run (label ``casemate/segment``);
+    *repository*: by which the rule was chosen; *counts*: findings by severity; *running*: what the policy wants done
+    with a container that runs and would not be admitted so.
+    """
 
     answer: str
     reason: str
     policy: str = ""
+    at: str = ""
+    digest: str = ""
+    repository: str = ""
+    level: str = ""
+    segment: str = ""
+    running: str = ""
+    dry_run: bool = False
+    steps: tuple[AdmissionStep, ...] = ()
+    warnings: tuple[str, ...] = ()
+    signers: tuple[str, ...] = ()
+    packages: int = 0
+    counts: dict[str, int] = {}
+    distribution: str = ""
+    feeds: tuple[str, ...] = ()
 
 
 class ContainerDetail(Value, frozen=True):

@@ -20,6 +20,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from datetime import date
 from pathlib import Path
 from typing import IO, cast
+from urllib.parse import quote
 
 from casemate.host.durable import sync_folder
 from casemate.trust.feed import alpine, csaf, debian, osv, scores
@@ -43,6 +44,7 @@ MAX_RECORD_BYTES = 64 << 20
 MAX_FILE_BYTES = 512 << 20
 MAX_TOTAL_BYTES = 64 << 30
 _READ_BYTES = 1 << 20
+_SNIFFED_BYTES = 64
 #: POSIX.1-2017 pax, "ustar Interchange Format": two blocks of zeros end an archive.
 _TAR_END_BYTES = 1024
 
@@ -64,14 +66,17 @@ def open_feed(path: Path, *, thorough: bool = False) -> tuple[sqlite3.Connection
     """The feed at *path*, read only, and its sources. Raises :class:`FeedMissing` and :class:`FeedInvalid`."""
     if not path.exists():
         raise FeedMissing(f"{path} is not there: no feed was imported yet")
-    database = sqlite3.connect(
-        f"file:{path}?mode=ro&immutable=1", uri=True, isolation_level=None, check_same_thread=False
-    )
+    database = sqlite3.connect(_read_only(path), uri=True, isolation_level=None, check_same_thread=False)
     try:
         return database, check(database, str(path), thorough=thorough)
     except BaseException:
         database.close()
         raise
+
+
+def _read_only(path: Path) -> str:
+    """The address of a finished feed, which nobody writes any more (and whose mode allows nobody to)."""
+    return f"file:{quote(str(path))}?mode=ro&immutable=1"
 
 
 def import_feed(
@@ -169,13 +174,13 @@ def _finished(writer: FeedWriter, draft: Source) -> Source:
 
 def _connect(temporary: Path, old: Path) -> sqlite3.Connection:
     temporary.parent.mkdir(parents=True, exist_ok=True)
-    database = sqlite3.connect(temporary)
+    database = sqlite3.connect(temporary, uri=True)
     # The file is thrown away unless it is finished and synced: a journal would protect nothing.
     database.executescript("PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA locking_mode=EXCLUSIVE;")
     if old.exists():
         opened, _ = open_feed(old)
         opened.close()
-        database.execute("ATTACH ? AS old", (str(old),))
+        database.execute("ATTACH ? AS old", (_read_only(old),))
     return database
 
 
@@ -215,7 +220,7 @@ def _records(origin: Path) -> Records:
             yield from _bounded(_folder(origin))
         elif zipfile.is_zipfile(origin):
             yield from _bounded(_zip(origin))
-        elif origin.suffix == ".json":
+        elif _is_json(origin):
             yield origin.name, _single(origin)
         else:
             yield from _bounded(_tar(origin))
@@ -275,7 +280,7 @@ class _Tail:
 
 
 def _tar(origin: Path) -> Records:
-    with origin.open("rb") as packed, _unpacked(origin, packed) as stream:
+    with origin.open("rb") as packed, _unpacked(packed) as stream:
         watched = _Tail(stream)
         with tarfile.open(fileobj=cast("IO[bytes]", watched), mode="r|") as archive:
             for member in archive:
@@ -297,7 +302,7 @@ def _tar(origin: Path) -> Records:
 def _single(origin: Path) -> bytes:
     """One file, unpacked when it is gzip or xz."""
     try:
-        with origin.open("rb") as packed, _unpacked(origin, packed) as file:
+        with origin.open("rb") as packed, _unpacked(packed) as file:
             data = file.read(MAX_FILE_BYTES + 1)
     except (OSError, EOFError, lzma.LZMAError) as error:
         raise FeedInvalid(f"{origin}: cannot be read to its end: {error}") from error
@@ -306,10 +311,19 @@ def _single(origin: Path) -> bytes:
     return data
 
 
-def _unpacked(origin: Path, packed: IO[bytes]) -> IO[bytes] | gzip.GzipFile | lzma.LZMAFile:
-    if origin.suffix == ".gz":
+def _is_json(origin: Path) -> bool:
+    """Whether *origin*, unpacked, begins as a JSON document does; an upload has no name to tell by."""
+    with origin.open("rb") as packed, _unpacked(packed) as file:
+        return file.read(_SNIFFED_BYTES).lstrip()[:1] in (b"{", b"[")
+
+
+def _unpacked(packed: IO[bytes]) -> IO[bytes] | gzip.GzipFile | lzma.LZMAFile:
+    """The content of a file that may be packed by gzip or xz, told by its first bytes (RFC 1952 2.3.1, xz 2.1.1.1)."""
+    magic = packed.read(6)
+    packed.seek(0)
+    if magic[:2] == b"\x1f\x8b":
         return gzip.GzipFile(fileobj=packed)
-    return lzma.LZMAFile(packed) if origin.suffix == ".xz" else packed
+    return lzma.LZMAFile(packed) if magic == b"\xfd7zXZ\x00" else packed
 
 
 def _digest(origin: Path) -> str:

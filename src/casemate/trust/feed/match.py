@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import msgspec
 
@@ -22,6 +22,8 @@ _PLACE = (
 )
 # Rows with a sort key are compared by the database.
 _KEYED = "SELECT fixed, advisory FROM affected WHERE ecosystem = ? AND by = ? AND name = ? AND fixed_key > ?"
+#: Of an advisory: id, aliases, summary, severity, score, EPSS, known to be exploited.
+_Told = tuple[str, tuple[str, ...], str, Severity, int, float, bool]
 _ADVISORY = "SELECT ident, aliases, summary, severity, score FROM advisory WHERE id = ?"
 
 
@@ -62,38 +64,91 @@ def is_affected(compare: Compare, version: str, introduced: str, fixed: str, las
     return not last or compare(version, last) <= 0
 
 
-def match(feed: sqlite3.Connection, contents: ImageContents) -> Match:
-    """All findings for *contents*, the worst first.
+#: (ecosystem, by which name, name, version) that :class:`Matcher` remembers at most: 200 MB.
+MAX_REMEMBERED = 500_000
+_Key = tuple[int, int, str, str]
+_Hit = tuple[int, str]
 
-    A package whose file the distribution owns is judged by the distribution's feed alone.
+
+class Matcher:
+    """Matches many images with one feed: what was asked for one package is remembered for the next image.
+
+    A feed never changes once it is open, so that nothing remembered goes stale.
     """
-    numbers: dict[str, int] = dict(feed.execute("SELECT name, id FROM ecosystem").fetchall())
-    distribution = of_distribution(contents.distribution)
-    uncovered: dict[str, None] = {}
-    hits: list[tuple[Found, int, str]] = []
-    for found in contents.packages:
-        package = found.package
-        if package.owned and package.type not in DISTRIBUTION_TYPES:
-            continue
-        ecosystem, by, name = place_of(package, distribution)
-        if ecosystem is None or ecosystem not in numbers:
-            uncovered[ecosystem or f"{package.type} of {_describe(contents)}"] = None
-            continue
+
+    def __init__(self, feed: sqlite3.Connection) -> None:
+        self._feed = feed
+        self._numbers: dict[str, int] = dict(feed.execute("SELECT name, id FROM ecosystem").fetchall())
+        self._hits: dict[_Key, list[_Hit]] = {}
+        self._advisories: dict[int, _Told] = {}
+        self._scored = bool(
+            feed.execute("SELECT EXISTS (SELECT 1 FROM epss) OR EXISTS (SELECT 1 FROM kev)").fetchone()[0]
+        )
+
+    def match(self, contents: ImageContents) -> Match:
+        """All findings for *contents*, the worst first.
+
+        A package whose file the distribution owns is judged by the distribution's feed alone.
+        """
+        distribution = of_distribution(contents.distribution)
+        uncovered: dict[str, None] = {}
+        findings: dict[tuple[Found, int, str], Finding] = {}
+        for found in contents.packages:
+            package = found.package
+            if package.owned and package.type not in DISTRIBUTION_TYPES:
+                continue
+            ecosystem, by, name = place_of(package, distribution)
+            if ecosystem is None or ecosystem not in self._numbers:
+                uncovered[ecosystem or f"{package.type} of {_describe(contents)}"] = None
+                continue
+            version = package.advisory_version if by == BY_SOURCE else package.version
+            places = [(self._numbers[ecosystem], by, name, version)]
+            if package.type == "rpm":
+                places.append((self._numbers[ecosystem], BY_SOURCE, package.advisory_name, version))
+            for place in places:
+                hits = self._hits.get(place)
+                if hits is None:
+                    hits = self._remember(place, ecosystem)
+                for number, fixed in hits:
+                    if (found, number, fixed) not in findings:
+                        findings[found, number, fixed] = self._finding(found, number, fixed)
+        return Match(tuple(sorted(findings.values(), key=_worst_first)), tuple(uncovered))
+
+    def _remember(self, place: _Key, ecosystem: str) -> list[_Hit]:
         scheme = scheme_of(ecosystem)
         assert scheme is not None  # an ecosystem without an order is not imported
         compare = comparison(scheme)
-        version = package.advisory_version if by == BY_SOURCE else package.version
-        places = [(numbers[ecosystem], by, name)]
-        if package.type == "rpm":
-            places.append((numbers[ecosystem], BY_SOURCE, package.advisory_name))
-        for place in places:
-            if scheme == KEYED_SCHEME:
-                rows = feed.execute(_KEYED, (*place, dpkg.key(version)))
-                hits += [(found, number, fixed) for fixed, number in rows]
-            for introduced, fixed, last, advisories in feed.execute(_PLACE, place):
-                if is_affected(compare, version, introduced, fixed, last):
-                    hits += [(found, int(number), fixed) for number in advisories.split(",")]
-    return Match(tuple(sorted(_findings(feed, hits), key=_worst_first)), tuple(uncovered))
+        *where, version = place
+        hits: list[_Hit] = []
+        if scheme == KEYED_SCHEME:
+            rows = self._feed.execute(_KEYED, (*where, dpkg.key(version)))
+            hits += [(number, fixed) for fixed, number in rows]
+        for introduced, fixed, last, advisories in self._feed.execute(_PLACE, where):
+            if is_affected(compare, version, introduced, fixed, last):
+                hits += [(int(number), fixed) for number in advisories.split(",")]
+        if len(self._hits) >= MAX_REMEMBERED:
+            self._hits.clear()
+        self._hits[place] = hits
+        return hits
+
+    def _finding(self, found: Found, number: int, fixed: str) -> Finding:
+        told = self._advisories.get(number)
+        if told is None:
+            if len(self._advisories) >= MAX_REMEMBERED:
+                self._advisories.clear()
+            ident, aliases, summary, severity, score = self._feed.execute(_ADVISORY, (number,)).fetchone()
+            names = tuple(aliases.split())
+            probability, exploited = _scores(self._feed, (ident, *names)) if self._scored else (-1.0, False)
+            told = self._advisories[number] = (
+                ident, names, summary, SEVERITIES[severity], score, probability, exploited,
+            )  # fmt: skip
+        ident, names, summary, word, score, probability, exploited = told
+        return Finding(found, ident, names, word, score, fixed, summary, probability, exploited)
+
+
+def match(feed: sqlite3.Connection, contents: ImageContents) -> Match:
+    """All findings for *contents* (see :meth:`Matcher.match`)."""
+    return Matcher(feed).match(contents)
 
 
 def require_whole(result: Match) -> Match:
@@ -106,19 +161,6 @@ def require_whole(result: Match) -> Match:
 def _describe(contents: ImageContents) -> str:
     found = contents.distribution
     return f"{found.id} {found.version}" if found else "an unknown distribution"
-
-
-def _findings(feed: sqlite3.Connection, hits: Iterable[tuple[Found, int, str]]) -> Iterator[Finding]:
-    advisories: dict[int, tuple[str, tuple[str, ...], str, Severity, int, float, bool]] = {}
-    scored = feed.execute("SELECT EXISTS (SELECT 1 FROM epss) OR EXISTS (SELECT 1 FROM kev)").fetchone()[0]
-    for found, number, fixed in dict.fromkeys(hits):
-        if number not in advisories:
-            ident, aliases, summary, severity, score = feed.execute(_ADVISORY, (number,)).fetchone()
-            names = tuple(aliases.split())
-            probability, exploited = _scores(feed, (ident, *names)) if scored else (-1.0, False)
-            advisories[number] = (ident, names, summary, SEVERITIES[severity], score, probability, exploited)
-        ident, names, summary, word, score, probability, exploited = advisories[number]
-        yield Finding(found, ident, names, word, score, fixed, summary, probability, exploited)
 
 
 def _scores(feed: sqlite3.Connection, names: Iterable[str]) -> tuple[float, bool]:

@@ -129,7 +129,7 @@ class FeedWriter:
         run("INSERT INTO meta VALUES ('schema', ?)", (SCHEMA_VERSION,))
         for table in _COUNTED:
             run(f"INSERT INTO meta SELECT 'rows.{table}', count(*) FROM {table}")  # noqa: S608 - names of ours
-        run("ANALYZE")
+        run("ANALYZE main")  # alone, it would write into the attached old feed, too
         run("INSERT INTO meta VALUES ('complete', 'yes')")
         self._database.commit()
 

@@ -16,6 +16,8 @@ from casemate.spec.ids import digest_hex
 from casemate.trust.packages.model import SCANNER_VERSION, LayerContents, PackageListInvalid
 from casemate.trust.packages.scanner import LayerScanner
 
+#: Below casemated's state folder.
+CONTENTS_FOLDER = "contents"
 #: 200,000 packages of 150 bytes, and findings.
 MAX_BYTES = 256 << 20
 
@@ -58,6 +60,10 @@ class ContentsStore:
                 f"{diff_id}: scanned by version {found.scanner_version}, not {SCANNER_VERSION}", diff_id=diff_id
             )
         return found
+
+    def has(self, diff_id: str) -> bool:
+        """Whether there is a list of the layer *diff_id*; whether it can be read, :meth:`load` finds out."""
+        return self._path(diff_id).exists()
 
     def drop(self, diff_id: str) -> None:
         """The layer is gone."""

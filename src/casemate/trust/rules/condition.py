@@ -14,6 +14,10 @@ FACTS = frozenset((
     "repository", "digest", "signed", "signers", "attestations", "scanned", "findings", "worst", "counts", "exploited",
     "max_epss", "end_of_life", "setuid", "leaks", "unreadable", "distribution", "project", "level",
 ))  # fmt: skip
+#: What only the content of an image tells, what only its match with a feed, and what only its signatures.
+CONTENT_FACTS = frozenset(("end_of_life", "setuid", "leaks", "unreadable", "distribution"))
+MATCH_FACTS = frozenset(("findings", "worst", "counts", "exploited", "max_epss"))
+SIGNATURE_FACTS = frozenset(("signed", "signers", "attestations"))
 #: Names that comprehensions bind (``findings.exists(f, ...)``): CEL's analysis counts them as variables.
 _BOUND = frozenset("abcdefghijklmnopqrstuvwxyz")
 

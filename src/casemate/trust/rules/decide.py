@@ -6,7 +6,7 @@ Whatever is missing, stale or cannot be evaluated makes the answer stricter, nev
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from datetime import date
 from typing import Any, Literal
 
@@ -14,14 +14,14 @@ import msgspec
 
 from casemate.spec.errors import CasemateError
 from casemate.spec.workload import Level
-from casemate.trust.admission import Candidate, Grade
+from casemate.trust.admission import Candidate, Grade, LevelTooWeak
 from casemate.trust.feed.fresh import age_days, as_date
 from casemate.trust.feed.ignores import judge
 from casemate.trust.feed.match import Match
 from casemate.trust.feed.model import SEVERITIES, Source
 from casemate.trust.packages.merge import ImageContents
-from casemate.trust.rules.condition import Condition, Facts
-from casemate.trust.rules.model import LEVELS, GradeRule, Rule, TrustPolicy
+from casemate.trust.rules.condition import CONTENT_FACTS, MATCH_FACTS, SIGNATURE_FACTS, Condition, Facts
+from casemate.trust.rules.model import LEVELS, RUNNING, GradeRule, Rule, Running, TrustPolicy
 from casemate.trust.signature.verify import Evidence, require
 
 
@@ -34,12 +34,21 @@ class Scan(msgspec.Struct, frozen=True):
     matched: str
 
 
-class Step(msgspec.Struct, frozen=True):
-    """One step of the explanation. *outcome*: ``ok``, ``refuse``, ``raise``, ``warn``, ``excepted``."""
+class Step(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One step of the explanation. *running*: what it means for a container that runs; empty: what its rule says."""
 
     rule: str
     outcome: Literal["ok", "refuse", "raise", "warn", "excepted"]
     evidence: str
+    running: str = ""
+
+
+class Needs(msgspec.Struct, frozen=True):
+    """What a rule has to know: signatures, the content of the image, its match with a feed."""
+
+    signatures: bool = False
+    contents: bool = False
+    match: bool = False
 
 
 class Decision(msgspec.Struct, frozen=True):
@@ -52,6 +61,9 @@ class Decision(msgspec.Struct, frozen=True):
     steps: tuple[Step, ...]
     warnings: tuple[str, ...] = ()
     dry_run: bool = False
+    #: For a container that runs already: the hardest that any refusing or raising step asks for.
+    running: Running = "report"
+    quarantine: str = "quarantine"
 
     def grade(self) -> Grade:
         """As the admission step of a start takes it."""
@@ -60,6 +72,29 @@ class Decision(msgspec.Struct, frozen=True):
         if self.segment:
             reason += f" (segment {self.segment})"
         return Grade(self.answer, ("dry run: " if self.dry_run else "") + reason, self.rule, self.level)
+
+
+def needs(rule: Rule | None) -> Needs:
+    """What :func:`decide` has to be told for *rule*. A condition that cannot be read needs nothing: it refuses."""
+    if rule is None:
+        return Needs()
+    uses = _uses(rule)
+    match = bool(rule.max_scan_age_days or rule.max_feed_age_days or uses & MATCH_FACTS)
+    return Needs(
+        signatures=bool(rule.signers or rule.attestations or uses & SIGNATURE_FACTS),
+        contents=match or bool(uses & (CONTENT_FACTS | {"scanned"})),
+        match=match,
+    )
+
+
+def _uses(rule: Rule) -> Set[str]:
+    found: set[str] = set()
+    for grade in rule.grades:
+        try:
+            found |= Condition(grade.when, grade.name).uses
+        except CasemateError:
+            continue
+    return found
 
 
 def decide(
@@ -71,13 +106,14 @@ def decide(
     rule = policy.rule_for(repository)
     if rule is None:
         steps.append(Step("default", "refuse", f"no rule covers {repository}"))
-        return _sum_up(policy, "default", ("namespace", ""), steps, ())
+        return _sum_up(policy, None, ("namespace", ""), steps, ())
     steps.append(_signatures(rule, candidate, evidence))
     steps += _attestations(rule, evidence)
     warnings: tuple[str, ...] = ()
     facts = _facts(candidate, repository, evidence)
-    if rule.max_scan_age_days or rule.max_feed_age_days or scan is not None:
-        steps += _ages(rule, scan, today)
+    wanted = needs(rule)
+    if wanted.match or wanted.contents:
+        steps += _scanned(rule, wanted, scan, today)
     if scan is not None:
         judged = judge(scan.match.findings, policy.ignores, today)
         warnings = judged.warnings
@@ -86,13 +122,13 @@ def decide(
     segment = ""
     for grade, holds in _grades(rule, facts, steps):
         if holds:
-            steps.append(Step(grade.name, grade.then, grade.when))
+            steps.append(Step(grade.name, grade.then, grade.when, grade.running))
             if grade.then == "raise":
                 level = grade.level if LEVELS.index(grade.level) > LEVELS.index(level) else level
                 segment = segment or grade.segment
     steps.append(_requested(rule, candidate, level))
     steps = [_excepted(policy, candidate, step, today) for step in steps]
-    return _sum_up(policy, rule.name, (level, segment), steps, warnings)
+    return _sum_up(policy, rule, (level, segment), steps, warnings)
 
 
 def _grades(rule: Rule, facts: dict[str, Any], steps: list[Step]) -> Iterator[tuple[GradeRule, bool]]:
@@ -149,12 +185,15 @@ def _attestations(rule: Rule, evidence: Evidence | None) -> list[Step]:
     ]
 
 
-def _ages(rule: Rule, scan: Scan | None, today: date) -> list[Step]:
+def _scanned(rule: Rule, wanted: Needs, scan: Scan | None, today: date) -> list[Step]:
     if scan is None:
         return [Step(rule.name, "refuse", "the image was not scanned")]
     steps = []
-    for ecosystem in scan.match.uncovered:
-        steps.append(Step(rule.name, "refuse", f"no feed speaks of {ecosystem}"))
+    if wanted.match:
+        if not scan.feeds:
+            steps.append(Step(rule.name, "refuse", "there is no feed to judge by"))
+        for ecosystem in scan.match.uncovered:
+            steps.append(Step(rule.name, "refuse", f"no feed speaks of {ecosystem}"))
     for row in scan.contents.unreadable[:5]:
         steps.append(Step(rule.name, "refuse", f"{row.path} cannot be read: {row.reason}"[:300]))
     try:
@@ -236,11 +275,28 @@ def _excepted(policy: TrustPolicy, candidate: Candidate, step: Step, today: date
 
 
 def _sum_up(
-    policy: TrustPolicy, rule: str, where: tuple[Level, str], steps: list[Step], warnings: tuple[str, ...]
+    policy: TrustPolicy, rule: Rule | None, where: tuple[Level, str], steps: list[Step], warnings: tuple[str, ...]
 ) -> Decision:
     refused = any(step.outcome == "refuse" for step in steps)
-    answer: Literal["admit", "refuse"] = "refuse" if refused and not policy.dry_run else "admit"
-    return Decision(answer, *where, rule, tuple(steps), warnings, policy.dry_run and refused)
+    dry_run = policy.dry_run or (rule is not None and rule.dry_run)
+    asked = [
+        step.running or (rule.running if rule is not None else "report")
+        for step in steps
+        if step.outcome in ("refuse", "raise")
+    ]
+    running: Running = max(asked, key=RUNNING.index, default="report")  # type: ignore[arg-type]  # the words of Running
+    if dry_run:
+        where, running = ("namespace", ""), "report"
+    return Decision(
+        "refuse" if refused and not dry_run else "admit",
+        *where,
+        rule.name if rule is not None else "default",
+        tuple(steps),
+        warnings,
+        dry_run and any(step.outcome in ("refuse", "raise") for step in steps),
+        running,
+        rule.quarantine if rule is not None else "quarantine",
+    )
 
 
 def check_level(candidate: Candidate, decision: Decision, *, asked_by_name: bool) -> Level:
@@ -253,10 +309,3 @@ def check_level(candidate: Candidate, decision: Decision, *, asked_by_name: bool
             rule=decision.rule, level=decision.level,
         )  # fmt: skip
     return decision.level
-
-
-class LevelTooWeak(CasemateError):
-    code = "trust.level_too_weak"
-    status = 403
-    title = "Policy wants a stronger isolation level for this image"
-    remedy = "Leave `--isolation` out, or name the level that the message gives."

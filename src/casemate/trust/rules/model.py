@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 import msgspec
@@ -11,13 +12,23 @@ from casemate.spec.workload import Level
 from casemate.trust.feed.fresh import as_date
 from casemate.trust.feed.ignores import Ignore
 from casemate.trust.rules.condition import Condition
-from casemate.trust.signature.verify import MAX_SIGNERS, Signer
+from casemate.trust.signature import notation
+from casemate.trust.signature.keys import load_public_key
+from casemate.trust.signature.verify import MAX_SIGNERS, CertificateSigner, KeySigner, Signer
 
 #: From the weakest to the strongest.
 LEVELS: tuple[Level, ...] = ("namespace", "gvisor", "microvm")
+#: What happens to a container that runs and would not be admitted so any more, from the mildest to the hardest.
+Running = Literal["report", "restart", "quarantine", "stop"]
+RUNNING: tuple[Running, ...] = ("report", "restart", "quarantine", "stop")
+MAX_NAME_CHARS = 100
+MAX_AGE_DAYS = 3650
 MAX_RULES = 1000
 MAX_GRADES = 64
 MAX_EXCEPTIONS = 1000
+
+
+_SEGMENT = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?\Z")
 
 
 class PolicyInvalid(CasemateError):
@@ -28,13 +39,17 @@ class PolicyInvalid(CasemateError):
 
 
 class GradeRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """*when* (CEL over the facts) holds: *then*. ``raise`` takes the least *level* and, where given, a *segment*."""
+    """*when* (CEL over the facts) holds: *then*. ``raise`` takes the least *level* and, where given, a *segment*.
+
+    *running*: what happens to containers that run already; empty: what the rule says.
+    """
 
     name: str
     when: str
     then: Literal["refuse", "raise", "warn"]
     level: Level = "namespace"
     segment: str = ""
+    running: Literal["", "report", "restart", "quarantine", "stop"] = ""
 
 
 class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -51,6 +66,12 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_feed_age_days: int = 0
     grades: tuple[GradeRule, ...] = ()
     floor: Level = "namespace"
+    #: for containers that run already when what they are judged by changes
+    running: Running = "report"
+    #: the segment of a quarantine that no grade names one for
+    quarantine: str = "quarantine"
+    #: what would be refused or raised is admitted as it is, and told
+    dry_run: bool = False
 
 
 class Exception_(msgspec.Struct, frozen=True, forbid_unknown_fields=True):  # noqa: N801 - the word is the field's own
@@ -64,7 +85,7 @@ class Exception_(msgspec.Struct, frozen=True, forbid_unknown_fields=True):  # no
 
 
 class TrustPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """*dry_run*: what would be refused is admitted, and the answer says so."""
+    """*dry_run*: what would be refused or raised is admitted as it is, and the answer says so."""
 
     signers: tuple[Signer, ...] = ()
     rules: tuple[Rule, ...] = ()
@@ -109,7 +130,25 @@ def check_policy(policy: TrustPolicy) -> TrustPolicy:
     return policy
 
 
+def check_signers(policy: TrustPolicy) -> None:
+    """A key that cannot be used is found when the policy is written, not when an image is refused for it.
+
+    Raises :class:`~casemate.trust.signature.errors.KeyInvalid`.
+    """
+    for signer in policy.signers:
+        if isinstance(signer, KeySigner):
+            load_public_key(signer.key.encode())
+        elif isinstance(signer, CertificateSigner):
+            notation.TrustStore(signer.name, signer.roots.encode())
+
+
 def _check_rule(rule: Rule, signers: set[str]) -> None:
+    for name in (rule.name, *(grade.name for grade in rule.grades)):
+        if not 0 < len(name) <= MAX_NAME_CHARS or not name.isprintable() or name == "default":
+            raise PolicyInvalid(f"{name[:60]!r} is no name for a rule or a grade")
+    for what, days in (("max_scan_age_days", rule.max_scan_age_days), ("max_feed_age_days", rule.max_feed_age_days)):
+        if not 0 <= days <= MAX_AGE_DAYS:
+            raise PolicyInvalid(f"rule {rule.name}: {what} is {days}; 0 (no bound) to {MAX_AGE_DAYS} are allowed")
     if unknown := set(rule.signers) - signers:
         raise PolicyInvalid(f"rule {rule.name}: the signer {sorted(unknown)[0]!r} is not defined")
     if len(set(rule.signers)) != len(rule.signers):
@@ -124,6 +163,9 @@ def _check_rule(rule: Rule, signers: set[str]) -> None:
         raise PolicyInvalid(f"rule {rule.name}: {len(rule.grades)} grades; {MAX_GRADES} are allowed")
     if len({grade.name for grade in rule.grades}) != len(rule.grades):
         raise PolicyInvalid(f"rule {rule.name}: two grades have one name")
+    for segment in (rule.quarantine, *(grade.segment for grade in rule.grades)):
+        if segment and not _SEGMENT.match(segment):
+            raise PolicyInvalid(f"rule {rule.name}: the segment {segment[:60]!r} is not of the form of a label")
     for grade in rule.grades:
         Condition(grade.when, grade.name)
         if grade.then != "raise" and (grade.level != "namespace" or grade.segment):

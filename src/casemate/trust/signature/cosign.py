@@ -19,6 +19,7 @@ from casemate.trust.signature.statement import Envelope, RawEnvelope, decode, en
 SIMPLE_SIGNING = "application/vnd.dev.cosign.simplesigning.v1+json"
 SIGNATURE_ANNOTATION = "dev.cosignproject.cosign/signature"
 BUNDLE_TYPES = ("application/vnd.dev.sigstore.bundle.v0.3+json", "application/vnd.dev.sigstore.bundle+json;version=0.3")
+DSSE_TYPE = "application/vnd.dsse.envelope.v1+json"
 SIGN_PREDICATE = "https://sigstore.dev/cosign/sign/v1"
 #: A payload is 250 bytes and its annotations; nobody needs more.
 MAX_PAYLOAD_BYTES = 64 << 10

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 MEDIA_TYPE = "application/vnd.cncf.notary.payload.v1+json"
 ARTIFACT_TYPE = "application/vnd.cncf.notary.signature"
+ENVELOPE_TYPE = "application/jose+json"
 SCHEME, TIME, EXPIRY = "io.cncf.notary.signingScheme", "io.cncf.notary.signingTime", "io.cncf.notary.expiry"
 AUTHORITY_TIME = "io.cncf.notary.authenticSigningTime"
 _SCHEMES = ("notary.x509", "notary.x509.signingAuthority")

@@ -18,7 +18,7 @@ from casemate.trust.signature.errors import (
     ThresholdNotMet,
 )
 from casemate.trust.signature.keys import PublicKey, load_public_key
-from casemate.trust.signature.statement import Statement, parse_statement
+from casemate.trust.signature.statement import Statement, parse_envelope, parse_statement
 
 #: cosign's own bound is 50; an image that bears more is a denial of service.
 MAX_DOCUMENTS = 50
@@ -26,7 +26,8 @@ MAX_DOCUMENT_BYTES = 8 << 20
 MAX_TOTAL_BYTES = 32 << 20
 MAX_SIGNERS = 64
 
-DocumentKind = Literal["cosign-simple", "cosign-bundle", "notation-jws"]
+#: ``dsse``: a bare envelope, as cosign's older layout keeps attestations (``sha256-HEX.att``).
+DocumentKind = Literal["cosign-simple", "cosign-bundle", "notation-jws", "dsse"]
 
 
 class Document(msgspec.Struct, frozen=True):
@@ -182,9 +183,22 @@ def _key_test(key: PublicKey) -> Test:
             if not statement.is_about(digest):
                 raise SignatureInvalid("is over another digest")
             return f"key {key.ident[:16]}" if statement.predicate_type == cosign.SIGN_PREDICATE else statement
+        if document.kind == "dsse":
+            return _attestation(document.data, digest, key)
         return None
 
     return test
+
+
+def _attestation(data: bytes, digest: str, key: PublicKey) -> Statement | None:
+    """A bare envelope proves an attestation alone; a signature is a bundle or a simple-signing claim."""
+    envelope = parse_envelope(data)  # 3, 4
+    if not any(key.verify(signature, envelope.signed) for signature in envelope.signatures):  # 5
+        return None
+    statement = parse_statement(envelope)  # 6
+    if not statement.is_about(digest):
+        raise SignatureInvalid("is over another digest")
+    return statement
 
 
 def _certificate_test(signer: CertificateSigner, store: notation.TrustStore, now: datetime) -> Test:

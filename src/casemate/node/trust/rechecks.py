@@ -1,0 +1,88 @@
+"""Every start of a container asks admission anew: policy, keys, feeds and days change while it is stopped."""
+
+from __future__ import annotations
+
+import sqlite3
+
+import msgspec
+
+from casemate.image.errors import ImageNotFound
+from casemate.node import audit, events, imagestore, pods
+from casemate.node.core import Caller, Core
+from casemate.node.rows import ContainerRow, PodRow, encode, update
+from casemate.node.trust.admission import consider, enforced, with_segment
+from casemate.spec.api import Admission
+from casemate.spec.errors import CasemateError
+from casemate.spec.workload import Level
+from casemate.trust.admission import AdmissionRefused, Candidate
+
+
+async def recheck(core: Core, row: ContainerRow, pod: PodRow, caller: Caller) -> tuple[ContainerRow, PodRow]:
+    """The container and its pod, when it may start now; the level of a pod that was never made may have been raised.
+
+    Raises what admission does; the container is then left as it was, with the reason. Costs nothing without a policy.
+    """
+    if core.trust.policy is None:
+        return row, pod
+    try:
+        admission, level = await _asked(core, row, pod)
+    except CasemateError as error:
+        refusal = error
+        await core.db.write(lambda db: _refused(db, core, row, refusal, caller))
+        core.changes.tell(row.id)
+        core.events.wake()
+        raise
+
+    def write(db: sqlite3.Connection) -> tuple[ContainerRow, PodRow]:
+        record(db, row, admission)
+        spec = pod.the_spec()
+        if level != spec.level:
+            db.execute(
+                "UPDATE pods SET spec=? WHERE id=?", (encode(msgspec.structs.replace(spec, level=level)), pod.id)
+            )
+        from casemate.node.lifecycle import row_and_pod  # noqa: PLC0415 - it asks us before each start
+
+        return row_and_pod(db, row.id)
+
+    return await core.db.write(write)
+
+
+async def _asked(core: Core, row: ContainerRow, pod: PodRow) -> tuple[Admission, Level]:
+    try:
+        image = await core.db.read(lambda db: imagestore.find(db, row.image_digest))
+    except ImageNotFound as error:
+        raise AdmissionRefused(
+            f"container {row.name}: its image {row.image_digest} was removed, so that it cannot be judged",
+            remedy=f"Fetch it again: `casemate pull {row.image}`.", digest=row.image_digest,
+        ) from error  # fmt: skip
+    level = pod.the_spec().level
+    # What was made stays at its level: only a new sandbox has another, and its files would be lost with the old one.
+    fixed = bool(pod.made) or not pod.implicit or row.the_request().level is not None
+    candidate = Candidate(row.image_digest, row.image, row.project, level)
+    admission = await consider(core, image, candidate)
+    wanted = enforced(admission, candidate, asked_by_name=fixed)
+    await pods.check_level(core, wanted)
+    return admission, wanted
+
+
+def record(db: sqlite3.Connection, row: ContainerRow, admission: Admission) -> None:
+    """Keep the newest answer with the container."""
+    labels = with_segment(row.the_labels(), admission)
+    update(db, ContainerRow, row.id, admission=encode(admission), labels=encode(labels))
+
+
+def _refused(db: sqlite3.Connection, core: Core, row: ContainerRow, error: CasemateError, caller: Caller) -> None:
+    problem = error.to_problem()
+    at = core.clock()
+    update(
+        db, ContainerRow, row.id, status="exited" if row.made else "created", desired="stopped", restart_at=0.0,
+        reason=str(problem.get("detail", ""))[:2000],
+    )  # fmt: skip
+    events.add(
+        db, at, "container", row.id, "refuse", project=row.project, name=row.name, image=row.image,
+        digest=row.image_digest, code=problem.get("code"), reason=str(problem.get("detail", ""))[:500],
+    )  # fmt: skip
+    audit.append(
+        db, at, caller.who, "container.start", row.id, answer="refused", name=row.name, code=problem.get("code"),
+        digest=row.image_digest,
+    )  # fmt: skip
