@@ -140,6 +140,9 @@ void control_ready(void);
 /* configure.c */
 int configure(const struct wire_message *frame, const char **why);
 
+/* network.c */
+int network_set(const struct wire_message *frame, const char **why);
+
 /* rootfs.c */
 int rootfs_make(const struct wire_message *frame, const char **why);
 int rootfs_share(const struct wire_message *frame, const char **why);

@@ -175,6 +175,7 @@ void control_message(const uint8_t *bytes, size_t length)
 	case KIND_CONFIGURE: error = configure(&message, &why); break;
 	case KIND_ROOTFS: error = rootfs_make(&message, &why); break;
 	case KIND_SHARE: error = rootfs_share(&message, &why); break;
+	case KIND_NETWORK: error = network_set(&message, &why); break;
 	case KIND_POWEROFF: power_off(); return;
 	case KIND_PROCESSES: rows(&out); error = 0; break;
 	default: error = with_request(&message, &out, &why, text, sizeof text); break;

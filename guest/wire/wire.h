@@ -58,6 +58,7 @@ enum wire_kind {
 	KIND_LIMITS = 14,
 	KIND_SHARE = 15,
 	KIND_TOP = 17,
+	KIND_NETWORK = 18,
 	/* guest to host */
 	KIND_READY = 64,
 	KIND_REPLY = 65,
@@ -107,6 +108,10 @@ enum wire_tag {
 	TAG_VERSION = 40,
 	TAG_DEVICE_NAME = 41,
 	TAG_SHARE = 42, /* an entry of the shared folder */
+	TAG_ROUTE = 60,
+	TAG_NEIGHBOUR = 61,
+	TAG_HOOK = 62, /* hostd to casemate-vm: see shim/hooks.c */
+	TAG_NETNS = 63,
 };
 
 /* TAG_FLAGS */

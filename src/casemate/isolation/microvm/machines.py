@@ -201,6 +201,7 @@ class Machines:
         ids: Ids | None = None,
         shared: Sequence[Share] = (),
         below: bool = False,
+        given_tap_fd: int | None = None,
     ) -> Machine:
         """A configured clone over *layers*, or over the root among *shared* (*below*: under a writable layer).
 
@@ -216,7 +217,7 @@ class Machines:
         opened: list[shares.Opened] = []
         try:
             opened = shares.open_all(shared)
-            tap_fd = None if network is None else tap.open_tap(network.tap)
+            tap_fd = given_tap_fd if network is None else tap.open_tap(network.tap)
             place = clone.Place(folder, self._jail, uid, cgroups, ids or SAME_IDS)
             monitor, extents = await clone.start(
                 template, place, layers, shim=self.settings.shim, qemu=self.settings.qemu, tap_fd=tap_fd
@@ -227,7 +228,7 @@ class Machines:
             self._uids.discard(uid)
             raise
         finally:
-            if tap_fd is not None:
+            if tap_fd is not None and tap_fd != given_tap_fd:
                 os.close(tap_fd)
         pid = 0 if monitor.child is None else monitor.child.pid
         size = template.recipe.memory_bytes

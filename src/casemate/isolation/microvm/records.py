@@ -39,6 +39,10 @@ class ContainerRecord(Struct, frozen=True, forbid_unknown_fields=True):
     oom_killed: bool = False
     created: str = ""
     annotations: dict[str, str] = {}
+    #: The guest takes over what an engine has set up in the waiter's network namespace.
+    takes_network: bool = False
+    #: Names of its shares, to be taken away when the machine outlives it.
+    shares: tuple[str, ...] = ()
 
 
 class MachineRecord(Struct, frozen=True, forbid_unknown_fields=True):
