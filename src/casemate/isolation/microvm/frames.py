@@ -51,6 +51,7 @@ class Kind(enum.IntEnum):
     SHARE = 15
     TOP = 17
     NETWORK = 18
+    FILES = 19
     READY = 64
     REPLY = 65
     EXITED = 66
@@ -109,6 +110,7 @@ class Tag(enum.IntEnum):
     SIGNAL = 36
     PROCESS = 37
     STATUS = 38
+    FILES = 50
     STAT = 39
     VERSION = 40
     #: An entry of the shared folder (9p).

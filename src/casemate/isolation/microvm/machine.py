@@ -64,6 +64,10 @@ class Machine:
         self._write(msgspec.structs.replace(self.record, next_channel=number + 1))
         return number
 
+    def set_layers(self, layers: Sequence[str], joins: int = 0, *, whole: bool = False) -> None:
+        """What lies on the block device."""
+        self._write(msgspec.structs.replace(self.record, layers=tuple(layers), joins=joins, whole_device=whole))
+
     async def learn_qemu(self, ids: Ids) -> None:
         """Which process QEMU is. Before anything of the user's runs in the guest: the monitor's word counts yet."""
         qemu = pidfd.identity(await self.monitor.qemu_pid())
