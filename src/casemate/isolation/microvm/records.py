@@ -41,6 +41,8 @@ class ContainerRecord(Struct, frozen=True, forbid_unknown_fields=True):
     annotations: dict[str, str] = {}
     #: The guest takes over what an engine has set up in the waiter's network namespace.
     takes_network: bool = False
+    #: The engine's cgroup of it on the host.
+    cgroup: str = ""
     #: Names of its shares, to be taken away when the machine outlives it.
     shares: tuple[str, ...] = ()
 
