@@ -165,6 +165,17 @@ static int apply(int fd, int index, const struct wire_field *f, const char **why
 	}
 }
 
+/* IPv6 is off in a guest (boot.c) until an engine gives an address of it. */
+static void allow_ipv6(const struct wire_message *frame)
+{
+	struct wire_field f;
+	size_t offset = 0;
+
+	while (wire_next(frame->payload, frame->length, &offset, &f) == 1)
+		if (f.tag == TAG_ADDRESS && f.length == 17)
+			write_file("/proc/sys/net/ipv6/conf/eth0/disable_ipv6", "0", 1);
+}
+
 static int link_of(const struct wire_message *frame, const uint8_t **mac, uint32_t *mtu, int *any)
 {
 	struct wire_field f;
@@ -206,6 +217,8 @@ int network_set(const struct wire_message *frame, const char **why)
 	*why = "the link does not come up";
 	/* Down first: the address that IPv6 made of the template's hardware address goes with that. */
 	error = taken_over ? set_down(fd, index) : 0;
+	if (taken_over)
+		allow_ipv6(frame);
 	if (!error && any)
 		error = set_link(fd, index, mac, mtu);
 	while (!error && wire_next(frame->payload, frame->length, &offset, &f) == 1)

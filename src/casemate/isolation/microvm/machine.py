@@ -64,6 +64,10 @@ class Machine:
         self._write(msgspec.structs.replace(self.record, next_channel=number + 1))
         return number
 
+    def set_netns(self, inode: int) -> None:
+        if inode:
+            self._write(msgspec.structs.replace(self.record, netns=inode))
+
     def set_layers(self, layers: Sequence[str], joins: int = 0, *, whole: bool = False) -> None:
         """What lies on the block device."""
         self._write(msgspec.structs.replace(self.record, layers=tuple(layers), joins=joins, whole_device=whole))

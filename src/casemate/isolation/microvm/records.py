@@ -67,6 +67,8 @@ class MachineRecord(Struct, frozen=True, forbid_unknown_fields=True):
     ids: Ids | None = None
     qemu_pid: int = 0
     qemu_start_ticks: int = 0
+    #: The inode of the network namespace that it has taken over; 0 for our own pods.
+    netns: int = 0
 
 
 _DECODER = msgspec.json.Decoder(MachineRecord)

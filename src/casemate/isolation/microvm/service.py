@@ -35,7 +35,7 @@ from casemate.isolation.microvm.kernelsignals import number_of
 from casemate.isolation.microvm.machine import Machine
 from casemate.isolation.microvm.machines import Machines
 from casemate.isolation.microvm.oci import Config, Process, User, read_process
-from casemate.isolation.microvm.records import ContainerRecord
+from casemate.isolation.microvm.records import SAME_IDS, ContainerRecord, Ids
 from casemate.isolation.seccomp_compile import Compiler
 from casemate.spec.errors import CasemateError, Conflict
 
@@ -133,23 +133,29 @@ class Service:
         layers, (shared, names) = bundles.layers(wanted), bundles.shared(wanted, bundle, name)
         program = self._seccomp(wanted)
         with contextlib.ExitStack() as stack:
-            tap_fd = None
+            tap_fd, netns, waiter = None, 0, ask.number_of(Tag.STATUS)
             if takes_network := engines.netns(wanted) != engines.NONE:
-                tap_fd = await takeover.open_tap(_netns_fd(stack, ask.number_of(Tag.STATUS)))
-                stack.callback(os.close, tap_fd)
+                netns_fd = _netns_fd(stack, waiter)
+                netns = os.fstat(netns_fd).st_ino
             below = bundles.root_is_below(wanted)
-            machine = await self._living(wanted)
+            machine = await self._living(wanted, netns)
             joined = machine is not None
+            host_cgroups = bundles.cgroups(wanted) or _join_cgroup(cgroup, waiter)
             if machine is not None:
+                _check_same_ids(machine, bundles.ids(wanted))
+                takes_network = False
                 await self._machines.join(machine, name, layers, shared=shared, below=below)
             else:
+                if takes_network:
+                    tap_fd = await takeover.open_tap(netns_fd)
+                    stack.callback(os.close, tap_fd)
                 machine = await self._machines.create(
                     name,
                     layers,
                     hostname=wanted.hostname,
                     memory_bytes=bundles.memory(wanted, self._machines.settings.memory_bytes),
                     network=bundles.network(wanted),
-                    cgroups=bundles.cgroups(wanted) or _join_cgroup(cgroup, ask.number_of(Tag.STATUS)),
+                    cgroups=host_cgroups,
                     ids=bundles.ids(wanted),
                     shared=shared,
                     below=below,
@@ -157,6 +163,7 @@ class Service:
                     pod=wanted.annotations.get(bundles.POD, ""),
                     more=wanted.annotations.get(bundles.MORE) == "1",
                 )
+                machine.set_netns(netns)
         try:
             await _restore(machine, name, wanted.annotations.get(bundles.WRITABLE, ""))
             channel = machine.next_channel()
@@ -164,11 +171,10 @@ class Service:
             fields = config.create_fields(wanted, name, channel, contents=contents, seccomp=program, shared=names)
             await machine.monitor.ask(Kind.CREATE, fields)
             created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-            pid = ask.number_of(Tag.STATUS)
             record = ContainerRecord(
                 name,
                 str(bundle),
-                pid,
+                waiter,
                 "created",
                 channel,
                 created=created,
@@ -184,11 +190,15 @@ class Service:
             else:
                 await self._machines.end(machine)
             raise
-        return ""
 
-    async def _living(self, wanted: Config) -> Machine | None:
-        """The machine of the bundle's pod, if it runs."""
+    async def _living(self, wanted: Config, netns: int) -> Machine | None:
+        """The machine of the bundle's pod, if it runs: the one that is named, or has taken over the same network.
+
+        So the containers of a pod of Kubernetes' or Podman's share one, and those of ``--network container:NAME``.
+        """
         machine = self._machines.get(wanted.annotations.get(bundles.POD, ""))
+        if netns:
+            machine = next((one for one in self._machines.all() if one.record.netns == netns), None)
         if machine is not None and machine.monitor.ended.is_set():
             # It broke down with all that was in it, whose ends are known.
             await self._machines.end(machine)
@@ -264,9 +274,12 @@ class Service:
     async def _kill(self, ask: Message, _fds: list[int]) -> str:
         machine, one = self._place(ask)
         number = number_of(ask.text(Tag.SIGNAL))
-        if one.status == "stopped":
-            raise Conflict(f"container {one.id} is stopped: process already finished")
         every = ask.number_of(Tag.FLAGS) & ALL
+        if one.status == "stopped":
+            if every:
+                return ""
+            # containerd's shim takes these words for "gone already", and any others for a failure.
+            raise Conflict(f"container {one.id} is stopped: container not running")
         flags = config.ALL_PROCESSES if every else 0
         fields = [frames.text(Tag.CONTAINER, one.id), frames.u32(Tag.SIGNAL, number), frames.u32(Tag.FLAGS, flags)]
         if number == _KILL and one.status == "paused":
@@ -288,9 +301,9 @@ class Service:
         machine.drop(one.id)
         if not machine.record.containers:
             await self._machines.end(machine)
-            await _end_cgroup(one.cgroup)
         else:
             await _leave(machine, one.id, one.shares)
+        await _end_cgroup(one.cgroup)
         return after
 
     async def _pause(self, ask: Message, _fds: list[int]) -> str:
@@ -359,6 +372,12 @@ def _netns_fd(stack: contextlib.ExitStack, pid: int) -> int:
     if os.fstat(number).st_ino == Path("/proc/self/ns/net").stat().st_ino:
         raise BundleUnsupported("the bundle's network namespace is the host's, which a virtual machine cannot share")
     return number
+
+
+def _check_same_ids(machine: Machine, ids: Ids | None) -> None:
+    """Containers that share a machine share its map of users."""
+    if machine.record.ids is not None and machine.record.ids != (ids or SAME_IDS):
+        raise BundleUnsupported("the container's id mappings are not those of the machine that it would join")
 
 
 def _join_cgroup(path: str, waiter: int) -> tuple[str, ...]:
