@@ -29,6 +29,9 @@ enum shim_kind {
 	ASK_PS = 107,
 	ASK_PAUSE = 108,
 	ASK_RESUME = 109,
+	ASK_PREPARE = 120,
+	ASK_EVENTS = 121,
+	ASK_UPDATE = 122,
 };
 
 enum {
@@ -37,12 +40,26 @@ enum {
 	ASK_FLAG_TERMINAL = 4,
 };
 
+enum { MAX_LIST = 256 };
+
 struct options {
 	const char *root, *log, *log_format, *socket, *bundle, *console_socket, *pid_file, *process, *command, *id;
-	const char *cwd, *format;
-	int force, all, terminal, detach;
+	const char *cwd, *format, *user, *resources, *interval;
+	const char *env[MAX_LIST], *limits[MAX_LIST]; /* NAME=VALUE; names of our own for the limits of update */
+	int env_count, limit_count;
+	int force, all, terminal, detach, stats;
 	char **rest;
 	int rest_count;
+};
+
+/* What hostd answered. The fields lead into one buffer, which the next question reuses. */
+struct answer {
+	int error;
+	char text[MUX_MAX_CONTROL];
+	char netns[4096];
+	uint32_t flags;
+	const uint8_t *payload;
+	size_t length;
 };
 
 /* log.c */
@@ -51,10 +68,35 @@ _Noreturn void die(const char *format, ...) __attribute__((format(printf, 1, 2))
 
 /* ask.c */
 int ask_connect(const char *path);
-/* Sends the message (and descriptors), waits for the answer; returns its errno, its text in `text`. */
-int ask(int fd, const struct wire_out *out, const int *fds, int count, char *text, size_t size);
+/* Sends the message (and descriptors), and waits for the answer. */
+const struct answer *ask(int fd, const struct wire_out *out, const int *fds, int count);
+/* As ask, on a connection of its own; dies of an answer that is an error. */
+const struct answer *must_ask(const struct options *options, const struct wire_out *out);
 int send_fds(int socket, const void *bytes, size_t length, const int *fds, int count);
 ssize_t receive_fds(int socket, void *bytes, size_t length, int *fds, int *count);
+
+/* hooks.c: run the answer's hooks in order, each with the state document of `pid` and `status` on standard input. Returns
+ * 0, or the number of the hook that failed (from 1), with `why` filled in. */
+int hooks_run(const struct answer *answer, pid_t pid, const char *status, char *why, size_t size);
+
+/* netns.c: enter what PREPARE named, and come back. -1: nowhere to come back to. */
+int netns_enter(const char *name);
+void netns_leave(int before);
+
+/* process.c */
+void begin_request(struct wire_out *out, const struct options *o, uint8_t kind);
+void command_create(const struct options *o);
+void command_start(const struct options *o);
+void command_exec(const struct options *o);
+void command_delete(const struct options *o);
+void command_run(const struct options *o);
+
+/* report.c */
+void command_features(const struct options *o);
+void command_spec(const struct options *o);
+void command_events(const struct options *o);
+void command_update(const struct options *o);
+char *read_file(const char *path, size_t most);
 
 /* waiter.c */
 struct stdio {

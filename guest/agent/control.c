@@ -123,7 +123,7 @@ static int with_request(const struct wire_message *frame, struct wire_out *out, 
 	struct request *r = &own_request;
 	char *arena = own_arena;
 
-	if (frame->kind == KIND_CREATE && (r = zygote_request(&arena)) == NULL)
+	if (frame->kind == KIND_CREATE && (rootfs_is_warming() || (r = zygote_request(&arena)) == NULL))
 		r = &own_request;
 	int error = request_parse(frame, r, arena, why);
 	if (error)
@@ -131,6 +131,7 @@ static int with_request(const struct wire_message *frame, struct wire_out *out, 
 	switch (frame->kind) {
 	case KIND_CREATE: return process_create(r, why, text, size);
 	case KIND_EXEC: return process_exec(r, why, text, size);
+	case KIND_FILES: return process_files(r, why, text, size);
 	case KIND_START: return process_start(r->container, why, text, size);
 	case KIND_SIGNAL: return *why = "no such process", process_signal(r);
 	default: break;
@@ -175,6 +176,7 @@ void control_message(const uint8_t *bytes, size_t length)
 	case KIND_CONFIGURE: error = configure(&message, &why); break;
 	case KIND_ROOTFS: error = rootfs_make(&message, &why); break;
 	case KIND_SHARE: error = rootfs_share(&message, &why); break;
+	case KIND_NETWORK: error = network_set(&message, &why); break;
 	case KIND_POWEROFF: power_off(); return;
 	case KIND_PROCESSES: rows(&out); error = 0; break;
 	default: error = with_request(&message, &out, &why, text, sizeof text); break;

@@ -24,6 +24,11 @@ static int mounted_count;
 
 static const char device[] = "/dev/vda";
 
+/* The container of this name warms a machine of the pool: it takes nothing that is made for the first, and of its root
+ * nothing stays. */
+static const char warming[] = "casemate.warm";
+static int is_warming;
+
 /* The first root's place is made at boot, like its process. */
 static char first[ID_BYTES];
 static int early;
@@ -114,7 +119,8 @@ void rootfs_early(void)
 
 static int make_base(const char *container, uint64_t upper_bytes, char *base, size_t size, const char **why)
 {
-	if (early && !upper_bytes && !*first)
+	is_warming = !strcmp(container, warming);
+	if (early && !upper_bytes && !*first && !is_warming)
 		memcpy(first, container, strlen(container) + 1);
 	base_of(container, base, size);
 	return strcmp(first, container) ? make_upper(base, upper_bytes, why) : 0;
@@ -137,7 +143,7 @@ static int shared_root(const char *container, const char *share, int below, uint
 	return 0;
 }
 
-static int overlay(const char *container, const struct layer *layers, int count, uint64_t upper_bytes,
+static int overlay(const char *container, const struct layer *layers, int count, uint64_t upper_bytes, int partitions,
 	const char **why)
 {
 	static char options[16 * MAX_LAYERS + 4 * 128];
@@ -149,8 +155,8 @@ static int overlay(const char *container, const struct layer *layers, int count,
 		return error;
 	used = (size_t)snprintf(options, sizeof options, "upperdir=%s/upper,workdir=%s/work,lowerdir=", base, base);
 	for (int i = 0; i < count; i++) {
-		/* A single layer needs no partition. */
-		int number = count == 1 && !mounted_count ? mount_whole() : mount_layer(&layers[i]);
+		/* A single layer needs no partition; but beside a device that is mounted whole there can be none. */
+		int number = count == 1 && !mounted_count && !partitions ? mount_whole() : mount_layer(&layers[i]);
 		if (number < 0)
 			return *why = "mount of a layer", -number;
 		used += number
@@ -169,7 +175,7 @@ int rootfs_make(const struct wire_message *frame, const char **why)
 	char container[ID_BYTES] = "", share[NAME_BYTES] = "";
 	struct wire_field field;
 	size_t offset = 0;
-	int count = 0, more, below = 0;
+	int count = 0, more, below = 0, partitions = 0;
 	uint64_t upper_bytes = 0;
 
 	*why = "a field of the root is not valid";
@@ -188,13 +194,14 @@ int rootfs_make(const struct wire_message *frame, const char **why)
 			share[field.length] = 0;
 		} else if (field.tag == TAG_FLAGS && field.length == 4) {
 			below = (wire_u32(field.bytes) & FLAG_OVERLAY_ROOT) != 0;
+			partitions = (wire_u32(field.bytes) & FLAG_PARTITIONS) != 0;
 		} else {
 			return EINVAL;
 		}
 	}
 	if (more || !*container || !count == !*share)
 		return EINVAL;
-	int error = count ? overlay(container, layers, count, upper_bytes, why)
+	int error = count ? overlay(container, layers, count, upper_bytes, partitions, why)
 			  : shared_root(container, share, below, upper_bytes, why);
 	if (error && error != EEXIST)
 		rootfs_remove(container);
@@ -217,9 +224,17 @@ int rootfs_share(const struct wire_message *frame, const char **why)
 	return 0;
 }
 
+int rootfs_is_warming(void)
+{
+	return is_warming;
+}
+
 void rootfs_remove(const char *container)
 {
 	char path[128];
+
+	if (!strcmp(container, warming))
+		is_warming = 0;
 
 	rootfs_path(container, path, sizeof path);
 	umount2(path, MNT_DETACH);
@@ -227,4 +242,7 @@ void rootfs_remove(const char *container)
 	umount2(path, MNT_DETACH);
 	if (rmdir(path) < 0 && errno != ENOENT)
 		say("casemate: %s: %s", path, strerror(errno));
+	/* The device gets other content after this; what was read of it goes with the mount. */
+	if (!strcmp(container, warming) && umount2("/layers/w", 0) < 0)
+		say("casemate: /layers/w: %s", strerror(errno));
 }

@@ -18,7 +18,8 @@
 
 #include "agent.h"
 
-enum { NAMESPACES = CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWCGROUP };
+/* Names and message queues are the machine's: the containers of a pod share them. */
+enum { NAMESPACES = CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWCGROUP };
 
 /* What our own bundles and those of the engines ask for; what is asked for otherwise is mounted then. */
 static const struct mount_request usual[] = {

@@ -75,11 +75,12 @@ async def prepare(context: Context, pod: Pod, container: Container) -> list[str]
     spec = container.record.spec
     await retire(context, pod, container)
     warnings: list[str] = []
-    if not pods.is_built(context, pod):
-        warnings = await pods.build(context, pod)
-        pods.set_phase(context, pod, "ready")
     if level.inside is not None:
+        # Before the link is looked at: a machine that was kept ready and does not fit takes its tap along.
         warnings += await level.inside.prepare(pod.record.spec, spec)
+    if not pods.is_built(context, pod):
+        warnings += await pods.build(context, pod, spec)
+        pods.set_phase(context, pod, "ready")
     if level.features.takes_address and pod.record.spec.network.mode == "pod":
         await links.give_address(pods.link(context, pod))
     binds, said = await mounting.mount(context, pod, container)

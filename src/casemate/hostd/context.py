@@ -64,6 +64,9 @@ class Context:
     #: Taps of pods that are gone: the kernel takes 40 ms to delete one, which no removal waits for.
     dead_links: set[str] = field(default_factory=set)
     links_wait: asyncio.Event = field(default_factory=asyncio.Event)
+    #: Containers that ended and still are in their machine.
+    spent: set[str] = field(default_factory=set)
+    spent_waits: asyncio.Event = field(default_factory=asyncio.Event)
     #: The micro-VMs of this host, while their service runs.
     machines: Machines | None = None
     #: Addresses whose published UDP ports were taken back, and whose flows the kernel still translates.

@@ -17,7 +17,7 @@ from casemate.host import hierarchy, mounts, pidfd, probes, programs, syscalls
 from casemate.host.peer import Peer
 from casemate.host.seqpacket import listen
 from casemate.host.settings_file import read_settings
-from casemate.hostd import housekeeping, microvm, recovery
+from casemate.hostd import containers, housekeeping, microvm, recovery
 from casemate.hostd.context import Context
 from casemate.hostd.folders import Folders
 from casemate.hostd.operations import Operations
@@ -196,7 +196,7 @@ async def _until_asked_to_end(context: Context, server: Server, group: asyncio.T
     )
     tasks = [
         group.create_task(server.serve(listening), name="server"),
-        group.create_task(housekeeping.run(context), name="housekeeping"),
+        group.create_task(housekeeping.run(context, containers.retire), name="housekeeping"),
     ]
     try:
         await ended.wait()

@@ -11,13 +11,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Awaitable, Callable
 
 from casemate.host import conntrack, syscalls
 from casemate.hostd import inputs
 from casemate.hostd.context import Context
 from casemate.hostd.protocol import ContainerOom
 from casemate.hostd.records import sync
-from casemate.hostd.state import Container
+from casemate.hostd.state import Container, Pod
 from casemate.network import links
 from casemate.spec.errors import CasemateError
 
@@ -32,14 +33,15 @@ _DEATH_LOOKS, _DEATH_LOOK_S = 10, 0.05
 _LOOKS_A_SECOND = 2000
 
 
-async def run(context: Context) -> None:
-    """For ever."""
+async def run(context: Context, retire: Callable[[Context, Pod, Container], Awaitable[None]]) -> None:
+    """For ever. *retire* takes away what is only of a running container."""
     async with asyncio.TaskGroup() as group:
         group.create_task(_keep_durable(context), name="durable")
         group.create_task(_look(context), name="look")
         group.create_task(_empty_trash(context), name="trash")
         group.create_task(_forget_flows(context), name="flows")
         group.create_task(_delete_links(context), name="links")
+        group.create_task(_leave_machines(context, retire), name="machines")
         group.create_task(_keep_inputs(context), name="inputs")
         group.create_task(_give_memory_back(context), name="memory")
         group.create_task(context.visibility.keep(), name="visibility")
@@ -156,6 +158,25 @@ async def _delete_links(context: Context) -> None:
                 await links.delete_interface(name)
             except (CasemateError, OSError) as error:
                 log.warning("interface %s was not deleted: %s", name, error)
+
+
+async def _leave_machines(context: Context, retire: Callable[[Context, Pod, Container], Awaitable[None]]) -> None:
+    """Take containers that ended out of their machines, which end with the last of them."""
+    while True:
+        await context.spent_waits.wait()
+        context.spent_waits.clear()
+        while context.spent:
+            container = context.state.containers.get(context.spent.pop())
+            if container is None:
+                continue
+            pod = context.state.pods[container.record.spec.pod]
+            async with pod.lock:
+                if container.record.phase != "exited" or container.id not in context.state.containers:
+                    continue
+                try:
+                    await retire(context, pod, container)
+                except (CasemateError, OSError) as error:
+                    log.warning("container %s was not taken out of its machine: %s", container.id[:12], error)
 
 
 async def _empty_trash(context: Context) -> None:

@@ -82,6 +82,9 @@ async def _life(context: Context, host: Host, ready: asyncio.Event) -> None:
         host.accelerator,
         host.tsc_khz,
         context.settings.number("microvm.memory_bytes"),
+        pool=context.settings.number("microvm.pool"),
+        # Not with the prefix of the pods' own links: nothing of the firewall or the doctor is meant for them.
+        taps=f"w{context.settings.text('network.link_prefix')}",
     )
     socket = context.folders.run / "vm.sock"
     async with asyncio.TaskGroup() as group:
@@ -154,7 +157,7 @@ def _level(context: Context, machines: Machines, chosen: kernel.GuestKernel) -> 
         summary,
         context.layers.files,
         lambda pod: network(context, pod),
-        inside=MicrovmInside(machines, current),
+        inside=MicrovmInside(machines, current, lambda pod: pods.interface_of(context, pod)),
         memory_bytes=settings.memory_bytes,
         emulated=settings.accelerator.kind == "tcg",
         cgroups=lambda pod: context.cgroups.folders(pods.machine_cgroup(context, pod)),

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
 from casemate.host import mounts, safe_path, syscalls, userns
@@ -107,11 +108,29 @@ async def _volume(context: Context, container: Container, one: VolumeMount, plac
     if one.copy_up and context.volumes.is_empty(volume):
         source = context.volumes.clone_fd(volume, userns_fd)
         try:
-            with contextlib.suppress(NotFound):
-                await confined.copy_up(context.folders.rootfs(container.id), userns_fd, one.target, source)
+            async with _image_root(context, container, userns_fd) as root:
+                with contextlib.suppress(NotFound):
+                    await confined.copy_up(root, userns_fd, one.target, source)
         finally:
             os.close(source)
     context.volumes.bind(volume, place, userns_fd, read_only=one.read_only)
+
+
+@contextlib.asynccontextmanager
+async def _image_root(context: Context, container: Container, userns_fd: int) -> AsyncGenerator[Path]:
+    """The container's root as the host sees it; a machine's is mounted for this long, of the image alone."""
+    pod = context.state.pods[container.record.spec.pod]
+    wanted = plan(context, pod, container)
+    if context.levels.find(pod.record.spec.level).features.rootfs:
+        yield wanted.target
+        return
+    try:
+        await rootfs.apply(wanted, context.layers, None if pod.record.id_shift else userns_fd)
+        yield wanted.target
+    finally:
+        rootfs.unmount(wanted, context.layers)
+        for layer in wanted.layers:
+            context.layers.hold(layer, container.id)
 
 
 async def _host_path(pod: Pod, container: Container, one: BindMount, place: Path, pod_userns: int) -> list[str]:

@@ -165,7 +165,7 @@ class Operations:
         if operation.pod is not None:
             # Before anything is made: most refusals are of the container.
             checks.check_container(spec, operation.pod, caller, context.state, context.layers.has)
-            pod, warnings = await pods.create(context, operation.pod, caller)
+            pod, warnings = await pods.create(context, operation.pod, caller, spec)
         else:
             pod = context.state.pod(spec.pod)
         async with pod.lock:

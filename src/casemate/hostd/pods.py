@@ -25,15 +25,20 @@ from casemate.isolation.bundle import Sandbox
 from casemate.isolation.namespace import sandbox
 from casemate.network import links, plan
 from casemate.spec.errors import CasemateError
-from casemate.spec.workload import PodSpec, Resources
+from casemate.spec.workload import ContainerSpec, PodSpec, Resources, TmpfsMount
 
 log = logging.getLogger("casemate.hostd")
 
 IDS = 65_536
 
 
-async def create(context: Context, spec: PodSpec, caller: Caller) -> tuple[Pod, list[str]]:
-    """Make the pod; the caller holds no lock, since nobody knows the pod yet. Undone when it fails."""
+async def create(
+    context: Context, spec: PodSpec, caller: Caller, container: ContainerSpec | None = None
+) -> tuple[Pod, list[str]]:
+    """Make the pod; the caller holds no lock, since nobody knows the pod yet. Undone when it fails.
+
+    *container*: its first, where it is known already.
+    """
     checks.check_pod(spec, caller, context.state, context.settings)
     context.levels.find(spec.level)
     first = context.id_shift or context.state.free_range(
@@ -46,7 +51,7 @@ async def create(context: Context, spec: PodSpec, caller: Caller) -> tuple[Pod, 
         try:
             context.records.write_pod(record)
             context.step("pod.recorded")
-            warnings = await build(context, pod)
+            warnings = await build(context, pod, container)
             set_phase(context, pod, "ready")
             context.step("pod.ready")
         except BaseException:
@@ -66,9 +71,14 @@ def ready(context: Context, pod: Pod, warnings: list[str]) -> PodReady:
 
 
 def interface(context: Context, pod: Pod) -> str:
-    if pod.record.spec.network.mode != "pod":
+    return interface_of(context, pod.record.spec)
+
+
+def interface_of(context: Context, spec: PodSpec) -> str:
+    """The host's end of the pod's link; empty where it has none."""
+    if spec.network.mode != "pod":
         return ""
-    return plan.interface_name(context.settings.text("network.link_prefix"), pod.id)
+    return plan.interface_name(context.settings.text("network.link_prefix"), spec.id)
 
 
 def link(context: Context, pod: Pod) -> plan.PodLink:
@@ -119,8 +129,11 @@ def is_built(context: Context, pod: Pod) -> bool:
     return all(sandbox.is_pinned(path) for path in context.folders.pins(pod.record.spec).values())
 
 
-async def build(context: Context, pod: Pod) -> list[str]:
-    """Namespaces, cgroup and link of a pod that has none of them; warnings for what the host cannot limit."""
+async def build(context: Context, pod: Pod, container: ContainerSpec | None = None) -> list[str]:
+    """Namespaces, cgroup and link of a pod that has none of them; warnings for what the host cannot limit.
+
+    *container*: the one that is to start first, where it is known: a machine is made to its measure.
+    """
     spec = pod.record.spec
     pins = context.folders.pins(spec)
     for path in pins.values():
@@ -138,11 +151,23 @@ async def build(context: Context, pod: Pod) -> list[str]:
     context.step("pod.cgroup")
     if spec.network.mode == "pod":
         await ensure_firewall(context)
-        await links.apply(link(context, pod))
+        waiting = await _reserve(context, spec, container)
+        await links.apply(link(context, pod), waiting)
         context.step("pod.link")
     elif spec.network.mode == "none" and pins:
         await links.apply_loopback_only(pins["network"])
     return warnings
+
+
+async def _reserve(context: Context, spec: PodSpec, container: ContainerSpec | None) -> str:
+    """The tap of a machine that waits, which is this pod's from now on; empty where none fits."""
+    level = context.levels.get(spec.level)
+    if not is_machine(spec) or context.machines is None or level is None or level.inside is None:
+        return ""
+    if container is None or any(not isinstance(one, TmpfsMount) for one in container.mounts):
+        # Folders of the host need a machine whose user is the pod's own, and a pod that others join may want some.
+        return ""
+    return await level.inside.reserve(spec, container, interface_of(context, spec))
 
 
 def machine_cgroup(context: Context, spec: PodSpec) -> str:
@@ -282,6 +307,8 @@ async def discard(context: Context, pod: Pod) -> None:
             with contextlib.suppress(CasemateError, OSError):
                 await conntrack.forget(spec.network.address)
     if is_machine(spec) and spec.network.mode == "pod":
+        if context.machines is not None:
+            await context.machines.pool.release(interface(context, pod))
         context.dead_links.add(interface(context, pod))
         context.links_wait.set()
     for path in context.folders.pins(spec).values():

@@ -100,6 +100,9 @@ async def _container(context: Context, pod: Pod, container: Container, found: di
                     execs.adopt(context, container)
         case "exited":
             container.ended.set()
+            if context.machines is not None and context.machines.find(container.id) is not None:
+                context.spent.add(container.id)
+                context.spent_waits.set()
 
 
 async def _finish(context: Context, pod: Pod, container: Container, conmon: int | None) -> None:

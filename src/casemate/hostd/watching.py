@@ -89,6 +89,10 @@ def container_ended(context: Context, container: Container) -> None:
     _close_ports(context, container)
     context.records.write_container(container.record)
     context.step("container.exited")
+    if pods.is_machine(context.state.pods[record.spec.pod].record.spec):
+        # A machine whose containers have ended holds memory for nothing.
+        context.spent.add(container.id)
+        context.spent_waits.set()
     container.ended.set()
     context.emit(ContainerExited(container.id, code, oom, finished))
 

@@ -129,6 +129,10 @@ class Inside(Protocol):
         """Whether a process of *container* was killed for want of memory, while the runtime still has it."""
         ...
 
+    async def reserve(self, pod: PodSpec, container: ContainerSpec | None, interface: str) -> str:
+        """The interface of a sandbox that waits and fits, which the caller renames to *interface*; empty for none."""
+        ...
+
     async def prepare(self, pod: PodSpec, container: ContainerSpec) -> list[str]:
         """What must be there before the runtime is started and takes longer than a start may; warnings."""
         ...

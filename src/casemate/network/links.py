@@ -70,14 +70,16 @@ def _write_sysctl(name: str, value: str) -> None:
             os.close(number)
 
 
-async def apply(link: PodLink) -> None:
+async def apply(link: PodLink, waiting: str = "") -> None:
     """Make the namespace and the pair, with addresses, routes and neighbours; 2 to 3 ms. Undone when it fails.
+
+    *waiting*: the tap of a machine that waits, which is renamed for the pod instead of making one.
 
     Published ports are :mod:`casemate.network.nat`'s. Raises :class:`LinkExists`,
     :class:`~casemate.host.rtnetlink.NetlinkFailed`.
     """
     if link.tap:
-        await netns.in_own_thread(lambda: _make_tap(link))
+        await netns.in_own_thread(lambda: _make_tap(link, waiting))
         return
     link.pin.parent.mkdir(parents=True, exist_ok=True, mode=0o711)
     try:
@@ -171,14 +173,19 @@ async def give_address(link: PodLink) -> None:
         _pod_end(inside, link)
 
 
-def _make_tap(link: PodLink) -> None:
-    """The host's side of a pod that is a virtual machine; its other end is opened by name when the machine starts."""
+def _make_tap(link: PodLink, waiting: str) -> None:
+    """The host's side of a pod that is a virtual machine; its other end is opened by name when the machine starts, or
+    is that of a machine already."""
     with rtnetlink.RouteSocket() as host:
         if host.link(link.interface) is not None:
             # What a crash left: nothing is sure of how it was configured.
             host.delete_link(link.interface)
         try:
-            tun.make_tap(link.interface)
+            found = host.link(waiting) if waiting else None
+            if found is not None:
+                host.rename(found.index, link.interface)
+            else:
+                tun.make_tap(link.interface)
             _host_end(host, link, _TAP_SYSCTLS)
         except BaseException as error:
             host.delete_link(link.interface)

@@ -166,6 +166,14 @@ SETTINGS: tuple[Setting, ...] = (
         "auto",
         "auto, kvm or tcg: auto boots a guest with KVM, for 3 s at most, and emulates where that fails",
     ),
+    Setting(
+        "microvm.pool",
+        4,
+        "how many machines may wait for a start, as many as the last minute's demand; 0: every start is by clone",
+        "machines",
+        0,
+        64,
+    ),
     Setting("microvm.qemu", "qemu-system-x86_64", "QEMU: a name that is looked for in PATH, or a path"),
     Setting(
         "microvm.memory_bytes",

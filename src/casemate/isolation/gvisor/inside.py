@@ -66,6 +66,10 @@ class GvisorInside:
         group = self._group(container)
         return bool(group and self._cgroups.exists(group) and self._cgroups.stats(group).oom_kills)
 
+    async def reserve(self, pod: PodSpec, container: ContainerSpec | None, interface: str) -> str:  # noqa: ARG002
+        """None waits."""
+        return ""
+
     async def prepare(self, pod: PodSpec, container: ContainerSpec) -> list[str]:  # noqa: ARG002 - of the Protocol
         return []
 

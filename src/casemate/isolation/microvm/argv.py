@@ -92,6 +92,18 @@ class Layers:
 
 
 @dataclass(frozen=True, slots=True)
+class WaitingLayers:
+    """As :class:`Layers`, from a node and the one that stands above it, so that the lower one can be replaced."""
+
+    lower: str
+    upper: str
+
+    def words(self) -> tuple[str, ...]:
+        device = ("-device", "virtio-blk-device,drive=layers,serial=layers")
+        return ("-blockdev", self.lower, "-blockdev", self.upper, *device)
+
+
+@dataclass(frozen=True, slots=True)
 class Port:
     """The one virtio-serial port: everything between host and agent."""
 

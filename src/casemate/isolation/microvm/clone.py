@@ -34,9 +34,19 @@ class Place:
 
 
 async def start(
-    template: Template, place: Place, layers: Sequence[Path], *, shim: str, qemu: str, tap_fd: int | None = None
+    template: Template,
+    place: Place,
+    layers: Sequence[Path],
+    *,
+    shim: str,
+    qemu: str,
+    tap_fd: int | None = None,
+    waits: bool = False,
 ) -> tuple[Monitor, tuple[disks.Extent, ...]]:
-    """Start a clone over *layers* (squashfs files, any order); where each lies on its device."""
+    """Start a clone over *layers* (squashfs files, any order); where each lies on its device.
+
+    *waits*: over one layer that :mod:`swap` replaces later.
+    """
     first = argv.FIRST_PASSED_FD
     opened: list[int] = []
     fds: dict[int, int] = {first: template.memory_fd}
@@ -52,7 +62,10 @@ async def start(
             fds[first + 4 + index] = number
             sizes.append((first + 4 + index, os.fstat(number).st_size))
         extents = disks.extents(sizes)
-        if not extents:
+        disk: argv.Switch | None = None
+        if waits:
+            disk, node = argv.WaitingLayers(*disks.waiting_nodes(extents[0].fd)), ""
+        elif not extents:
             node = disks.null_node()
         elif len(extents) == 1:
             node = disks.layer_node(extents[0])
@@ -66,7 +79,7 @@ async def start(
             fds[first + 3] = tap_fd
         switches = (
             *template.recipe.switches(first, shared=False),
-            argv.Layers(node),
+            disk or argv.Layers(node),
             argv.Port(),
             argv.Network(None if tap_fd is None else first + 3),
             argv.Shares(),

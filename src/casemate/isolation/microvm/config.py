@@ -18,7 +18,8 @@ from casemate.isolation.microvm.oci import Config, Device, Mount, Process
 from casemate.spec import capabilities
 
 NO_NEW_PRIVS, TERMINAL, STDIN, READ_ONLY_ROOT, ALL_PROCESSES = 1, 2, 4, 8, 16
-_CLONE = {"pid": 0x2000_0000, "ipc": 0x0800_0000, "uts": 0x0400_0000, "mount": 0x0002_0000, "cgroup": 0x0200_0000}
+#: Those of ipc and uts are the machine's own, which a pod's containers share; the host name is set with its addresses.
+_CLONE = {"pid": 0x2000_0000, "mount": 0x0002_0000, "cgroup": 0x0200_0000}
 #: What an exec joins: setns(2) by the first process's pidfd.
 EXEC_NAMESPACES = 0x2000_0000 | 0x0800_0000 | 0x0400_0000 | 0x0002_0000 | 0x0200_0000
 _RLIMIT_NAMES = (
@@ -76,8 +77,6 @@ def create_fields(
     for namespace in linux.namespaces:
         flags |= _CLONE.get(namespace.type, 0)
     found.append(frames.u32(Tag.NAMESPACES, flags | _CLONE["mount"]))
-    if config.hostname and flags & _CLONE["uts"]:
-        found.append(frames.text(Tag.HOSTNAME, config.hostname))
     found += frames.texts(Tag.MASKED, linux.masked)
     found += frames.texts(Tag.READ_ONLY, linux.read_only)
     found += [frames.text(Tag.SYSCTL, f"{name}={value}") for name, value in linux.sysctl.items()]

@@ -23,7 +23,7 @@ QEMU = "qemu-system-x86_64"
 #: The first that restores what we save: older ones have no microvm machine with ACPI, or none that migrates.
 LEAST_QEMU = (7, 2)
 _VERSION = re.compile(r"version (\d+)\.(\d+)")
-#: Of the host's kernel alone: the guest has its own.
+#: Of the host's kernel alone. The map of users stays: what the guest writes to a volume is owned through it.
 _HOST_ONLY = ("rootfsPropagation",)
 
 
@@ -70,9 +70,9 @@ class MicrovmLevel:
         self._emulated = emulated
         self._cgroups = cgroups
 
-    def memory_bytes(self, pod: PodSpec, container: ContainerSpec) -> int:
+    def memory_bytes(self, pod: PodSpec, container: ContainerSpec | None) -> int:
         """The machine's memory: room for the limit of the pod, else of the container that it is made for."""
-        limit = pod.resources.memory_bytes or container.resources.memory_bytes or 0
+        limit = pod.resources.memory_bytes or (container.resources.memory_bytes if container else 0) or 0
         return machine_memory(limit, self._memory_bytes)
 
     def bundle(self, given: BundleInput) -> BundlePlan:

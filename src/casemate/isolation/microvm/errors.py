@@ -68,6 +68,18 @@ class BundleUnsupported(InvalidArgument):
     remedy = "docs/reference/levels.md lists what each level has; or choose another --isolation."
 
 
+class PathMissing(NotFound):
+    code = "microvm.path_missing"
+    title = "No such path in the container"
+    remedy = "casemate exec CONTAINER ls"
+
+
+class CopyRefused(InvalidArgument):
+    code = "microvm.copy_refused"
+    title = "Files cannot be copied in this way"
+    remedy = "The detail names the entry; `tar -tvf` shows what is in an archive."
+
+
 class MachineMissing(NotFound):
     code = "microvm.container_missing"
     title = "No container of this name runs in a micro-VM"

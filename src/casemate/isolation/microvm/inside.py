@@ -11,7 +11,8 @@ from casemate.isolation.microvm import frames, guestrows
 from casemate.isolation.microvm.driver import MicrovmLevel
 from casemate.isolation.microvm.errors import MachineMissing
 from casemate.isolation.microvm.frames import Field, Kind, Tag
-from casemate.isolation.microvm.machines import Machine, Machines
+from casemate.isolation.microvm.machine import Machine
+from casemate.isolation.microvm.machines import Machines
 from casemate.spec.workload import ContainerSpec, PodSpec, Resources
 
 _STATS_TIMEOUT_S = 5.0
@@ -20,9 +21,12 @@ _STATS_TIMEOUT_S = 5.0
 class MicrovmInside:
     """The machines as :class:`casemate.isolation.level.Inside`."""
 
-    def __init__(self, machines: Machines, level: Callable[[], MicrovmLevel]) -> None:
+    def __init__(
+        self, machines: Machines, level: Callable[[], MicrovmLevel], interface: Callable[[PodSpec], str] = lambda _: ""
+    ) -> None:
         self._machines = machines
         self._level = level
+        self._interface = interface
 
     def knows(self, container: str) -> bool:
         return self._machines.find(container) is not None
@@ -37,9 +41,20 @@ class MicrovmInside:
         one = machine.container(container) if machine is not None else None
         return one is not None and one.oom_killed
 
+    async def reserve(self, pod: PodSpec, container: ContainerSpec | None, interface: str) -> str:
+        """Nothing is waited for: no template is made or read for this."""
+        if not self._machines.pool.count():
+            return ""
+        template = await self._machines.template(self._level().memory_bytes(pod, container))
+        return self._machines.pool.reserve(template, interface) or ""
+
     async def prepare(self, pod: PodSpec, container: ContainerSpec) -> list[str]:
         """The template: made now when there is none, which takes longer than a start may."""
-        await self._machines.template(self._level().memory_bytes(pod, container))
+        template = await self._machines.template(self._level().memory_bytes(pod, container))
+        pool, interface = self._machines.pool, self._interface(pod)
+        if not pool.is_reserved(interface, template):
+            # It has another size than this container wants, or has ended while it waited.
+            await pool.release(interface)
         return []
 
     @contextlib.contextmanager
@@ -104,17 +119,8 @@ def limit_fields(wanted: Resources) -> list[Field]:
 def machine_bytes(machine: Machine) -> int:
     """Proportional set size of monitor and QEMU: what this machine costs the host. 0 when it is just ending."""
     total = 0
-    for pid in _family(machine.record.pid):
+    for pid in filter(None, (machine.record.pid, machine.record.qemu_pid)):
         with contextlib.suppress(OSError, ValueError):
             text = Path(f"/proc/{pid}/smaps_rollup").read_text()
             total += next(int(line.split()[1]) for line in text.splitlines() if line.startswith("Pss:")) << 10
     return total
-
-
-def _family(monitor: int) -> list[int]:
-    if not monitor:
-        return []
-    with contextlib.suppress(OSError, ValueError):
-        children = Path(f"/proc/{monitor}/task/{monitor}/children").read_text().split()
-        return [monitor, *(int(one) for one in children)]
-    return [monitor]

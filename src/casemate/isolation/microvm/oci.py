@@ -116,6 +116,24 @@ class Linux(Struct, frozen=True):
     cgroups_path: str = field(default="", name="cgroupsPath")
 
 
+class Hook(Struct, frozen=True):
+    path: str
+    args: tuple[str, ...] = ()
+    env: tuple[str, ...] = ()
+    timeout: Annotated[int, Meta(ge=0, le=3600)] | None = None
+
+
+class Hooks(Struct, frozen=True):
+    """config.md, "POSIX-platform Hooks"; *prestart* is the older name of two of them."""
+
+    prestart: tuple[Hook, ...] = ()
+    create_runtime: tuple[Hook, ...] = field(default=(), name="createRuntime")
+    create_container: tuple[Hook, ...] = field(default=(), name="createContainer")
+    start_container: tuple[Hook, ...] = field(default=(), name="startContainer")
+    poststart: tuple[Hook, ...] = ()
+    poststop: tuple[Hook, ...] = ()
+
+
 class Config(Struct, frozen=True):
     process: Process
     version: str = field(default="", name="ociVersion")
@@ -123,7 +141,7 @@ class Config(Struct, frozen=True):
     mounts: tuple[Mount, ...] = ()
     hostname: str = ""
     annotations: dict[str, str] = {}
-    hooks: dict[str, Any] | None = None
+    hooks: Hooks | None = None
     linux: Linux = Linux()
 
 

@@ -39,6 +39,10 @@ class ContainerRecord(Struct, frozen=True, forbid_unknown_fields=True):
     oom_killed: bool = False
     created: str = ""
     annotations: dict[str, str] = {}
+    #: The guest takes over what an engine has set up in the waiter's network namespace.
+    takes_network: bool = False
+    #: Names of its shares, to be taken away when the machine outlives it.
+    shares: tuple[str, ...] = ()
 
 
 class MachineRecord(Struct, frozen=True, forbid_unknown_fields=True):
@@ -52,6 +56,11 @@ class MachineRecord(Struct, frozen=True, forbid_unknown_fields=True):
     #: The monitor, whose only child is QEMU.
     pid: int = 0
     memory_bytes: int = 0
+    #: The files on its block device, in their order; how often further ones were put behind them; and whether the
+    #: guest has mounted the device whole, so that there can be none.
+    layers: tuple[str, ...] = ()
+    joins: int = 0
+    whole_device: bool = True
     #: QEMU's user namespace, its pid and start time: what a folder is attached to.
     ids: Ids | None = None
     qemu_pid: int = 0
