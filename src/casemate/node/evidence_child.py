@@ -36,6 +36,7 @@ from casemate.node.evidence_jobs import (
     Found,
     ResolveJob,
 )
+from casemate.node.freshness_jobs import RefreshJob, TagJob
 from casemate.node.warm import MAX_MESSAGE_BYTES
 from casemate.spec.errors import CasemateError, NotFound
 from casemate.spec.reference import Reference, parse_reference
@@ -66,6 +67,12 @@ class Served:
                 return resolve(self.client, parse_reference(job.reference), job.endpoints, job.max_manifest_bytes)
             case AttachJob():
                 return put(self.client, job)
+            case RefreshJob() | TagJob():
+                from casemate.node import freshness_child  # noqa: PLC0415 - and tuf with it
+
+                if isinstance(job, TagJob):
+                    return freshness_child.tag(job)
+                return freshness_child.refreshed(self.client, job)
 
 
 def resolve(client: Client, reference: Reference, endpoints: Endpoints, max_bytes: int) -> Found:

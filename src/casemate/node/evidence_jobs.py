@@ -9,6 +9,7 @@ import msgspec
 
 from casemate.image.jobs import Endpoints, Failure
 from casemate.image.referring import Wanted
+from casemate.node.freshness_jobs import Fresh, RefreshJob, Tag, TagJob
 from casemate.trust.signature.cosign import BUNDLE_TYPES, DSSE_TYPE, SIMPLE_SIGNING
 from casemate.trust.signature.notation import ARTIFACT_TYPE, ENVELOPE_TYPE
 from casemate.trust.signature.verify import Evidence, Signer
@@ -71,7 +72,7 @@ class AttachJob(msgspec.Struct, frozen=True, tag="attach", kw_only=True):
     keep: bool = False
 
 
-EvidenceJob = CheckJob | ResolveJob | AttachJob
+EvidenceJob = CheckJob | ResolveJob | AttachJob | RefreshJob | TagJob
 
 
 class Checked(msgspec.Struct, frozen=True, tag="checked"):
@@ -95,7 +96,8 @@ class Attached(msgspec.Struct, frozen=True, tag="attached"):
     manifests: tuple[str, ...]
 
 
-Answer = Checked | Found | Attached | Failure
+Good = Checked | Found | Attached | Fresh | Tag
+Answer = Checked | Found | Attached | Fresh | Tag | Failure
 
 JOBS: msgspec.json.Decoder[EvidenceJob] = msgspec.json.Decoder(EvidenceJob)
 ANSWERS: msgspec.json.Decoder[Answer] = msgspec.json.Decoder(Answer)

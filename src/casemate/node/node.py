@@ -8,11 +8,11 @@ from contextlib import asynccontextmanager
 
 from casemate.hostd.client import HostdClient
 from casemate.image import garbage
-from casemate.node import exits, images, recovery, volumes
+from casemate.node import exits, freshness, images, recovery, volumes
 from casemate.node.core import Core, report
 from casemate.node.database import Database
 from casemate.node.operations import Operations
-from casemate.node.trust import policies
+from casemate.node.trust import actions, policies, rematch
 from casemate.spec.errors import CasemateError
 from casemate.spec.settings import Settings
 
@@ -50,8 +50,10 @@ class Node:
                     report(operation.describe())
                 await volumes.recover(self.core)
                 await images.recover(self.core)
+                await actions.recover(self.core)
                 await self.operations.recover()
                 self.reconciled.set()
+                self.core.trust.change("casemated was started, or casemate-hostd")
             except CasemateError:
                 report("the reconcile loop was interrupted; it goes on when casemate-hostd is back")
 
@@ -78,6 +80,8 @@ async def running_node(settings: Settings) -> AsyncGenerator[Node]:
         async with core.running():
             core.spawn(client.run(), "the connection to casemate-hostd")
             core.spawn(node.keep_reconciled(), "the reconcile loop")
+            core.spawn(rematch.keep_rematched(core), "the judging of what runs")
+            core.spawn(freshness.keep_fresh(core), "the publishers' refresh")
             try:
                 yield node
             finally:

@@ -8,21 +8,20 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Sequence
 
-import msgspec
-
-from casemate.image.errors import ImageNotFound, WorkerFailed
-from casemate.image.jobs import Endpoints, Failure
+from casemate.image.errors import ImageNotFound
+from casemate.image.jobs import Endpoints
 from casemate.node import audit, events, images, imagestore
 from casemate.node.clock import rfc3339
 from casemate.node.core import Caller, Core
+from casemate.node.evidence import ask
 from casemate.node.evidence_jobs import (
-    ANSWERS,
     Attached,
     AttachJob,
     Checked,
     CheckJob,
     EvidenceJob,
     Found,
+    Good,
     PushedBlob,
     ResolveJob,
 )
@@ -36,7 +35,7 @@ from casemate.spec.api.signatures import (
     VerifyAnswer,
     VerifyRequest,
 )
-from casemate.spec.errors import InvalidArgument, RemoteError
+from casemate.spec.errors import InvalidArgument
 from casemate.spec.reference import Reference, ReferenceInvalid, parse_reference
 from casemate.trust.signature.errors import SignatureMissing, SignatureNoMatch, ThresholdNotMet
 from casemate.trust.signature.verify import CertificateSigner, Evidence, KeySigner, Signer, require
@@ -84,17 +83,9 @@ async def _check(
     return answer
 
 
-async def _ask(core: Core, job: EvidenceJob, *, online: bool) -> Checked | Found | Attached:
+async def _ask(core: Core, job: EvidenceJob, *, online: bool) -> Good:
     """Through the child of its own kind: a registry that hangs holds up no admission."""
-    child = core.evidence_online if online else core.evidence_offline
-    data = await child.ask(msgspec.json.encode(job), ONLINE_S if online else OFFLINE_S)
-    try:
-        answer = ANSWERS.decode(data)
-    except msgspec.MsgspecError as error:
-        raise WorkerFailed(f"the evidence child wrote no answer: {error}") from error
-    if isinstance(answer, Failure):
-        raise RemoteError(answer.problem)
-    return answer
+    return await ask(core.evidence_online if online else core.evidence_offline, job, ONLINE_S if online else OFFLINE_S)
 
 
 def _signers(request: VerifyRequest) -> tuple[Signer, ...]:
