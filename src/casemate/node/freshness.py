@@ -18,7 +18,7 @@ from casemate.node.core import Caller, Core
 from casemate.node.evidence import ask
 from casemate.node.freshness_jobs import Fresh, RefreshJob, Tag, TagJob
 from casemate.spec.api.publishers import PublisherList, PublisherRequest, PublisherRow, TagAnswer
-from casemate.spec.errors import CasemateError, Conflict, InvalidArgument, NotFound
+from casemate.spec.errors import CasemateError, Conflict, GrantMissing, InvalidArgument, NotFound
 from casemate.spec.reference import Reference, ReferenceInvalid, parse_reference
 from casemate.trust.freshness.resolve import Refreshed, Trusted
 
@@ -26,6 +26,7 @@ from casemate.trust.freshness.resolve import Refreshed, Trusted
 STALE_S = 300.0
 EVERY_S = 3600.0
 MAX_PUBLISHERS = 64
+GRANT = "trust"
 ONLINE_S = 120.0
 OFFLINE_S = 30.0
 
@@ -82,8 +83,18 @@ async def _for(core: Core, reference: Reference) -> Source | None:
     return source if length >= 0 else None
 
 
+def _demand(caller: Caller, what: str) -> None:
+    """Who is followed decides what may run, as the trust policy does."""
+    if GRANT not in caller.grants():
+        raise GrantMissing(
+            f"{what} needs the grant {GRANT!r}, which {caller.who} does not hold",
+            remedy="The administrator adds the user under grants.trust in /etc/casemate/casemate.toml.", grant=GRANT,
+        )  # fmt: skip
+
+
 async def add(core: Core, request: PublisherRequest, caller: Caller) -> PublisherRow:
     """Follow a publisher; what it shows now must verify, or nothing is stored."""
+    _demand(caller, "to follow a publisher")
     if not request.location.startswith(("http://", "https://", "/")):
         raise InvalidArgument(f"location {request.location[:80]!r} is neither a URL nor an absolute path")
     prefixes = tuple(_prefix(text) for text in request.repositories)
@@ -152,6 +163,7 @@ def _update(db: sqlite3.Connection, source: Source) -> None:
 
 
 async def remove(core: Core, name: str, caller: Caller) -> None:
+    _demand(caller, "to follow a publisher no more")
     source = await _named(core, name)
 
     def work(db: sqlite3.Connection) -> None:

@@ -100,13 +100,19 @@ def _signers(request: VerifyRequest) -> tuple[Signer, ...]:
 async def verify(core: Core, request: VerifyRequest) -> VerifyAnswer:
     """Check the signatures of *request*'s image by the signers that it names."""
     signers, threshold, attestations = _signers(request), request.threshold, request.attestations
+    wanted = [signer.name for signer in signers]
+    if request.policy:
+        if signers:
+            raise InvalidArgument("either the policy's signers, or some that are named")
+        signers, wanted, threshold, more = _of_policy(core, request.reference)
+        attestations = (*attestations, *more)
     if not signers:
         raise InvalidArgument(
             "no signer to verify with",
             remedy="Give `--key FILE` or `--authority FILE`; the policy's signers: `--policy`.",
         )
-    if threshold > len(signers):
-        raise InvalidArgument(f"a threshold of {threshold} with {len(signers)} signers can never be met")
+    if threshold > len(wanted):
+        raise InvalidArgument(f"a threshold of {threshold} with {len(wanted)} signers can never be met")
     if request.offline:
         reference, subjects = await _stored(core, request.reference)
         checked = await _check(core, str(reference), subjects, signers, None)
@@ -114,7 +120,19 @@ async def verify(core: Core, request: VerifyRequest) -> VerifyAnswer:
         reference = parse_reference(request.reference)
         endpoints = images.endpoints(core, request.auth, reference.registry, plain_http=request.plain_http)
         checked = await _check(core, str(reference), (), signers, endpoints)
-    return _answer(reference, checked, [signer.name for signer in signers], threshold, attestations)
+    return _answer(reference, checked, wanted, threshold, attestations)
+
+
+def _of_policy(core: Core, text: str) -> tuple[tuple[Signer, ...], list[str], int, tuple[str, ...]]:
+    """What the trust policy wants of the repository: all signers, the names that count, how many, and attestations."""
+    policy = core.trust.policy
+    reference = parse_reference(text)
+    repository = f"{reference.registry}/{reference.repository}"
+    rule = policy.rule_for(repository) if policy is not None else None
+    if policy is None or rule is None or not rule.signers:
+        why = "no trust policy is applied" if policy is None else f"no rule asks for signatures of {repository}"
+        raise InvalidArgument(why, remedy="`casemate trust policy ls` lists the documents; or give `--key FILE`.")
+    return policy.signers, list(rule.signers), rule.threshold, rule.attestations
 
 
 async def _stored(core: Core, text: str) -> tuple[Reference, tuple[str, ...]]:
