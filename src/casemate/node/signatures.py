@@ -106,12 +106,12 @@ async def verify(core: Core, request: VerifyRequest) -> VerifyAnswer:
             raise InvalidArgument("either the policy's signers, or some that are named")
         signers, wanted, threshold, more = _of_policy(core, request.reference)
         attestations = (*attestations, *more)
-    if not signers:
+    elif not signers:
         raise InvalidArgument(
             "no signer to verify with",
             remedy="Give `--key FILE` or `--authority FILE`; the policy's signers: `--policy`.",
         )
-    if threshold > len(wanted):
+    if wanted and threshold > len(wanted):
         raise InvalidArgument(f"a threshold of {threshold} with {len(wanted)} signers can never be met")
     if request.offline:
         reference, subjects = await _stored(core, request.reference)
@@ -129,8 +129,8 @@ def _of_policy(core: Core, text: str) -> tuple[tuple[Signer, ...], list[str], in
     reference = parse_reference(text)
     repository = f"{reference.registry}/{reference.repository}"
     rule = policy.rule_for(repository) if policy is not None else None
-    if policy is None or rule is None or not rule.signers:
-        why = "no trust policy is applied" if policy is None else f"no rule asks for signatures of {repository}"
+    if policy is None or rule is None:
+        why = "no trust policy is applied" if policy is None else f"no rule of the trust policy covers {repository}"
         raise InvalidArgument(why, remedy="`casemate trust policy ls` lists the documents; or give `--key FILE`.")
     return policy.signers, list(rule.signers), rule.threshold, rule.attestations
 
@@ -159,6 +159,8 @@ def _answer(
     reference: Reference, checked: Checked, wanted: list[str], threshold: int, attestations: tuple[str, ...]
 ) -> VerifyAnswer:
     evidence = checked.evidence
+    if not wanted:
+        return _told(reference, checked, threshold, ("not_asked", "the policy's rule asks for no signature", ""))
     outcome, detail, remedy = "verified", f"signed by {', '.join(sorted(evidence.signers & set(wanted)))}", ""
     given = {statement.predicate_type for name, statement in evidence.attestations if name in wanted}
     missing = [kind for kind in attestations if kind not in given]
@@ -174,6 +176,12 @@ def _answer(
     except (SignatureMissing, SignatureNoMatch, ThresholdNotMet) as error:
         outcomes = {SignatureMissing: "unsigned", SignatureNoMatch: "no_match", ThresholdNotMet: "too_few"}
         outcome, detail, remedy = outcomes[type(error)], error.detail, error.remedy
+    return _told(reference, checked, threshold, (outcome, detail, remedy))
+
+
+def _told(reference: Reference, checked: Checked, threshold: int, told: tuple[str, str, str]) -> VerifyAnswer:
+    outcome, detail, remedy = told
+    evidence = checked.evidence
     return VerifyAnswer(
         reference=reference.familiar, repository=f"{reference.registry}/{reference.repository}", digest=checked.digest,
         outcome=outcome,  # type: ignore[arg-type]  # the words of the Literal

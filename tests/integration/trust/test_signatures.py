@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from tests.integration.daemons import SOURCE, rootfs_tar
+from tests.integration.daemons import SOURCE, rootfs_tar, running_daemons
 from tests.integration.registry import running_registry
 from tests.integration.trust.conftest import Casemate, debian_tar, imported
 
@@ -338,3 +338,42 @@ def test_what_is_called_offline_speaks_to_nobody(tmp_path: Path, asked: str) -> 
     # Python asks glibc who it is, and glibc a local cache; anything else would be a name server or a peer.
     lines = [line for line in log.read_text().splitlines() if "AF_UNIX" not in line]
     assert lines == []
+
+
+def judged(casemate: Casemate, *argv: str, stdin: bytes | None = None, host: str = "") -> tuple[int, str]:
+    """The verifier as containerd runs it."""
+    digest = argv[argv.index("-digest") + 1] if "-digest" in argv else ""
+    descriptor = {"mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": digest, "size": 7}
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys; from casemate.cli.verifier import main; sys.exit(main(sys.argv[1:]))",
+         *argv, "-stdin-media-type", "application/vnd.oci.descriptor.v1+json"],
+        input=json.dumps(descriptor).encode() if stdin is None else stdin, capture_output=True, timeout=60, check=False,
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(SOURCE),
+             "CASEMATE_HOST": host or f"unix://{casemate.daemons.socket}"},
+    )  # fmt: skip
+    assert done.stderr == b""
+    assert len(done.stdout) < 9000
+    return done.returncode, done.stdout.decode()
+
+
+def test_containerd_s_verifier_lets_in_what_the_policy_does(
+    casemate: Casemate, registry: str, pushed: str, keys: Path, tmp_path: Path
+) -> None:
+    """Its contract, by hand: containerd 1.6 of Debian 12 has no such plugin."""
+    digest = verify(casemate, 2, "--key", str(keys / "alice.pub"), pushed)["digest"]
+    asked = ("-name", pushed, "-digest", digest)
+    with running_daemons(CASEMATE_REGISTRY_INSECURE=registry) as daemons:
+        other = Casemate(daemons)
+        code, reason = judged(other, *asked)
+        assert (code, "no trust policy" in reason) == (1, True), reason
+        apply_policy(other, tmp_path, keys, f"{registry}/team", "alice")
+        code, reason = judged(other, *asked)
+        assert (code, reason.startswith("unsigned: ")) == (1, True), reason
+        other.run("trust", "sign", "--key", str(keys / "alice.key"), pushed)
+        code, reason = judged(other, *asked)
+        assert (code, reason) == (0, "signed by alice\n")
+        assert judged(other, "-name", pushed, "-digest", DIGEST)[0] == 1  # not the tag's, and not there
+        apply_policy(other, tmp_path, keys, f"{registry}/other", "alice")
+        assert judged(other, *asked)[0] == 0  # the rule `rest` asks nobody
+    code, reason = judged(casemate, *asked, host=f"unix://{tmp_path}/nobody.sock")
+    assert (code, "could not judge" in reason) == (1, True)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from casemate.trust.signature.produce import Made
 
 #: What ``trust verify`` ends with, for CI; 125 is "it could not be checked".
-EXIT_CODES = {"verified": 0, "unsigned": 2, "no_match": 3, "too_few": 4, "attestation_missing": 5}
+EXIT_CODES = {"verified": 0, "not_asked": 0, "unsigned": 2, "no_match": 3, "too_few": 4, "attestation_missing": 5}
 MAX_PEM_BYTES = 262_144
 MAX_PREDICATE_BYTES = 700_000
 
@@ -77,8 +77,8 @@ def _pem(path: str) -> str:
 def _told(answer: dict[str, object]) -> str:
     outcome = text_of(answer, "outcome")
     text = f"{clean(text_of(answer, 'repository'))}@{clean(text_of(answer, 'digest'))}\n"
-    if outcome == "verified":
-        text += f"verified: {clean(text_of(answer, 'detail'))}\n"
+    if outcome in ("verified", "not_asked"):
+        text += f"{outcome.replace('_', ' ')}: {clean(text_of(answer, 'detail'))}\n"
     else:
         text += f"NOT verified ({outcome}): {clean(text_of(answer, 'detail'))}\n"
         text += f"remedy: {clean(text_of(answer, 'remedy'))}\n"
