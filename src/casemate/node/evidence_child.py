@@ -134,9 +134,11 @@ def documents(artifacts: Sequence[Artifact]) -> tuple[Document, ...]:
     )
 
 
-def _joined(digest: str, found: Sequence[Evidence], *, predicates: bool) -> Evidence:
+def _joined(digest: str, found: Sequence[Evidence], *, predicates: tuple[str, ...]) -> Evidence:
     def short(statement: Statement) -> Statement:
-        return statement if predicates else msgspec.structs.replace(statement, predicate=None, subject=())
+        if statement.predicate_type in predicates:
+            return statement
+        return msgspec.structs.replace(statement, predicate=None, subject=())
 
     return Evidence(
         digest,

@@ -25,7 +25,7 @@ class CheckJob(msgspec.Struct, frozen=True, tag="check", kw_only=True):
 
     *subjects*: the image's manifest and, where it came out of one, its index; empty: *reference* is resolved at its
     registry. *endpoints* None: nothing is fetched, what the store kept is checked. *now_s*: the clock.
-    *predicates*: answer what attestations say, too.
+    *predicates*: types of attestations of which what they say is answered, too.
     """
 
     state: str
@@ -35,7 +35,7 @@ class CheckJob(msgspec.Struct, frozen=True, tag="check", kw_only=True):
     max_manifest_bytes: int = 4 << 20
     signers: tuple[Signer, ...] = ()
     now_s: float
-    predicates: bool = False
+    predicates: tuple[str, ...] = ()
     #: Keep what was fetched beside the image.
     keep: bool = False
 

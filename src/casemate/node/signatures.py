@@ -46,14 +46,17 @@ ONLINE_S = 90.0
 OFFLINE_S = 30.0
 
 
-async def signature_evidence(core: Core, reference: str, digest: str, signers: Sequence[Signer]) -> Evidence:
+async def signature_evidence(
+    core: Core, reference: str, digest: str, signers: Sequence[Signer], predicates: tuple[str, ...] = ()
+) -> Evidence:
     """What vouches for the stored image *digest* (a manifest) as an image of *reference*'s repository. Offline.
 
     Checks what was kept when the image was pulled, for the manifest and for the index that it came out of. An image of
     which nothing was ever fetched has evidence without documents: it is unsigned as far as this host knows.
+    *predicates*: types of attestations whose content is answered too; of others only that they are there.
     """
     subjects = await _subjects(core, digest)
-    return (await _check(core, reference, subjects, signers, None)).evidence
+    return (await _check(core, reference, subjects, signers, None, predicates=predicates)).evidence
 
 
 async def _subjects(core: Core, digest: str) -> tuple[str, ...]:
@@ -71,12 +74,13 @@ async def _subjects(core: Core, digest: str) -> tuple[str, ...]:
 
 
 async def _check(
-    core: Core, reference: str, subjects: tuple[str, ...], signers: Sequence[Signer], endpoints: Endpoints | None
-) -> Checked:
+    core: Core, reference: str, subjects: tuple[str, ...], signers: Sequence[Signer], endpoints: Endpoints | None, *,
+    predicates: tuple[str, ...] = (),
+) -> Checked:  # fmt: skip
     job = CheckJob(
         state=core.settings.text("paths.state"), reference=reference, subjects=subjects, endpoints=endpoints,
         max_manifest_bytes=core.settings.number("image.max_manifest_bytes"), signers=tuple(signers), now_s=core.clock(),
-        keep=True,
+        keep=True, predicates=predicates,
     )  # fmt: skip
     answer = await _ask(core, job, online=endpoints is not None)
     assert isinstance(answer, Checked)

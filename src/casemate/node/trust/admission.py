@@ -159,7 +159,11 @@ async def _evidence(core: Core, policy: TrustPolicy, name: str, digest: str) -> 
 
     if name.startswith(f"{LOCAL}/") or not policy.signers:
         return Evidence(digest)
-    return await signature_evidence(core, name, digest, policy.signers)
+    from casemate.trust.rules.decide import repository_of  # noqa: PLC0415 - as above
+    from casemate.trust.rules.settle import predicate_types  # noqa: PLC0415 - as above
+
+    predicates = predicate_types(policy.rule_for(repository_of(name)))
+    return await signature_evidence(core, name, digest, policy.signers, predicates)
 
 
 def recorded(core: Core, digest: str, found: tuple[Subject, Judged]) -> Admission:
