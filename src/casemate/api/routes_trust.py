@@ -12,6 +12,7 @@ from casemate.node.trust import policies
 from casemate.spec.api.trust import (
     PolicyName,
     TrustApplied,
+    TrustDryRun,
     TrustPolicyList,
     TrustPolicyText,
     TrustTestAnswer,
@@ -51,6 +52,12 @@ async def test_policy(call: Call) -> object:
     return await policies.test(call.core, call.body)
 
 
+async def dry_run(call: Call) -> object:
+    from casemate.node.trust.dryrun import dry_run as run  # noqa: PLC0415 - as below
+
+    return await call.until_gone(run(call.core, call.body))
+
+
 async def why(call: Call) -> object:
     from casemate.node.trust.why import why as explain  # noqa: PLC0415 - it brings the rules with it
 
@@ -69,5 +76,7 @@ ROWS = (
         errors=(403, 404, 422)),
     Row("POST", f"{_POLICY}/test", test_policy, "Run cases against the trust policy", NoQuery, body=TrustTestRequest,
         answer=TrustTestAnswer, errors=(422,)),
+    Row("POST", f"{_POLICY}/dry-run", dry_run, "What documents would change", NoQuery, body=TrustPolicyText,
+        answer=TrustDryRun, errors=(422,)),
     Row("GET", "/v1/trust/why", why, "Why a container or an image may run", WhyQuery, answer=TrustWhy, errors=(404,)),
 )  # fmt: skip

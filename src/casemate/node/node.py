@@ -9,14 +9,14 @@ from contextlib import asynccontextmanager
 from casemate.hostd.client import HostdAway, HostdClient
 from casemate.hostd.protocol import AnyEvent
 from casemate.image import garbage
-from casemate.node import exits, images, recovery, volumes
+from casemate.node import exits, freshness, images, recovery, volumes
 from casemate.node.core import Core, report
 from casemate.node.database import Database
 from casemate.node.directory import Directory
 from casemate.node.flows.service import Flows
 from casemate.node.operations import Operations
 from casemate.node.policy.desk import Desk
-from casemate.node.trust import policies
+from casemate.node.trust import actions, policies, rematch
 from casemate.spec.errors import CasemateError
 from casemate.spec.settings import Settings
 
@@ -77,8 +77,10 @@ class Node:
                     report(operation.describe())
                 await volumes.recover(self.core)
                 await images.recover(self.core)
+                await actions.recover(self.core)
                 await self.operations.recover()
                 self.reconciled.set()
+                self.core.trust.change("casemated was started, or casemate-hostd")
             except CasemateError:
                 report("the reconcile loop was interrupted; it goes on when casemate-hostd is back")
 
@@ -109,6 +111,8 @@ async def running_node(settings: Settings) -> AsyncGenerator[Node]:
             core.spawn(node.desk.keep_hours(), "policy's clock")
             core.spawn(node.directory.run(), "the directory of addresses")
             core.spawn(node.flows.run(), "the flow recorder")
+            core.spawn(rematch.keep_rematched(core), "the judging of what runs")
+            core.spawn(freshness.keep_fresh(core), "the publishers' refresh")
             try:
                 yield node
             finally:

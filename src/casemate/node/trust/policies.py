@@ -11,6 +11,7 @@ from casemate.node import audit, events
 from casemate.node.clock import rfc3339
 from casemate.node.core import Caller, Core, report
 from casemate.node.trust.admission import ask
+from casemate.node.trust.rechecks import GRANT
 from casemate.node.trust.scans import today
 from casemate.spec.api.trust import (
     TrustApplied,
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from casemate.node.trust.documents import Named
     from casemate.trust.rules.model import TrustPolicy
 
-GRANT = "trust"
 MAX_POLICIES = 256
 
 

@@ -117,7 +117,7 @@ class Admission(Value, frozen=True, omit_defaults=True):
 
     *level*: the least that the image may run at; *segment*: where it has to run (label ``casemate/segment``);
     *repository*: by which the rule was chosen; *counts*: findings by severity; *running*: what the policy wants done
-    with a container that runs and would not be admitted so.
+    with a container that runs and would not be admitted so (*quarantine*: the segment for that).
     """
 
     answer: str
@@ -129,6 +129,7 @@ class Admission(Value, frozen=True, omit_defaults=True):
     level: str = ""
     segment: str = ""
     running: str = ""
+    quarantine: str = ""
     dry_run: bool = False
     steps: tuple[AdmissionStep, ...] = ()
     warnings: tuple[str, ...] = ()

@@ -67,12 +67,12 @@ class AttestationRow(Value, frozen=True):
 
 class VerifyAnswer(Value, frozen=True):
     """*outcome*: ``verified``; ``unsigned``: it bears nothing; ``no_match``: nothing by these signers; ``too_few``;
-    ``attestation_missing``. *refused*: why a document did not count. *fetched_at*: when the documents were fetched."""
+    ``attestation_missing``; ``not_asked``: the policy's rule for it wants no signature. *refused*: why a document did not count. *fetched_at*: when the documents were fetched."""
 
     reference: str
     repository: str
     digest: str
-    outcome: Literal["verified", "unsigned", "no_match", "too_few", "attestation_missing"]
+    outcome: Literal["verified", "unsigned", "no_match", "too_few", "attestation_missing", "not_asked"]
     detail: str
     remedy: str
     threshold: int

@@ -81,3 +81,25 @@ def _compile(text: str, name: str) -> Any:
     if unknown:
         raise ConditionInvalid(f"{name}: {text[:200]!r} names {sorted(unknown)[0]!r}, which is no fact")
     return program
+
+
+@lru_cache(maxsize=1000)
+def compiled(text: str) -> Any:
+    """The condition *text* over one attestation's ``predicate``. Raises :class:`ConditionInvalid`."""
+    try:
+        import cel  # noqa: PLC0415 - lazily
+    except ImportError as error:
+        raise HostLacks(
+            "the Python package common-expression-language is not installed",
+            remedy="pip install common-expression-language",
+        ) from error
+    if not 0 < len(text) <= MAX_CHARS:
+        raise ConditionInvalid(f"a condition of {len(text)} characters; 1 to {MAX_CHARS} are allowed")
+    try:
+        program = cel.compile(text)
+        unknown = {name for name in program.variables() if len(name) > 1} - {"predicate"}
+    except Exception as error:
+        raise ConditionInvalid(f"{text[:200]!r}: {error}"[:400]) from error
+    if unknown:
+        raise ConditionInvalid(f"{text[:200]!r} names {sorted(unknown)[0]!r}; only `predicate` is there")
+    return program

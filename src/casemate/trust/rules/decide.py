@@ -22,6 +22,7 @@ from casemate.trust.feed.model import SEVERITIES, Source
 from casemate.trust.packages.merge import ImageContents
 from casemate.trust.rules.condition import CONTENT_FACTS, MATCH_FACTS, SIGNATURE_FACTS, Condition, Facts
 from casemate.trust.rules.model import LEVELS, RUNNING, GradeRule, Rule, Running, TrustPolicy
+from casemate.trust.rules.settle import lacking, settle, vex_of
 from casemate.trust.signature.verify import Evidence, require
 
 
@@ -81,7 +82,7 @@ def needs(rule: Rule | None) -> Needs:
     uses = _uses(rule)
     match = bool(rule.max_scan_age_days or rule.max_feed_age_days or uses & MATCH_FACTS)
     return Needs(
-        signatures=bool(rule.signers or rule.attestations or uses & SIGNATURE_FACTS),
+        signatures=bool(rule.signers or rule.attestations or rule.predicates or rule.vex or uses & SIGNATURE_FACTS),
         contents=match or bool(uses & (CONTENT_FACTS | {"scanned"})),
         match=match,
     )
@@ -115,8 +116,12 @@ def decide(
     if wanted.match or wanted.contents:
         steps += _scanned(rule, wanted, scan, today)
     if scan is not None:
-        judged = judge(scan.match.findings, policy.ignores, today)
-        warnings = judged.warnings
+        said, faults = vex_of(rule, evidence)
+        open_, settled = settle(scan.match.findings, said)
+        if settled:
+            steps.append(Step(rule.name, "ok", f"{len(settled)} findings settled by signed VEX: {settled[0]}"[:400]))
+        judged = judge(open_, policy.ignores, today)
+        warnings = (*judged.warnings, *faults)
         facts |= _scan_facts(scan, judged.findings, today)
     level: Level = rule.floor
     segment = ""
@@ -182,6 +187,9 @@ def _attestations(rule: Rule, evidence: Evidence | None) -> list[Step]:
             f"attestation {wanted}" + ("" if wanted in given else " is missing"),
         )
         for wanted in rule.attestations
+    ] + [
+        Step(rule.name, "refuse" if lack else "ok", lack or f"attestation {wanted.type}: {wanted.when}"[:400])
+        for wanted, lack in lacking(rule, evidence)
     ]
 
 

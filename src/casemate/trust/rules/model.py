@@ -11,7 +11,7 @@ from casemate.spec.errors import CasemateError
 from casemate.spec.workload import Level
 from casemate.trust.feed.fresh import as_date
 from casemate.trust.feed.ignores import Ignore
-from casemate.trust.rules.condition import Condition
+from casemate.trust.rules.condition import Condition, compiled
 from casemate.trust.signature import notation
 from casemate.trust.signature.keys import load_public_key
 from casemate.trust.signature.verify import MAX_SIGNERS, CertificateSigner, KeySigner, Signer
@@ -52,6 +52,13 @@ class GradeRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     running: Literal["", "report", "restart", "quarantine", "stop"] = ""
 
 
+class PredicateRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An attestation of the predicate *type* by one of the rule's signers, of whose ``predicate`` *when* (CEL) holds."""
+
+    type: str
+    when: str
+
+
 class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What holds for every repository that begins with *prefix* (whole parts; empty: all)."""
 
@@ -61,6 +68,10 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     threshold: int = 1
     #: predicate types of attestations that must be there
     attestations: tuple[str, ...] = ()
+    #: attestations that must be there, with a condition on what they say
+    predicates: tuple[PredicateRule, ...] = ()
+    #: signers whose signed OpenVEX statements settle findings; nobody's do by default
+    vex: tuple[str, ...] = ()
     #: 0: no scan is asked for
     max_scan_age_days: int = 0
     max_feed_age_days: int = 0
@@ -157,7 +168,13 @@ def _check_rule(rule: Rule, signers: set[str]) -> None:
         raise PolicyInvalid(
             f"rule {rule.name}: {rule.threshold} of {len(rule.signers)} signers can never be met, or is none"
         )
-    if rule.attestations and not rule.signers:
+    if unknown := set(rule.vex) - signers:
+        raise PolicyInvalid(f"rule {rule.name}: the signer {sorted(unknown)[0]!r} of vex is not defined")
+    if len(rule.predicates) > MAX_GRADES:
+        raise PolicyInvalid(f"rule {rule.name}: {len(rule.predicates)} predicates; {MAX_GRADES} are allowed")
+    for wanted in rule.predicates:
+        compiled(wanted.when)
+    if (rule.attestations or rule.predicates) and not rule.signers:
         raise PolicyInvalid(f"rule {rule.name}: attestations are wanted, and no signer whose word counts")
     if len(rule.grades) > MAX_GRADES:
         raise PolicyInvalid(f"rule {rule.name}: {len(rule.grades)} grades; {MAX_GRADES} are allowed")
