@@ -249,7 +249,7 @@ async def inspect(core: Core, reference: str, project: str) -> ContainerDetail:
         execs = select(db, ExecRow, "WHERE container=? ORDER BY created_at", row.id)
         request = row.the_request()
         return ContainerDetail(
-            summary=summary(row, pod),
+            summary=msgspec.structs.replace(summary(row, pod), identity=core.policy.number(pod.id)),
             request=request,
             resolved=msgspec.to_builtins(row.the_spec()),
             admission=msgspec.json.decode(row.admission, type=Admission),

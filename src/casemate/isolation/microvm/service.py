@@ -31,7 +31,8 @@ from casemate.isolation.microvm.errors import AgentFailed, BundleUnsupported, Ma
 from casemate.isolation.microvm.frames import Field, Kind, Message, Tag
 from casemate.isolation.microvm.inside import limit_fields
 from casemate.isolation.microvm.kernelsignals import number_of
-from casemate.isolation.microvm.machines import Machine, Machines
+from casemate.isolation.microvm.machine import Machine
+from casemate.isolation.microvm.machines import Machines
 from casemate.isolation.microvm.oci import Config, Process, User, read_process
 from casemate.isolation.microvm.records import ContainerRecord
 from casemate.isolation.seccomp_compile import Compiler
