@@ -16,7 +16,8 @@ int ask_connect(const char *path)
 		die("%s: the name of a socket has at most %zu bytes", path, sizeof address.sun_path - 1);
 	strcpy(address.sun_path, path);
 	if (fd < 0 || connect(fd, (struct sockaddr *)&address, sizeof address) < 0)
-		die("%s: %s; is casemate-hostd running?", path, strerror(errno));
+		die("%s: %s; is casemate-hostd running? `systemctl start casemate-hostd` starts it, and needs root "
+		    "(microvm.hostd_unreachable)", path, strerror(errno));
 	return fd;
 }
 
@@ -63,14 +64,38 @@ ssize_t receive_fds(int socket, void *bytes, size_t length, int *fds, int *count
 	return got;
 }
 
-int ask(int fd, const struct wire_out *out, const int *fds, int count, char *text, size_t size)
+static struct answer answer;
+
+static void take(struct answer *a, const struct wire_field *field)
 {
-	static uint8_t answer[MUX_MAX_CONTROL];
+	size_t length = field->length;
+
+	switch (field->tag) {
+	case TAG_ERRNO: a->error = length == 4 ? (int)wire_u32(field->bytes) : EPROTO; break;
+	case TAG_FLAGS: a->flags = length == 4 ? wire_u32(field->bytes) : 0; break;
+	case TAG_TEXT:
+		length = length < sizeof a->text - 1 ? length : sizeof a->text - 1;
+		memcpy(a->text, field->bytes, length);
+		a->text[length] = 0;
+		break;
+	case TAG_NETNS:
+		if (length >= sizeof a->netns)
+			die("the network namespace's name has %zu bytes", length);
+		memcpy(a->netns, field->bytes, length);
+		a->netns[length] = 0;
+		break;
+	default: break;
+	}
+}
+
+const struct answer *ask(int fd, const struct wire_out *out, const int *fds, int count)
+{
+	static uint8_t bytes[MUX_MAX_CONTROL];
 	struct pollfd one = { fd, POLLIN, 0 };
 	struct wire_message message;
 	struct wire_field field;
 	size_t offset = 0, length = wire_end(out);
-	int error = EPROTO;
+	int error;
 
 	if (!length)
 		die("the request is larger than %d bytes", MUX_MAX_CONTROL);
@@ -78,19 +103,26 @@ int ask(int fd, const struct wire_out *out, const int *fds, int count, char *tex
 		die("casemate-hostd: %s", strerror(error));
 	if (poll(&one, 1, REQUEST_TIMEOUT_S * 1000) <= 0)
 		die("casemate-hostd did not answer within %d s", REQUEST_TIMEOUT_S);
-	ssize_t got = recv(fd, answer, sizeof answer, 0);
-	if (got <= 0 || wire_parse(answer, (size_t)got, &message) < 0 || message.kind != KIND_REPLY)
+	ssize_t got = recv(fd, bytes, sizeof bytes, 0);
+	if (got <= 0 || wire_parse(bytes, (size_t)got, &message) < 0 || message.kind != KIND_REPLY)
 		die("casemate-hostd closed the connection");
-	text[0] = 0;
-	error = EPROTO;
-	while (wire_next(message.payload, message.length, &offset, &field) == 1) {
-		if (field.tag == TAG_ERRNO && field.length == 4)
-			error = (int)wire_u32(field.bytes);
-		if (field.tag == TAG_TEXT) {
-			size_t part = field.length < size - 1 ? field.length : size - 1;
-			memcpy(text, field.bytes, part);
-			text[part] = 0;
-		}
-	}
-	return error;
+	answer.error = EPROTO;
+	answer.flags = 0;
+	answer.text[0] = answer.netns[0] = 0;
+	answer.payload = message.payload;
+	answer.length = message.length;
+	while (wire_next(message.payload, message.length, &offset, &field) == 1)
+		take(&answer, &field);
+	return &answer;
+}
+
+const struct answer *must_ask(const struct options *options, const struct wire_out *out)
+{
+	int fd = ask_connect(options->socket);
+	const struct answer *a = ask(fd, out, NULL, 0);
+
+	close(fd);
+	if (a->error)
+		die("%s", *a->text ? a->text : strerror(a->error));
+	return a;
 }

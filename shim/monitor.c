@@ -6,8 +6,8 @@
  * CONSOLE and QMP.
  *
  * Messages with hostd, first byte: 'C' a control message, both ways; 'A' u16 channel, with a process's descriptors;
- * 'M' bytes of QEMU's monitor protocol, both ways; 'T' asks for, and answers, the console's tail; 'Q' end the machine;
- * 'X' u32 wait status: QEMU has ended. */
+ * 'M' bytes of QEMU's monitor protocol, both ways; 'T' asks for, and answers, the console's tail; 'P' QEMU's pid, u32;
+ * 'Q' end the machine; 'X' u32 wait status: QEMU has ended. */
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -36,8 +36,8 @@ static struct {
 	size_t tail_length;
 } vm = { .hostd = -1 };
 
-static const char usage[] = "usage: casemate-vm monitor --uid N --gid N [--root DIR] [--writes] [--cgroup DIR]... "
-			    "[--qmp TEXT] -- QEMU ARGUMENTS";
+static const char usage[] = "usage: casemate-vm monitor --uid N --gid N [--root DIR] [--writes] [--kvm] [--cgroup DIR]... "
+			    "[--qmp TEXT] [--uid-map IN:OUT:COUNT]... [--gid-map IN:OUT:COUNT]... -- QEMU ARGUMENTS";
 
 static void tell(uint8_t kind, const void *bytes, size_t length)
 {
@@ -123,6 +123,10 @@ static void hear_hostd(void)
 	case 'T':
 		hear_text(vm.console, 0);
 		tell('T', vm.tail, vm.tail_length);
+		break;
+	case 'P':
+		wire_put_u32(message, (uint32_t)vm.qemu);
+		tell('P', message, 4);
 		break;
 	case 'Q': finish(0);
 	default: break;
@@ -241,6 +245,7 @@ _Noreturn static void become_qemu(const struct jail *jail, const int *ends, char
 	dup2(ends[1], 1);
 	dup2(ends[1], 2);
 	close(LISTEN_FD);
+	close_range(500, 599, 0); /* the monitor's ends: a child that waits must see that it is alone */
 	close_range(PORT_FD + 3, FIRST_PASSED - 1, 0);
 	close_range(1000, ~0U, 0);
 	sigemptyset(&none);
@@ -290,6 +295,10 @@ static char **parse(int argc, char **argv, struct jail *jail, const char **qmp)
 			jail->writes_files = 1;
 			continue;
 		}
+		if (!strcmp(argv[i], "--kvm")) {
+			jail->kvm = 1;
+			continue;
+		}
 		if (i + 1 >= argc)
 			break;
 		if (!strcmp(argv[i], "--uid"))
@@ -302,6 +311,10 @@ static char **parse(int argc, char **argv, struct jail *jail, const char **qmp)
 			join_cgroup(argv[++i]);
 		else if (!strcmp(argv[i], "--qmp"))
 			*qmp = argv[++i];
+		else if (!strcmp(argv[i], "--uid-map") && !jail_add_map(&jail->uid_map, argv[i + 1]))
+			i++;
+		else if (!strcmp(argv[i], "--gid-map") && !jail_add_map(&jail->gid_map, argv[i + 1]))
+			i++;
 		else
 			break;
 	}
@@ -312,7 +325,7 @@ int monitor_main(int argc, char **argv)
 {
 	struct jail jail = { .uid = (uid_t)-1, .gid = (gid_t)-1 };
 	const char *qmp = NULL, *step;
-	int ends[3];
+	int ends[3], maps = -1;
 	sigset_t set;
 
 	vm.listener = LISTEN_FD;
@@ -320,6 +333,10 @@ int monitor_main(int argc, char **argv)
 	char **qemu = parse(argc, argv, &jail, &qmp);
 	if (jail.uid == (uid_t)-1 || jail.gid == (gid_t)-1 || !jail.uid || !jail.gid)
 		die("%s", usage);
+	if (!jail.uid_map.count != !jail.gid_map.count || (jail.uid_map.count && jail_inner(&jail)))
+		die("the id maps do not hold user %u and group %u", jail.uid, jail.gid);
+	if (jail.uid_map.count && high_pair(&maps, &jail.maps))
+		die("socketpair: %s", strerror(errno));
 	if (high_pair(&port.fd, &ends[0]) || high_pair(&vm.console, &ends[1]) || high_pair(&vm.qmp, &ends[2]))
 		die("socketpair: %s", strerror(errno));
 	/* What QEMU is to do first waits in the socket when it starts: no round trip in the hot path. */
@@ -339,6 +356,12 @@ int monitor_main(int argc, char **argv)
 		become_qemu(&jail, ends, qemu);
 	for (int i = 0; i < 3; i++)
 		close(ends[i]);
+	if (maps >= 0) {
+		close(jail.maps);
+		if ((step = jail_map(&jail, vm.qemu, maps)))
+			die("jail: %s: %s", step, strerror(errno));
+		close(maps);
+	}
 	close_range(FIRST_PASSED, 499, 0);
 	prctl(PR_SET_NAME, "casemate-vmm");
 	if ((step = jail_drop(&jail)))

@@ -29,6 +29,9 @@ enum shim_kind {
 	ASK_PS = 107,
 	ASK_PAUSE = 108,
 	ASK_RESUME = 109,
+	ASK_PREPARE = 120,
+	ASK_EVENTS = 121,
+	ASK_UPDATE = 122,
 };
 
 enum {
@@ -37,12 +40,26 @@ enum {
 	ASK_FLAG_TERMINAL = 4,
 };
 
+enum { MAX_LIST = 256 };
+
 struct options {
 	const char *root, *log, *log_format, *socket, *bundle, *console_socket, *pid_file, *process, *command, *id;
-	const char *cwd, *format;
-	int force, all, terminal, detach;
+	const char *cwd, *format, *user, *resources, *interval;
+	const char *env[MAX_LIST], *limits[MAX_LIST]; /* NAME=VALUE; names of our own for the limits of update */
+	int env_count, limit_count;
+	int force, all, terminal, detach, stats;
 	char **rest;
 	int rest_count;
+};
+
+/* What hostd answered. The fields lead into one buffer, which the next question reuses. */
+struct answer {
+	int error;
+	char text[MUX_MAX_CONTROL];
+	char netns[4096];
+	uint32_t flags;
+	const uint8_t *payload;
+	size_t length;
 };
 
 /* log.c */
@@ -51,10 +68,35 @@ _Noreturn void die(const char *format, ...) __attribute__((format(printf, 1, 2))
 
 /* ask.c */
 int ask_connect(const char *path);
-/* Sends the message (and descriptors), waits for the answer; returns its errno, its text in `text`. */
-int ask(int fd, const struct wire_out *out, const int *fds, int count, char *text, size_t size);
+/* Sends the message (and descriptors), and waits for the answer. */
+const struct answer *ask(int fd, const struct wire_out *out, const int *fds, int count);
+/* As ask, on a connection of its own; dies of an answer that is an error. */
+const struct answer *must_ask(const struct options *options, const struct wire_out *out);
 int send_fds(int socket, const void *bytes, size_t length, const int *fds, int count);
 ssize_t receive_fds(int socket, void *bytes, size_t length, int *fds, int *count);
+
+/* hooks.c: run the answer's hooks in order, each with the state document of `pid` and `status` on standard input. Returns
+ * 0, or the number of the hook that failed (from 1), with `why` filled in. */
+int hooks_run(const struct answer *answer, pid_t pid, const char *status, char *why, size_t size);
+
+/* netns.c: enter what PREPARE named, and come back. -1: nowhere to come back to. */
+int netns_enter(const char *name);
+void netns_leave(int before);
+
+/* process.c */
+void begin_request(struct wire_out *out, const struct options *o, uint8_t kind);
+void command_create(const struct options *o);
+void command_start(const struct options *o);
+void command_exec(const struct options *o);
+void command_delete(const struct options *o);
+void command_run(const struct options *o);
+
+/* report.c */
+void command_features(const struct options *o);
+void command_spec(const struct options *o);
+void command_events(const struct options *o);
+void command_update(const struct options *o);
+char *read_file(const char *path, size_t most);
 
 /* waiter.c */
 struct stdio {
@@ -76,15 +118,37 @@ int monitor_main(int argc, char **argv);
 int tsc_main(void);
 
 /* jail.c */
+enum { MAX_MAP_ROWS = 16 };
+
+struct id_row {
+	unsigned inside, outside, count;
+};
+
+/* The ids of a user namespace; empty: QEMU gets none of its own, and can be given no folder. */
+struct id_map {
+	struct id_row rows[MAX_MAP_ROWS];
+	int count;
+};
+
 struct jail {
 	uid_t uid;
 	gid_t gid;
+	struct id_map uid_map, gid_map;
+	unsigned inner_uid, inner_gid; /* the same two inside */
+	int maps;                      /* the child's end of the socket by which it waits for its maps */
 	const char *root; /* an empty folder that becomes the new root; NULL: no change of root */
 	int writes_files; /* a template is written */
+	int kvm;          /* the root holds /dev/kvm, the machine's own */
 };
 
 /* In the child that becomes QEMU: 0, or the step that failed (errno says why). */
 const char *jail_enter(const struct jail *jail);
+/* Adds "INSIDE:OUTSIDE:COUNT"; -1 when it is none. */
+int jail_add_map(struct id_map *map, const char *text);
+/* Fills in the ids inside; -1 when the maps do not hold the machine's own. */
+int jail_inner(struct jail *jail);
+/* In the parent, before it drops anything: writes the child's maps. NULL, or the step that failed. */
+const char *jail_map(const struct jail *jail, pid_t child, int maps);
 /* In the monitor itself, once QEMU runs. */
 const char *jail_drop(const struct jail *jail);
 

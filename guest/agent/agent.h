@@ -58,7 +58,7 @@ struct request {
 	uint16_t rows, columns;
 	int has_capabilities, has_oom_adj, oom_adj;
 	uint64_t capabilities[5]; /* bounding, effective, inheritable, permitted, ambient */
-	const char *cwd, *hostname;
+	const char *cwd, *hostname, *copying; /* copying: FILES' work and path (tar.h) */
 	const uint8_t *seccomp;
 	size_t seccomp_length, arg_count, env_count, group_count, rlimit_count, mount_count, masked_count;
 	size_t read_only_count, sysctl_count, device_count, file_count, limit_count;
@@ -140,11 +140,16 @@ void control_ready(void);
 /* configure.c */
 int configure(const struct wire_message *frame, const char **why);
 
+/* network.c */
+int network_set(const struct wire_message *frame, const char **why);
+
 /* rootfs.c */
 int rootfs_make(const struct wire_message *frame, const char **why);
 int rootfs_share(const struct wire_message *frame, const char **why);
 void rootfs_early(void);
 void rootfs_remove(const char *container);
+/* Whether the last root that was made warms a machine, and is still there. */
+int rootfs_is_warming(void);
 void rootfs_path(const char *container, char *path, size_t size);
 
 /* cgroup.c */
@@ -158,6 +163,7 @@ void cgroup_remove(const char *container);
 struct container *container_find(const char *id);
 int process_create(struct request *request, const char **why, char *text, size_t text_size);
 int process_exec(struct request *request, const char **why, char *text, size_t text_size);
+int process_files(struct request *request, const char **why, char *text, size_t text_size);
 int process_start(const char *container, const char **why, char *text, size_t text_size);
 int process_signal(const struct request *request);
 int process_remove(const char *container);
@@ -168,6 +174,8 @@ void process_kill(int index, int signal);
 _Noreturn void stage_container(const struct request *request, int channel);
 _Noreturn void stage_exec(const struct request *request, int channel, int init_pidfd);
 
+/* files.c */
+_Noreturn void stage_files(const struct request *request, int channel, int init_pidfd);
 _Noreturn void stage_zygote(const struct request *request, int channel);
 
 /* zygote.c */
@@ -180,6 +188,9 @@ int zygote_move(const struct mount_request *mount, const char *target);
 
 /* identity.c: in the child, the last steps before execve; 0 or an errno with the step's name */
 int identity_apply(const struct request *request, const char **why);
+
+/* copyup.c: what the folder `from` holds, into the mounted folder `to` */
+int copy_up(int from, const char *to);
 
 /* mounts.c: in the child */
 int mounts_make(int root, const struct request *request, int early, const char **why);

@@ -63,7 +63,9 @@ void boot_mounts(void)
 	mount(NULL, "/c", NULL, MS_SHARED, NULL);
 	mkdir("/z", 0700);
 	mkdir("/layers", 0700);
-	mkdir("/shares", 0700);
+	/* As /c: what is mounted here later is seen by the zygote. */
+	must_mount("casemate", "/shares", "tmpfs", MS_NOSUID | MS_NODEV, "mode=0700,size=64k");
+	mount(NULL, "/shares", NULL, MS_SHARED, NULL);
 	/* The card too, before the template is saved: its receive buffers are then not made in every clone. */
 	set_up("lo");
 	set_up("eth0");

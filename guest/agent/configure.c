@@ -2,12 +2,8 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/random.h>
-#include <linux/rtnetlink.h>
-#include <net/if.h>
-#include <net/if_arp.h>
 #include <string.h>
 #include <sys/ioctl.h>
-#include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -45,118 +41,7 @@ static int set_clock(uint64_t nanoseconds)
 	return clock_settime(CLOCK_REALTIME, &now) < 0 ? errno : 0;
 }
 
-static int talk(int fd, struct nlmsghdr *message)
-{
-	struct {
-		struct nlmsghdr head;
-		struct nlmsgerr error;
-		uint8_t rest[256];
-	} answer;
-
-	message->nlmsg_flags |= NLM_F_REQUEST | NLM_F_ACK;
-	if (send(fd, message, message->nlmsg_len, 0) < 0)
-		return errno;
-	if (recv(fd, &answer, sizeof answer, 0) < (ssize_t)sizeof answer.head)
-		return EIO;
-	return answer.head.nlmsg_type == NLMSG_ERROR ? -answer.error.error : EIO;
-}
-
-static void attribute(struct nlmsghdr *message, uint16_t type, const void *data, size_t length)
-{
-	struct rtattr *one = (struct rtattr *)((char *)message + NLMSG_ALIGN(message->nlmsg_len));
-
-	one->rta_type = type;
-	one->rta_len = (uint16_t)RTA_LENGTH(length);
-	memcpy(RTA_DATA(one), data, length);
-	message->nlmsg_len = NLMSG_ALIGN(message->nlmsg_len) + RTA_ALIGN(one->rta_len);
-}
-
-struct network {
-	uint8_t mac[6], address[4], gateway[4];
-	int has_mac, has_address, has_gateway, prefix;
-	uint32_t mtu;
-};
-
-static int link_up(int fd, int index, const struct network *network)
-{
-	struct {
-		struct nlmsghdr head;
-		struct ifinfomsg link;
-		uint8_t room[64];
-	} request = { .head = { .nlmsg_len = NLMSG_LENGTH(sizeof request.link), .nlmsg_type = RTM_NEWLINK },
-		.link = { .ifi_index = index, .ifi_flags = IFF_UP, .ifi_change = IFF_UP } };
-
-	if (network->has_mac)
-		attribute(&request.head, IFLA_ADDRESS, network->mac, 6);
-	if (network->mtu)
-		attribute(&request.head, IFLA_MTU, &network->mtu, 4);
-	return talk(fd, &request.head);
-}
-
-static int add_address(int fd, int index, const struct network *network)
-{
-	struct {
-		struct nlmsghdr head;
-		struct ifaddrmsg address;
-		uint8_t room[64];
-	} request = { .head = { .nlmsg_len = NLMSG_LENGTH(sizeof request.address), .nlmsg_type = RTM_NEWADDR,
-			      .nlmsg_flags = NLM_F_CREATE },
-		.address = { .ifa_family = AF_INET, .ifa_prefixlen = (uint8_t)network->prefix,
-			.ifa_index = (unsigned)index } };
-
-	attribute(&request.head, IFA_LOCAL, network->address, 4);
-	attribute(&request.head, IFA_ADDRESS, network->address, 4);
-	return talk(fd, &request.head);
-}
-
-static int add_route(int fd, int index, const uint8_t *to, int bits, const uint8_t *by)
-{
-	struct {
-		struct nlmsghdr head;
-		struct rtmsg route;
-		uint8_t room[64];
-	} request = { .head = { .nlmsg_len = NLMSG_LENGTH(sizeof request.route), .nlmsg_type = RTM_NEWROUTE,
-			      .nlmsg_flags = NLM_F_CREATE | NLM_F_REPLACE },
-		.route = { .rtm_family = AF_INET, .rtm_dst_len = (uint8_t)bits, .rtm_table = RT_TABLE_MAIN,
-			.rtm_protocol = RTPROT_STATIC, .rtm_type = RTN_UNICAST,
-			.rtm_scope = by ? RT_SCOPE_UNIVERSE : RT_SCOPE_LINK } };
-
-	if (bits)
-		attribute(&request.head, RTA_DST, to, 4);
-	if (by)
-		attribute(&request.head, RTA_GATEWAY, by, 4);
-	attribute(&request.head, RTA_OIF, &index, 4);
-	return talk(fd, &request.head);
-}
-
-/* A routed address: the gateway is reached by a route of its own, as no subnet is on the link. */
-static int set_network(const struct network *network, const char **why)
-{
-	int index = (int)if_nametoindex("eth0"), error;
-
-	*why = "the network device is missing";
-	if (!index)
-		return ENODEV;
-	int fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE);
-	if (fd < 0)
-		return errno;
-	*why = "the link does not come up";
-	error = link_up(fd, index, network);
-	if (!error && network->has_address) {
-		*why = "the address cannot be set";
-		error = add_address(fd, index, network);
-	}
-	if (!error && network->has_gateway) {
-		*why = "the route to the gateway cannot be set";
-		error = add_route(fd, index, network->gateway, 32, NULL);
-		if (!error)
-			error = add_route(fd, index, NULL, 0, network->gateway);
-	}
-	close(fd);
-	return error;
-}
-
-static int take(const struct wire_field *field, struct network *network, uint64_t *clock, int *seeded, const char **why)
+static int take(const struct wire_field *field, uint64_t *clock, int *seeded, const char **why)
 {
 	switch (field->tag) {
 	case TAG_SEED:
@@ -174,21 +59,10 @@ static int take(const struct wire_field *field, struct network *network, uint64_
 			return EINVAL;
 		return sethostname((const char *)field->bytes, field->length) < 0 ? errno : 0;
 	case TAG_MAC:
-		network->has_mac = 1;
-		return field->length == 6 ? (memcpy(network->mac, field->bytes, 6), 0) : EINVAL;
-	case TAG_ADDRESS:
-		if (field->length != 5 || field->bytes[4] > 32)
-			return EINVAL;
-		network->has_address = 1;
-		network->prefix = field->bytes[4];
-		memcpy(network->address, field->bytes, 4);
-		return 0;
-	case TAG_GATEWAY:
-		network->has_gateway = 1;
-		return field->length == 4 ? (memcpy(network->gateway, field->bytes, 4), 0) : EINVAL;
 	case TAG_MTU:
-		network->mtu = field->length == 4 ? wire_u32(field->bytes) : 0;
-		return 0;
+	case TAG_ADDRESS:
+	case TAG_GATEWAY:
+		return 0; /* network.c's */
 	default:
 		return EINVAL;
 	}
@@ -196,7 +70,6 @@ static int take(const struct wire_field *field, struct network *network, uint64_
 
 int configure(const struct wire_message *frame, const char **why)
 {
-	struct network network = { 0 };
 	struct wire_field field;
 	size_t offset = 0;
 	uint64_t clock = 0;
@@ -204,7 +77,7 @@ int configure(const struct wire_message *frame, const char **why)
 
 	while ((more = wire_next(frame->payload, frame->length, &offset, &field)) == 1) {
 		*why = "a field is not valid";
-		error = take(&field, &network, &clock, &seeded, why);
+		error = take(&field, &clock, &seeded, why);
 		if (error)
 			return error;
 	}
@@ -213,7 +86,5 @@ int configure(const struct wire_message *frame, const char **why)
 		return EINVAL;
 	*why = "the clock cannot be set";
 	error = set_clock(clock);
-	if (!error && (network.has_address || network.has_mac))
-		error = set_network(&network, why);
-	return error;
+	return error ? error : network_set(frame, why);
 }

@@ -1,7 +1,11 @@
 #include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/reboot.h>
-#include <stdio.h>
+#include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "agent.h"
@@ -30,10 +34,20 @@ void control_ready(void)
 	control_send(&out);
 }
 
+static size_t read_some(const char *path, char *text, size_t size)
+{
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	ssize_t got = fd < 0 ? -1 : read(fd, text, size);
+
+	if (fd >= 0)
+		close(fd);
+	return got < 0 ? 0 : (size_t)got;
+}
+
 static void stats(struct wire_out *out, const char *container)
 {
 	static const char *const files[] = { "memory.current", "memory.peak", "memory.events", "cpu.stat", "pids.current",
-		"io.stat", "cgroup.procs" };
+		"io.stat", "cgroup.procs", "pids.max", "memory.max" };
 	static char text[8192];
 
 	for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
@@ -42,6 +56,35 @@ static void stats(struct wire_out *out, const char *container)
 		long length = cgroup_read(container, files[i], text + name, sizeof text - name);
 		if (length >= 0)
 			wire_add(out, TAG_STAT, text, name + (size_t)length);
+	}
+}
+
+/* A row for each process of the container's: pid, uid, seconds since the epoch of the boot, stat, cmdline. */
+static void top(struct wire_out *out, const char *container)
+{
+	static char list[8192], row[2048];
+	char path[48];
+	struct timespec boot, now;
+	struct stat owner;
+	char *next = list;
+
+	long length = cgroup_read(container, "cgroup.procs", list, sizeof list);
+	clock_gettime(CLOCK_BOOTTIME, &boot);
+	clock_gettime(CLOCK_REALTIME, &now);
+	for (int count = 0; length > 0 && *next && count < 250; count++) {
+		long pid = strtol(next, &next, 10);
+		next += *next == '\n';
+		snprintf(path, sizeof path, "/proc/%ld", pid);
+		if (pid <= 0 || stat(path, &owner) < 0)
+			continue;
+		size_t used = (size_t)snprintf(row, sizeof row, "%ld%c%u%c%lld%c", pid, 0, owner.st_uid, 0,
+			(long long)(now.tv_sec - boot.tv_sec), 0);
+		snprintf(path, sizeof path, "/proc/%ld/stat", pid);
+		used += read_some(path, row + used, 1024);
+		row[used++] = 0;
+		snprintf(path, sizeof path, "/proc/%ld/cmdline", pid);
+		used += read_some(path, row + used, 512);
+		wire_add(out, TAG_PROCESS, row, used);
 	}
 }
 
@@ -80,7 +123,7 @@ static int with_request(const struct wire_message *frame, struct wire_out *out, 
 	struct request *r = &own_request;
 	char *arena = own_arena;
 
-	if (frame->kind == KIND_CREATE && (r = zygote_request(&arena)) == NULL)
+	if (frame->kind == KIND_CREATE && (rootfs_is_warming() || (r = zygote_request(&arena)) == NULL))
 		r = &own_request;
 	int error = request_parse(frame, r, arena, why);
 	if (error)
@@ -88,6 +131,7 @@ static int with_request(const struct wire_message *frame, struct wire_out *out, 
 	switch (frame->kind) {
 	case KIND_CREATE: return process_create(r, why, text, size);
 	case KIND_EXEC: return process_exec(r, why, text, size);
+	case KIND_FILES: return process_files(r, why, text, size);
 	case KIND_START: return process_start(r->container, why, text, size);
 	case KIND_SIGNAL: return *why = "no such process", process_signal(r);
 	default: break;
@@ -96,6 +140,7 @@ static int with_request(const struct wire_message *frame, struct wire_out *out, 
 		return error;
 	*why = "control group";
 	switch (frame->kind) {
+	case KIND_TOP: return top(out, r->container), 0;
 	case KIND_STATS: return stats(out, r->container), 0;
 	case KIND_FREEZE: return cgroup_write(r->container, "cgroup.freeze", "1");
 	case KIND_THAW: return cgroup_write(r->container, "cgroup.freeze", "0");
@@ -131,6 +176,7 @@ void control_message(const uint8_t *bytes, size_t length)
 	case KIND_CONFIGURE: error = configure(&message, &why); break;
 	case KIND_ROOTFS: error = rootfs_make(&message, &why); break;
 	case KIND_SHARE: error = rootfs_share(&message, &why); break;
+	case KIND_NETWORK: error = network_set(&message, &why); break;
 	case KIND_POWEROFF: power_off(); return;
 	case KIND_PROCESSES: rows(&out); error = 0; break;
 	default: error = with_request(&message, &out, &why, text, sizeof text); break;

@@ -89,11 +89,25 @@ static int bind(int root, const struct mount_request *m, const char *target)
 	return 0;
 }
 
+static int copy_below(int root, const struct mount_request *m, int below, unsigned long flags)
+{
+	char target[64];
+	int fd, error = target_inside(root, m->target, 0, target, sizeof target, &fd);
+
+	if (error)
+		return error;
+	error = copy_up(below, target);
+	if (!error && flags & MS_RDONLY && mount(NULL, target, NULL, MS_REMOUNT | flags, NULL) < 0)
+		error = errno;
+	close(fd);
+	return error;
+}
+
 static int one_mount(int root, const struct mount_request *m, int early)
 {
 	char target[64];
 	int fd, is_file = 0, is_bind = (m->flags & MS_BIND) != 0;
-	unsigned long flags = (unsigned long)m->flags & ~(unsigned long)PROPAGATION;
+	unsigned long flags = (unsigned long)m->flags & ~(unsigned long)(PROPAGATION | MOUNT_COPY_UP);
 
 	if (is_bind) {
 		char source[4200];
@@ -101,15 +115,19 @@ static int one_mount(int root, const struct mount_request *m, int early)
 		snprintf(source, sizeof source, "/shares/%s", m->source);
 		is_file = stat(source, &status) == 0 && !S_ISDIR(status.st_mode);
 	}
+	unsigned long copied_read_only = m->flags & MOUNT_COPY_UP ? MS_RDONLY : 0;
 	int error = target_inside(root, m->target, is_file, target, sizeof target, &fd);
 	if (error)
 		return error;
-	if (is_bind)
-		error = bind(root, m, target);
-	else if (early && zygote_move(m, target))
+	if (early && zygote_move(m, target))
 		error = 0;
-	else if (mount(m->source, target, m->type, flags, *m->data ? m->data : NULL) < 0)
+	else if (is_bind)
+		error = bind(root, m, target);
+	else if (mount(m->source, target, m->type, flags & ~copied_read_only, *m->data ? m->data : NULL) < 0)
 		error = errno;
+	/* `fd` is what lies below the new mount; the path leads to the mount. */
+	if (!error && m->flags & MOUNT_COPY_UP)
+		error = copy_below(root, m, fd, flags);
 	close(fd);
 	/* Flags of a bind are taken only by a remount; the path is resolved anew, now to what was mounted. */
 	if (!error && is_bind && flags & ~(unsigned long)(MS_BIND | MS_REC)) {

@@ -279,6 +279,41 @@ int process_exec(struct request *r, const char **why, char *text, size_t size)
 	return await_execution(index, why, text, size);
 }
 
+/* A child of the agent's own, beside the container's processes: also before and after there are any. */
+int process_files(struct request *r, const char **why, char *text, size_t size)
+{
+	struct container *c = container_find(r->container);
+	struct files files;
+	int index = free_process(), pair[2], first = -1;
+
+	*why = "too many processes, or the request is not complete";
+	if (index < 0 || !r->copying || !r->container[0] || !r->process[0] || !r->channel || r->channel > 0xffff)
+		return EINVAL;
+	rootfs_path(r->container, r->root, sizeof r->root);
+	if (c && c->process >= 0 && processes[c->process].started && !processes[c->process].ended)
+		first = processes[c->process].pidfd;
+	int cgroup = cgroup_open("");
+	if (cgroup < 0 || socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
+		return errno;
+	begin(index, r, pair[0]);
+	int error = open_files(r, &files);
+	processes[index].pid = error ? -1 : clone_into(0, cgroup, &processes[index].pidfd);
+	if (processes[index].pid == 0) {
+		child_files(&files);
+		stage_files(r, pair[1], first);
+	}
+	close(pair[1]);
+	close(cgroup);
+	if (!error && processes[index].pid < 0)
+		error = errno;
+	if (!error)
+		error = attach(index, r, &files, why, text, size);
+	if (error)
+		return undo(index, &files), error;
+	close_all(files.child);
+	return await_execution(index, why, text, size);
+}
+
 static int find_process(const char *container, const char *id)
 {
 	for (int i = 0; i < MAX_PROCESSES; i++)

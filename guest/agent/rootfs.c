@@ -12,7 +12,7 @@
 
 #include "agent.h"
 
-enum { MAX_LAYERS = 127, SECTOR = 512, MAX_PARTITIONS = 255 };
+enum { NAME_BYTES = 128, MAX_LAYERS = 127, SECTOR = 512, MAX_PARTITIONS = 255 };
 
 struct layer {
 	uint64_t start, sectors;
@@ -23,6 +23,11 @@ static struct layer mounted[MAX_PARTITIONS];
 static int mounted_count;
 
 static const char device[] = "/dev/vda";
+
+/* The container of this name warms a machine of the pool: it takes nothing that is made for the first, and of its root
+ * nothing stays. */
+static const char warming[] = "casemate.warm";
+static int is_warming;
 
 /* The first root's place is made at boot, like its process. */
 static char first[ID_BYTES];
@@ -112,7 +117,33 @@ void rootfs_early(void)
 	early = make_upper("/c/+first", 0, &why) == 0;
 }
 
-static int overlay(const char *container, const struct layer *layers, int count, uint64_t upper_bytes,
+static int make_base(const char *container, uint64_t upper_bytes, char *base, size_t size, const char **why)
+{
+	is_warming = !strcmp(container, warming);
+	if (early && !upper_bytes && !*first && !is_warming)
+		memcpy(first, container, strlen(container) + 1);
+	base_of(container, base, size);
+	return strcmp(first, container) ? make_upper(base, upper_bytes, why) : 0;
+}
+
+/* A folder of the host as root: itself, or below a writable layer that ends with the container. */
+static int shared_root(const char *container, const char *share, int below, uint64_t upper_bytes, const char **why)
+{
+	char base[96], path[128], source[8 + NAME_BYTES], options[NAME_BYTES + 4 * 128];
+	int error = make_base(container, upper_bytes, base, sizeof base, why);
+
+	if (error)
+		return error;
+	snprintf(path, sizeof path, "%s/root", base);
+	snprintf(source, sizeof source, "/shares/%s", share);
+	snprintf(options, sizeof options, "upperdir=%s/upper,workdir=%s/work,lowerdir=%s", base, base, source);
+	*why = "mount of the host's folder as root";
+	if (below ? mount("overlay", path, "overlay", 0, options) : mount(source, path, NULL, MS_BIND | MS_REC, NULL))
+		return errno;
+	return 0;
+}
+
+static int overlay(const char *container, const struct layer *layers, int count, uint64_t upper_bytes, int partitions,
 	const char **why)
 {
 	static char options[16 * MAX_LAYERS + 4 * 128];
@@ -120,17 +151,12 @@ static int overlay(const char *container, const struct layer *layers, int count,
 	size_t used = 0;
 	int error = 0;
 
-	if (early && !upper_bytes && !*first)
-		memcpy(first, container, strlen(container) + 1);
-	base_of(container, base, sizeof base);
-	if (strcmp(first, container))
-		error = make_upper(base, upper_bytes, why);
-	if (error)
+	if ((error = make_base(container, upper_bytes, base, sizeof base, why)))
 		return error;
 	used = (size_t)snprintf(options, sizeof options, "upperdir=%s/upper,workdir=%s/work,lowerdir=", base, base);
 	for (int i = 0; i < count; i++) {
-		/* A single layer needs no partition. */
-		int number = count == 1 && !mounted_count ? mount_whole() : mount_layer(&layers[i]);
+		/* A single layer needs no partition; but beside a device that is mounted whole there can be none. */
+		int number = count == 1 && !mounted_count && !partitions ? mount_whole() : mount_layer(&layers[i]);
 		if (number < 0)
 			return *why = "mount of a layer", -number;
 		used += number
@@ -146,10 +172,10 @@ static int overlay(const char *container, const struct layer *layers, int count,
 int rootfs_make(const struct wire_message *frame, const char **why)
 {
 	static struct layer layers[MAX_LAYERS];
-	char container[ID_BYTES] = "";
+	char container[ID_BYTES] = "", share[NAME_BYTES] = "";
 	struct wire_field field;
 	size_t offset = 0;
-	int count = 0, more;
+	int count = 0, more, below = 0, partitions = 0;
 	uint64_t upper_bytes = 0;
 
 	*why = "a field of the root is not valid";
@@ -162,38 +188,53 @@ int rootfs_make(const struct wire_message *frame, const char **why)
 			   !memchr(field.bytes, '/', field.length) && field.bytes[0] != '.') {
 			memcpy(container, field.bytes, field.length);
 			container[field.length] = 0;
+		} else if (field.tag == TAG_SHARE && field.length && field.length < NAME_BYTES &&
+			   !memchr(field.bytes, '/', field.length) && field.bytes[0] != '.') {
+			memcpy(share, field.bytes, field.length);
+			share[field.length] = 0;
+		} else if (field.tag == TAG_FLAGS && field.length == 4) {
+			below = (wire_u32(field.bytes) & FLAG_OVERLAY_ROOT) != 0;
+			partitions = (wire_u32(field.bytes) & FLAG_PARTITIONS) != 0;
 		} else {
 			return EINVAL;
 		}
 	}
-	if (more || !*container || !count)
+	if (more || !*container || !count == !*share)
 		return EINVAL;
-	int error = overlay(container, layers, count, upper_bytes, why);
+	int error = count ? overlay(container, layers, count, upper_bytes, partitions, why)
+			  : shared_root(container, share, below, upper_bytes, why);
 	if (error && error != EEXIST)
 		rootfs_remove(container);
 	return error;
 }
 
-/* Mounts the host's exported folder (9p) once; its entries become sources of bind mounts. */
+/* Mounts the host's exported folder (9p) once; its entries become roots and sources of bind mounts. Neither set-uid nor
+ * devices are held back here: the bundle says so for each mount. */
 int rootfs_share(const struct wire_message *frame, const char **why)
 {
-	struct wire_field field;
-	size_t offset = 0;
+	static int done;
 
-	(void)field;
-	(void)offset;
 	*why = "mount of the shared folder";
 	if (frame->length)
 		return EINVAL;
-	if (mount("casemate", "/shares", "9p", MS_NOSUID | MS_NODEV,
-		    "trans=virtio,version=9p2000.L,msize=262144,access=any,cache=none") < 0)
+	if (!done && mount("casemate", "/shares", "9p", 0,
+			     "trans=virtio,version=9p2000.L,msize=262144,access=client,cache=mmap") < 0)
 		return errno;
+	done = 1;
 	return 0;
+}
+
+int rootfs_is_warming(void)
+{
+	return is_warming;
 }
 
 void rootfs_remove(const char *container)
 {
 	char path[128];
+
+	if (!strcmp(container, warming))
+		is_warming = 0;
 
 	rootfs_path(container, path, sizeof path);
 	umount2(path, MNT_DETACH);
@@ -201,4 +242,7 @@ void rootfs_remove(const char *container)
 	umount2(path, MNT_DETACH);
 	if (rmdir(path) < 0 && errno != ENOENT)
 		say("casemate: %s: %s", path, strerror(errno));
+	/* The device gets other content after this; what was read of it goes with the mount. */
+	if (!strcmp(container, warming) && umount2("/layers/w", 0) < 0)
+		say("casemate: /layers/w: %s", strerror(errno));
 }

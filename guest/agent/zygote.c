@@ -18,7 +18,8 @@
 
 #include "agent.h"
 
-enum { NAMESPACES = CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWCGROUP };
+/* Names and message queues are the machine's: the containers of a pod share them. */
+enum { NAMESPACES = CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWCGROUP };
 
 /* What our own bundles and those of the engines ask for; what is asked for otherwise is mounted then. */
 static const struct mount_request usual[] = {
@@ -163,17 +164,22 @@ void zygote_files(const struct request *r)
 	}
 }
 
-/* In the child: the early mount that is what `m` asks for, moved to `target`; 1 when there was one. */
+/* In the child: the early mount that is what `m` asks for, moved to `target`; 1 when there was one. The early ones are
+ * older than whatever is mounted now and stand before it in mountinfo, where the bundle's order is to be seen: so they
+ * are taken in their own order only, and none after the first that is mounted now. */
 int zygote_move(const struct mount_request *m, const char *target)
 {
+	static int next, closed;
 	char path[32];
 
-	for (int i = 0; i < USUAL; i++) {
+	for (int i = next; i < USUAL && !closed; i++) {
 		if (strcmp(usual[i].target, m->target) || strcmp(usual[i].type, m->type) || usual[i].flags != m->flags ||
 		    strcmp(usual[i].data, m->data))
 			continue;
 		place_of(i, path, sizeof path);
+		next = i + 1;
 		return mount(path, target, NULL, MS_MOVE, NULL) == 0;
 	}
+	closed = 1;
 	return 0;
 }

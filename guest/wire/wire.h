@@ -57,6 +57,9 @@ enum wire_kind {
 	KIND_REMOVE = 13,
 	KIND_LIMITS = 14,
 	KIND_SHARE = 15,
+	KIND_TOP = 17,
+	KIND_NETWORK = 18,
+	KIND_FILES = 19,
 	/* guest to host */
 	KIND_READY = 64,
 	KIND_REPLY = 65,
@@ -104,7 +107,13 @@ enum wire_tag {
 	TAG_STATUS = 38,
 	TAG_STAT = 39,
 	TAG_VERSION = 40,
+	TAG_FILES = 50, /* a letter for the work (agent/tar.h), and a path */
 	TAG_DEVICE_NAME = 41,
+	TAG_SHARE = 42, /* an entry of the shared folder */
+	TAG_ROUTE = 60,
+	TAG_NEIGHBOUR = 61,
+	TAG_HOOK = 62, /* hostd to casemate-vm: see shim/hooks.c */
+	TAG_NETNS = 63,
 };
 
 /* TAG_FLAGS */
@@ -114,7 +123,12 @@ enum {
 	FLAG_STDIN = 4,
 	FLAG_READ_ONLY_ROOT = 8,
 	FLAG_ALL_PROCESSES = 16,
+	FLAG_OVERLAY_ROOT = 32,
+	FLAG_PARTITIONS = 64, /* further containers will have layers on the same device */
 };
+
+/* A flag of ours beside mount(2)'s: copy what the mount will cover into it. */
+#define MOUNT_COPY_UP (1ULL << 40)
 
 struct mux_frame {
 	uint8_t type;

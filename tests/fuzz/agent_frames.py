@@ -21,7 +21,7 @@ if __name__ == "__main__":
 
 from casemate.isolation.microvm import frames, records
 from casemate.isolation.microvm.frames import Field, GuestBroken, Kind, Tag
-from casemate.isolation.microvm.machines import Machine
+from casemate.isolation.microvm.machine import Machine
 
 _FOLDER = Path(tempfile.mkdtemp(prefix="casemate-fuzz-"))
 _CONTAINER = records.ContainerRecord("c", "/b", 7, "running", 1)

@@ -90,8 +90,9 @@ def _tables(scope: Scope) -> Iterator[str]:
         return
     listing = subprocess.run(["nft", "-j", "list", "tables"], capture_output=True, check=True, timeout=20).stdout
     for row in json.loads(listing)["nftables"]:
-        if row.get("table", {}).get("name") == scope.table:
-            yield f"nft table {row['table']['family']} {scope.table}"
+        name = row.get("table", {}).get("name", "")
+        if name.startswith(scope.table):
+            yield f"nft table {row['table']['family']} {name}"
     if shutil.which("iptables") is not None:
         rules = subprocess.run(["iptables", "-w", "10", "-S", "FORWARD"], capture_output=True, check=False, timeout=20)
         if f"casemate:{scope.table}".encode() in rules.stdout:

@@ -117,7 +117,7 @@ async def import_(call: Call) -> object:
     query: ImportQuery = call.query
     wanted = imagetransfer.ImportWanted(query.tag, query.format, _words(query.cmd), _words(query.entrypoint), query.env)
     imagetransfer.check_import(wanted)
-    path = await _spool(call)
+    path = await spool(call)
     try:
         operation = await imagetransfer.import_(call.core, call.node.operations, wanted, path, call.caller)
     except BaseException:
@@ -136,7 +136,7 @@ def _words(values: tuple[str, ...]) -> tuple[str, ...]:
     return values
 
 
-async def _spool(call: Call) -> Path:
+async def spool(call: Call) -> Path:
     """The body in a file below ``uploads``; bounded, and removed when it does not come whole."""
     assert call.request is not None
     limit = call.core.settings.number("image.max_layer_bytes")

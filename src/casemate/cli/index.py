@@ -64,6 +64,30 @@ ROWS: tuple[tuple[str, str, str, str, str], ...] = (
     ("volume rm", "volumes", "RM", "Remove volumes", "Volumes"),
     ("volume inspect", "inspect", "VOLUME", "Show everything about volumes", "Volumes"),
     ("volume prune", "volumes", "PRUNE", "Remove volumes that nothing uses", "Volumes"),
+    ("policy apply", "policy", "APPLY", "Put policy documents in force", "Policy"),
+    ("policy diff", "policy", "DIFF", "Show what applying documents would change", "Policy"),
+    ("policy ls", "policy", "LS", "List policy documents", "Policy"),
+    ("policy show", "policy", "SHOW", "Print policy documents", "Policy"),
+    ("policy rm", "policy", "RM", "Take policy documents out of force", "Policy"),
+    ("policy explain", "policy", "EXPLAIN", "Why a connection is allowed or denied", "Policy"),
+    ("policy test", "policy", "TEST", "Check that connections have the verdicts that are expected", "Policy"),
+    ("policy simulate", "policy", "SIMULATE", "Replay recorded flows against other documents", "Policy"),
+    ("policy suggest", "policy", "SUGGEST", "Make the narrowest rules that admit the recorded flows", "Policy"),
+    ("policy schema", "policy", "SCHEMA", "Print the JSON schema of policy documents", "Policy"),
+    ("identity ls", "policy", "IDENTITIES", "List the identities that the firewall knows", "Policy"),
+    ("referral ls", "referrals", "LS", "List connections that wait for a person's answer", "Policy"),
+    ("referral allow", "referrals", "ALLOW", "Let waiting connections pass", "Policy"),
+    ("referral deny", "referrals", "DENY", "Refuse waiting connections", "Policy"),
+    ("referral forget", "referrals", "FORGET", "Forget remembered answers", "Policy"),
+    ("referral watch", "referrals", "WATCH", "Follow what is asked and answered", "Policy"),
+    ("quarantine", "referrals", "QUARANTINE", "Cut workloads off, at once", "Policy"),
+    ("quarantine ls", "referrals", "HELD", "List quarantines", "Policy"),
+    ("quarantine release", "referrals", "RELEASE", "Let quarantined workloads talk again", "Policy"),
+    ("wall ls", "walls", "LS", "List conflict-of-interest walls", "Policy"),
+    ("wall report", "walls", "REPORT", "Print the evidence of walls, and check its chain", "Policy"),
+    ("wall release", "walls", "RELEASE", "Let a workload begin anew behind a wall", "Policy"),
+    ("flows", "flows", "FLOWS", "Show who talks to whom, seen from outside", "Network"),
+    ("flows map", "flows", "MAP", "Draw the service map", "Network"),
     ("trust why", "trust", "WHY", "Show why a container or an image may run, step by step", "Trust"),
     ("trust policy apply", "trust", "APPLY", "Put documents of the trust policy in force", "Trust"),
     ("trust policy ls", "trust", "LS", "List the documents of the trust policy", "Trust"),
@@ -98,6 +122,10 @@ ROWS: tuple[tuple[str, str, str, str, str], ...] = (
     ("system doctor", "system", "DOCTOR", "Check the host; name what a crash left behind", "System"),
     ("system df", "system", "DF", "Show what takes the space", "System"),
     ("system prune", "system", "PRUNE", "Remove what is unused or was left behind", "System"),
+    ("system kernel install", "kernels", "INSTALL", "Prepare a guest kernel for micro-VMs", "System"),
+    ("system kernel ls", "kernels", "LS", "List guest kernels", "System"),
+    ("system kernel use", "kernels", "USE", "Choose the guest kernel of new micro-VMs", "System"),
+    ("system kernel rm", "kernels", "RM", "Remove guest kernels", "System"),
     ("audit ls", "audit", "LS", "List the audit log", "System"),
     ("audit verify", "audit", "VERIFY", "Check the chain of the audit log", "System"),
     ("version", "version", "VERSION", "Show the versions of client and daemons", "System"),
@@ -127,6 +155,10 @@ GROUPS: dict[str, str] = {
     "pod": "Manage pods",
     "image": "Manage images",
     "volume": "Manage volumes",
+    "policy": "Say who may talk to whom",
+    "identity": "Look at identities",
+    "referral": "Answer connections that no rule decided",
+    "wall": "Look after conflict-of-interest walls",
     "system": "Look after the host and the daemons",
     "audit": "Read the audit log",
     "trust": "Decide what may run: signatures, keys, publishers, policy",
@@ -149,9 +181,9 @@ def find(argv: list[str]) -> tuple[str | None, list[str]]:
     """The path of the command that begins *argv*, or None; and the words after it."""
     known = paths()
     for count in (3, 2):
-        path = " ".join(argv[:count])
-        if len(argv) >= count and path in known:
-            return path, argv[count:]
+        words = " ".join(argv[:count])
+        if len(argv) >= count and words in known:
+            return words, argv[count:]
     if argv[0] in known and argv[0] not in GROUPS:
         return argv[0], argv[1:]
     return None, argv

@@ -102,6 +102,10 @@ class Cgroups(Protocol):
         """Set *limits*; the warnings for those that this host cannot set."""
         ...
 
+    def folders(self, path: str) -> list[str]:
+        """The folders of *path*, one for each hierarchy in use: a process that is written to each has joined it."""
+        ...
+
     def stats(self, path: str) -> Stats:
         """The figures of *path* with everything below it."""
         ...

@@ -120,6 +120,9 @@ class CgroupsV1:
             base.write(both, wanted_both)
         return []
 
+    def folders(self, path: str) -> list[str]:
+        return [str(folder) for folder in self._folders(path)]
+
     def stats(self, path: str) -> base.Stats:
         memory = self.folder("memory", path) or Path("/nonexistent")
         cpu = self.folder("cpu", path) or Path("/nonexistent")

@@ -90,6 +90,9 @@ class CgroupsV2:
             base.write(folder / name, value)
         return warnings
 
+    def folders(self, path: str) -> list[str]:
+        return [str(self.folder(path))]
+
     def stats(self, path: str) -> base.Stats:
         folder = self.folder(path)
         cpu = base.read_fields(folder / "cpu.stat")

@@ -122,6 +122,17 @@ class RouteSocket:
         )
         self.request(_NEWLINK, _CREATE | _EXCL, body, f"adding veth {name}")
 
+    def set_address(self, index: int, mac: str, mtu_bytes: int) -> None:
+        """Give the interface *index* a hardware address and an MTU; it must be down."""
+        body = struct.pack("=BBHiII", 0, 0, 0, index, 0, 0) + attribute(_IFLA_ADDRESS, mac_bytes(mac))
+        body += attribute(_IFLA_MTU, struct.pack("=I", mtu_bytes))
+        self.request(_NEWLINK, 0, body, f"hardware address of interface {index}")
+
+    def rename(self, index: int, name: str) -> None:
+        """Call the interface *index* *name*; it must be down."""
+        body = struct.pack("=BBHiII", 0, 0, 0, index, 0, 0) + attribute(_IFLA_IFNAME, name.encode() + b"\0")
+        self.request(_NEWLINK, 0, body, f"renaming interface {index} to {name}")
+
     def set_up(self, index: int) -> None:
         """Bring the interface *index* up."""
         self.request(_NEWLINK, 0, struct.pack("=BBHiII", 0, 0, 0, index, _IFF_UP, _IFF_UP), f"interface {index} up")

@@ -13,7 +13,7 @@ import errno
 import os
 import socket
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,8 @@ MAX_MESSAGE_BYTES = 256 << 10
 MAX_DESCRIPTORS = 8
 #: Messages that may wait for a slow peer before it is dropped.
 MAX_WAITING = 256
+#: sun_path has 108 bytes with its null.
+_MAX_PATH_BYTES = 107
 #: The host is short of descriptors or memory for a moment, or the peer went away: no reason to stop serving.
 _SHORT_OF = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ECONNABORTED)
 _SHORT_PAUSE_S = 0.1
@@ -197,6 +199,20 @@ class Channel:
         self._drained.set()
 
 
+@contextlib.contextmanager
+def _address(path: Path) -> Generator[str]:
+    """*path* as the kernel takes it: at most 107 bytes (unix(7)), so a longer one through its folder's descriptor."""
+    text = str(path)
+    if len(os.fsencode(text)) <= _MAX_PATH_BYTES:
+        yield text
+        return
+    number = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{number}/{path.name}"
+    finally:
+        os.close(number)
+
+
 def listen(path: Path, *, mode: int = 0o600, owner: tuple[int, int] | None = None, backlog: int = 64) -> socket.socket:
     """A listening socket at *path*; a dead one that lies there is replaced, a live one is an error.
 
@@ -207,14 +223,16 @@ def listen(path: Path, *, mode: int = 0o600, owner: tuple[int, int] | None = Non
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC) as probe:
             probe.setblocking(False)
             try:
-                probe.connect(str(path))
+                with _address(path) as address:
+                    probe.connect(address)
             except (FileNotFoundError, ConnectionRefusedError):
                 pass
             else:
                 raise FileExistsError(17, "another process listens there", str(path))
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         temporary.unlink(missing_ok=True)
-        server.bind(str(temporary))
+        with _address(temporary) as address:
+            server.bind(address)
         # Mode and owner are right before the name exists.
         temporary.chmod(mode)
         if owner is not None:
@@ -233,7 +251,8 @@ async def connect(path: Path) -> Channel:
     connection.setblocking(False)
     try:
         # A unix connect completes at once or fails; EAGAIN means a full backlog.
-        await asyncio.get_running_loop().sock_connect(connection, str(path))
+        with _address(path) as address:
+            await asyncio.get_running_loop().sock_connect(connection, address)
     except OSError as error:
         connection.close()
         raise ConnectionLost(f"{path}: {error.strerror or error}", path=str(path)) from error

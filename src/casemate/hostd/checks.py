@@ -33,6 +33,11 @@ def check_pod(spec: PodSpec, caller: Caller, state: State, settings: Settings) -
     check_resources(spec.resources)
     if spec.host_pid or spec.host_ipc or spec.network.mode == "host":
         caller.need("host_namespaces", "sharing a namespace of the host")
+    if spec.level == "microvm" and (spec.host_pid or spec.host_ipc or spec.network.mode == "host"):
+        raise InvalidArgument(
+            "a micro-VM has a kernel of its own, and so no namespace of the host's to share",
+            remedy="Leave --pid host, --ipc host and --network host away, or take --isolation namespace.",
+        )
     check_network(spec.network, state, settings)
     check_names(spec)
 

@@ -25,7 +25,6 @@ from casemate.hostd import protocol
 from casemate.hostd.protocol import (
     MAX_DESCRIPTORS,
     MAX_MESSAGE_BYTES,
-    Answer,
     AnyAnswer,
     AnyEvent,
     AnyOperation,
@@ -33,6 +32,7 @@ from casemate.hostd.protocol import (
     Hello,
     Welcome,
 )
+from casemate.hostd.protocol_base import Answer
 from casemate.spec.errors import CasemateError, LimitExceeded, RemoteError, TimedOut, Unavailable
 
 FIRST_DELAY_S = 0.05

@@ -29,6 +29,7 @@ from casemate.hostd.watching import forget, wait_ended, watch
 from casemate.isolation import conmon
 from casemate.isolation.bundle import BundleInput
 from casemate.isolation.level import IsolationLevel
+from casemate.network import links
 from casemate.spec.errors import CasemateError, ProgramFailed, TimedOut
 from casemate.spec.workload import ContainerSpec
 
@@ -74,9 +75,14 @@ async def prepare(context: Context, pod: Pod, container: Container) -> list[str]
     spec = container.record.spec
     await retire(context, pod, container)
     warnings: list[str] = []
+    if level.inside is not None:
+        # Before the link is looked at: a machine that was kept ready and does not fit takes its tap along.
+        warnings += await level.inside.prepare(pod.record.spec, spec)
     if not pods.is_built(context, pod):
-        warnings = await pods.build(context, pod)
+        warnings += await pods.build(context, pod, spec)
         pods.set_phase(context, pod, "ready")
+    if level.features.takes_address and pod.record.spec.network.mode == "pod":
+        await links.give_address(pods.link(context, pod))
     binds, said = await mounting.mount(context, pod, container)
     # Mounted for a reader until now, perhaps: from here on it is the container's.
     container.lent = False
@@ -98,7 +104,9 @@ async def prepare(context: Context, pod: Pod, container: Container) -> list[str]
     await _supervise(context, container, level)
     # After the runtime has joined the cgroup: crun 1.8 takes v1's memory limits away when it does. Nothing of the
     # image runs before the start, so nothing has run without its limits.
-    warnings += context.cgroups.set_limits(f"{context.pod_cgroup(pod.id)}/{spec.id}", pods.limits(spec.resources))
+    if level.features.cgroup:
+        path = f"{context.pod_cgroup(pod.id)}/{spec.id}"
+        warnings += context.cgroups.set_limits(path, pods.limits(spec.resources, pids=level.features.pids_limit))
     context.step("container.limited")
     return list(warnings)
 
@@ -170,7 +178,7 @@ async def start(context: Context, pod: Pod, container: Container) -> None:
         # Recorded before: a crash in between leaves "running", which the next start of hostd compares with the kernel.
         context.records.write_container(changed(container, phase="running", started_at=time.time()))
         context.step("container.starting")
-        await context.launcher(level.runtime).run(level.runtime.start(container.id))
+        await context.launcher(level.runtime, starting=True).run(level.runtime.start(container.id))
     except CasemateError:
         await end(context, container)
         raise
@@ -184,7 +192,7 @@ async def end(context: Context, container: Container) -> None:
     process = container.record.process
     path = f"{context.pod_cgroup(container.record.spec.pod)}/{container.id}"
     pidfd.send_signal(process.pid, process.start_ticks, signal.SIGKILL)
-    with contextlib.suppress(CasemateError):
+    with contextlib.suppress(CasemateError, OSError):
         # A frozen process dies when it is thawed.
         context.cgroups.freeze(path, False)
     try:
@@ -200,10 +208,12 @@ async def end(context: Context, container: Container) -> None:
 
 async def retire(context: Context, pod: Pod, container: Container) -> None:
     """Take away what is only of a running container: the runtime's state, its cgroup, exit file and sockets."""
-    level = context.levels.find(pod.record.spec.level)
-    if level.features.state_is_files:
+    level = context.levels.get(pod.record.spec.level)
+    if level is None:
+        pass  # the level is gone from this host, and what it had with it
+    elif level.features.state_is_files:
         remove_small(Path(level.runtime.root) / container.id)
-    elif (Path(level.runtime.root) / container.id).exists():
+    elif level.inside is None or level.inside.knows(container.id):
         await context.launcher(level.runtime).run(level.runtime.delete(container.id))
     await cgroups.end(context.cgroups, f"{context.pod_cgroup(pod.id)}/{container.id}")
     context.folders.exit_file(container.id).unlink(missing_ok=True)

@@ -8,13 +8,16 @@ from dataclasses import dataclass, field
 
 from casemate.host.cgroups import Cgroups
 from casemate.host.pidfd import ProcessIdentity
+from casemate.hostd.firewall import Firewall
 from casemate.hostd.folders import Folders
 from casemate.hostd.protocol import AnyEvent
 from casemate.hostd.records import Records
 from casemate.hostd.state import State
+from casemate.hostd.visibility import Visibility
 from casemate.isolation.bundle import HostFacts
 from casemate.isolation.launcher import Launcher
 from casemate.isolation.level import Levels, Runtime
+from casemate.isolation.microvm.machines import Machines
 from casemate.network.nat import Nat
 from casemate.spec.settings import Settings
 from casemate.storage.layers import LayerMounts
@@ -41,6 +44,7 @@ class Context:
     volumes: Volumes
     trash: Trash
     nat: Nat
+    visibility: Visibility
     boot_id: str
     conmon: str
     casemated_uid: int
@@ -50,7 +54,9 @@ class Context:
     id_shift: int
     emit: Callable[[AnyEvent], None]
     step: Callable[[str], None] = _no_step
-    launchers: dict[bool, Launcher] = field(default_factory=dict)
+    launchers: dict[tuple[bool, tuple[str, ...]], Launcher] = field(default_factory=dict)
+    #: Set by the daemon once the context is there.
+    firewall: Firewall = field(init=False)
     #: The ruleset's generation when the firewall was last looked at.
     firewall_generation: int = -1
     #: casemated, while it is connected; and whether one went away since the inputs were last looked at.
@@ -58,15 +64,24 @@ class Context:
     peer_gone: asyncio.Event = field(default_factory=asyncio.Event)
     #: Set when something was thrown into the trash.
     trash_waits: asyncio.Event = field(default_factory=asyncio.Event)
+    #: Taps of pods that are gone: the kernel takes 40 ms to delete one, which no removal waits for.
+    dead_links: set[str] = field(default_factory=set)
+    links_wait: asyncio.Event = field(default_factory=asyncio.Event)
+    #: Containers that ended and still are in their machine.
+    spent: set[str] = field(default_factory=set)
+    spent_waits: asyncio.Event = field(default_factory=asyncio.Event)
+    #: The micro-VMs of this host, while their service runs.
+    machines: Machines | None = None
     #: Addresses whose published UDP ports were taken back, and whose flows the kernel still translates.
     stale_flows: set[str] = field(default_factory=set)
     flows_wait: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def launcher(self, runtime: Runtime) -> Launcher:
-        """The launcher that *runtime* needs."""
-        if runtime.hide_unified not in self.launchers:
-            self.launchers[runtime.hide_unified] = Launcher(hide_unified=runtime.hide_unified)
-        return self.launchers[runtime.hide_unified]
+    def launcher(self, runtime: Runtime, *, starting: bool = False) -> Launcher:
+        """The launcher that *runtime* needs; *starting*: for its ``start``."""
+        key = runtime.hide_unified, runtime.cover_at_start if starting else ()
+        if key not in self.launchers:
+            self.launchers[key] = Launcher(hide_unified=key[0], covered=key[1])
+        return self.launchers[key]
 
     def pod_cgroup(self, pod: str) -> str:
         return f"{self.settings.text('cgroup.parent')}/{pod}"

@@ -17,14 +17,19 @@ from casemate.host import hierarchy, mounts, pidfd, probes, programs, syscalls
 from casemate.host.peer import Peer
 from casemate.host.seqpacket import listen
 from casemate.host.settings_file import read_settings
-from casemate.hostd import housekeeping, recovery
+from casemate.hostd import containers, housekeeping, microvm, pods, recovery
 from casemate.hostd.context import Context
+from casemate.hostd.firewall import Firewall
 from casemate.hostd.folders import Folders
 from casemate.hostd.operations import Operations
 from casemate.hostd.records import Records
 from casemate.hostd.server import Server
 from casemate.hostd.state import State
+from casemate.hostd.visibility import Visibility
 from casemate.isolation import observe, runtime
+from casemate.isolation.gvisor import probe as gvisor
+from casemate.isolation.gvisor.driver import GvisorLevel
+from casemate.isolation.gvisor.inside import GvisorInside
 from casemate.network import links
 from casemate.network.nat import Nat
 from casemate.spec.errors import CasemateError, HostLacks
@@ -91,6 +96,7 @@ async def make_context(settings: Settings, step: Callable[[str], None] | None) -
     folders = Folders(Path(settings.text("paths.host_state")), Path(settings.text("paths.host_run")))
     trash = Trash(folders.state)
     facts = observe.observe()
+    nat = Nat(settings.text("network.table"), settings.text("network.link_prefix"), settings.text("network.pool"))
     context = Context(
         settings=settings,
         folders=folders,
@@ -102,13 +108,23 @@ async def make_context(settings: Settings, step: Callable[[str], None] | None) -
         layers=LayerMounts(folders.state, folders.run),
         volumes=Volumes(folders.state, trash),
         trash=trash,
-        nat=Nat(settings.text("network.table"), settings.text("network.link_prefix"), settings.text("network.pool")),
+        nat=nat,
+        visibility=Visibility(settings, lambda: nat.nft),
         boot_id=observe.boot_id(),
         conmon=programs.find_program("conmon"),
         casemated_uid=_uid_of(settings.text("daemon.user")),
         mtu_bytes=links.default_mtu_bytes(settings.number("network.mtu")),
         id_shift=0,
         emit=lambda _event: None,
+    )
+    context.firewall = Firewall(
+        settings,
+        folders,
+        context.state,
+        links=lambda: pods.all_links(context),
+        is_heard=lambda: context.peer is not None,
+        emit=lambda event: context.emit(event),  # noqa: PLW0108 - it is set later
+        on_hold_ended=lambda pod: pods.hold_ended(context, pod),
     )
     if step is not None:
         context.step = step
@@ -121,8 +137,20 @@ async def make_context(settings: Settings, step: Callable[[str], None] | None) -
         settings.text("runtime.namespace"), folders.run, facts, settings.text("cgroup.parent"), last
     )
     context.levels = runtime.levels(found)
-    log.info("levels: %s", context.levels.describe())
+    await _add_gvisor(context, last)
     return context
+
+
+async def _add_gvisor(context: Context, first_id: int) -> None:
+    """Probe runsc with ids from *first_id*; the level works from here on, or says why it does not."""
+    settings = context.settings
+    probe = gvisor.Probe(context.folders.run, context.facts, context.cgroups, settings.text("cgroup.parent"), first_id)
+    found = await gvisor.choose(settings.text("runtime.gvisor"), settings.text("runtime.gvisor_platform"), probe)
+    if found.runtime is None:
+        context.levels.lack("gvisor", found.why)
+        return
+    inside = GvisorInside(found.runtime, context.cgroups, settings.text("cgroup.parent"))
+    context.levels.add(GvisorLevel(found.runtime, f"runsc {found.runtime.version}: {found.why}", inside))
 
 
 def _uid_of(name: str) -> int:
@@ -142,12 +170,37 @@ async def serve(settings: Settings, step: Callable[[str], None] | None = None) -
         context.peer = None if peer is None else pidfd.identity(peer.pid)
         if peer is None:
             context.peer_gone.set()
+            context.firewall.peer_gone()
 
     server = Server(Operations(context).handle, context.casemated_uid, on_peer)
     context.emit = server.emit
     recovery.load(context)
     context.layers.open(recovery.layer_users(context))
-    await recovery.converge(context)
+    ended = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ended.set)
+    try:
+        async with asyncio.TaskGroup() as group:
+            ready = asyncio.Event()
+            machines = group.create_task(microvm.serve(context, ready), name="microvm")
+            # Machines are found before the records are compared with what runs.
+            await ready.wait()
+            log.info("levels: %s", context.levels.describe())
+            await recovery.converge(context)
+            if any(pods.all_links(context)) or context.firewall.is_known:
+                await pods.ensure_firewall(context)
+            await _until_asked_to_end(context, server, group, ended)
+            machines.cancel()
+    finally:
+        context.visibility.close()
+        context.nat.close()
+        context.firewall.close()
+        for launcher in context.launchers.values():
+            launcher.close()
+
+
+async def _until_asked_to_end(context: Context, server: Server, group: asyncio.TaskGroup, ended: asyncio.Event) -> None:
     listening = listen(context.folders.socket, mode=0o600, owner=(context.casemated_uid, 0))
     log.info(
         "serving at %s: %d pods, %d containers",
@@ -155,26 +208,18 @@ async def serve(settings: Settings, step: Callable[[str], None] | None = None) -
         len(context.state.pods),
         len(context.state.containers),
     )
-    ended = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, ended.set)
+    tasks = [
+        group.create_task(server.serve(listening), name="server"),
+        group.create_task(housekeeping.run(context, containers.retire), name="housekeeping"),
+    ]
     try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [
-                group.create_task(server.serve(listening), name="server"),
-                group.create_task(housekeeping.run(context), name="housekeeping"),
-            ]
-            await ended.wait()
-            log.info("ending; containers go on")
-            await server.quiet(STOP_GRACE_S)
-            for task in tasks:
-                task.cancel()
+        await ended.wait()
+        log.info("ending; containers go on")
+        await server.quiet(STOP_GRACE_S)
+        for task in tasks:
+            task.cancel()
     finally:
         listening.close()
-        context.nat.close()
-        for launcher in context.launchers.values():
-            launcher.close()
 
 
 def main(argv: Sequence[str] | None = None, *, step: Callable[[str], None] | None = None) -> int:

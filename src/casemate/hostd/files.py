@@ -36,7 +36,7 @@ async def handle(
     """The answer, and descriptors for the peer."""
     match operation:
         case protocol.ContainerTop():
-            return observing.top(context, pod, container), []
+            return await observing.top(context, pod, container), []
         case protocol.ContainerAttach():
             _need_process(container)
             return Done(), [containers.attach(context, container)]
@@ -117,10 +117,10 @@ async def _stream(
             case protocol.ContainerArchive(whole=True):
                 await confined.archive(root.target, number, "/", data)
             case protocol.ContainerArchive():
-                with _view(container) as view:
+                with _view(context, pod, container) as view:
                     await confined.archive(root.target, number, operation.path, data, mount_namespace=view)
             case protocol.ContainerExtract():
-                with _view(container) as view:
+                with _view(context, pod, container) as view:
                     await confined.extract(
                         root.target,
                         number,
@@ -139,11 +139,17 @@ async def _stream(
 
 
 @contextlib.contextmanager
-def _view(container: Container) -> Generator[int | None]:
-    """A descriptor of the mount namespace of a container that runs; None for one that does not."""
+def _view(context: Context, pod: Pod, container: Container) -> Generator[int | tuple[int, int] | None]:
+    """A descriptor of the mount namespace of a container that runs, and one of the folder in it that is its root,
+    where that is not the namespace's own; None for one that does not run."""
     process = container.record.process
     if container.record.phase not in ("created", "running") or process is None:
         yield None
+        return
+    level = context.levels.find(pod.record.spec.level)
+    if level.inside is not None:
+        with level.inside.files(container.id) as found:
+            yield found
         return
     try:
         number = os.open(f"/proc/{process.pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)

@@ -85,7 +85,12 @@ class Folders:
         return self.run / "exits" / container
 
     def pins(self, spec: PodSpec) -> dict[str, Path]:
-        """The namespaces that *spec* has of its own (by OCI type), and where they are pinned."""
+        """The namespaces that *spec* has of its own (by OCI type), and where they are pinned.
+
+        A micro-VM's are its own kernel's: none is the host's.
+        """
+        if spec.level == "microvm":
+            return {}
         found = {"user": self.namespaces / spec.id / "user", "uts": self.namespaces / spec.id / "uts"}
         if not spec.host_ipc:
             found["ipc"] = self.namespaces / spec.id / "ipc"

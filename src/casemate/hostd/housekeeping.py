@@ -11,18 +11,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Awaitable, Callable
 
 from casemate.host import conntrack, syscalls
-from casemate.hostd import inputs
+from casemate.hostd import inputs, pods
 from casemate.hostd.context import Context
 from casemate.hostd.protocol import ContainerOom
 from casemate.hostd.records import sync
-from casemate.hostd.state import Container
+from casemate.hostd.state import Container, Pod
+from casemate.network import links
 from casemate.spec.errors import CasemateError
 
 log = logging.getLogger("casemate.hostd")
 
 _PERIOD_S = 1.0
+#: To know that nobody changed a rule takes 20 us; a repair is to be done within a second.
+_FIREWALL_PERIOD_S = 0.3
 #: A trim takes 1 ms.
 _TRIM_PERIOD_S = 10.0
 #: A process that was killed is dead within milliseconds of the end of its connections.
@@ -31,15 +35,20 @@ _DEATH_LOOKS, _DEATH_LOOK_S = 10, 0.05
 _LOOKS_A_SECOND = 2000
 
 
-async def run(context: Context) -> None:
-    """For ever."""
+async def run(context: Context, retire: Callable[[Context, Pod, Container], Awaitable[None]]) -> None:
+    """For ever. *retire* takes away what is only of a running container."""
     async with asyncio.TaskGroup() as group:
         group.create_task(_keep_durable(context), name="durable")
         group.create_task(_look(context), name="look")
         group.create_task(_empty_trash(context), name="trash")
         group.create_task(_forget_flows(context), name="flows")
+        group.create_task(_delete_links(context), name="links")
+        group.create_task(_leave_machines(context, retire), name="machines")
+        group.create_task(_keep_firewall(context), name="firewall")
+        group.create_task(context.firewall.run(), name="referrals")
         group.create_task(_keep_inputs(context), name="inputs")
         group.create_task(_give_memory_back(context), name="memory")
+        group.create_task(context.visibility.keep(), name="visibility")
 
 
 async def _keep_durable(context: Context) -> None:
@@ -129,6 +138,18 @@ async def _give_memory_back(context: Context) -> None:
         trim(0)
 
 
+async def _keep_firewall(context: Context) -> None:
+    """Somebody's `nft flush ruleset` is noticed by the ruleset's generation, and repaired."""
+    while True:
+        await asyncio.sleep(_FIREWALL_PERIOD_S)
+        if not context.firewall.is_open:
+            continue
+        try:
+            await pods.ensure_firewall(context)
+        except (CasemateError, OSError) as error:
+            log.error("the firewall was not looked at: %s", error)
+
+
 async def _forget_flows(context: Context) -> None:
     """UDP flows to ports that were taken back: one that goes on would keep its translation for ever."""
     while True:
@@ -140,6 +161,38 @@ async def _forget_flows(context: Context) -> None:
                 await conntrack.forget(address)
             except (CasemateError, OSError) as error:
                 log.warning("flows to %s were not forgotten: %s", address, error)
+
+
+async def _delete_links(context: Context) -> None:
+    """Taps of pods that are gone. One whose name a new pod has again is that pod's: it was made anew."""
+    while True:
+        await context.links_wait.wait()
+        context.links_wait.clear()
+        while context.dead_links:
+            name = context.dead_links.pop()
+            try:
+                await links.delete_interface(name)
+            except (CasemateError, OSError) as error:
+                log.warning("interface %s was not deleted: %s", name, error)
+
+
+async def _leave_machines(context: Context, retire: Callable[[Context, Pod, Container], Awaitable[None]]) -> None:
+    """Take containers that ended out of their machines, which end with the last of them."""
+    while True:
+        await context.spent_waits.wait()
+        context.spent_waits.clear()
+        while context.spent:
+            container = context.state.containers.get(context.spent.pop())
+            if container is None:
+                continue
+            pod = context.state.pods[container.record.spec.pod]
+            async with pod.lock:
+                if container.record.phase != "exited" or container.id not in context.state.containers:
+                    continue
+                try:
+                    await retire(context, pod, container)
+                except (CasemateError, OSError) as error:
+                    log.warning("container %s was not taken out of its machine: %s", container.id[:12], error)
 
 
 async def _empty_trash(context: Context) -> None:

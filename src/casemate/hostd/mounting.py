@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
 from casemate.host import mounts, safe_path, syscalls, userns
@@ -21,7 +22,7 @@ from casemate.isolation.bundle import BindSource, DeviceNode
 from casemate.isolation.oci import bind_source
 from casemate.network import names
 from casemate.spec.errors import InvalidArgument, NotFound
-from casemate.spec.resolvers import reachable_resolvers
+from casemate.spec.resolvers import host_search, reachable_resolvers
 from casemate.spec.workload import BindMount, Device, VolumeMount
 from casemate.storage import confined, rootfs
 
@@ -66,10 +67,15 @@ async def mount(context: Context, pod: Pod, container: Container) -> tuple[list[
     """
     folder = make_bundle_folder(context, pod, container)
     unmount_binds(folder)
-    number = os.open(context.folders.pins(pod.record.spec)["user"], os.O_RDONLY | os.O_CLOEXEC)
+    level = context.levels.find(pod.record.spec.level)
+    number = userns_of(context, pod)
     try:
-        layers_map = None if pod.record.id_shift else number
-        await rootfs.apply(plan(context, pod, container), context.layers, layers_map)
+        if level.features.rootfs:
+            layers_map = None if pod.record.id_shift else number
+            await rootfs.apply(plan(context, pod, container), context.layers, layers_map)
+        else:
+            for layer in plan(context, pod, container).layers:
+                context.layers.hold(layer, container.id)
         context.step("container.rootfs")
         (folder / "binds").mkdir(mode=0o711, exist_ok=True)
         binds, warnings = _etc(context, pod, container, folder), []
@@ -89,16 +95,42 @@ async def mount(context: Context, pod: Pod, container: Container) -> tuple[list[
         os.close(number)
 
 
+def userns_of(context: Context, pod: Pod) -> int:
+    """A descriptor of the pod's user namespace, or of one like it where the pod is a machine; the caller closes it."""
+    pins = context.folders.pins(pod.record.spec)
+    if "user" in pins:
+        return os.open(pins["user"], os.O_RDONLY | os.O_CLOEXEC)
+    return userns.userns_fd(pod.record.first_id, 65_536)
+
+
 async def _volume(context: Context, container: Container, one: VolumeMount, place: Path, userns_fd: int) -> None:
     volume = context.volumes.find(container.record.spec.project, one.volume)
     if one.copy_up and context.volumes.is_empty(volume):
         source = context.volumes.clone_fd(volume, userns_fd)
         try:
-            with contextlib.suppress(NotFound):
-                await confined.copy_up(context.folders.rootfs(container.id), userns_fd, one.target, source)
+            async with _image_root(context, container, userns_fd) as root:
+                with contextlib.suppress(NotFound):
+                    await confined.copy_up(root, userns_fd, one.target, source)
         finally:
             os.close(source)
     context.volumes.bind(volume, place, userns_fd, read_only=one.read_only)
+
+
+@contextlib.asynccontextmanager
+async def _image_root(context: Context, container: Container, userns_fd: int) -> AsyncGenerator[Path]:
+    """The container's root as the host sees it; a machine's is mounted for this long, of the image alone."""
+    pod = context.state.pods[container.record.spec.pod]
+    wanted = plan(context, pod, container)
+    if context.levels.find(pod.record.spec.level).features.rootfs:
+        yield wanted.target
+        return
+    try:
+        await rootfs.apply(wanted, context.layers, None if pod.record.id_shift else userns_fd)
+        yield wanted.target
+    finally:
+        rootfs.unmount(wanted, context.layers)
+        for layer in wanted.layers:
+            context.layers.hold(layer, container.id)
 
 
 async def _host_path(pod: Pod, container: Container, one: BindMount, place: Path, pod_userns: int) -> list[str]:
@@ -229,7 +261,7 @@ def _resolv(context: Context, pod: Pod) -> str:
     resolvers = list(network.dns or context.settings.texts("network.dns"))
     for text in texts:
         resolvers = resolvers or reachable_resolvers(text)
-    search = network.dns_search or names.host_search(texts[0])
+    search = network.dns_search or host_search(texts[0])
     return names.resolv_file(resolvers, search, network.dns_options)
 
 

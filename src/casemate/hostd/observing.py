@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from casemate.host import pidfd
+from casemate.hostd import pods
 from casemate.hostd.context import Context
 from casemate.hostd.protocol import (
     ContainerState,
@@ -19,6 +20,8 @@ from casemate.hostd.protocol import (
     Stats,
 )
 from casemate.hostd.state import Container, Pod
+from casemate.isolation.level import InnerUsage
+from casemate.spec.errors import CasemateError
 
 _TICKS_S = os.sysconf("SC_CLK_TCK")
 _MAX_ROWS = 1000
@@ -45,8 +48,7 @@ def _container(context: Context, pod: Pod, container: Container) -> ObservedCont
         case "created" | "exited":
             state = record.phase
         case "running":
-            path = f"{context.pod_cgroup(pod.id)}/{container.id}"
-            state = "paused" if context.cgroups.is_frozen(path) else "running"
+            state = "paused" if is_paused(context, pod, container) else "running"
         case _:
             pass
     return ObservedContainer(
@@ -61,14 +63,60 @@ def _container(context: Context, pod: Pod, container: Container) -> ObservedCont
     )
 
 
-def stats(context: Context, wanted: tuple[str, ...]) -> Stats:
+def is_paused(context: Context, pod: Pod, container: Container) -> bool:
+    """Whether all of a container that runs is stopped."""
+    level = context.levels.get(pod.record.spec.level)
+    if level is not None and level.inside is not None:
+        return level.inside.is_paused(container.id)
+    return context.cgroups.is_frozen(f"{context.pod_cgroup(pod.id)}/{container.id}")
+
+
+async def stats(context: Context, wanted: tuple[str, ...]) -> Stats:
     """The figures of those of *wanted* that run."""
     found = []
     for one in wanted:
         container = context.state.containers.get(one)
         if container is not None and container.record.phase == "running":
-            found.append(_usage(context, container))
+            found.append(await _figures(context, container))
     return Stats(time.time_ns(), tuple(found))
+
+
+async def _figures(context: Context, container: Container) -> ContainerUsage:
+    pod = context.state.pods[container.record.spec.pod]
+    level = context.levels.get(pod.record.spec.level)
+    if level is None or level.inside is None:
+        return _usage(context, container)
+    try:
+        figures = await level.inside.usage(container.id)
+    except CasemateError:
+        # It ends at this moment, or its guest does not answer: neither keeps the others' figures back.
+        figures = InnerUsage(0, 0, 0, 0, 0, 0, 0)
+    received, sent = 0, 0
+    if level.features.network == "tap":
+        received, sent = _tap_bytes(pods.interface(context, pod))
+    else:
+        received, sent = _network(container)
+    return ContainerUsage(
+        id=container.id,
+        cpu_ns=figures.cpu_ns,
+        memory_bytes=figures.memory_bytes,
+        memory_limit_bytes=figures.memory_limit_bytes,
+        pids=figures.pids,
+        pids_limit=figures.pids_limit,
+        read_bytes=figures.read_bytes,
+        write_bytes=figures.write_bytes,
+        rx_bytes=received,
+        tx_bytes=sent,
+    )
+
+
+def _tap_bytes(interface: str) -> tuple[int, int]:
+    """(received, sent) by the pod: what the host sends through its tap, the pod receives."""
+    folder = Path(f"/sys/class/net/{interface}/statistics")
+    try:
+        return int((folder / "tx_bytes").read_text()), int((folder / "rx_bytes").read_text())
+    except (OSError, ValueError):
+        return 0, 0
 
 
 def _usage(context: Context, container: Container) -> ContainerUsage:
@@ -106,8 +154,17 @@ def _network(container: Container) -> tuple[int, int]:
     return received, sent
 
 
-def top(context: Context, pod: Pod, container: Container) -> Processes:
-    """The processes of a container, by its cgroup."""
+async def top(context: Context, pod: Pod, container: Container) -> Processes:
+    """The processes of a container, by its cgroup; those behind a wall as their own kernel counts them."""
+    level = context.levels.find(pod.record.spec.level)
+    if level.inside is not None:
+        inner = await level.inside.processes(container.id) if container.record.phase == "running" else []
+        return Processes(
+            tuple(
+                ProcessRow(one.pid, one.ppid, one.uid, one.cpu_ns, one.started_at, one.tty, one.command)
+                for one in inner[:_MAX_ROWS]
+            )
+        )
     boot = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
     rows = []
     for pid in context.cgroups.pids(f"{context.pod_cgroup(pod.id)}/{container.id}")[:_MAX_ROWS]:

@@ -10,7 +10,20 @@ from pathlib import Path
 import msgspec
 
 from casemate.host import pidfd
-from casemate.hostd import checks, containers, execs, files, layers, leftovers, observing, pods, protocol
+from casemate.hostd import (
+    checks,
+    containers,
+    execs,
+    files,
+    kernels,
+    layers,
+    leftovers,
+    observing,
+    pods,
+    protocol,
+    protocol_firewall,
+    protocol_visibility,
+)
 from casemate.hostd.context import Context
 from casemate.hostd.errors import ProtocolViolated, WrongState
 from casemate.hostd.grants import NOBODY, Caller, caller_of
@@ -65,8 +78,23 @@ class Operations:
                     return _created(pod, container, warnings), []
             case protocol.ContainerRun():
                 return await self._run(operation, self._caller(fds))
+            case protocol.KernelAdopt() | protocol.KernelList() | protocol.KernelUse() | protocol.KernelRemove():
+                return await kernels.handle(context, operation, fds), []
+            case (
+                protocol_firewall.FirewallReplace()
+                | protocol_firewall.FirewallChange()
+                | protocol_firewall.FirewallAnswer()
+                | protocol_firewall.FirewallForget()
+                | protocol_firewall.PodHold()
+                | protocol_firewall.PodRelease()
+                | protocol_firewall.FlowsCut()
+                | protocol_firewall.FirewallObserve()
+            ):
+                return await context.firewall.handle(operation, fds), []
+            case protocol_visibility.FlowsWatch() | protocol_visibility.ResolverListen():
+                return await context.visibility.handle(operation)
             case protocol.ContainerStats():
-                return observing.stats(context, operation.containers), []
+                return await observing.stats(context, operation.containers), []
             case _:
                 return await self._on_container(operation, fds)
 
@@ -88,7 +116,7 @@ class Operations:
                 return Done(), []
             case protocol.ContainerUpdate():
                 async with self._container(operation.container) as (pod, container):
-                    return Warnings(tuple(self._update(pod, container, operation))), []
+                    return Warnings(tuple(await self._update(pod, container, operation))), []
             case protocol.ExecStart():
                 async with self._container(operation.container) as (pod, container):
                     return await execs.start(context, pod, container, operation)
@@ -149,7 +177,7 @@ class Operations:
         if operation.pod is not None:
             # Before anything is made: most refusals are of the container.
             checks.check_container(spec, operation.pod, caller, context.state, context.layers.has)
-            pod, warnings = await pods.create(context, operation.pod, caller)
+            pod, warnings = await pods.create(context, operation.pod, caller, spec)
         else:
             pod = context.state.pod(spec.pod)
         async with pod.lock:
@@ -242,6 +270,8 @@ class Operations:
         path = f"{context.pod_cgroup(pod.id)}/{container.id}"
         level = context.levels.find(pod.record.spec.level)
         if level.features.processes == "runtime":
+            if observing.is_paused(context, pod, container) == frozen:
+                raise WrongState(f"container {container.record.spec.name} is {'' if frozen else 'not '}paused")
             argv = level.runtime.pause(container.id) if frozen else level.runtime.resume(container.id)
             await context.launcher(level.runtime).run(argv)
             return
@@ -249,13 +279,19 @@ class Operations:
             raise WrongState(f"container {container.record.spec.name} is {'' if frozen else 'not '}paused")
         context.cgroups.freeze(path, frozen)
 
-    def _update(self, pod: Pod, container: Container, operation: protocol.ContainerUpdate) -> list[str]:
+    async def _update(self, pod: Pod, container: Container, operation: protocol.ContainerUpdate) -> list[str]:
         context, new = self._context, operation.resources
         spec = container.record.spec
         both = pods.merged(spec.resources, new)
         checks.check_resources(both)
         path = f"{context.pod_cgroup(pod.id)}/{container.id}"
-        warnings = context.cgroups.set_limits(path, pods.limits(new)) if context.cgroups.exists(path) else []
+        level = context.levels.get(pod.record.spec.level)
+        warnings: list[str] = []
+        if level is not None and level.inside is not None:
+            if container.record.phase == "running":
+                warnings = await level.inside.update(container.id, new)
+        elif context.cgroups.exists(path):
+            warnings = context.cgroups.set_limits(path, pods.limits(new))
         record = msgspec.structs.replace(container.record, spec=msgspec.structs.replace(spec, resources=both))
         container.record = record
         context.records.write_container(record)

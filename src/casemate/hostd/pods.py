@@ -7,7 +7,9 @@ failed, and recovery after a crash. So there is one way back, and it is used eve
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -18,21 +20,27 @@ from casemate.hostd.context import Context
 from casemate.hostd.errors import WrongState
 from casemate.hostd.grants import Caller
 from casemate.hostd.protocol import PodReady
+from casemate.hostd.protocol_firewall import FirewallRepaired
 from casemate.hostd.records import PodRecord, remove_small
 from casemate.hostd.state import Pod
 from casemate.isolation.bundle import Sandbox
 from casemate.isolation.namespace import sandbox
 from casemate.network import links, plan
 from casemate.spec.errors import CasemateError
-from casemate.spec.workload import PodSpec, Resources
+from casemate.spec.workload import ContainerSpec, PodSpec, Resources, TmpfsMount
 
 log = logging.getLogger("casemate.hostd")
 
 IDS = 65_536
 
 
-async def create(context: Context, spec: PodSpec, caller: Caller) -> tuple[Pod, list[str]]:
-    """Make the pod; the caller holds no lock, since nobody knows the pod yet. Undone when it fails."""
+async def create(
+    context: Context, spec: PodSpec, caller: Caller, container: ContainerSpec | None = None
+) -> tuple[Pod, list[str]]:
+    """Make the pod; the caller holds no lock, since nobody knows the pod yet. Undone when it fails.
+
+    *container*: its first, where it is known already.
+    """
     checks.check_pod(spec, caller, context.state, context.settings)
     context.levels.find(spec.level)
     first = context.id_shift or context.state.free_range(
@@ -45,7 +53,7 @@ async def create(context: Context, spec: PodSpec, caller: Caller) -> tuple[Pod, 
         try:
             context.records.write_pod(record)
             context.step("pod.recorded")
-            warnings = await build(context, pod)
+            warnings = await build(context, pod, container)
             set_phase(context, pod, "ready")
             context.step("pod.ready")
         except BaseException:
@@ -65,16 +73,26 @@ def ready(context: Context, pod: Pod, warnings: list[str]) -> PodReady:
 
 
 def interface(context: Context, pod: Pod) -> str:
-    if pod.record.spec.network.mode != "pod":
+    return interface_of(context, pod.record.spec)
+
+
+def interface_of(context: Context, spec: PodSpec) -> str:
+    """The host's end of the pod's link; empty where it has none."""
+    if spec.network.mode != "pod":
         return ""
-    return plan.interface_name(context.settings.text("network.link_prefix"), pod.id)
+    return plan.interface_name(context.settings.text("network.link_prefix"), spec.id)
 
 
 def link(context: Context, pod: Pod) -> plan.PodLink:
     """The plan of the pod's link; only for network mode ``pod``."""
-    network = pod.record.spec.network
+    return link_of(context, pod.record.spec)
+
+
+def link_of(context: Context, spec: PodSpec) -> plan.PodLink:
+    """The same for a specification: it follows from nothing else."""
+    network = spec.network
     return plan.pod_link(
-        pod.id,
+        spec.id,
         network.address,
         prefix=context.settings.text("network.link_prefix"),
         pool=context.settings.text("network.pool"),
@@ -83,7 +101,20 @@ def link(context: Context, pod: Pod) -> plan.PodLink:
         ports=[
             plan.Publish(one.protocol, one.host_port, one.container_port, one.host_address) for one in network.ports
         ],
+        tap=is_machine(spec),
+        asks=takes_address(context, spec),
     )
+
+
+def is_machine(spec: PodSpec) -> bool:
+    """Whether the pod is a virtual machine: its namespaces are not the host's, its link is a tap."""
+    return spec.level == "microvm"
+
+
+def takes_address(context: Context, spec: PodSpec) -> bool:
+    """Whether the pod's sandbox has a network stack of its own on a veth of ours."""
+    level = context.levels.get(spec.level)
+    return level is not None and level.features.takes_address
 
 
 def boundary(context: Context, pod: Pod) -> Sandbox:
@@ -93,31 +124,58 @@ def boundary(context: Context, pod: Pod) -> Sandbox:
 
 
 def is_built(context: Context, pod: Pod) -> bool:
-    """Whether the pod's namespaces are there; after a reboot they are not."""
+    """Whether the pod's namespaces are there (or its tap); after a reboot they are not."""
+    spec = pod.record.spec
+    if is_machine(spec) and spec.network.mode == "pod" and not links.exists(interface(context, pod)):
+        return False
     return all(sandbox.is_pinned(path) for path in context.folders.pins(pod.record.spec).values())
 
 
-async def build(context: Context, pod: Pod) -> list[str]:
-    """Namespaces, cgroup and link of a pod that has none of them; warnings for what the host cannot limit."""
+async def build(context: Context, pod: Pod, container: ContainerSpec | None = None) -> list[str]:
+    """Namespaces, cgroup and link of a pod that has none of them; warnings for what the host cannot limit.
+
+    *container*: the one that is to start first, where it is known: a machine is made to its measure.
+    """
     spec = pod.record.spec
     pins = context.folders.pins(spec)
     for path in pins.values():
         # A file without a namespace behind it is what a reboot (with /run on disk) or a crash left.
         sandbox.remove_pin(path)
         path.parent.mkdir(mode=0o711, exist_ok=True)
-    await sandbox.create(pins, pod.record.first_id, IDS, spec.hostname)
+    if pins:
+        await sandbox.create(pins, pod.record.first_id, IDS, spec.hostname)
     context.step("pod.namespaces")
     group = context.pod_cgroup(pod.id)
     context.cgroups.create(group)
-    warnings = context.cgroups.set_limits(group, limits(spec.resources))
+    if is_machine(spec):
+        context.cgroups.create(machine_cgroup(context, spec))
+    warnings = context.cgroups.set_limits(group, pod_limits(spec, spec.resources))
     context.step("pod.cgroup")
     if spec.network.mode == "pod":
         await ensure_firewall(context)
-        await links.apply(link(context, pod))
+        waiting = await _reserve(context, spec, container)
+        await context.firewall.add_pod(link(context, pod))
+        await links.apply(link(context, pod), waiting)
         context.step("pod.link")
-    elif spec.network.mode == "none":
+    elif spec.network.mode == "none" and pins:
         await links.apply_loopback_only(pins["network"])
     return warnings
+
+
+async def _reserve(context: Context, spec: PodSpec, container: ContainerSpec | None) -> str:
+    """The tap of a machine that waits, which is this pod's from now on; empty where none fits."""
+    level = context.levels.get(spec.level)
+    if not is_machine(spec) or context.machines is None or level is None or level.inside is None:
+        return ""
+    if container is None or any(not isinstance(one, TmpfsMount) for one in container.mounts):
+        # Folders of the host need a machine whose user is the pod's own, and a pod that others join may want some.
+        return ""
+    return await level.inside.reserve(spec, container, interface_of(context, spec))
+
+
+def machine_cgroup(context: Context, spec: PodSpec) -> str:
+    """Of monitor and QEMU: below the pod's own, since a cgroup of version 2 with limits below it holds no process."""
+    return f"{context.pod_cgroup(spec.id)}/machine"
 
 
 async def open_ports(context: Context, pod: Pod) -> None:
@@ -133,13 +191,20 @@ async def open_ports(context: Context, pod: Pod) -> None:
 def close_ports(context: Context, pod: Pod) -> None:
     """Take the pod's ports back when none of its containers runs: whoever wants them then may have them."""
     network = pod.record.spec.network
-    if not network.ports or not pod.published or is_running(pod):
+    if not network.ports or not pod.published or is_running(pod) or context.firewall.is_held(pod.id):
         return
     context.nat.unpublish(network.address)
     pod.published = False
     if any(port.protocol == "udp" for port in network.ports):
         context.stale_flows.add(network.address)
         context.flows_wait.set()
+
+
+def hold_ended(context: Context, pod_id: str) -> None:
+    """New connections to the pod wait no longer: where nothing of it runs, its ports are free."""
+    pod = context.state.pods.get(pod_id)
+    if pod is not None:
+        close_ports(context, pod)
 
 
 def is_running(pod: Pod) -> bool:
@@ -159,9 +224,20 @@ async def ensure_firewall(context: Context) -> None:
     host has changed since the last look (20 us to know), not for each pod (5 ms)."""
     if nft.generation() == context.firewall_generation:
         return
-    for line in await context.nat.ensure(known_links(context)):
+    known = context.firewall.is_open
+    done = [*await context.nat.ensure(known_links(context)), *await context.firewall.ensure()]
+    for line in done:
         log.info("%s", line)
+    if known and done:
+        context.emit(FirewallRepaired(tuple(done)))
     context.firewall_generation = nft.generation()
+
+
+def all_links(context: Context) -> Iterator[plan.PodLink]:
+    """The links of all pods that have one."""
+    for pod in context.state.pods.values():
+        if pod.record.spec.network.mode == "pod":
+            yield link(context, pod)
 
 
 def known_links(context: Context) -> list[plan.PodLink]:
@@ -175,14 +251,17 @@ def known_links(context: Context) -> list[plan.PodLink]:
     return found
 
 
-def limits(resources: Resources) -> cgroups.Limits:
-    """The cgroup's limits for what a user asked; -1 (unlimited) becomes 0, which takes a limit away."""
+def limits(resources: Resources, *, pids: bool = True) -> cgroups.Limits:
+    """The cgroup's limits for what a user asked; -1 (unlimited) becomes 0, which takes a limit away.
+
+    Without *pids* their number is not limited: a sandbox's own threads would be counted.
+    """
     weight = None
     if resources.cpu_shares is not None:
         # v1's shares (2..262144) as v2's weight (1..10000), by the formula of the OCI runtimes.
         weight = 1 + (resources.cpu_shares - 2) * 9999 // 262_142
     swap = resources.memory_swap_bytes
-    pids = resources.pids
+    number = resources.pids if pids else None
     return cgroups.Limits(
         memory_bytes=resources.memory_bytes,
         memory_swap_bytes=None if swap is None else max(swap, 0),
@@ -190,8 +269,19 @@ def limits(resources: Resources) -> cgroups.Limits:
         cpu_millis=resources.cpu_millis,
         cpu_weight=weight,
         cpuset_cpus=resources.cpuset,
-        pids=None if pids is None else max(pids, 0),
+        pids=None if number is None else max(number, 0),
         io_weight=resources.io_weight,
+    )
+
+
+def pod_limits(spec: PodSpec, resources: Resources) -> cgroups.Limits:
+    """The limits of the pod's cgroup on the host. A machine's memory and processes are bounded by the machine: what
+    the host bounds is its cpu."""
+    wanted = limits(resources)
+    if not is_machine(spec):
+        return wanted
+    return dataclasses.replace(
+        wanted, memory_bytes=None, memory_swap_bytes=None, memory_reservation_bytes=None, pids=None
     )
 
 
@@ -205,8 +295,9 @@ def update(context: Context, pod: Pod, resources: Resources) -> list[str]:
     """Live limits of the whole pod; the caller holds the lock."""
     checks.check_resources(resources)
     path = context.pod_cgroup(pod.id)
-    warnings = context.cgroups.set_limits(path, limits(resources)) if context.cgroups.exists(path) else []
     spec = pod.record.spec
+    wanted = pod_limits(spec, resources)
+    warnings = context.cgroups.set_limits(path, wanted) if context.cgroups.exists(path) else []
     pod.record = msgspec.structs.replace(
         pod.record, spec=msgspec.structs.replace(spec, resources=merged(spec.resources, resources))
     )
@@ -236,6 +327,13 @@ async def discard(context: Context, pod: Pod) -> None:
             # A flow that goes on keeps its translation: its packets would reach whoever has the address next.
             with contextlib.suppress(CasemateError, OSError):
                 await conntrack.forget(spec.network.address)
+    if spec.network.mode == "pod":
+        await context.firewall.remove_pod(link(context, pod))
+    if is_machine(spec) and spec.network.mode == "pod":
+        if context.machines is not None:
+            await context.machines.pool.release(interface(context, pod))
+        context.dead_links.add(interface(context, pod))
+        context.links_wait.set()
     for path in context.folders.pins(spec).values():
         sandbox.remove_pin(path)
     with contextlib.suppress(OSError):

@@ -11,12 +11,24 @@ such descriptor (TLS clients) nothing that needs a grant is allowed. What was gr
 hostd's own record, so that restarts need no caller.
 """
 
+# ruff: noqa: PLC0414 - what stands here by "as" is a part of this protocol
+
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
+from casemate.hostd.protocol_base import Answer as Answer
+from casemate.hostd.protocol_base import Event as Event
+from casemate.hostd.protocol_base import Operation as Operation
+from casemate.hostd.protocol_firewall import FirewallAnswers, FirewallEvent, FirewallOperation
+from casemate.hostd.protocol_kernels import KernelAdopt as KernelAdopt
+from casemate.hostd.protocol_kernels import KernelList as KernelList
+from casemate.hostd.protocol_kernels import KernelRemove as KernelRemove
+from casemate.hostd.protocol_kernels import Kernels as Kernels
+from casemate.hostd.protocol_kernels import KernelUse as KernelUse
+from casemate.hostd.protocol_visibility import VisibilityOperation
 from casemate.spec.workload import (
     Bytes,
     ContainerSpec,
@@ -37,10 +49,6 @@ PROTOCOL_VERSION = 1
 
 Signal = Annotated[int, Meta(ge=1, le=64)]
 ContainerState = Literal["created", "running", "paused", "exited", "broken"]
-
-
-class Operation(Value, frozen=True, tag_field="op"):
-    """Base of the operations; the docstring of each says what it answers."""
 
 
 # --- host -------------------------------------------------------------------------------------------------------
@@ -333,14 +341,16 @@ AnyOperation = (
     | ContainerDiff
     | ExecStart
     | ExecKill
+    | FirewallOperation
+    | KernelAdopt
+    | KernelList
+    | KernelUse
+    | KernelRemove
+    | VisibilityOperation
 )
 
 
 # --- answers ----------------------------------------------------------------------------------------------------
-
-
-class Answer(Value, frozen=True, tag_field="is"):
-    """Base of the answers."""
 
 
 class Done(Answer, frozen=True, tag="done"):
@@ -475,14 +485,12 @@ AnyAnswer = (
     | Findings
     | Stats
     | Processes
+    | FirewallAnswers
+    | Kernels
 )
 
 
 # --- events -----------------------------------------------------------------------------------------------------
-
-
-class Event(Value, frozen=True, tag_field="event"):
-    """Base of what hostd sends unasked."""
 
 
 class ContainerExited(Event, frozen=True, tag="exited"):
@@ -504,7 +512,7 @@ class ExecEnded(Event, frozen=True, tag="exec_ended"):
     exit_code: int
 
 
-AnyEvent = ContainerExited | ContainerOom | ExecEnded
+AnyEvent = ContainerExited | ContainerOom | ExecEnded | FirewallEvent
 
 
 # --- frames -----------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from casemate.hostd.processes import conmons, kill_conmon
 from casemate.hostd.records import ContainerRecord
 from casemate.hostd.state import Container, Pod, changed
 from casemate.hostd.watching import UNKNOWN_EXIT_CODE, read_exit, watch
+from casemate.network import links
 from casemate.spec.errors import CasemateError
 
 log = logging.getLogger("casemate.hostd")
@@ -62,6 +63,9 @@ async def converge(context: Context) -> None:
             log.error("pod %s: %s", pod.id[:12], error)
         if index % _TURN == 0:
             await asyncio.sleep(0)
+    known = {pods.interface(context, pod) for pod in context.state.pods.values()}
+    context.dead_links |= {one for one in links.taps(context.settings.text("network.link_prefix")) if one not in known}
+    context.links_wait.set()
     try:
         for address in pods.idle_ports(context):
             log.info("ports published to %s, where nothing runs: taken back", address)
@@ -96,6 +100,9 @@ async def _container(context: Context, pod: Pod, container: Container, found: di
                     execs.adopt(context, container)
         case "exited":
             container.ended.set()
+            if context.machines is not None and context.machines.find(container.id) is not None:
+                context.spent.add(container.id)
+                context.spent_waits.set()
 
 
 async def _finish(context: Context, pod: Pod, container: Container, conmon: int | None) -> None:

@@ -89,6 +89,10 @@ def container_ended(context: Context, container: Container) -> None:
     _close_ports(context, container)
     context.records.write_container(container.record)
     context.step("container.exited")
+    if pods.is_machine(context.state.pods[record.spec.pod].record.spec):
+        # A machine whose containers have ended holds memory for nothing.
+        context.spent.add(container.id)
+        context.spent_waits.set()
     container.ended.set()
     context.emit(ContainerExited(container.id, code, oom, finished))
 
@@ -121,6 +125,9 @@ def was_oom(context: Context, container: Container) -> bool:
     """
     if (context.folders.bundle(container.id) / "oom").exists():
         return True
+    level = context.levels.get(context.state.pods[container.record.spec.pod].record.spec.level)
+    if level is not None and level.inside is not None:
+        return level.inside.was_oom(container.id)
     path = f"{context.pod_cgroup(container.record.spec.pod)}/{container.id}"
     try:
         return bool(context.cgroups.stats(path).oom_kills)

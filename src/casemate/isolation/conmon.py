@@ -92,6 +92,7 @@ def parse_exit(text: bytes) -> int:
     return code if 0 <= code <= 255 else 255
 
 
+#: "error finding executable" and "failed to load" are runsc's words.
 _NOT_FOUND = ("executable file not found", "no such file or directory", "not found in $path")
 #: "operation not permitted" is crun's word for a folder.
 _NOT_EXECUTABLE = (
@@ -111,7 +112,16 @@ def runtime_error(message: str) -> CasemateError:
     words = _last_line(message)
     lowered = words.lower()
     about_command = any(
-        mark in lowered for mark in ("exec: ", "executable file", "open executable", "execve", "exec `")
+        mark in lowered
+        for mark in (
+            "exec: ",
+            "executable file",
+            "open executable",
+            "execve",
+            "exec `",
+            "finding executable",
+            "to load ",
+        )
     )
     if about_command and any(mark in lowered for mark in _NOT_FOUND):
         return CommandNotFound(f"the command cannot be started: {words}")

@@ -27,12 +27,13 @@ _MAX_WORDS_BYTES = 16 << 10
 
 
 class Launcher:
-    """Starts programs; with *hide_unified* from a mount namespace without the empty cgroup2 of a hybrid host."""
+    """Starts programs; with *hide_unified* from a mount namespace without the empty cgroup2 of a hybrid host, with
+    *covered* from one in which these folders are empty."""
 
-    def __init__(self, *, hide_unified: bool) -> None:
+    def __init__(self, *, hide_unified: bool, covered: Sequence[str] = ()) -> None:
         self._pool: ThreadPoolExecutor | None = None
-        if hide_unified:
-            self._pool = ThreadPoolExecutor(1, "casemate-launch", _hide_unified)
+        if hide_unified or covered:
+            self._pool = ThreadPoolExecutor(1, "casemate-launch", lambda: _leave(hide_unified, covered))
 
     async def spawn(self, argv: Sequence[str], *, env: Mapping[str, str], fds: Mapping[int, int]) -> programs.Child:
         """Start *argv* as :func:`casemate.host.programs.spawn` does; its end is awaited on the loop."""
@@ -164,8 +165,12 @@ def _pipe(stack: contextlib.ExitStack) -> tuple[int, int]:
     return ends
 
 
-def _hide_unified() -> None:
-    """Give this thread a mount namespace that follows ours, and take the empty cgroup2 out of it."""
+def _leave(hide_unified: bool, covered: Sequence[str]) -> None:
+    """Give this thread a mount namespace that follows ours, and take out of it what a runtime must not see."""
     syscalls.unshare(syscalls.CLONE_NEWNS)
     syscalls.mount(None, "/", None, syscalls.MS_SLAVE | syscalls.MS_REC)
-    syscalls.umount2(UNIFIED, syscalls.MNT_DETACH)
+    if hide_unified:
+        syscalls.umount2(UNIFIED, syscalls.MNT_DETACH)
+    for folder in covered:
+        flags = syscalls.MS_RDONLY | syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
+        syscalls.mount("casemate", folder, "tmpfs", flags, "size=4k,mode=755")

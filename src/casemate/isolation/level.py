@@ -7,12 +7,13 @@ them, always in the same way: a bundle on disk, conmon in front, the OCI runtime
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from casemate.isolation.bundle import BundleInput, BundlePlan
 from casemate.spec.errors import HostLacks
-from casemate.spec.workload import Level
+from casemate.spec.workload import ContainerSpec, Level, PodSpec, Resources
 
 
 class LevelUnavailable(HostLacks):
@@ -25,7 +26,8 @@ class LevelUnavailable(HostLacks):
 class Runtime:
     """An OCI runtime's command line: *program* (a path), its global *arguments*, and *root*, its state folder.
 
-    *version* is its own word; *hide_unified* asks for a mount namespace without /sys/fs/cgroup/unified.
+    *version* is its own word; *hide_unified* asks for a mount namespace without /sys/fs/cgroup/unified,
+    *cover_at_start* for one in which these folders are empty, for ``start`` alone.
     """
 
     program: str
@@ -33,6 +35,7 @@ class Runtime:
     arguments: tuple[str, ...] = ()
     version: str = ""
     hide_unified: bool = False
+    cover_at_start: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -66,10 +69,85 @@ class Features:
     *processes* ``host``: its processes are the host's own: signals, freezing and listing go straight to the
     kernel (a runtime started for each costs 5 to 10 ms). ``runtime``: they go through the command line.
     *state_is_files*: a stopped container leaves nothing but files below ``root/<id>``, removed without the runtime.
+    *namespaces*: the pod's namespaces are the host kernel's. *rootfs*: the root is mounted on the host, else the
+    runtime takes the layers. *network*: the pod's end of its link is a veth in a namespace, or a tap.
+    *takes_address*: the sandbox takes the address off the veth and asks by ARP itself: the address must be given
+    back before each start, and questions for the gateway be answered. *pids_limit*: the container's cgroup counts
+    its own processes alone, so that a limit on them means what the user meant. *cgroup*: the container's cgroup on
+    the host holds everything of it, so limits go there.
     """
 
     processes: Literal["host", "runtime"]
     state_is_files: bool
+    namespaces: bool = True
+    rootfs: bool = True
+    network: Literal["veth", "tap"] = "veth"
+    takes_address: bool = False
+    pids_limit: bool = True
+    cgroup: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class InnerProcess:
+    """A process behind a wall, as its own kernel counts it; times in nanoseconds and seconds since the epoch."""
+
+    pid: int
+    ppid: int
+    uid: int
+    cpu_ns: int
+    started_at: float
+    tty: str
+    command: str
+
+
+@dataclass(frozen=True, slots=True)
+class InnerUsage:
+    """What a container uses: *memory_bytes* as the host pays for it, the limits as they hold, io inside."""
+
+    cpu_ns: int
+    memory_bytes: int
+    memory_limit_bytes: int
+    pids: int
+    pids_limit: int
+    read_bytes: int
+    write_bytes: int
+
+
+class Inside(Protocol):
+    """What hostd asks of a level whose processes are not the host's own (``Features.processes`` is ``runtime``).
+
+    Signals, pause and deletion go through the runtime's command line; what has no command of the OCI's stands here.
+    """
+
+    def knows(self, container: str) -> bool:
+        """Whether the runtime still has something of *container*, so that it must be deleted."""
+        ...
+
+    def is_paused(self, container: str) -> bool: ...
+
+    def was_oom(self, container: str) -> bool:
+        """Whether a process of *container* was killed for want of memory, while the runtime still has it."""
+        ...
+
+    async def reserve(self, pod: PodSpec, container: ContainerSpec | None, interface: str) -> str:
+        """The interface of a sandbox that waits and fits, which the caller renames to *interface*; empty for none."""
+        ...
+
+    async def prepare(self, pod: PodSpec, container: ContainerSpec) -> list[str]:
+        """What must be there before the runtime is started and takes longer than a start may; warnings."""
+        ...
+
+    def files(self, container: str) -> AbstractContextManager[tuple[int, int] | None]:
+        """Descriptors of a mount namespace of the host that shows what *container* sees, and of its root there."""
+        ...
+
+    async def processes(self, container: str) -> list[InnerProcess]: ...
+
+    async def usage(self, container: str) -> InnerUsage: ...
+
+    async def update(self, container: str, resources: Resources) -> list[str]:
+        """Live limits of *container*; warnings for what cannot be changed live."""
+        ...
 
 
 class IsolationLevel(Protocol):
@@ -80,6 +158,8 @@ class IsolationLevel(Protocol):
     runtime: Runtime
     #: One line for hello and doctor: which runtime, its version, why this one.
     summary: str
+    #: How hostd asks what the host's kernel does not know; None where ``features.processes`` is ``host``.
+    inside: Inside | None
 
     def bundle(self, given: BundleInput) -> BundlePlan:
         """The OCI bundle of a container. Pure; raises :class:`~casemate.spec.errors.InvalidArgument`."""
@@ -94,6 +174,20 @@ class Levels:
     def __init__(self, drivers: Mapping[Level, IsolationLevel], missing: Mapping[Level, str]) -> None:
         self._drivers = dict(drivers)
         self._missing = dict(missing)
+
+    def add(self, driver: IsolationLevel) -> None:
+        """*driver* works from now on."""
+        self._drivers[driver.name] = driver
+        self._missing.pop(driver.name, None)
+
+    def lack(self, level: Level, why: str) -> None:
+        """*level* cannot be used (any more)."""
+        self._drivers.pop(level, None)
+        self._missing[level] = why
+
+    def get(self, level: Level) -> IsolationLevel | None:
+        """The driver of *level*, if it works."""
+        return self._drivers.get(level)
 
     def find(self, level: Level) -> IsolationLevel:
         """The driver of *level*; raises :class:`LevelUnavailable` with the reason."""

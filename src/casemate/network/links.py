@@ -8,9 +8,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from casemate.host import netns, rtnetlink
+from casemate.host import netns, rtnetlink, tun
 from casemate.network.plan import GATEWAY, PodLink
-from casemate.spec.errors import Conflict
+from casemate.spec.errors import Conflict, HostLacks
 
 #: Set inside the pod. The namespace belongs to the pod's user namespace, and its root has no CAP_NET_ADMIN there
 #: (unless somebody with the grant gave it), so it cannot change addresses or routes; what programs are used to
@@ -32,6 +32,8 @@ _HOST_SYSCTLS: tuple[tuple[str, str], ...] = (
     ("net/ipv4/conf/{}/forwarding", "1"),
     ("net/ipv4/conf/{}/arp_ignore", "8"),
 )
+#: A guest asks for the gateway by ARP, and is answered for the one address that is on its tap.
+_TAP_SYSCTLS = (*_HOST_SYSCTLS[:-1], ("net/ipv4/conf/{}/arp_ignore", "1"))
 #: Lets a connection from the host's own 127.0.0.1 leave to a pod with published ports; the raw chain of our table
 #: drops whatever comes from a pod *to* 127.0.0.0/8.
 _PUBLISH_SYSCTL = ("net/ipv4/conf/{}/route_localnet", "1")
@@ -41,6 +43,12 @@ class LinkExists(Conflict):
     code = "network.link_exists"
     title = "The pod has a link already"
     remedy = "Remove the pod, or let `casemate system prune` remove what a crash left."
+
+
+class TapUnavailable(HostLacks):
+    code = "network.tap_unavailable"
+    title = "The host cannot make a tap interface, which the network of a virtual machine needs"
+    remedy = "modprobe tun; or --network none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +70,17 @@ def _write_sysctl(name: str, value: str) -> None:
             os.close(number)
 
 
-async def apply(link: PodLink) -> None:
+async def apply(link: PodLink, waiting: str = "") -> None:
     """Make the namespace and the pair, with addresses, routes and neighbours; 2 to 3 ms. Undone when it fails.
+
+    *waiting*: the tap of a machine that waits, which is renamed for the pod instead of making one.
 
     Published ports are :mod:`casemate.network.nat`'s. Raises :class:`LinkExists`,
     :class:`~casemate.host.rtnetlink.NetlinkFailed`.
     """
+    if link.tap:
+        await netns.in_own_thread(lambda: _make_tap(link, waiting))
+        return
     link.pin.parent.mkdir(parents=True, exist_ok=True, mode=0o711)
     try:
         inside = await _namespace(link.pin)
@@ -118,22 +131,66 @@ def _connect(link: PodLink, inside: rtnetlink.RouteSocket, own: int) -> None:
     with rtnetlink.RouteSocket() as host:
         _add_pair(host, link, own)
         try:
-            outer = host.link(link.interface)
-            assert outer is not None, link.interface
-            for name, value in (*_HOST_SYSCTLS, *((_PUBLISH_SYSCTL,) if link.ports else ())):
-                _write_sysctl(name.format(link.interface), value)
-            host.set_up(outer.index)
-            host.add_address(outer.index, GATEWAY, link_scope=True)
-            host.add_neighbour(outer.index, link.address, link.pod_mac)
-            host.add_route(f"{link.address}/32", outer.index)
-            inner = inside.link(link.pod_interface)
-            assert inner is not None, link.pod_interface
-            inside.add_address(inner.index, link.address)
-            inside.set_up(inner.index)
-            inside.add_neighbour(inner.index, GATEWAY, link.host_mac)
-            inside.add_route("0.0.0.0/0", inner.index, gateway=GATEWAY)
+            _host_end(host, link, _TAP_SYSCTLS if link.asks else _HOST_SYSCTLS)
+            _pod_end(inside, link)
         except BaseException:
             host.delete_link(link.interface)
+            raise
+
+
+def _host_end(host: rtnetlink.RouteSocket, link: PodLink, sysctls: tuple[tuple[str, str], ...]) -> None:
+    """The host's end of a pair, or a tap: the same address, route, neighbour and checks."""
+    outer = host.link(link.interface)
+    assert outer is not None, link.interface
+    for name, value in (*sysctls, *((_PUBLISH_SYSCTL,) if link.ports else ())):
+        _write_sysctl(name.format(link.interface), value)
+    if link.tap:
+        host.set_address(outer.index, link.host_mac, link.mtu_bytes)
+    host.set_up(outer.index)
+    host.add_address(outer.index, GATEWAY, link_scope=True)
+    host.add_neighbour(outer.index, link.address, link.pod_mac)
+    host.add_route(f"{link.address}/32", outer.index)
+
+
+def _pod_end(inside: rtnetlink.RouteSocket, link: PodLink) -> None:
+    inner = inside.link(link.pod_interface)
+    assert inner is not None, link.pod_interface
+    inside.add_address(inner.index, link.address)
+    inside.set_up(inner.index)
+    inside.add_neighbour(inner.index, GATEWAY, link.host_mac)
+    inside.add_route("0.0.0.0/0", inner.index, gateway=GATEWAY)
+
+
+async def give_address(link: PodLink) -> None:
+    """Give the pod's end its address, neighbour and route again: a sandbox with a network stack of its own takes
+    the address off. Changes nothing where they are there."""
+    number = os.open(link.pin, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        inside = await netns.inside(number, rtnetlink.RouteSocket)
+    finally:
+        os.close(number)
+    with inside:
+        _pod_end(inside, link)
+
+
+def _make_tap(link: PodLink, waiting: str) -> None:
+    """The host's side of a pod that is a virtual machine; its other end is opened by name when the machine starts, or
+    is that of a machine already."""
+    with rtnetlink.RouteSocket() as host:
+        if host.link(link.interface) is not None:
+            # What a crash left: nothing is sure of how it was configured.
+            host.delete_link(link.interface)
+        try:
+            found = host.link(waiting) if waiting else None
+            if found is not None:
+                host.rename(found.index, link.interface)
+            else:
+                tun.make_tap(link.interface)
+            _host_end(host, link, _TAP_SYSCTLS)
+        except BaseException as error:
+            host.delete_link(link.interface)
+            if isinstance(error, OSError):
+                raise TapUnavailable(f"tap {link.interface}: {tun.DEVICE}: {error.strerror}") from error
             raise
 
 
@@ -182,6 +239,17 @@ def found(prefix: str) -> list[FoundLink]:
     """Our interfaces in the kernel."""
     with rtnetlink.RouteSocket() as host:
         return [FoundLink(one.name, one.up, one.mtu_bytes) for one in host.links(prefix)]
+
+
+def taps(prefix: str) -> list[str]:
+    """Our interfaces that are taps."""
+    return [one.interface for one in found(prefix) if tun.is_tap(one.interface)]
+
+
+def exists(interface: str) -> bool:
+    """Whether the interface is in the kernel."""
+    with rtnetlink.RouteSocket() as host:
+        return host.link(interface) is not None
 
 
 def pins(netns_folder: Path) -> list[Path]:

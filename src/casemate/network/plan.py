@@ -49,6 +49,10 @@ class PodLink:
     mtu_bytes: int
     ports: tuple[Publish, ...] = ()
     pod_interface: str = "eth0"
+    #: The pod's end is a virtual machine's: a tap, and no namespace.
+    tap: bool = False
+    #: The pod's end has a network stack of its own, which asks for the gateway by ARP.
+    asks: bool = False
 
     @property
     def host_mac(self) -> str:
@@ -60,6 +64,12 @@ class PodLink:
 
     def describe(self) -> list[str]:
         """What :func:`casemate.network.links.apply` does, a line each."""
+        if self.tap:
+            return [
+                f"make the tap {self.interface}, MTU {self.mtu_bytes}",
+                f"route {self.address}/32 through it",
+                *(port.describe() for port in self.ports),
+            ]
         return [
             f"make a network namespace, pinned at {self.pin}",
             f"make {self.interface} with its other end {self.pod_interface} inside, MTU {self.mtu_bytes}",
@@ -130,6 +140,8 @@ def pod_link(
     netns_folder: Path,
     mtu_bytes: int,
     ports: Sequence[Publish] = (),
+    tap: bool = False,
+    asks: bool = False,
 ) -> PodLink:
     """The link of *pod*, every value checked. Raises :class:`InvalidArgument`."""
     if not 576 <= mtu_bytes <= 65535:
@@ -145,6 +157,8 @@ def pod_link(
         netns_folder / pod,
         mtu_bytes,
         checked,
+        tap=tap,
+        asks=asks,
     )
 
 

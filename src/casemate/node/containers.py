@@ -26,6 +26,7 @@ from casemate.node.clock import rfc3339
 from casemate.node.core import Caller, Core
 from casemate.node.errors import NameTaken, TooManyContainers
 from casemate.node.names import another_name, random_name
+from casemate.node.policy import renaming
 from casemate.node.rows import ContainerRow, ExecRow, PodRow, encode, insert, select, update
 from casemate.node.trust import admission as trust
 from casemate.spec.api import (
@@ -54,7 +55,7 @@ async def create(core: Core, request: ContainerRequest, caller: Caller) -> Conta
     wanted, by_name = await _level(core, request)
     candidate = Candidate(found.manifest_digest, request.image, request.project, wanted)
     admission, level = await trust.decide(core, found, candidate, asked_by_name=by_name)
-    pods.check_level(core, level)
+    await pods.check_level(core, level)
     id_ = core.new_id()
     fresh = _Fresh(core, request, image, admission, level, caller, id_)
     row = await core.db.write(fresh.write)
@@ -65,7 +66,7 @@ async def create(core: Core, request: ContainerRequest, caller: Caller) -> Conta
 async def _level(core: Core, request: ContainerRequest) -> tuple[Level, bool]:
     """The level that is asked for, and whether somebody chose it: by name, or as that of the pod that it joins."""
     if request.pod is None:
-        return pods.check_level(core, request.level) or "namespace", request.level is not None
+        return await pods.check_level(core, request.level) or "namespace", request.level is not None
     pod = await core.db.read(lambda db: lookup.pod(db, request.pod or "", request.project))
     return pod.the_spec().level, True
 
@@ -203,18 +204,22 @@ def choose_name(db: sqlite3.Connection, core: Core, project: str, wanted: str | 
 async def rename(core: Core, reference: str, project: str, name: str, caller: Caller) -> None:
     """Give the container another name."""
 
-    def work(db: sqlite3.Connection) -> None:
+    def work(db: sqlite3.Connection) -> str:
         row = lookup.container(db, reference, project)
         if row.name == name:
             raise InvalidArgument(f"the container has the name {name!r} already")
         choose_name(db, core, project, name)
         update(db, ContainerRow, row.id, name=name)
         at = core.clock()
+        renaming.work(db, core, row, name, caller.who)
         events.add(db, at, "container", row.id, "rename", project=project, name=name, old=row.name)
         audit.append(db, at, caller.who, "container.rename", row.id, name=name, old=row.name)
 
-    await core.db.write(work)
+        return row.pod
+
+    pod = await core.db.write(work)
     core.events.wake()
+    await renaming.done(core, pod)
 
 
 async def get(core: Core, reference: str, project: str) -> ContainerRow:
@@ -244,7 +249,7 @@ async def inspect(core: Core, reference: str, project: str) -> ContainerDetail:
         execs = select(db, ExecRow, "WHERE container=? ORDER BY created_at", row.id)
         request = row.the_request()
         return ContainerDetail(
-            summary=summary(row, pod),
+            summary=msgspec.structs.replace(summary(row, pod), identity=core.policy.number(pod.id)),
             request=request,
             resolved=msgspec.to_builtins(row.the_spec()),
             admission=msgspec.json.decode(row.admission, type=Admission),

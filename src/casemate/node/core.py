@@ -7,7 +7,7 @@ import os
 import sys
 import traceback
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,10 +19,14 @@ from casemate.node.addresses import Pool, parse_pool
 from casemate.node.clock import now
 from casemate.node.database import Database
 from casemate.node.events import Events
+from casemate.node.firewall import Firewall
 from casemate.node.hub import Hub
+from casemate.node.policy.state import Policy
+from casemate.node.policy.wallstate import Walls
 from casemate.node.resolve import Image
 from casemate.node.trust.state import TrustState
 from casemate.node.warm import MAX_MESSAGE_BYTES, Warm
+from casemate.policy.identity import Connection
 from casemate.spec.api import WaitAnswer
 from casemate.spec.ids import id_from_bytes
 from casemate.spec.settings import Settings
@@ -31,6 +35,9 @@ from casemate.trust.admission import Admitter, no_policy
 #: Exit codes of removed containers that ``wait`` still answers, and resolved images kept in memory.
 MAX_REMEMBERED = 1024
 MAX_IMAGES = 32
+
+
+FlowsBetween = Callable[[float], Awaitable[Iterable[tuple[Connection, int]]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +129,11 @@ class Core:
         self.log_readers = 0
         #: Containers whose start is under way; an exit is recorded after it.
         self.starting: dict[str, asyncio.Future[None]] = {}
+        #: What holds between workloads, and what the walls' history binds them to.
+        self.policy = Policy(settings, db, Firewall(hostd), clock)
+        self.walls = Walls()
+        #: The recorded connections since a moment, with counts; None where nothing records them.
+        self.flows_between: FlowsBetween | None = None
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._tasks: asyncio.TaskGroup | None = None
         self._spawned: set[asyncio.Task[None]] = set()

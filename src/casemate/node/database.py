@@ -62,11 +62,14 @@ class Database:
         """What *work* returns; it must not change anything."""
         return await self._run(work, write=False)
 
-    async def write(self, work: Work[T]) -> T:
-        """Run *work* in a transaction: all of it is stored, or (when it raises) nothing."""
-        return await self._run(work, write=True)
+    async def write(self, work: Work[T], *, durable: bool = False) -> T:
+        """Run *work* in a transaction: all of it is stored, or (when it raises) nothing.
 
-    async def _run(self, work: Work[T], *, write: bool) -> T:
+        *durable*: it is on the disk when this returns, and a power cut does not take it back.
+        """
+        return await self._run(work, write=True, durable=durable)
+
+    async def _run(self, work: Work[T], *, write: bool, durable: bool = False) -> T:
         if self._thread is None or self._queue.qsize() > MAX_QUEUED:
             raise CasemateError("the database is closed or overloaded")
         loop = asyncio.get_running_loop()
@@ -74,7 +77,7 @@ class Database:
 
         def job(connection: sqlite3.Connection) -> None:
             try:
-                value = _transaction(connection, work) if write else work(connection)
+                value = _transaction(connection, work, durable=durable) if write else work(connection)
             except BaseException as error:
                 _post(loop, future, None, _translated(error))
             else:
@@ -148,15 +151,20 @@ def _migrate(connection: sqlite3.Connection) -> None:
         connection.executescript(f"BEGIN IMMEDIATE;\n{script}\nPRAGMA user_version={number};\nCOMMIT;")
 
 
-def _transaction(connection: sqlite3.Connection, work: Work[T]) -> T:
-    connection.execute("BEGIN IMMEDIATE")
+def _transaction(connection: sqlite3.Connection, work: Work[T], *, durable: bool = False) -> T:
+    if durable:
+        connection.execute("PRAGMA synchronous=FULL")
     try:
+        connection.execute("BEGIN IMMEDIATE")
         value = work(connection)
         connection.execute("COMMIT")
     except BaseException:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         raise
+    finally:
+        if durable:
+            connection.execute("PRAGMA synchronous=NORMAL")
     return value
 
 

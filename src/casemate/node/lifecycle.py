@@ -88,6 +88,8 @@ async def _start(
 ) -> tuple[ContainerRow, int | None]:
     try:
         await _make_volumes(core, row)
+        # Before the link comes up: nothing passes that policy has not seen.
+        await core.policy.pod_up(row.pod)
         if row.made:
             answered = await core.hostd.call(ContainerStart(row.id, attach=attach), timeout_s=START_TIMEOUT_S)
         else:

@@ -171,6 +171,52 @@ ALTER TABLE pods ADD COLUMN published TEXT
 CREATE INDEX pods_listed ON pods (project, id, name, level, published, address);
 """
 
+#: Policy: documents, the numbers of identities, quarantines, referrals, and the history of walls, which only grows.
+_POLICY = """
+CREATE TABLE policy_documents (
+    key TEXT PRIMARY KEY,
+    kind TEXT NOT NULL,
+    project TEXT NOT NULL,
+    name TEXT NOT NULL,
+    rules INTEGER NOT NULL,
+    walls INTEGER NOT NULL,
+    applied_at REAL NOT NULL,
+    applied_by TEXT NOT NULL,
+    document BLOB NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE TABLE policy_numbers (number INTEGER PRIMARY KEY, identity BLOB NOT NULL) STRICT;
+CREATE TABLE quarantines (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    workload TEXT NOT NULL,
+    since REAL NOT NULL,
+    until REAL NOT NULL,
+    who TEXT NOT NULL,
+    cause TEXT NOT NULL,
+    reason TEXT NOT NULL,
+    released_at REAL NOT NULL DEFAULT 0,
+    released_by TEXT NOT NULL DEFAULT '',
+    release_reason TEXT NOT NULL DEFAULT '',
+    allow BLOB NOT NULL,
+    before BLOB NOT NULL
+) STRICT;
+CREATE UNIQUE INDEX quarantines_held ON quarantines (workload) WHERE released_at=0;
+CREATE TABLE referrals (number INTEGER PRIMARY KEY, row BLOB NOT NULL) STRICT;
+CREATE TABLE referral_answers (key TEXT PRIMARY KEY, until REAL NOT NULL, row BLOB NOT NULL) STRICT;
+CREATE TABLE wall_history (
+    number INTEGER PRIMARY KEY,
+    at REAL NOT NULL,
+    at_text TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    wall TEXT NOT NULL,
+    workload TEXT NOT NULL,
+    member TEXT NOT NULL,
+    peer TEXT NOT NULL,
+    who TEXT NOT NULL,
+    reason TEXT NOT NULL,
+    chain TEXT NOT NULL
+) STRICT;
+"""
+
 #: Documents of the trust policy; and which repositories an image was pulled from, since a name can be given by anybody.
 _TRUST = """
 CREATE TABLE trust_policies (
@@ -192,4 +238,4 @@ _PUBLISHERS = """
 CREATE TABLE trust_sources (name TEXT PRIMARY KEY, row BLOB NOT NULL) STRICT, WITHOUT ROWID;
 """
 
-MIGRATIONS: tuple[str, ...] = (_FIRST, _PODS_LISTED, _TRUST, _PUBLISHERS)
+MIGRATIONS: tuple[str, ...] = (_FIRST, _PODS_LISTED, _POLICY, _TRUST, _PUBLISHERS)

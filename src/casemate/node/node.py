@@ -6,12 +6,17 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
-from casemate.hostd.client import HostdClient
+from casemate.hostd.client import HostdAway, HostdClient
+from casemate.hostd.protocol import AnyEvent
 from casemate.image import garbage
 from casemate.node import exits, freshness, images, recovery, volumes
 from casemate.node.core import Core, report
 from casemate.node.database import Database
+from casemate.node.directory import Directory
+from casemate.node.dns.service import Names
+from casemate.node.flows.service import Flows
 from casemate.node.operations import Operations
+from casemate.node.policy.desk import Desk
 from casemate.node.trust import actions, policies, rematch
 from casemate.spec.errors import CasemateError
 from casemate.spec.settings import Settings
@@ -25,20 +30,44 @@ class Node:
     def __init__(self, core: Core) -> None:
         self.core = core
         self.operations = Operations(core)
+        #: Who has which address, and who talked to whom.
+        self.directory = Directory(core)
+        self.flows = Flows(core, self.directory)
+        self.names = Names(core, self.directory, self.flows)
+        #: Policy's own work: referrals, quarantines, hours.
+        self.desk = Desk(core, self.flows)
+        self.referrals = self.desk.referrals
         #: Set once the store has been brought together with what hostd has.
         self.reconciled = asyncio.Event()
         #: Set when the daemon is about to end: streams come to their end.
         self.ending = asyncio.Event()
         self._wake = asyncio.Event()
 
+    def on_event(self, event: AnyEvent) -> None:
+        """Something happened at hostd; called on the loop."""
+        if not self.desk.on_event(event):
+            exits.on_event(self.core, event)
+
     def hostd_changed(self, up: bool) -> None:
         """The connection to hostd came or went."""
+        self.flows.hostd_changed(up)
+        self.names.hostd_changed(up)
         if up:
             # hostd may mount layers in another way than before.
             self.core.resolved.clear()
             self._wake.set()
         else:
+            self.core.policy.lost()
             self.reconciled.clear()
+
+    async def _enforce(self) -> None:
+        """The firewall first: containers that start again come up behind it."""
+        try:
+            await self.core.policy.enforce()
+        except HostdAway:
+            raise
+        except CasemateError:
+            report("the firewall does not have the policy; workloads that it concerns are not started")
 
     async def keep_reconciled(self) -> None:
         """Reconcile each time that the connection is made; never returns."""
@@ -46,6 +75,7 @@ class Node:
             await self._wake.wait()
             self._wake.clear()
             try:
+                await self._enforce()
                 for operation in await recovery.reconcile_all(self.core):
                     report(operation.describe())
                 await volumes.recover(self.core)
@@ -67,7 +97,7 @@ async def running_node(settings: Settings) -> AsyncGenerator[Node]:
         holder: list[Node] = []
         client = HostdClient(
             f"{settings.text('paths.host_run')}/{SOCKET_NAME}",
-            on_event=lambda event: exits.on_event(holder[0].core, event),
+            on_event=lambda event: holder[0].on_event(event),  # noqa: PLW0108 - it is not there yet
             on_state=lambda up: holder[0].hostd_changed(up),  # noqa: PLW0108 - it is not there yet
         )
         core = Core(settings, db, client)
@@ -77,11 +107,16 @@ async def running_node(settings: Settings) -> AsyncGenerator[Node]:
             report(f"removed {path}: its writer was killed")
         node = Node(core)
         holder.append(node)
+        await node.desk.load()
         async with core.running():
             core.spawn(client.run(), "the connection to casemate-hostd")
             core.spawn(node.keep_reconciled(), "the reconcile loop")
+            core.spawn(node.desk.keep_hours(), "policy's clock")
+            core.spawn(node.directory.run(), "the directory of addresses")
+            core.spawn(node.flows.run(), "the flow recorder")
             core.spawn(rematch.keep_rematched(core), "the judging of what runs")
             core.spawn(freshness.keep_fresh(core), "the publishers' refresh")
+            core.spawn(node.names.run(), "the pods' resolver")
             try:
                 yield node
             finally:

@@ -7,27 +7,31 @@ import sqlite3
 import msgspec
 
 from casemate.hostd.client import ask
-from casemate.hostd.protocol import Done, PodRemove
+from casemate.hostd.protocol import Done, Hello, PodRemove, Welcome
 from casemate.node import audit, events, journal, lookup, resolve
 from casemate.node.addresses import address_text, next_address
 from casemate.node.clock import rfc3339
 from casemate.node.core import Caller, Core
 from casemate.node.errors import LevelUnavailable, NameTaken, PodInUse
 from casemate.node.names import another_name
-from casemate.node.resolvers import name_servers
+from casemate.node.resolvers import name_servers, search_list
 from casemate.node.rows import ALIVE, ContainerRow, PodRow, encode, insert, select
 from casemate.spec.api import PodDetail, PodList, PodRequest, PodSummary, PortRequest
 from casemate.spec.workload import Level, NetworkSpec, PodSpec, PublishedPort
 
 _CURSOR = "network.last_address"
+_UNKNOWN = "unavailable: hostd does not know it"
 
 
-def check_level(core: Core, level: Level | None) -> Level | None:
+async def check_level(core: Core, level: Level | None) -> Level | None:
     """*level*, when this host offers it; raises :class:`LevelUnavailable`. While hostd is away nobody knows."""
     welcome = core.hostd.welcome
     if level is None or level == "namespace" or welcome is None:
         return level
-    offered = welcome.levels.get(level, "unavailable: hostd does not know it")
+    offered = welcome.levels.get(level, _UNKNOWN)
+    if offered.startswith("unavailable"):
+        # What was missing when the connection was made may be there now: a guest kernel, a package.
+        offered = (await ask(core.hostd, Hello(), Welcome)).levels.get(level, _UNKNOWN)
     if offered.startswith("unavailable"):
         raise LevelUnavailable(f"isolation level {level}: {offered}", level=level)
     return level
@@ -39,7 +43,10 @@ def write(
     """Write a new pod; with *container* it is the implicit one of that container. Ports are taken at its start."""
     at, id_ = core.clock(), core.new_id()
     address = _take_address(db, core) if request.network.mode == "pod" else None
-    network = resolve.resolve_network(request.network, address=address_text(address), dns=name_servers(core.settings))
+    network = resolve.resolve_network(
+        request.network, address=address_text(address), dns=name_servers(core.settings, request.network.mode),
+        search=search_list(core.settings, request.project),
+    )  # fmt: skip
     wanted = resolve.wanted_ports(request.network, exposed)
     name = f"pod-{container[:12]}" if container else _choose_name(db, core, request)
     spec = PodSpec(
@@ -57,7 +64,7 @@ def write(
 
 async def create(core: Core, request: PodRequest, caller: Caller) -> PodSummary:
     """Write the record of a pod that containers can join."""
-    check_level(core, request.level)
+    await check_level(core, request.level)
 
     def work(db: sqlite3.Connection) -> PodSummary:
         row = write(db, core, request)
@@ -133,6 +140,7 @@ async def remove_empty(core: Core, pod: str, caller: Caller) -> None:
     row = (await core.db.read(lambda db: select(db, PodRow, "WHERE id=?", pod)))[0]
     if row.made:
         await ask(core.hostd, PodRemove(pod), Done)
+    await core.policy.pod_gone(pod)
     await core.db.write(lambda db: finish_remove(db, core, row, caller))
     core.events.wake()
 

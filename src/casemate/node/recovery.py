@@ -97,6 +97,7 @@ async def _finish_pod(core: Core, pod: str) -> None:
     rows = await core.db.read(lambda db: select(db, PodRow, "WHERE id=?", pod))
     if rows:
         await ask(core.hostd, PodRemove(pod), Done)
+        await core.policy.pod_gone(pod)
         await core.db.write(lambda db: pods.finish_remove(db, core, rows[0], SELF))
 
 

@@ -63,6 +63,9 @@ async def remove_locked(core: Core, id_: str, caller: Caller, *, force: bool, vo
         if pod_goes and (not row.made or row.exit_code == LOST_EXIT_CODE):
             # Interrupted between pod and container, or lost: hostd may have a pod that no container leads to.
             await _remove_pod(core, row)
+    if await _pod_goes(core, row):
+        # Before its address may be given to another.
+        await core.policy.pod_gone(row.pod)
     gone = await core.db.write(lambda db: _finish(db, core, row, caller, volumes=volumes))
     core.hub.forget(id_)
     core.remember(id_, core.endings.get(id_) or WaitAnswer(137 if row.status in ALIVE else row.exit_code or 0))

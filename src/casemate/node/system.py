@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import platform
 import sqlite3
 
 from casemate import __version__
 from casemate.hostd.client import HostdAway, ask
-from casemate.hostd.protocol import Doctor, Findings, Prune, VolumeList, Volumes
+from casemate.hostd.protocol import Doctor, Findings, Hello, Prune, VolumeList, Volumes, Welcome
 from casemate.image import garbage, jobs
 from casemate.node import audit, database, events, imageremoval, images, imagestore, journal, volumes
 from casemate.node.core import Caller, Core
@@ -45,6 +46,10 @@ async def info(core: Core) -> InfoAnswer:
     """The host and what is on it."""
     counts = await core.db.read(_counts)
     welcome = core.hostd.welcome
+    if welcome is not None:
+        # Levels come and go while the connection stays: a guest kernel, a package.
+        with contextlib.suppress(CasemateError):
+            welcome = await ask(core.hostd, Hello(), Welcome)
     warnings = () if welcome is not None else ("casemate-hostd does not answer: containers cannot be changed",)
     settings: dict[str, object] = {row.name: core.settings.value(row.name) for row in SETTINGS}
     return InfoAnswer(

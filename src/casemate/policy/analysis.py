@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from casemate.policy.bases import Based
 from casemate.policy.compile import Compiler
-from casemate.policy.identity import Endpoint
+from casemate.policy.identity import Endpoint, Identity
 from casemate.policy.labels import Operator, Selector
 from casemate.policy.parse import Policies
 from casemate.policy.ports import split
@@ -53,7 +54,6 @@ def crossings(compiler: Compiler, walls: Iterable[Wall]) -> list[Crossing]:
     forbids more while things run (one workload between two members); this looks at rules alone, and so errs on the
     strict side. Outside identities count as one end each: what they do among themselves nobody here sees.
     """
-    joined = _neighbours(compiler)
     found: list[Crossing] = []
     for wall in walls:
         places: dict[str, set[int]] = {name: set() for name, _ in wall.members}
@@ -63,61 +63,69 @@ def crossings(compiler: Compiler, walls: Iterable[Wall]) -> list[Crossing]:
         names = [name for name, _ in wall.members]
         for at, one in enumerate(names):
             for other in names[at + 1 :]:
-                hops = _path(joined, places[one], places[other])
+                hops = _path(compiler, places[one], places[other])
                 if hops is not None:
                     found.append(Crossing(wall.name, one, other, hops))
     return found
 
 
-def _neighbours(compiler: Compiler) -> dict[int, dict[int, Hop]]:
-    joined: dict[int, dict[int, Hop]] = {number: {} for number in compiler.identities}
-    for (source, destination), cells in compiler.pairs.items():
-        cell = next((cell for cell in cells if cell.verdict < Verdict.HOLD), None)
-        if cell is None:
-            continue
-        protocol, first, last = next(iter(split(cell.first, cell.last)))
-        place = f"{protocol.name.lower()}/{first}" + (f"-{last}" if last != first else "")
-        rules = (cell.decision.egress.rule, cell.decision.ingress.rule)
-        hop = Hop(source, destination, cell.verdict, place, rules)
-        joined[source].setdefault(destination, hop)
-        joined[destination].setdefault(source, hop)
-    return joined
-
-
-def _path(joined: dict[int, dict[int, Hop]], starts: set[int], goals: set[int]) -> tuple[Hop, ...] | None:
+def _path(compiler: Compiler, starts: set[int], goals: set[int]) -> tuple[Hop, ...] | None:
     """Breadth first, so the shortest. An identity that is in both members joins them without a hop."""
-    came: dict[int, tuple[int, Hop] | None] = dict.fromkeys(sorted(starts))
+    came: dict[int, int | None] = dict.fromkeys(sorted(starts))
+    far: dict[Based, set[int]] = {}
+    for number in compiler.identities.keys() - starts:
+        far.setdefault(compiler.based[number], set()).add(number)
     queue = deque(came)
     while queue:
         at = queue.popleft()
         if at in goals:
             hops: list[Hop] = []
             while (step := came[at]) is not None:
-                at = step[0]
-                hops.append(step[1])
+                hops.append(_hop(compiler, step, at))
+                at = step
             return tuple(reversed(hops))
-        for other, hop in joined[at].items():
-            if other not in came:
-                came[other] = (at, hop)
-                queue.append(other)
+        for other in sorted(set(compiler.neighbours(at, far))):
+            came[other] = at
+            queue.append(other)
+            based = compiler.based[other]
+            far[based].discard(other)
+            if not far[based]:
+                del far[based]
     return None
+
+
+def _hop(compiler: Compiler, one: int, other: int) -> Hop:
+    """How *one* and *other*, of whom one may reach the other, do."""
+    for source, destination in ((one, other), (other, one)):
+        for cell in compiler.cells(source, destination):
+            if cell.verdict < Verdict.HOLD:
+                protocol, first, last = next(iter(split(cell.first, cell.last)))
+                place = f"{protocol.name.lower()}/{first}" + (f"-{last}" if last != first else "")
+                rules = (cell.decision.egress.rule, cell.decision.ingress.rule)
+                return Hop(source, destination, cell.verdict, place, rules)
+    raise AssertionError(f"{one} and {other} are no neighbours")
 
 
 def warnings(policies: Policies, compiler: Compiler, endpoints: Iterable[Endpoint]) -> list[str]:
     """What is allowed to be written and is hardly meant. At most :data:`MAX_WARNINGS` and a line."""
     ends = list(endpoints)
-    out = [*_unmatched(policies, ends), *_contradictions(policies.rules), *_never(policies.rules, compiler)]
+    out = [*_unmatched(policies.rules, ends), *_contradictions(policies.rules), *_never(policies.rules, compiler)]
     if len(out) > MAX_WARNINGS:
         return [*out[:MAX_WARNINGS], f"and {len(out) - MAX_WARNINGS} more warnings"]
     return out
 
 
-def _unmatched(policies: Policies, ends: list[Endpoint]) -> list[str]:
+def warnings_of(rules: Iterable[Rule], identities: Iterable[Identity]) -> list[str]:
+    """The part of :func:`warnings` that needs no compiled rules: ends of *rules* that select nothing."""
+    return _unmatched(rules, list(identities))[:MAX_WARNINGS]
+
+
+def _unmatched(rules: Iterable[Rule], ends: Sequence[Endpoint | Identity]) -> list[str]:
     held = {pair for end in ends for pair in (*end.labels, *end.project_labels)}
     keys = {key for key, _ in held}
     known: dict[Workloads, str] = {}
     out: list[str] = []
-    for rule in policies.rules:
+    for rule in rules:
         for what, picked in (("subject", rule.subject), *(("peer", peer) for peer in rule.peers)):
             if not isinstance(picked, Workloads):
                 continue
@@ -157,10 +165,7 @@ def _contradictions(rules: Iterable[Rule]) -> list[str]:
 
 def _never(rules: Iterable[Rule], compiler: Compiler) -> list[str]:
     """Rules that pick somebody, and of which no pair of identities ever hears: earlier rules decide everything."""
-    distinct = {id(cells): cells for cells in compiler.pairs.values()}.values()
-    heard = {
-        side.rule for cells in distinct for cell in cells for side in (cell.decision.egress, cell.decision.ingress)
-    }
+    heard = compiler.heard()
     ends = list(compiler.identities.values())
     known: dict[Workloads, bool] = {}
 

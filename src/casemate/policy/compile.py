@@ -1,68 +1,59 @@
 """Rules and identities to verdicts: for each pair of identities the whole port space, cut where the answer changes.
 
-How it is fast. Rules stand in order of evaluation, so a set of rules is a number whose lowest bit is the first that
-matches. For each identity four such numbers are kept: rules whose subject it is and rules of whose peers it is,
-for both directions. The rules about a pair are one bitwise *and*; equal sets of rules give equal answers, so each
-set is worked out once. Selectors are answered from an inverted index of labels. A change of one rule shifts bits
-and works out again only the pairs that the rule is about.
+How it is fast. The rules about a pair are one bitwise *and* of two sets (:mod:`casemate.policy.rulebook`), and equal
+sets of rules give equal answers, so each set is worked out once.
+
+How it is small. Most pairs are like most others: no rule names both in particular. What an identity may do towards
+those is its *bases* (:mod:`casemate.policy.bases`); only pairs that some rule relates *in particular*, and
+that differ from their bases, are kept. A change works out the bases of identities that changed rules are about, and
+the pairs around them; nothing else.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass, field
 
+from casemate.policy.bases import Base, Based, Bases, Pair
 from casemate.policy.cells import Cells, SideCells, combine, decide
 from casemate.policy.decision import UNGOVERNED
 from casemate.policy.errors import PolicyTooLarge
 from casemate.policy.identity import Identity, Kind
-from casemate.policy.labelindex import LabelIndex, peer_matches, slots_of
+from casemate.policy.lower import Runs, alike, runs, tightens
 from casemate.policy.ports import LAST_PLACE, NamedPort
-from casemate.policy.rules import Direction, Peer, Rule, RuleSet, Tier, Workloads
+from casemate.policy.rulebook import Masks, Rulebook, Zone, particular_peers, zone_of
+from casemate.policy.rules import Direction, Rule, RuleSet, Tier
 from casemate.policy.verdict import Verdict
 
-#: Pairs are worked out one by one; past this the map would not fit the kernel's memory either.
-MAX_IDENTITIES = 4096
+MAX_IDENTITIES = 65_536
 MAX_RULES = 200_000
+#: Pairs that need elements of their own. A million elements take the kernel some 100 MiB.
+MAX_PAIRS = 1_000_000
+#: Pairs that rules relate in particular, each looked at once in a compile.
+MAX_CANDIDATES = 4_000_000
 #: More changed rules than this are cheaper worked out all anew.
 MAX_STEPS = 200
 _OUTSIDE: SideCells = ((0, LAST_PLACE, Verdict.ALLOW, UNGOVERNED),)
-Pair = tuple[int, int]
 
 
-class _Masks:
-    """For one identity: rules by place in the order, as bits."""
+@dataclass(slots=True)
+class Changed:
+    """What a change did. *pairs*: of identities and of bases, with what held before and what holds now (None: no
+    element of their own). *bases*: of each identity, before and now. *tightened*: pairs in which something passes no
+    more; 0 stands for every identity.
+    """
 
-    __slots__ = ("peer_egress", "peer_ingress", "subject_egress", "subject_ingress")
+    pairs: dict[Pair, tuple[Runs | None, Runs | None]] = field(default_factory=dict)
+    bases: dict[int, tuple[Based | None, Based | None]] = field(default_factory=dict)
+    tightened: set[Pair] = field(default_factory=set)
 
-    def __init__(self) -> None:
-        self.subject_egress = self.peer_egress = self.subject_ingress = self.peer_ingress = 0
-
-    def insert(self, at: int, below: int) -> None:
-        """Make room at *at*; *below* has a bit for each place before it."""
-        self.subject_egress = (self.subject_egress & below) | (self.subject_egress >> at << (at + 1))
-        self.peer_egress = (self.peer_egress & below) | (self.peer_egress >> at << (at + 1))
-        self.subject_ingress = (self.subject_ingress & below) | (self.subject_ingress >> at << (at + 1))
-        self.peer_ingress = (self.peer_ingress & below) | (self.peer_ingress >> at << (at + 1))
-
-    def remove(self, at: int, below: int) -> None:
-        self.subject_egress = (self.subject_egress & below) | (self.subject_egress >> (at + 1) << at)
-        self.peer_egress = (self.peer_egress & below) | (self.peer_egress >> (at + 1) << at)
-        self.subject_ingress = (self.subject_ingress & below) | (self.subject_ingress >> (at + 1) << at)
-        self.peer_ingress = (self.peer_ingress & below) | (self.peer_ingress >> (at + 1) << at)
-
-    def clear(self, only: int) -> None:
-        self.subject_egress &= only
-        self.peer_egress &= only
-        self.subject_ingress &= only
-        self.peer_ingress &= only
-
-
-class Changed(NamedTuple):
-    """Pairs (numbers of source and destination) with what held before and what holds now; None: no such pair."""
-
-    pairs: dict[Pair, tuple[Cells | None, Cells | None]]
+    def merge(self, later: Changed) -> None:
+        """Add what happened afterwards."""
+        for pair, (old, new) in later.pairs.items():
+            self.pairs[pair] = (self.pairs[pair][0] if pair in self.pairs else old, new)
+        for number, (was, now) in later.bases.items():
+            self.bases[number] = (self.bases[number][0] if number in self.bases else was, now)
+        self.tightened |= later.tightened
 
 
 def differences(old: Sequence[Rule], new: Sequence[Rule]) -> tuple[list[Rule], list[Rule]]:
@@ -74,108 +65,146 @@ def differences(old: Sequence[Rule], new: Sequence[Rule]) -> tuple[list[Rule], l
     return [rule for rule in removed if rule not in equal], [rule for rule in added if rule not in equal]
 
 
-def _names_a_port(rule: Rule) -> bool:
-    return any(port.name for port in rule.ports or ())
-
-
 class Compiler:
-    """The verdicts of *rules* for *identities* (by number). Changing it gives what changed, and nothing else."""
+    """The verdicts of *rules* for *identities* (by number). Changing it gives what changed, and nothing else.
+
+    After :class:`PolicyTooLarge` out of a change it is between two states, and must be thrown away.
+    """
 
     def __init__(self, rules: RuleSet, identities: Mapping[int, Identity]) -> None:
-        self._check(len(rules.rules), len(identities))
         self.default = rules.default
         self.audited = rules.audited
-        self._subjects: dict[Workloads, int] = {}
-        self._peers: dict[tuple[Peer, ...], int] = {}
-        self._single: dict[Peer, int] = {}
-        self._load(rules.rules)
-        self._index = LabelIndex()
-        self._masks: dict[int, _Masks] = {}
-        self._tiers: dict[int, frozenset[Tier]] = {}
-        self.identities: dict[int, Identity] = {}
-        self.pairs: dict[Pair, Cells] = {}
-        for number, identity in identities.items():
-            self._enter(number, identity)
-        self._fill()
-        self._work_out((s, d) for s in self.identities for d in self.identities)
+        self._bases = Bases()
+        self._load(rules, identities)
+        self._homes: dict[Zone, int] = {}
+        self._classes: list[Masks] = []
+        self.based: dict[int, Based] = {}
+        #: Pairs of identities that differ from what their bases say, with the verdicts.
+        self.particular: dict[Pair, Runs] = {}
+        self._around: dict[int, set[Pair]] = {number: set() for number in identities}
+        self._settle(set(identities), self._candidates(rules.rules))
 
     @property
     def rules(self) -> RuleSet:
-        return RuleSet(tuple(self._rules), self.audited, self.default)
+        return RuleSet(self._book.rules, self.audited, self.default)
+
+    @property
+    def identities(self) -> Mapping[int, Identity]:
+        return self._book.identities
+
+    @property
+    def elements(self) -> dict[Pair, Runs]:
+        """Everything that needs elements: pairs of identities, and pairs of bases."""
+        return self._bases.pairs | self.particular
 
     def cells(self, source: int, destination: int) -> Cells:
         """The port space of a pair; KeyError for a pair that has none (unknown, or both outside)."""
-        return self.pairs[source, destination]
+        one, other, book = self.identities[source], self.identities[destination], self._book
+        if Kind.POD not in (one.kind, other.kind):
+            raise KeyError((source, destination))
+        egress = ingress = _OUTSIDE
+        ports = other.ports if book.named else ()
+        if one.kind is Kind.POD:
+            egress = self._side(book.subject(source, 0) & book.peer(destination, 0), source, ports)
+        if other.kind is Kind.POD:
+            ingress = self._side(book.subject(destination, 1) & book.peer(source, 1), destination, ports)
+        cells = self._joined.get((id(egress), id(ingress)))
+        if cells is None:
+            cells = self._joined[id(egress), id(ingress)] = combine(egress, ingress)
+        return cells
+
+    def verdicts(self, source: int, destination: int) -> Runs:
+        """The same without rules, as the kernel is told; from what is kept, without working anything out."""
+        own = self.particular.get((source, destination))
+        return own or self._bases.pairs[self.based[source].egress, self.based[destination].ingress]
+
+    def neighbours(self, number: int, among: Mapping[Based, set[int]]) -> Iterator[int]:
+        """Who of *among* (by their bases) may be reached from *number*, or may reach it, at some place."""
+        own = self.based[number]
+        near = {other for pair in self._around[number] for other in pair}
+        for based, members in among.items():
+            pairs = ((own.egress, based.ingress), (based.egress, own.ingress))
+            if any(_passes(self._bases.pairs.get(pair, ())) for pair in pairs):
+                yield from (other for other in members if other not in near)
+        for other in near & {other for members in among.values() for other in near & members}:
+            both = ((number, other), (other, number))
+            if any(self._is_asked(*pair) and _passes(self.verdicts(*pair)) for pair in both):
+                yield other
+
+    def heard(self) -> set[str]:
+        """The ids of rules that decide something for somebody."""
+        found: set[str] = set()
+        for number, identity in self.identities.items():
+            if identity.kind is Kind.POD:
+                for side in (side for zone in self._classes for side in self._towards(number, zone)):
+                    found.update(rule for _, _, _, rule in side)
+        for pair in self._candidates(self._book.rules):
+            if self._is_asked(*pair):
+                for cell in self.cells(*pair):
+                    found |= {cell.decision.egress.rule, cell.decision.ingress.rule}
+        return found
 
     def add_identity(self, number: int, identity: Identity) -> Changed:
-        """With *identity* as *number*: one row and one column are worked out."""
-        self._check(len(self._rules), len(self.identities) + 1)
-        self._enter(number, identity)
-        self._match_all(number, identity)
-        row = [(number, other) for other in self.identities]
-        column = [(other, number) for other in self.identities if other != number]
-        return self._work_out(row + column)
+        """With *identity* as *number*: its bases, and the pairs that a rule relates it in particular with."""
+        self._check(len(self._book), len(self.identities) + 1)
+        self._book.enter(number, identity)
+        self._tiers[number] = self._audited_tiers(identity)
+        self._around[number] = set()
+        return self._settle({number}, self._candidates_of(number))
 
     def remove_identity(self, number: int) -> Changed:
-        """Without *number*: its row and column are gone."""
-        gone = [pair for other in self.identities for pair in ((number, other), (other, number))]
-        self._index.remove(number)
-        del self.identities[number], self._masks[number], self._tiers[number]
-        return Changed({pair: (self.pairs.pop(pair), None) for pair in gone if pair in self.pairs})
+        """Without *number*: its pairs are gone."""
+        done = Changed()
+        for pair in self._around.pop(number):
+            done.pairs[pair] = (self.particular.pop(pair), None)
+            self._around.get(pair[1 - pair.index(number)], set()).discard(pair)
+        old = self.based.pop(number)
+        done.bases[number] = (old, None)
+        self._bases.let_go(old)
+        done.pairs.update(self._bases.taken())
+        self._book.leave(number)
+        del self._tiers[number]
+        done.merge(self._settle(set(), set()))
+        return done
 
     def replace(self, rules: RuleSet, changes: tuple[list[Rule], list[Rule]] | None = None) -> Changed:
         """With *rules* in place of what was: by what differs (*changes*, where known), or all anew where much does."""
-        removed, added = differences(self._rules, rules.rules) if changes is None else changes
         same = rules.audited == self.audited and rules.default == self.default
-        if same and len(removed) + len(added) <= MAX_STEPS:
-            return self.change_rules(removed, added)
-        self._check(len(rules.rules), len(self.identities))
+        if same:
+            removed, added = differences(self._book.rules, rules.rules) if changes is None else changes
+            if len(removed) + len(added) <= MAX_STEPS:
+                return self.change_rules(removed, added)
         self.default, self.audited = rules.default, rules.audited
-        self._load(rules.rules)
-        for number, identity in self.identities.items():
-            self._tiers[number] = self._audited_tiers(identity)
-        self._fill()
-        return self._work_out((s, d) for s in self.identities for d in self.identities)
+        self._load(rules, dict(self.identities))
+        # The rules have other slots: classes of zones, told by sets of rules, cannot be compared with those before.
+        self._classes = []
+        return self._settle(set(self.identities), {*self.particular, *self._candidates(rules.rules)})
 
     def change_rules(self, removed: Iterable[Rule], added: Iterable[Rule]) -> Changed:
-        """Without the rules *removed*, with *added*; only pairs that one of those is about are new."""
-        gone, new = sorted({rule.order for rule in removed}, reverse=True), {rule.order: rule for rule in added}
-        self._check(len(self._rules) - len(gone) + len(new), len(self.identities))
-        touched: set[Pair] = set()
-        for at in [bisect_left(self._keys, order) for order in gone]:
-            touched |= self._about(self._rules[at])
-            successor = new.pop(self._keys[at], None)
-            if successor is None:
-                self._take_out(at)
-            else:
-                touched |= self._put_in(at, successor, instead=True)
-        for rule in new.values():
-            touched |= self._put_in(bisect_left(self._keys, rule.order), rule, instead=False)
+        """Without the rules *removed*, with *added*; only what those are about is worked out."""
+        removed, added = list(removed), list(added)
+        self._check(len(self._book) - len(removed) + len(added), len(self.identities))
+        for rule in removed:
+            self._book.take(rule)
+        for rule in added:
+            self._book.put(rule)
         self._forget()
-        return self._work_out(touched)
+        about = [*removed, *added]
+        subjects = {number for rule in about for number in self._book.subjects_of(rule)}
+        pairs = set(self._candidates(about))
+        if any(self._is_zonal(rule) for rule in about):
+            for number in subjects:
+                # What a rule changes of a subject's bases changes what its other pairs are compared with.
+                pairs |= self._around[number]
+                pairs |= self._candidates_of(number)
+        else:
+            subjects = set()
+        return self._settle(subjects, pairs)
 
-    def _take_out(self, at: int) -> None:
-        self._named -= _names_a_port(self._rules[at])
-        del self._rules[at], self._keys[at], self._parts[at]
-        below = (1 << at) - 1
-        for masks in self._masks.values():
-            masks.remove(at, below)
-
-    def _put_in(self, at: int, rule: Rule, *, instead: bool) -> set[Pair]:
-        """*rule* at the place *at*, *instead* of the one there or before it; the pairs that it is about."""
-        self._named += _names_a_port(rule) - (instead and _names_a_port(self._rules[at]))
-        place = slice(at, at + instead)
-        self._rules[place], self._keys[place], self._parts[place] = [rule], [rule.order], [self._parted(rule)]
-        below, only = (1 << at) - 1, ~(1 << at)
-        for masks in self._masks.values():
-            if instead:
-                masks.clear(only)
-            else:
-                masks.insert(at, below)
-        for side, mask in zip((True, False), self._matching(rule), strict=True):
-            for number in self._index.numbers(mask):
-                self._mark(self._masks[number], rule, at, side, not side)
-        return self._about(rule)
+    @staticmethod
+    def _is_zonal(rule: Rule) -> bool:
+        """Whether *rule* says something about somebody that it does not name in particular."""
+        return len(particular_peers(rule)) < len(rule.peers)
 
     def _check(self, rules: int, identities: int) -> None:
         if identities > MAX_IDENTITIES:
@@ -183,124 +212,166 @@ class Compiler:
         if rules > MAX_RULES:
             raise PolicyTooLarge(f"{rules} rules in force, allowed are {MAX_RULES}")
 
-    def _load(self, rules: Iterable[Rule]) -> None:
-        self._rules: list[Rule] = list(rules)
-        self._keys = [rule.order for rule in self._rules]
-        self._subjects.clear()
-        self._peers.clear()
-        self._single.clear()
-        self._lists: list[tuple[int, ...]] = []
-        self._parts = [self._parted(rule) for rule in self._rules]
-        self._named = sum(map(_names_a_port, self._rules))
+    def _load(self, rules: RuleSet, identities: Mapping[int, Identity]) -> None:
+        self._check(len(rules.rules), len(identities))
+        self._book = Rulebook(rules.rules, identities.items())
+        self._tiers = {number: self._audited_tiers(identity) for number, identity in identities.items()}
         self._forget()
-
-    def _parted(self, rule: Rule) -> tuple[int, int]:
-        """Numbers for the rule's subject and peers, the same for equal ones: rules share a few of them."""
-        if rule.peers not in self._peers:
-            self._peers[rule.peers] = len(self._peers)
-            self._lists.append(tuple(self._single.setdefault(peer, len(self._single)) for peer in rule.peers))
-        return self._subjects.setdefault(rule.subject, len(self._subjects)), self._peers[rule.peers]
-
-    def _match_all(self, number: int, identity: Identity) -> None:
-        """The masks of one identity, asking each different subject and peer once."""
-        subject = [known.matches(identity) for known in self._subjects]
-        single = [peer_matches(known, identity) for known in self._single]
-        peer = [any(single[at] for at in listed) for listed in self._lists]
-        size = len(self._rules) // 8 + 1
-        rows = [bytearray(size) for _ in range(4)]
-        for at, (rule, (one, other)) in enumerate(zip(self._rules, self._parts, strict=True)):
-            way = 0 if rule.direction is Direction.EGRESS else 2
-            if subject[one]:
-                rows[way][at >> 3] |= 1 << (at & 7)
-            if peer[other]:
-                rows[way + 1][at >> 3] |= 1 << (at & 7)
-        masks = self._masks[number]
-        masks.subject_egress, masks.peer_egress, masks.subject_ingress, masks.peer_ingress = (
-            int.from_bytes(row, "little") for row in rows
-        )
-
-    def _enter(self, number: int, identity: Identity) -> None:
-        self.identities[number] = identity
-        self._index.add(number, identity)
-        self._masks[number] = _Masks()
-        self._tiers[number] = self._audited_tiers(identity)
 
     def _audited_tiers(self, identity: Identity) -> frozenset[Tier]:
         return frozenset(tier for audit in self.audited if audit.subject.matches(identity) for tier in audit.tiers)
 
-    def _matching(self, rule: Rule) -> tuple[int, int]:
-        return self._index.workloads(rule.subject), self._index.peers(rule)
-
-    def _about(self, rule: Rule) -> set[Pair]:
-        subjects, peers = (self._index.numbers(mask) for mask in self._matching(rule))
-        if rule.direction is Direction.EGRESS:
-            return {(s, p) for s in subjects for p in peers}
-        return {(p, s) for s in subjects for p in peers}
-
-    @staticmethod
-    def _mark(masks: _Masks, rule: Rule, at: int, subject: bool, peer: bool) -> None:
-        if rule.direction is Direction.EGRESS:
-            masks.subject_egress |= subject << at
-            masks.peer_egress |= peer << at
-        else:
-            masks.subject_ingress |= subject << at
-            masks.peer_ingress |= peer << at
-
-    def _fill(self) -> None:
-        """Every identity's masks, written bit by bit into byte arrays (shifts of long numbers would be slow)."""
-        size = len(self._rules) // 8 + 1
-        names = {(d, side): f"{side}_{d.value}" for d in Direction for side in ("subject", "peer")}
-        columns = {name: [bytearray(size) for _ in range(self._index.size)] for name in names.values()}
-        for at, rule in enumerate(self._rules):
-            byte, bit = at >> 3, 1 << (at & 7)
-            for side, mask in zip(("subject", "peer"), self._matching(rule), strict=True):
-                column = columns[names[rule.direction, side]]
-                for slot in slots_of(mask):
-                    column[slot][byte] |= bit
-        for number, masks in self._masks.items():
-            slot = self._index.slot(number)
-            for name, column in columns.items():
-                setattr(masks, name, int.from_bytes(column[slot], "little"))
-
     def _forget(self) -> None:
         self._sides: dict[tuple[int, frozenset[Tier], tuple[NamedPort, ...]], SideCells] = {}
         self._same: dict[SideCells, SideCells] = {}
+        self._bare: dict[int, SideCells] = {}
         self._joined: dict[tuple[int, int], Cells] = {}
+        self._bases.forget()
 
     def _side(self, mask: int, number: int, ports: tuple[NamedPort, ...]) -> SideCells:
         key = (mask, self._tiers[number], ports)
         found = self._sides.get(key)
         if found is None:
-            worked_out = decide(self._in_order(mask), self._tiers[number], ports, self.default)
+            worked_out = decide(self._book.in_order(mask), self._tiers[number], ports, self.default)
             # Equal answers are one object: pairs are joined, and compared, by identity.
             found = self._sides[key] = self._same.setdefault(worked_out, worked_out)
         return found
 
-    def _in_order(self, mask: int) -> Iterator[Rule]:
-        while mask:
-            lowest = mask & -mask
-            mask ^= lowest
-            yield self._rules[lowest.bit_length() - 1]
+    def _candidates(self, rules: Iterable[Rule]) -> Iterator[Pair]:
+        """The pairs that *rules* relate in particular. Raises :class:`PolicyTooLarge`."""
+        count = 0
+        for rule in rules:
+            peers = self._book.peers_of(rule)
+            subjects = self._book.subjects_of(rule) if peers else []
+            count += len(subjects) * len(peers)
+            if count > MAX_CANDIDATES:
+                raise PolicyTooLarge(
+                    f"rules relate more than {MAX_CANDIDATES} pairs of identities in particular; "
+                    f"rule {rule.id}: {len(subjects)} with {len(peers)}"
+                )
+            egress = rule.direction is Direction.EGRESS
+            for subject in subjects:
+                yield from ((subject, peer) if egress else (peer, subject) for peer in peers)
 
-    def _work_out(self, pairs: Iterable[Pair]) -> Changed:
-        changed: dict[Pair, tuple[Cells | None, Cells | None]] = {}
-        pod = {number: identity.kind is Kind.POD for number, identity in self.identities.items()}
+    def _candidates_of(self, number: int) -> set[Pair]:
+        """Those among them that *number* is in."""
+        book, found = self._book, set[Pair]()
+        for way in (0, 1):
+            for rule in book.in_order(book.subject(number, way) & book.precise):
+                found.update((peer, number) if way else (number, peer) for peer in book.peers_of(rule))
+            for rule in book.in_order(book.particular(number, way)):
+                found.update((number, one) if way else (one, number) for one in book.subjects_of(rule))
+        return found
+
+    def _settle(self, dirty: set[int], pairs: Iterable[Pair]) -> Changed:
+        """New bases for *dirty* (for all, where the classes of zones are others now), then *pairs* against them."""
+        done = Changed()
+        if self._class_zones():
+            dirty = set(self.identities)
+            done.tightened.add((0, 0))
+        before = dict(self.based) if len(dirty) > 1 else {n: self.based[n] for n in dirty if n in self.based}
+        left: list[Based] = []
+        for number in dirty:
+            old, new = self.based.get(number), self._bases.hold(*self._base(number))
+            if old is not None:
+                left.append(old)
+            self.based[number] = new
+            if old != new:
+                done.bases[number] = (old, new)
+        self._settle_tightened(done)
         for pair in pairs:
-            source, destination = pair
-            if not (pod[source] or pod[destination]):
+            self._settle_pair(pair, before, done)
+        for old in left:
+            self._bases.let_go(old)
+        done.pairs.update(self._bases.taken())
+        if len(self.particular) + len(self._bases.pairs) > MAX_PAIRS:
+            raise PolicyTooLarge(f"{len(self.particular)} pairs differ from their bases, allowed are {MAX_PAIRS}")
+        return done
+
+    def _settle_tightened(self, done: Changed) -> None:
+        known: dict[tuple[Based, Based], tuple[bool, bool]] = {}
+        for number, (old, new) in done.bases.items():
+            if old is None or new is None:
                 continue
-            ports = self.identities[destination].ports if self._named else ()
-            one, other = self._masks[source], self._masks[destination]
-            egress = ingress = _OUTSIDE
-            if pod[source]:
-                egress = self._side(one.subject_egress & other.peer_egress, source, ports)
-            if pod[destination]:
-                ingress = self._side(other.subject_ingress & one.peer_ingress, destination, ports)
-            cells = self._joined.get((id(egress), id(ingress)))
-            if cells is None:
-                cells = self._joined[id(egress), id(ingress)] = combine(egress, ingress)
-            old = self.pairs.get(pair)
-            if old is not cells and old != cells:
-                self.pairs[pair] = cells
-                changed[pair] = (old, cells)
-        return Changed(changed)
+            if (old, new) not in known:
+                known[old, new] = self._bases.tightened(old, new)
+            out, into = known[old, new]
+            done.tightened |= {pair for pair, so in (((number, 0), out), ((0, number), into)) if so}
+
+    def _settle_pair(self, pair: Pair, before: Mapping[int, Based], done: Changed) -> None:
+        source, destination = pair
+        if not self._is_asked(source, destination):
+            return
+        new = runs(self.cells(source, destination))
+        one, other = self.based[source], self.based[destination]
+        old = self.particular.get(pair)
+        was = old
+        if (
+            was is None
+            and (source not in done.bases or source in before)
+            and (destination not in done.bases or destination in before)
+        ):
+            was = self._bases.pairs.get((before.get(source, one).egress, before.get(destination, other).ingress))
+        if new == self._bases.pairs[one.egress, other.ingress]:
+            if old is not None:
+                del self.particular[pair]
+                self._around[source].discard(pair)
+                self._around[destination].discard(pair)
+                done.pairs[pair] = (old, None)
+        elif new != old:
+            self.particular[pair] = new
+            self._around[source].add(pair)
+            self._around[destination].add(pair)
+            done.pairs[pair] = (old, new)
+        if was is not None and was != new and tightens(was, new):
+            done.tightened.add(pair)
+
+    def _is_asked(self, source: int, destination: int) -> bool:
+        return Kind.POD in (self.identities[source].kind, self.identities[destination].kind)
+
+    def _class_zones(self) -> bool:
+        """Zones that the rules treat alike are one class. True when the classes are others than before."""
+        keys: dict[tuple[bool, int, int], int] = {}
+        homes: dict[Zone, int] = {}
+        classes: list[Masks] = []
+        for zone, masks in self._book.zones.items():
+            key = (zone.kind is Kind.POD, masks.peer[0], masks.peer[1])
+            if key not in keys:
+                keys[key] = len(classes)
+                classes.append(masks)
+            homes[zone] = keys[key]
+        pods = tuple(is_pod for is_pod, _, _ in keys)
+        same = pods == self._bases.pods and all(self._homes.get(zone, home) == home for zone, home in homes.items())
+        fresh = not self._classes or not same
+        self._homes, self._classes = homes, classes
+        if fresh:
+            self._bases.start_anew(pods)
+        return fresh
+
+    def _base(self, number: int) -> tuple[Base, Base]:
+        identity = self.identities[number]
+        home = self._homes[zone_of(identity)]
+        if identity.kind is not Kind.POD:
+            open_to_all = Base(home, (self._unnamed(_OUTSIDE),) * len(self._classes))
+            return open_to_all, open_to_all
+        rows = [self._towards(number, zone) for zone in self._classes]
+        egress, ingress = (tuple(self._unnamed(row[way]) for row in rows) for way in (0, 1))
+        return Base(home, egress), Base(home, ingress)
+
+    def _towards(self, number: int, zone: Masks) -> tuple[SideCells, SideCells]:
+        """What a pod's egress and ingress rules say of those in *zone* that none of them names in particular."""
+        egress, ingress = (self._side(self._book.subject(number, way) & zone.peer[way], number, ()) for way in (0, 1))
+        return egress, ingress
+
+    def _unnamed(self, side: SideCells) -> SideCells:
+        """*side* without the names of rules: many rules say the same."""
+        found = self._bare.get(id(side))
+        if found is None:
+            bare = tuple((first, last, verdict, "") for first, last, verdict in alike(side))
+            found = self._bare[id(side)] = self._same.setdefault(bare, bare)
+            self._same.setdefault(side, side)  # kept alive: it is told by its identity
+        return found
+
+
+def _passes(cut: Runs) -> bool:
+    return any(verdict < Verdict.HOLD for _, _, verdict in cut)

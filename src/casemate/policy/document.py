@@ -45,6 +45,7 @@ _CLOCK = re.compile(r"([01][0-9]|2[0-4]):([0-5][0-9])\Z")
 _PORT = re.compile(r"(tcp|udp|sctp)(?:/(?:([0-9]{1,5})(?:-([0-9]{1,5}))?|([a-z0-9-]*[a-z][a-z0-9-]*)))?\Z")
 _ICMP = re.compile(r"icmp(?:/([0-9]{1,3}))?\Z")
 #: What a project's segment in audit mode lets pass; the operator's own tiers stay in force there.
+_OPERATOR_AUDIT = frozenset(Tier) - {Tier.GUARD}
 _PROJECT_AUDIT = frozenset({Tier.PROJECT, Tier.NETWORK, Tier.DEFAULT})
 
 
@@ -55,6 +56,8 @@ class Parsed:
     rules: tuple[Rule, ...] = ()
     audited: tuple[AuditedSegment, ...] = ()
     walls: tuple[Wall, ...] = ()
+    #: Segments by name, in the order of the document.
+    segments: tuple[tuple[str, Workloads], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +103,7 @@ def policy_document(document: Field) -> Parsed:
     if len({wall.name for wall in found}) != len(found):
         assert walls is not None
         raise walls.fail("two walls have one name")
-    return Parsed(tuple(rules), tuple(audited), found)
+    return Parsed(tuple(rules), tuple(audited), found, tuple(scope.segments.items()))
 
 
 def _segments(spec: Field, scope: _Scope) -> tuple[list[Rule], list[AuditedSegment]]:
@@ -119,7 +122,7 @@ def _segments(spec: Field, scope: _Scope) -> tuple[list[Rule], list[AuditedSegme
             rules.append(Rule(rule_id, Tier.DEFAULT, rank, direction, members, (Anyone(),), action, name=name))
         audit = field.get("audit")
         if audit is not None and audit.boolean():
-            tiers = frozenset(Tier) if scope.project is None else _PROJECT_AUDIT
+            tiers = _OPERATOR_AUDIT if scope.project is None else _PROJECT_AUDIT
             audited.append(AuditedSegment(segment_id, members, tiers))
     return rules, audited
 

@@ -54,6 +54,11 @@ class Field:
                 raise self.fail(f"the field {key!r} is missing")
         return self
 
+    def mapping_of_any(self) -> dict[str, Any]:
+        """The value, when it is a mapping, whatever is in it."""
+        value: dict[str, Any] = self._is(dict)
+        return value
+
     def get(self, key: str) -> Field | None:
         """The field *key* of a mapping; None where it is absent or null."""
         value = self.value.get(key)

@@ -18,8 +18,9 @@ from casemate.policy.ports import NamedPort, Protocol
 
 #: 0 is nobody; below 256 is kept for identities that code names.
 FIRST_NUMBER = 256
-#: 24 bits: leaves the upper byte of a 32-bit mark free.
-LAST_NUMBER = (1 << 24) - 1
+#: 24 bits leave the upper byte of a 32-bit mark free; the upper half of them numbers bases (see casemate.policy.bases).
+FIRST_BASE = 1 << 23
+LAST_NUMBER = FIRST_BASE - 1
 
 
 class Kind(Enum):
@@ -101,7 +102,7 @@ class Allocation:
 
     def allocate(self, wanted: Iterable[Identity], *, last_number: int = LAST_NUMBER) -> Allocation:
         """With numbers for all of *wanted*; those that have one keep it. Raises :class:`IdentitiesExhausted`."""
-        new = sorted(set(wanted) - self.numbers.keys(), key=_order)
+        new = sorted({one for one in wanted if one not in self.numbers}, key=_order)
         if not new:
             return self
         numbers = dict(self.numbers)

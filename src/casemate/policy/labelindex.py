@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 
 from casemate.policy.identity import Identity
 from casemate.policy.labels import Labels, Operator, Selector
-from casemate.policy.rules import Anyone, Blocks, Names, Peer, Rule, Workloads
+from casemate.policy.rules import Anyone, Blocks, Names, Peer, Workloads
+
+#: A set with more is written out and read once; one with fewer gives its bits one by one.
+MANY_BITS = 256
 
 
 @lru_cache(maxsize=65536)
 def slots_of(mask: int) -> tuple[int, ...]:
     """Places of the bits of *mask*, in order."""
-    return tuple(place for place, digit in enumerate(reversed(bin(mask)[2:])) if digit == "1")
+    if mask.bit_count() > MANY_BITS:
+        return tuple(place for place, digit in enumerate(reversed(bin(mask)[2:])) if digit == "1")
+    found = []
+    while mask:
+        lowest = mask & -mask
+        mask ^= lowest
+        found.append(lowest.bit_length() - 1)
+    return tuple(found)
 
 
 class _Pairs:
@@ -105,10 +115,10 @@ class LabelIndex:
         self._known[wanted] = mask
         return mask
 
-    def peers(self, rule: Rule) -> int:
-        """The identities that are peers of *rule*."""
+    def peers(self, wanted: Iterable[Peer]) -> int:
+        """The identities that one of *wanted* means."""
         mask = 0
-        for peer in rule.peers:
+        for peer in wanted:
             match peer:
                 case Anyone():
                     return self._every

@@ -6,12 +6,14 @@ Three maps, asked in this order (the first that has an element answers):
 - RANGE, by interval: the same with first and last port;
 - PAIR, exact: ``source . destination``, what holds for the rest of the port space.
 
-Where none has one, *absent* holds, which is deny: an identity that the map does not know gets nowhere. Protocols
+Where none has one, the same maps are asked once more for the bases of both (:mod:`casemate.policy.bases`), and where
+those have none either, *absent* holds, which is deny: an identity that the map does not know gets nowhere. Protocols
 without ports are asked for as protocol 0, port 0. ICMP's types end at 255.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from enum import IntEnum
 from functools import lru_cache
 from typing import NamedTuple
@@ -51,17 +53,22 @@ class Element(NamedTuple):
 
 
 Piece = tuple[Table, int, int, int, Verdict]
-_Runs = tuple[tuple[int, int, Verdict], ...]
+Runs = tuple[tuple[int, int, Verdict], ...]
 
 
-def lower(source: int, destination: int, cells: Cells, absent: Verdict = Verdict.DENY) -> list[Element]:
-    """The elements of one pair."""
-    pieces = _pieces(runs(cells), absent)
+def lower(source: int, destination: int, cut: Runs, absent: Verdict | None) -> list[Element]:
+    """The elements of one pair; *absent* needs none for the rest of the port space (None: whatever it is does)."""
+    pieces = _pieces(cut, absent)
     return [Element(t, source, destination, protocol, first, last, v) for t, protocol, first, last, v in pieces]
 
 
-def runs(cells: Cells) -> _Runs:
+def runs(cells: Cells) -> Runs:
     """Cells without their rules: neighbours of one verdict are one."""
+    return alike((first, last, verdict, "") for first, last, verdict, _ in cells)
+
+
+def alike(cells: Iterable[tuple[int, int, Verdict, str]]) -> Runs:
+    """The same for one side's answer."""
     out: list[tuple[int, int, Verdict]] = []
     for first, last, verdict, _ in cells:
         if out and out[-1][2] is verdict:
@@ -72,7 +79,7 @@ def runs(cells: Cells) -> _Runs:
 
 
 @lru_cache(maxsize=65536)
-def _pieces(cut: _Runs, absent: Verdict) -> tuple[Piece, ...]:
+def _pieces(cut: Runs, absent: Verdict | None) -> tuple[Piece, ...]:
     """Whichever verdict for the rest of the port space needs the fewest elements."""
     choices = []
     for rest in sorted({verdict for _, _, verdict in cut}):
@@ -96,8 +103,36 @@ def _ports(first: int, last: int, verdict: Verdict) -> list[Piece]:
     return out
 
 
-def ask(elements: dict[tuple[int, ...], Verdict], pair: tuple[int, int], protocol: Protocol, port: int) -> Verdict:
-    """What the kernel's chain answers from *elements* (key to verdict): the model that tests compare with."""
+def tightens(one: Runs, other: Runs) -> bool:
+    """Whether some place of the port space passed in *one* and does not any more in *other*."""
+    at = 0
+    for first, last, verdict in other:
+        if verdict < Verdict.REFER:
+            continue
+        while at < len(one) and one[at][1] < first:
+            at += 1
+        place = at
+        while place < len(one) and one[place][0] <= last:
+            if one[place][2] < Verdict.REFER:
+                return True
+            place += 1
+    return False
+
+
+def ask(
+    elements: Mapping[tuple[int, ...], Verdict], bases: Mapping[int, tuple[int, int]], pair: tuple[int, int],
+    protocol: Protocol, port: int,
+) -> Verdict:  # fmt: skip
+    """What the kernel's chain answers from *elements* (key to verdict) and *bases*: the model for tests."""
+    found = _ask_pair(elements, pair, protocol, port)
+    if found is None and pair[0] in bases and pair[1] in bases:
+        found = _ask_pair(elements, (bases[pair[0]][0], bases[pair[1]][1]), protocol, port)
+    return Verdict.DENY if found is None else found
+
+
+def _ask_pair(
+    elements: Mapping[tuple[int, ...], Verdict], pair: tuple[int, int], protocol: Protocol, port: int
+) -> Verdict | None:
     number = protocol.value
     port = 0 if protocol is Protocol.OTHER else port
     exact = elements.get((Table.PORT, *pair, number, port, port))
@@ -106,4 +141,4 @@ def ask(elements: dict[tuple[int, ...], Verdict], pair: tuple[int, int], protoco
     for (table, s, d, p, first, last), verdict in elements.items():
         if table == Table.RANGE and ((s, d), p) == (pair, number) and first <= port <= last:
             return verdict
-    return elements.get((Table.PAIR, *pair, 0, 0, 0), Verdict.DENY)
+    return elements.get((Table.PAIR, *pair, 0, 0, 0))

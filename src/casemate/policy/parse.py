@@ -48,16 +48,42 @@ def parse(data: bytes, origin: str = "policy") -> Policies:
     return read(load_documents(data, origin), origin)
 
 
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One document: what it gives, and what it is. *key* tells it from all others: ``KIND/[PROJECT/]NAME``.
+
+    *project* is "" for what belongs to the operator: such a document governs every project.
+    """
+
+    key: str
+    kind: str
+    project: str
+    name: str
+    value: Any
+    parsed: document.Parsed
+
+
 def read(documents: Iterable[Any], origin: str = "policy") -> Policies:
     """The same for values that were decoded already (a JSON request's body)."""
-    found: list[document.Parsed] = []
+    return together(read_documents(documents, origin), origin)
+
+
+def read_documents(documents: Iterable[Any], origin: str = "policy") -> list[Document]:
+    """Each document alone, ``List`` objects opened; two of one key are refused."""
+    found: list[Document] = []
     seen: set[str] = set()
     for item in _opened(documents, origin):
-        parsed, key = _document(item)
-        if key in seen:
-            raise item.fail(f"{key} is there twice")
-        seen.add(key)
-        found.append(parsed)
+        one = _document(item)
+        if one.key in seen:
+            raise item.fail(f"{one.key} is there twice")
+        seen.add(one.key)
+        found.append(one)
+    return found
+
+
+def together(documents: Iterable[Document], origin: str = "policy") -> Policies:
+    """All documents as one set; what no document can tell alone is refused here."""
+    found = [one.parsed for one in documents]
     rules = tuple(rule for parsed in found for rule in parsed.rules)
     if len(rules) > MAX_RULES:
         raise PolicyTooLarge(f"{origin}: {len(rules)} rules, allowed are {MAX_RULES}")
@@ -77,20 +103,21 @@ def _opened(documents: Iterable[Any], origin: str) -> Iterable[Field]:
             yield field
 
 
-def _document(field: Field) -> tuple[document.Parsed, str]:
-    """What *field* gives, and a name by which it is told from others."""
+def _document(field: Field) -> Document:
     if not isinstance(field.value, dict):
         raise field.fail(f"{shown(field.value)} is no policy document: a mapping with apiVersion and kind")
     version, kind = field.at("apiVersion").text(), field.at("kind").text()
     if (version, kind) not in _KINDS:
         known = "; ".join(f"{v} {k}" for v, k in sorted(_KINDS))
         raise field.fail(f"{shown(version)} {shown(kind)} is not known; known are {known}")
+    meta = field.at("metadata").mapping_of_any()
     if kind == kubernetes.KIND:
         parsed = document.Parsed(tuple(kubernetes.network_policy(field)))
+        owner = meta.get("namespace") or "default"
     elif kind == document.KIND:
         parsed = document.policy_document(field)
+        owner = "" if field.value["spec"].get("tier") == "operator" else meta.get("project") or "default"
     else:
-        parsed = document.Parsed(tuple(cluster.cluster_policy(field, kind)))
-    meta = field.value["metadata"]
-    owner = meta.get("namespace") or meta.get("project") or "default"
-    return parsed, f"{kind} {owner + '/' if kind in (kubernetes.KIND, document.KIND) else ''}{meta['name']}"
+        parsed, owner = document.Parsed(tuple(cluster.cluster_policy(field, kind))), ""
+    name = meta["name"]
+    return Document(f"{kind}/{owner + '/' if owner else ''}{name}", kind, owner, name, field.value, parsed)

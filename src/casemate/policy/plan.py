@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from casemate.policy.addresses import Address, BlockIndex
-from casemate.policy.cells import Cells
-from casemate.policy.compile import Changed, Compiler, Pair, differences
-from casemate.policy.identity import NOBODY, Allocation, Endpoint, Identity, Kind, identity_of
-from casemate.policy.lower import Element, lower, runs
+from casemate.policy.bases import Pair
+from casemate.policy.compile import Changed, Compiler, differences
+from casemate.policy.identity import FIRST_BASE, NOBODY, Allocation, Endpoint, Identity, Kind, identity_of
+from casemate.policy.lower import Element, Runs, lower
 from casemate.policy.rules import Blocks, RuleSet, block_groups
 from casemate.policy.verdict import Verdict
 from casemate.spec.errors import Conflict
@@ -46,12 +46,28 @@ def _address(version: int, number: int) -> Address:
     return ipaddress.IPv4Address(number) if version == 4 else ipaddress.IPv6Address(number)
 
 
+class BaseElement(NamedTuple):
+    """What identity *number* has in common with many others, as two numbers of the same verdict maps.
+
+    Where no map has an element for (source, destination), the kernel asks the same three maps once more for
+    (*egress* of the source, *ingress* of the destination). So a pair that is like most others needs no element.
+    Numbers of bases are from ``1 << 23`` on, those of identities below.
+    """
+
+    number: int
+    egress: int
+    ingress: int
+
+    def describe(self) -> str:
+        return f"base of {self.number}: egress {self.egress}, ingress {self.ingress}"
+
+
 @dataclass(frozen=True, slots=True)
 class Transaction:
     """Deletes, then adds, in one commit. An element whose value changes is in both.
 
     *tightened* are pairs of identities that may do less than before: their open connections are looked up anew.
-    *moved* are addresses whose identity changed: so are theirs.
+    0 in such a pair stands for every identity. *moved* are addresses whose identity changed: so are theirs.
     """
 
     reason: str
@@ -61,22 +77,28 @@ class Transaction:
     address_adds: tuple[AddressElement, ...] = ()
     tightened: tuple[Pair, ...] = ()
     moved: tuple[str, ...] = ()
+    base_deletes: tuple[BaseElement, ...] = ()
+    base_adds: tuple[BaseElement, ...] = ()
 
     @property
     def size(self) -> int:
-        return len(self.deletes) + len(self.adds) + len(self.address_deletes) + len(self.address_adds)
+        parts = (self.deletes, self.adds, self.address_deletes, self.address_adds, self.base_deletes, self.base_adds)
+        return sum(map(len, parts))
 
     def undo(self) -> Transaction:
         return Transaction(
-            f"undo: {self.reason}", self.adds, self.deletes, self.address_adds, self.address_deletes, (), self.moved
-        )
+            f"undo: {self.reason}", self.adds, self.deletes, self.address_adds, self.address_deletes, (), self.moved,
+            self.base_adds, self.base_deletes,
+        )  # fmt: skip
 
     def describe(self) -> list[str]:
         """A line each, in the order of the commit."""
         return [
             *(f"delete {element.describe()}" for element in self.address_deletes),
             *(f"delete {element.describe()}" for element in self.deletes),
+            *(f"delete {element.describe()}" for element in self.base_deletes),
             *(f"add {element.describe()}" for element in self.adds),
+            *(f"add {element.describe()}" for element in self.base_adds),
             *(f"add {element.describe()}" for element in self.address_adds),
         ]
 
@@ -111,16 +133,55 @@ class Planner:
         numbers = {self.allocation.numbers[identity]: identity for identity in self._uses}
         self._compiler = Compiler(rules, numbers)
         self._addresses = self._address_elements()
-        adds = [element for pair, cells in self._compiler.pairs.items() for element in lower(*pair, cells, absent)]
-        self.start = Transaction("start", adds=tuple(adds), address_adds=tuple(sorted(self._addresses)))
+        self.start = self.whole("start")
+
+    def _lowered(self, pair: Pair, cut: Runs | None) -> list[Element]:
+        """The elements of *pair*. One of identities says all: past it stand the bases. One of bases is the last."""
+        if cut is None:
+            return []
+        return lower(*pair, cut, self._absent if pair[0] >= FIRST_BASE else None)
 
     @property
     def compiler(self) -> Compiler:
         return self._compiler
 
+    @property
+    def rules(self) -> RuleSet:
+        return self._rules
+
+    def whole(self, reason: str = "whole") -> Transaction:
+        """All that should be in the kernel now, as one transaction from nothing."""
+        adds = [element for pair, cut in self._compiler.elements.items() for element in self._lowered(pair, cut)]
+        bases = sorted(BaseElement(number, *based) for number, based in self._compiler.based.items())
+        addresses = tuple(sorted(self._addresses))
+        return Transaction(reason, adds=tuple(adds), address_adds=addresses, base_adds=tuple(bases))
+
+    def end(self, name: str) -> Endpoint | None:
+        """The endpoint *name*, as it was put last."""
+        found = self._ends.get(name)
+        return found[0] if found else None
+
+    def owner(self, address: Address, viewer: str = "") -> Endpoint | None:
+        """Whose *address* is, for *viewer*'s connections where it is set."""
+        name = self._owners.get((viewer, address))
+        return self.end(name) if name is not None else None
+
     def number(self, name: str) -> int:
         """The identity's number of the endpoint *name*."""
         return self.allocation.numbers[self._identity[name]]
+
+    def elements_of(self, name: str) -> tuple[AddressElement, ...]:
+        """The address elements of the endpoint *name*."""
+        return tuple(self._elements_of(name))
+
+    def number_at(self, address: Address, viewer: str = "") -> int:
+        """The identity's number that the kernel finds for *address*, when *viewer* opens the connection to it."""
+        name = self._owners.get((viewer, address)) if viewer else None
+        if name is None:
+            name = self._owners.get(("", address))
+        if name is not None:
+            return self.number(name)
+        return self.allocation.numbers[Identity(Kind.WORLD, blocks=self._index.groups_of(address))]
 
     def put(self, endpoint: Endpoint, *, viewer: str = "") -> Transaction:
         """*endpoint* comes, or changes. *viewer* (an address): an outside name, for the pod whose answer led there."""
@@ -130,11 +191,11 @@ class Planner:
         new = identity_of(endpoint, self._index)
         before = set(self._elements_of(endpoint.name))
         self._ends[endpoint.name], self._identity[endpoint.name] = (endpoint, viewer), new
-        changed: dict[Pair, tuple[Cells | None, Cells | None]] = {}
+        changed = Changed()
         if old != new:
-            self._merge(changed, self._use(new))
+            changed.merge(self._use(new))
             if old is not None:
-                self._merge(changed, self._leave(old))
+                changed.merge(self._leave(old))
         after = set(self._elements_of(endpoint.name))
         moved = () if old_end is None or old == new else tuple(str(a) for a in endpoint.addresses)
         return self._transaction(f"endpoint {endpoint.name}", changed, before, after, moved)
@@ -145,7 +206,7 @@ class Planner:
         end, viewer = self._ends.pop(name)
         for address in end.addresses:
             del self._owners[viewer, address]
-        changed = self._leave(self._identity.pop(name)).pairs
+        changed = self._leave(self._identity.pop(name))
         return self._transaction(f"endpoint {name} is gone", changed, before, set(), tuple(map(str, end.addresses)))
 
     def _own(self, endpoint: Endpoint, viewer: str) -> None:
@@ -168,7 +229,7 @@ class Planner:
         """*rules* in place of those in force."""
         removed, added = differences(self._rules.rules, rules.rules)
         cut = any(isinstance(peer, Blocks) for rule in (*removed, *added) for peer in rule.peers)
-        changed: dict[Pair, tuple[Cells | None, Cells | None]] = {}
+        changed = Changed()
         before: set[AddressElement] = set()
         after: set[AddressElement] = set()
         moved: list[str] = []
@@ -177,11 +238,10 @@ class Planner:
             before, self._addresses = self._addresses, self._address_elements()
             after = set(self._addresses)
         self._rules = rules
-        for pair, (old, new) in self._compiler.replace(rules, (removed, added)).pairs.items():
-            changed[pair] = (changed[pair][0] if pair in changed else old, new)
+        changed.merge(self._compiler.replace(rules, (removed, added)))
         return self._transaction(reason, changed, before - after, after - before, tuple(moved))
 
-    def _cut_anew(self, rules: RuleSet, changed: dict[Pair, tuple[Cells | None, Cells | None]]) -> list[str]:
+    def _cut_anew(self, rules: RuleSet, changed: Changed) -> list[str]:
         """The address space under other blocks: who is in which has changed."""
         world = self._world()
         self._groups = {group.key for group in block_groups(rules)}
@@ -194,17 +254,12 @@ class Planner:
         new = Counter(fresh.values()) + Counter(dict.fromkeys(self._world(), 1))
         self._identity = fresh
         for identity in new.keys() - old.keys():
-            self._merge(changed, self._use(identity))
+            changed.merge(self._use(identity))
         for identity in old.keys() - new.keys():
             self._uses[identity] = 1
-            self._merge(changed, self._leave(identity))
+            changed.merge(self._leave(identity))
         self._uses = new
         return moved
-
-    @staticmethod
-    def _merge(into: dict[Pair, tuple[Cells | None, Cells | None]], more: Changed) -> None:
-        for pair, (old, new) in more.pairs.items():
-            into[pair] = (into[pair][0] if pair in into else old, new)
 
     def _world(self) -> list[Identity]:
         """An identity for each different set of blocks that outside addresses are in."""
@@ -214,14 +269,14 @@ class Planner:
     def _use(self, identity: Identity) -> Changed:
         self._uses[identity] += 1
         if self._uses[identity] > 1:
-            return Changed({})
+            return Changed()
         self.allocation = self.allocation.allocate([identity])
         return self._compiler.add_identity(self.allocation.numbers[identity], identity)
 
     def _leave(self, identity: Identity) -> Changed:
         self._uses[identity] -= 1
         if self._uses[identity] > 0:
-            return Changed({})
+            return Changed()
         del self._uses[identity]
         return self._compiler.remove_identity(self.allocation.numbers[identity])
 
@@ -240,37 +295,21 @@ class Planner:
         return found
 
     def _transaction(
-        self, reason: str, changed: dict[Pair, tuple[Cells | None, Cells | None]], gone: set[AddressElement],
-        come: set[AddressElement], moved: tuple[str, ...],
+        self, reason: str, changed: Changed, gone: set[AddressElement], come: set[AddressElement],
+        moved: tuple[str, ...],
     ) -> Transaction:  # fmt: skip
         deletes: list[Element] = []
         adds: list[Element] = []
-        tightened: list[Pair] = []
-        for pair, (old, new) in changed.items():
-            before = set(lower(*pair, old, self._absent)) if old else set()
-            after = set(lower(*pair, new, self._absent)) if new else set()
+        for pair, (old, new) in changed.pairs.items():
+            before, after = set(self._lowered(pair, old)), set(self._lowered(pair, new))
             deletes += before - after
             adds += after - before
-            if old and new and before != after and _tightens(old, new):
-                tightened.append(pair)
+        bases = [(number, old, new) for number, (old, new) in changed.bases.items() if old != new]
         self._addresses -= gone
         self._addresses |= come
-        return Transaction(reason, tuple(sorted(deletes)), tuple(sorted(adds)), tuple(sorted(gone - come)),
-                           tuple(sorted(come - gone)), tuple(sorted(tightened)), moved)  # fmt: skip
-
-
-def _tightens(old: Cells, new: Cells) -> bool:
-    """Whether some place of the port space passed before and does not any more."""
-    one, other = runs(old), runs(new)
-    at = 0
-    for first, last, verdict in other:
-        if verdict < Verdict.REFER:
-            continue
-        while at < len(one) and one[at][1] < first:
-            at += 1
-        place = at
-        while place < len(one) and one[place][0] <= last:
-            if one[place][2] < Verdict.REFER:
-                return True
-            place += 1
-    return False
+        return Transaction(
+            reason, tuple(sorted(deletes)), tuple(sorted(adds)), tuple(sorted(gone - come)), tuple(sorted(come - gone)),
+            tuple(sorted(changed.tightened)), moved,
+            tuple(sorted(BaseElement(number, *old) for number, old, _ in bases if old)),
+            tuple(sorted(BaseElement(number, *new) for number, _, new in bases if new)),
+        )  # fmt: skip

@@ -20,8 +20,12 @@ from casemate.policy.windows import Window
 
 
 class Tier(IntEnum):
-    """In order of evaluation. ADMIN, NETWORK and BASELINE are Kubernetes' three."""
+    """In order of evaluation. ADMIN, NETWORK and BASELINE are Kubernetes' three.
 
+    GUARD is for what Casemate itself lays before every document (quarantines, walls); no audit mode reaches it.
+    """
+
+    GUARD = -1
     OPERATOR = 0
     ADMIN = 1
     PROJECT = 2

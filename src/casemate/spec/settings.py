@@ -78,13 +78,25 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("daemon.user", "casemate", "the account that casemated runs as, and the only peer that hostd accepts"),
     Setting("daemon.group", "casemate", "members of this group may use the API socket"),
     Setting("runtime.namespace", "auto", "auto, crun or runc: auto probes crun, then runc, by running a container"),
+    Setting("runtime.gvisor", "auto", "auto, off or the path of a runsc; it is probed by running a container"),
+    Setting(
+        "runtime.gvisor_platform",
+        "auto",
+        "auto, systrap, ptrace or kvm: auto probes systrap, then ptrace; kvm, which hangs on some hosts, by name only",
+    ),
     Setting("runtime.stop_timeout", 10, "what Docker and Podman wait before KILL", "s", 0, 86_400),
     Setting(
         "network.pool",
         "10.209.0.0/16",
         "pods get /32 addresses from it; overlaps with neither Docker's nor Podman's default",
     ),
-    Setting("network.dns", (), "resolvers for pods; empty: those of the host that a pod can reach"),
+    Setting("network.dns", (), "resolvers that answer for names outside; empty: those of the host"),
+    Setting(
+        "network.resolver",
+        True,
+        "pods ask the node's own resolver, which knows pods by name; false: network.dns, and rules know no names",
+    ),
+    Setting("network.rebind_allowed", (), "names (also *.suffix) that may lead to pods' or the host's addresses"),
     Setting("network.mtu", 0, "0: that of the interface with the default route", "bytes", 0, 65_535),
     Setting("network.table", "casemate", "name of our nftables table: whatever we create in the kernel bears our name"),
     Setting(
@@ -153,12 +165,50 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("api.tls_certificate", "/etc/casemate/tls/server.crt", "server certificate chain, PEM"),
     Setting("api.tls_key", "/etc/casemate/tls/server.key", "server key, PEM, readable by casemate only"),
     Setting("api.tls_client_ca", "/etc/casemate/tls/client-ca.crt", "authority of the client certificates"),
+    Setting("microvm.shim", "/opt/casemate/libexec/casemate-vm", "the OCI runtime of micro-VMs, and their monitor"),
+    Setting("microvm.agent", "/opt/casemate/libexec/casemate-agent", "the guest's init, put into each initramfs"),
+    Setting(
+        "microvm.accelerator",
+        "auto",
+        "auto, kvm or tcg: auto boots a guest with KVM, for 3 s at most, and emulates where that fails",
+    ),
+    Setting(
+        "microvm.pool",
+        4,
+        "how many machines may wait for a start, as many as the last minute's demand; 0: every start is by clone",
+        "machines",
+        0,
+        64,
+    ),
+    Setting("microvm.qemu", "qemu-system-x86_64", "QEMU: a name that is looked for in PATH, or a path"),
+    Setting(
+        "microvm.memory_bytes",
+        128 << 20,
+        "memory of a machine whose pod and containers have no limit; what is never touched costs nothing",
+        "bytes",
+        128 << 20,
+        64 << 30,
+    ),
+    Setting(
+        "flows.records", 200_000, "ring of flow records, about 60 MB; 0: nothing is recorded", "records", 0, 10_000_000
+    ),
     Setting("grants.host_paths", (), "users, or @groups, that may bind host paths; root always may"),
     Setting("grants.devices", (), "users, or @groups, that may pass devices; root always may"),
     Setting("grants.capabilities", (), "users, or @groups, that may add capabilities; root always may"),
     Setting("grants.host_namespaces", (), "users, or @groups, that may share host namespaces; root always may"),
     Setting("grants.trust", (), "users, or @groups, that may change the trust policy and the feeds; root always may"),
     Setting("grants.privileged", (), "users, or @groups, that may run privileged; root always may"),
+    Setting(
+        "grants.policy",
+        (),
+        "users, or @groups, that may change the operator's policy, answer referrals, quarantine, and release from "
+        "walls; root always may",
+    ),
+    Setting("policy.default", "allow", "allow, deny or refer, where no rule and no segment decides: Kubernetes' own"),
+    Setting("policy.answer_lifetime", 300, "how long the kernel keeps an answer to a referral", "s", 0, 86_400),
+    Setting("policy.prompt_deadline", 30, "how long a person has to answer; then it is denied", "s", 1, 60),
+    Setting("policy.prompts", 256, "referrals that may wait for a person at a time; more are denied", "", 1, 10_000),
+    Setting("policy.prompts_per_workload", 16, "of these, those that one workload opened", "", 1, 10_000),
 )
 
 _BY_NAME = {row.name: row for row in SETTINGS}

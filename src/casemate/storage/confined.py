@@ -45,7 +45,7 @@ async def archive(
     out: int,
     *,
     follow: bool = False,
-    mount_namespace: int | None = None,
+    mount_namespace: int | tuple[int, int] | None = None,
     cgroup_procs: Sequence[str] = (),
 ) -> None:
     """Stream a tar of *path* inside *root* into the descriptor *out*; ``/`` for all of it.
@@ -68,7 +68,7 @@ async def extract(
     keep_folders: bool = True,
     owner: tuple[int, int] | None = None,
     max_bytes: int = MAX_BYTES,
-    mount_namespace: int | None = None,
+    mount_namespace: int | tuple[int, int] | None = None,
     cgroup_procs: Sequence[str] = (),
 ) -> None:
     """Unpack the tar read from the descriptor *source* into the folder *path* inside *root*.
@@ -143,12 +143,13 @@ async def _run(
     stdin: int | None = None,
     stdout: int | None = None,
     fds: Mapping[int, int] | None = None,
-    mount_namespace: int | None = None,
+    mount_namespace: int | tuple[int, int] | None = None,
 ) -> programs.Completed:
     bounds = {"max_entries": MAX_ENTRIES, "max_bytes": MAX_BYTES, "cpu_s": _CPU_S, "memory_bytes": _MEMORY_BYTES}
     document = {**bounds, **task, "root": str(root), "userns": userns_fd is not None}
-    document["mount_namespace"] = mount_namespace is not None
-    extra = dict(fds or {}) if mount_namespace is None else {**(fds or {}), 6: mount_namespace}
+    given = (mount_namespace,) if isinstance(mount_namespace, int) else mount_namespace or ()
+    document |= {"mount_namespace": bool(given), "namespace_root": len(given) == 2}
+    extra = {**(fds or {}), **dict(zip((6, 7), given, strict=False))}
     null = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
     try:
         done = await programs.run(

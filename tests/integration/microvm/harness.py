@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from casemate.image import guestkernel
 from casemate.isolation.microvm import argv, kernel
 from casemate.isolation.microvm.machines import Machines, Settings
 from casemate.isolation.microvm.service import run
@@ -230,6 +231,16 @@ def conmon(host: Host, name: str, bundle: Path, *more: str) -> tuple[subprocess.
     return process, folder
 
 
+def install_kernel(kernels: Path, package: Path, agent: Path) -> None:
+    """What casemated and hostd do together."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        version, image, modules = asyncio.run(guestkernel.unpack(package, folder))
+        made = guestkernel.prepare(version, image, modules, agent, folder)
+        with made.kernel.open("rb") as one, made.initramfs.open("rb") as other:
+            kernel.adopt(kernels, made.version, one.fileno(), other.fileno(), made.lacks, made.agent)
+
+
 @contextmanager
 def guest_kernel(state: Path, agent: Path, cache: Path) -> Iterator[str]:
     """A prepared kernel below *state*; yields why there is none, or nothing."""
@@ -249,5 +260,5 @@ def guest_kernel(state: Path, agent: Path, cache: Path) -> Iterator[str]:
     if not packages:
         yield "Debian's package linux-image-amd64"
         return
-    asyncio.run(kernel.install_from_package(state / "kernels", packages[0], agent))
+    install_kernel(state / "kernels", packages[0], agent)
     yield ""

@@ -25,7 +25,8 @@ def test_without_root_it_says_so(script: str, tmp_path: Path) -> None:
     """From a copy that the other user can read: the checkout may lie in a folder of root's."""
     copy = tmp_path / "checkout/packaging"
     copy.mkdir(parents=True)
-    for name in (script, "places.sh", "host-checks.sh", "debian-packages.sh", "python-packages.sh"):
+    for name in (script, "places.sh", "host-checks.sh", "debian-packages.sh", "python-packages.sh",
+                 "guest-programs.sh"):  # fmt: skip
         (copy / name).write_bytes((PACKAGING / name).read_bytes())
     for folder in (tmp_path, *tmp_path.parents[:2]):
         folder.chmod(0o755)

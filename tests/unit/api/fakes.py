@@ -65,6 +65,9 @@ class FakeHostd:
 
     def _answer(self, operation: p.AnyOperation) -> p.AnyAnswer:
         match operation:
+            case p.Hello():
+                assert self.welcome is not None
+                return self.welcome
             case p.ContainerRun(pod=pod, container=container):
                 assert pod is not None or container.pod in self.pods
                 self.pods.setdefault(container.pod, set()).add(container.id)

@@ -92,6 +92,18 @@ class Layers:
 
 
 @dataclass(frozen=True, slots=True)
+class WaitingLayers:
+    """As :class:`Layers`, from a node and the one that stands above it, so that the lower one can be replaced."""
+
+    lower: str
+    upper: str
+
+    def words(self) -> tuple[str, ...]:
+        device = ("-device", "virtio-blk-device,drive=layers,serial=layers")
+        return ("-blockdev", self.lower, "-blockdev", self.upper, *device)
+
+
+@dataclass(frozen=True, slots=True)
 class Port:
     """The one virtio-serial port: everything between host and agent."""
 
@@ -116,6 +128,21 @@ class Network:
         if self.tap_fd is None:
             return ("-device", device)
         return ("-netdev", f"tap,id=net,fd={self.tap_fd},vhost=off", "-device", f"{device},netdev=net")
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """The 9p server over ``/share`` of the jail, where folders are attached when they are known; empty in a template.
+
+    *passthrough*: owners and modes are the files' own, in QEMU's user namespace. *remap*: each folder below may lie
+    on another device, whose inode numbers would meet those of its neighbour.
+    """
+
+    def words(self) -> tuple[str, ...]:
+        return (
+            *("-fsdev", "local,id=share,path=/share,security_model=passthrough,multidevs=remap"),
+            *("-device", "virtio-9p-device,fsdev=share,mount_tag=casemate"),
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,9 @@ from casemate.host import durable
 from casemate.isolation.microvm import tap
 from casemate.isolation.microvm.config import MAX_FILE_BYTES, Content
 from casemate.isolation.microvm.errors import BundleUnsupported
-from casemate.isolation.microvm.oci import MAX_CONFIG_BYTES, Config, read_config
+from casemate.isolation.microvm.oci import MAX_CONFIG_BYTES, Config, Mount, read_config
+from casemate.isolation.microvm.records import Ids
+from casemate.isolation.microvm.shares import MAX_SHARES, Share, root_name
 from casemate.isolation.microvm.tap import GuestNetwork
 from casemate.spec.errors import LimitExceeded
 
@@ -22,7 +24,15 @@ POD = "org.casemate.pod"
 MEMORY = "org.casemate.memory"
 #: The pod's tap and the guest's end of it (:func:`casemate.isolation.microvm.tap.parse`); without it: loopback alone.
 NETWORK = "org.casemate.network"
+#: Folders of the cgroup on the host that the machine joins, separated by colons.
+CGROUPS = "org.casemate.cgroups"
+#: How a root that is a folder of the host is written to: ``direct`` (what engines expect), or ``overlay``.
+ROOT = "org.casemate.rootfs"
 MAX_LAYERS = 127
+#: As in shim/shim.h.
+MAX_MAP_ROWS = 16
+#: What our own driver writes for each container.
+_COPIED = frozenset(("/etc/hosts", "/etc/resolv.conf", "/etc/hostname"))
 
 
 def read(bundle: Path) -> Config:
@@ -34,13 +44,42 @@ def read(bundle: Path) -> Config:
 
 
 def layers(config: Config) -> tuple[Path, ...]:
-    """The container's layers, uppermost first. Checked to be absolute paths; opened by the caller."""
+    """The container's layers, uppermost first; none where the root is a folder of the host. Opened by the caller."""
     text = config.annotations.get(LAYERS, "")
     found = tuple(Path(part) for part in text.split(":") if part)
-    if not found:
-        raise BundleUnsupported(f"the bundle has no annotation {LAYERS}: a root folder of the host is not shared yet")
     if len(found) > MAX_LAYERS or not all(path.is_absolute() for path in found):
         raise BundleUnsupported(f"{LAYERS}: {len(found)} layers, allowed are {MAX_LAYERS} absolute paths")
+    return found
+
+
+def root_is_below(config: Config) -> bool:
+    """Whether what is written goes to a layer in the guest's memory, and never to the host's folder."""
+    text = config.annotations.get(ROOT, "direct")
+    if text not in ("direct", "overlay"):
+        raise BundleUnsupported(f"{ROOT}={text[:40]!r}; allowed are direct and overlay")
+    return text == "overlay"
+
+
+def ids(config: Config) -> Ids | None:
+    """The users of the guest on the host, when the bundle maps them; its first row must be that of uid 0."""
+    linux = config.linux
+    if not linux.uid_mappings and not linux.gid_mappings:
+        return None
+    found = []
+    for rows in (linux.uid_mappings, linux.gid_mappings):
+        if not rows or len(rows) > MAX_MAP_ROWS:
+            raise BundleUnsupported(f"{len(rows)} id mappings; allowed are 1 to {MAX_MAP_ROWS}, for users and groups")
+        found.append(tuple(sorted((row.container, row.host, row.size) for row in rows)))
+    if found[0][0][0] or found[1][0][0] or not found[0][0][1]:
+        raise BundleUnsupported("id mappings that leave out root, or make it root on the host")
+    return Ids(found[0], found[1])
+
+
+def cgroups(config: Config) -> tuple[str, ...]:
+    """The folders that monitor and QEMU join; one for each hierarchy."""
+    found = tuple(part for part in config.annotations.get(CGROUPS, "").split(":") if part)
+    if len(found) > 16 or not all(part.startswith("/sys/fs/cgroup/") and ".." not in part for part in found):
+        raise BundleUnsupported(f"{CGROUPS}: {len(found)} folders, allowed are 16 below /sys/fs/cgroup")
     return found
 
 
@@ -50,14 +89,32 @@ def network(config: Config) -> GuestNetwork | None:
     return tap.parse(text) if text else None
 
 
+def is_bind(mount: Mount) -> bool:
+    """Engines write the type ``bind``, or ``none``, or nothing, with the option."""
+    return mount.type == "bind" or "bind" in mount.options or "rbind" in mount.options
+
+
 def contents(config: Config, bundle: Path) -> list[Content]:
-    """The bind mounts of small regular files, as their content. A folder is refused: :class:`BundleUnsupported`."""
-    found = []
-    for mount in config.mounts:
-        if mount.type != "bind" and "bind" not in mount.options and "rbind" not in mount.options:
-            continue
-        found.append(_content(bundle / mount.source, mount.destination))
-    return found
+    """The files that are copied, not shared: those of our own making over layers, for which no 9p need be mounted."""
+    if not config.annotations.get(LAYERS):
+        return []
+    found = [one for one in config.mounts if is_bind(one) and one.destination in _COPIED]
+    return [_content(bundle / one.source, one.destination) for one in found]
+
+
+def shared(config: Config, bundle: Path, container: str) -> tuple[list[Share], dict[int, str]]:
+    """What the guest gets by 9p: the root, if it is a folder, and each bind; and which mount is which of them."""
+    found, names = [], {}
+    copied = {one.path for one in contents(config, bundle)}
+    for index, mount in enumerate(config.mounts):
+        if is_bind(mount) and mount.destination not in copied:
+            names[index] = f"{container}.{index}"
+            found.append(Share(names[index], bundle / mount.source, mount.options))
+    if not config.annotations.get(LAYERS):
+        found.append(Share(root_name(container), bundle / config.root.path, ("rbind",)))
+    if len(found) > MAX_SHARES:
+        raise BundleUnsupported(f"{len(found)} bind mounts; allowed are {MAX_SHARES}")
+    return found, names
 
 
 def _content(source: Path, target: str) -> Content:
@@ -69,7 +126,7 @@ def _content(source: Path, target: str) -> Content:
         status = os.fstat(number)
         if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_FILE_BYTES:
             what = "is larger than 64 KiB" if stat.S_ISREG(status.st_mode) else "is no regular file"
-            raise BundleUnsupported(f"bind mount at {target}: {source} {what}; volumes are not shared yet")
+            raise BundleUnsupported(f"bind mount at {target}: {source} {what}")
         return Content(target, stat.S_IMODE(status.st_mode), os.read(number, MAX_FILE_BYTES))
     finally:
         os.close(number)

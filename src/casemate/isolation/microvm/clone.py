@@ -9,6 +9,7 @@ from pathlib import Path
 
 from casemate.isolation.microvm import argv, disks
 from casemate.isolation.microvm.monitor import Launch, Monitor
+from casemate.isolation.microvm.records import Ids
 from casemate.isolation.microvm.template import Template
 
 #: The restore of the state, without a round trip: QEMU reads these from its socket when it is ready to.
@@ -22,18 +23,30 @@ _RESTORE = (
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a machine lives: its *folder* (socket), the *jail* (an empty folder), its *uid*, its *cgroups*."""
+    """Where a machine lives: its *folder* (socket), the *jail* (an empty folder), its *uid*, its *cgroups*, and the
+    *ids* of its user namespace, which hold *uid*."""
 
     folder: Path
     jail: Path
     uid: int
     cgroups: tuple[str, ...] = ()
+    ids: Ids | None = None
 
 
 async def start(
-    template: Template, place: Place, layers: Sequence[Path], *, shim: str, qemu: str, tap_fd: int | None = None
+    template: Template,
+    place: Place,
+    layers: Sequence[Path],
+    *,
+    shim: str,
+    qemu: str,
+    tap_fd: int | None = None,
+    waits: bool = False,
 ) -> tuple[Monitor, tuple[disks.Extent, ...]]:
-    """Start a clone over *layers* (squashfs files, any order); where each lies on its device."""
+    """Start a clone over *layers* (squashfs files, any order); where each lies on its device.
+
+    *waits*: over one layer that :mod:`swap` replaces later.
+    """
     first = argv.FIRST_PASSED_FD
     opened: list[int] = []
     fds: dict[int, int] = {first: template.memory_fd}
@@ -49,7 +62,12 @@ async def start(
             fds[first + 4 + index] = number
             sizes.append((first + 4 + index, os.fstat(number).st_size))
         extents = disks.extents(sizes)
-        if len(extents) == 1:
+        disk: argv.Switch | None = None
+        if waits:
+            disk, node = argv.WaitingLayers(*disks.waiting_nodes(extents[0].fd)), ""
+        elif not extents:
+            node = disks.null_node()
+        elif len(extents) == 1:
             node = disks.layer_node(extents[0])
         else:
             described = os.memfd_create("layers", os.MFD_CLOEXEC)
@@ -61,9 +79,10 @@ async def start(
             fds[first + 3] = tap_fd
         switches = (
             *template.recipe.switches(first, shared=False),
-            argv.Layers(node),
+            disk or argv.Layers(node),
             argv.Port(),
             argv.Network(None if tap_fd is None else first + 3),
+            argv.Shares(),
             argv.Incoming(),
         )
         launch = Launch(
@@ -76,7 +95,9 @@ async def start(
             gid=place.uid,
             jail=place.jail,
             qmp=_RESTORE.format(fd=first + 1),
+            kvm=template.recipe.accelerator.kind == "kvm",
             cgroups=place.cgroups,
+            ids=place.ids,
         )
         return await Monitor.start(launch), extents
     finally:

@@ -18,7 +18,8 @@ from casemate.isolation.microvm.oci import Config, Device, Mount, Process
 from casemate.spec import capabilities
 
 NO_NEW_PRIVS, TERMINAL, STDIN, READ_ONLY_ROOT, ALL_PROCESSES = 1, 2, 4, 8, 16
-_CLONE = {"pid": 0x2000_0000, "ipc": 0x0800_0000, "uts": 0x0400_0000, "mount": 0x0002_0000, "cgroup": 0x0200_0000}
+#: Those of ipc and uts are the machine's own, which a pod's containers share; the host name is set with its addresses.
+_CLONE = {"pid": 0x2000_0000, "mount": 0x0002_0000, "cgroup": 0x0200_0000}
 #: What an exec joins: setns(2) by the first process's pidfd.
 EXEC_NAMESPACES = 0x2000_0000 | 0x0800_0000 | 0x0400_0000 | 0x0002_0000 | 0x0200_0000
 _RLIMIT_NAMES = (
@@ -50,14 +51,23 @@ def check_id(text: str) -> str:
 
 
 def create_fields(
-    config: Config, container: str, channel: int, *, contents: Sequence[Content], seccomp: bytes
+    config: Config,
+    container: str,
+    channel: int,
+    *,
+    contents: Sequence[Content],
+    seccomp: bytes,
+    shared: Mapping[int, str] | None = None,
 ) -> list[Field]:
-    """The fields of CREATE. *contents* stand for the bind mounts of files; the caller has read them."""
+    """The fields of CREATE. *contents* stand for bind mounts of files, which the caller has read; *shared* names the
+    share that stands for the bind mount of this index."""
     found = process_fields(config.process, channel, read_only=config.root.readonly)
     found.append(frames.text(Tag.CONTAINER, check_id(container)))
     copied = {one.path for one in contents}
-    for mount in config.mounts:
-        if mount.destination not in copied:
+    for index, mount in enumerate(config.mounts):
+        if shared is not None and index in shared:
+            found.append(share_field(mount, shared[index]))
+        elif mount.destination not in copied:
             found.append(mount_field(mount))
     for one in contents:
         name = one.path.encode()
@@ -67,8 +77,6 @@ def create_fields(
     for namespace in linux.namespaces:
         flags |= _CLONE.get(namespace.type, 0)
     found.append(frames.u32(Tag.NAMESPACES, flags | _CLONE["mount"]))
-    if config.hostname and flags & _CLONE["uts"]:
-        found.append(frames.text(Tag.HOSTNAME, config.hostname))
     found += frames.texts(Tag.MASKED, linux.masked)
     found += frames.texts(Tag.READ_ONLY, linux.read_only)
     found += [frames.text(Tag.SYSCTL, f"{name}={value}") for name, value in linux.sysctl.items()]
@@ -134,6 +142,16 @@ def mount_field(mount: Mount) -> Field:
     if kind in ("sysfs", "cgroup2", "mqueue"):
         data = ""
     parts = (mount.destination, kind, mount.source or kind, data)
+    if any("\0" in part for part in parts):
+        raise BundleUnsupported(f"mount at {mount.destination[:200]!r} holds a null byte")
+    return Field(Tag.MOUNT, struct.pack("<Q", flags) + b"\0".join(part.encode() for part in parts))
+
+
+def share_field(mount: Mount, name: str) -> Field:
+    """A bind mount of the share *name*. What the host refuses (read-only, set-uid, programs) the guest shows too."""
+    flags, _ = mountflags.parse(mount.options)
+    flags |= mountflags.BIND
+    parts = (mount.destination, "bind", name, "")
     if any("\0" in part for part in parts):
         raise BundleUnsupported(f"mount at {mount.destination[:200]!r} holds a null byte")
     return Field(Tag.MOUNT, struct.pack("<Q", flags) + b"\0".join(part.encode() for part in parts))

@@ -7,7 +7,7 @@ BLKPG. Extents begin at multiples of 4 KiB, the block that the guest's squashfs 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from casemate.isolation.microvm.argv import DISK_SECTORS
@@ -57,12 +57,47 @@ def layer_node(only: Extent) -> str:
     )
 
 
-def descriptor(found: Sequence[Extent]) -> str:
-    """A VMDK descriptor of flat extents, one behind the other as :func:`extents` placed them."""
+def waiting_nodes(fd: int) -> tuple[str, str]:
+    """A waiting machine's device: one layer for now, below a node that stays when :func:`reopened` replaces it."""
+    file = {
+        "driver": "file",
+        "node-name": "now",
+        "read-only": True,
+        "filename": f"/proc/self/fd/{fd}",
+        "locking": "off",
+    }
+    return json.dumps(file), json.dumps({"driver": "raw", "node-name": "layers", "read-only": True, "file": "now"})
+
+
+def swapped_node(filename: str, driver: str) -> dict[str, object]:
+    """The node that is to be below the device: a file, or the VMDK that joins several."""
+    file = {"driver": "file", "filename": filename, "locking": "off"}
+    if driver == "file":
+        return file | {"node-name": "swapped", "read-only": True}
+    return {"driver": driver, "node-name": "swapped", "read-only": True, "file": file}
+
+
+def reopened() -> dict[str, object]:
+    """The device's node with :func:`swapped_node` below it."""
+    return {"driver": "raw", "node-name": "layers", "read-only": True, "file": "swapped"}
+
+
+def own_fd(number: int) -> str:
+    """The path of a descriptor that QEMU was started with."""
+    return f"/proc/self/fd/{number}"
+
+
+def fdset(number: int) -> str:
+    """The path by which QEMU opens a descriptor that it was given later (``add-fd``)."""
+    return f"/dev/fdset/{number}"
+
+
+def descriptor(found: Sequence[Extent], name: Callable[[int], str] = own_fd) -> str:
+    """A VMDK descriptor of flat extents, one behind the other as :func:`extents` placed them; *name* of each file."""
     lines = ["# Disk DescriptorFile", "version=1", "CID=fffffffe", "parentCID=ffffffff"]
     # No empty line before the extents: QEMU's sscanf passes over its end and takes the first extent twice.
     lines += ['createType="monolithicFlat"', "# Extent description"]
-    lines += [f'RW {extent.sectors} FLAT "/proc/self/fd/{extent.fd}" 0' for extent in found]
+    lines += [f'RW {extent.sectors} FLAT "{name(extent.fd)}" 0' for extent in found]
     lines += ["", "#DDB", 'ddb.adapterType = "ide"', 'ddb.geometry.cylinders = "1"', 'ddb.geometry.heads = "16"']
     return "\n".join([*lines, 'ddb.geometry.sectors = "63"', ""])
 

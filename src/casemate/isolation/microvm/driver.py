@@ -1,65 +1,100 @@
-"""The driver of the level ``microvm``: casemate-vm's command line and its bundles. Pure but for the probe.
-
-It is not registered among hostd's levels yet (docs/reference/levels.md says what is missing): nobody can ask for it.
-"""
+"""The driver of the level ``microvm``: casemate-vm's command line and its bundles. Pure but for the probe."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from casemate.host import programs
 from casemate.isolation import oci
 from casemate.isolation.bundle import BundleInput, BundlePlan
-from casemate.isolation.level import Features, Runtime
+from casemate.isolation.level import Features, Inside, Runtime
 from casemate.isolation.microvm import bundles
 from casemate.isolation.microvm.errors import QemuMissing
 from casemate.isolation.microvm.tap import GuestNetwork
 from casemate.spec.errors import ProgramFailed
-from casemate.spec.workload import Level, PodSpec
+from casemate.spec.workload import ContainerSpec, Level, PodSpec, Resources
 
 QEMU = "qemu-system-x86_64"
 #: The first that restores what we save: older ones have no microvm machine with ACPI, or none that migrates.
 LEAST_QEMU = (7, 2)
 _VERSION = re.compile(r"version (\d+)\.(\d+)")
-#: Of the host's kernel alone: the guest has its own.
-_HOST_ONLY = ("uidMappings", "gidMappings", "rootfsPropagation")
+#: Of the host's kernel alone. The map of users stays: what the guest writes to a volume is owned through it.
+_HOST_ONLY = ("rootfsPropagation",)
+
+
+#: What the guest's kernel and the agent take of a machine's memory, before anything of the user's.
+GUEST_OVERHEAD_BYTES = 48 << 20
+#: Machines come in few sizes, since each size is a template of its own.
+LEAST_MEMORY_BYTES, MOST_MEMORY_BYTES = 128 << 20, 64 << 30
+
+
+EMULATED = "microvm: no KVM that boots a guest; this machine is emulated (TCG): slower, and no hardware wall"
 
 
 class MicrovmLevel:
     """Containers in a virtual machine of their pod's own.
 
     *layers*: the folder with the layers' files; *network*: the pod's tap and the guest's end of it, None for none.
+    *memory_bytes*: of a machine whose pod and containers have no limit. *cgroups*: the folders of the cgroup of a
+    pod's machine on the host.
     """
 
     name: Level = "microvm"
-    features = Features(processes="runtime", state_is_files=False)
+    features = Features(
+        processes="runtime", state_is_files=False, namespaces=False, rootfs=False, network="tap", cgroup=False
+    )
 
     def __init__(
-        self, runtime: Runtime, summary: str, layers: Path, network: Callable[[PodSpec], GuestNetwork | None]
+        self,
+        runtime: Runtime,
+        summary: str,
+        layers: Path,
+        network: Callable[[PodSpec], GuestNetwork | None],
+        *,
+        inside: Inside | None = None,
+        memory_bytes: int = LEAST_MEMORY_BYTES,
+        emulated: bool = False,
+        cgroups: Callable[[PodSpec], Sequence[str]] = lambda _pod: (),
     ) -> None:
         self.runtime = runtime
         self.summary = summary
+        self.inside = inside
         self._layers = layers
         self._network = network
+        self._memory_bytes = memory_bytes
+        self._emulated = emulated
+        self._cgroups = cgroups
+
+    def memory_bytes(self, pod: PodSpec, container: ContainerSpec | None) -> int:
+        """The machine's memory: room for the limit of the pod, else of the container that it is made for."""
+        limit = pod.resources.memory_bytes or (container.resources.memory_bytes if container else 0) or 0
+        return machine_memory(limit, self._memory_bytes)
 
     def bundle(self, given: BundleInput) -> BundlePlan:
+        # The guest has namespaces, capabilities and limits of its own kernel: none is the host's to give.
+        own = dict.fromkeys(("user", "network", "ipc", "uts"), "")
+        facts = dataclasses.replace(given.facts, bounding=~0, hard_limits={}, oom_score_adj=-1000)
+        given = dataclasses.replace(given, sandbox=dataclasses.replace(given.sandbox, namespaces=own), facts=facts)
         plan = oci.configuration(given)
         linux = plan.config["linux"]
         for key in _HOST_ONLY:
             linux.pop(key, None)
         # The guest has no user but its own, and no network namespace but the machine's.
         linux["namespaces"] = [{"type": kind} for kind in ("pid", "ipc", "uts", "mount", "cgroup")]
-        resources = given.container.resources
-        if resources.pids is not None and resources.pids > 0:
-            linux["resources"]["pids"] = {"limit": resources.pids}
+        linux["resources"] |= resources(given.container.resources)
         annotations = plan.config.setdefault("annotations", {})
-        # Lowest first in the specification of a container, uppermost first in an overlay's options.
-        files = [str(self._layers / f"{layer}.sqfs") for layer in reversed(given.container.layers)]
-        annotations[bundles.LAYERS] = ":".join(files)
+        # Lowest first in the specification of a container, uppermost first in an overlay's options; each once.
+        layers = dict.fromkeys(reversed(given.container.layers))
+        annotations[bundles.LAYERS] = ":".join(str(self._layers / f"{layer}.sqfs") for layer in layers)
         annotations[bundles.POD] = given.pod.id
+        annotations[bundles.MEMORY] = str(self.memory_bytes(given.pod, given.container))
+        if folders := self._cgroups(given.pod):
+            annotations[bundles.CGROUPS] = ":".join(folders)
         network = self._network(given.pod)
         if network is not None:
             annotations[bundles.NETWORK] = json.dumps(
@@ -71,7 +106,30 @@ class MicrovmLevel:
                     "mtu": network.mtu_bytes,
                 }
             )
-        return plan
+        warnings = (*plan.warnings, EMULATED) if self._emulated else plan.warnings
+        return BundlePlan(plan.config, warnings)
+
+
+def machine_memory(limit_bytes: int, default_bytes: int) -> int:
+    """A machine's memory for a limit (0: none): the limit and the guest's own part, as a power of two."""
+    if not limit_bytes:
+        return default_bytes
+    wanted, size = limit_bytes + GUEST_OVERHEAD_BYTES, LEAST_MEMORY_BYTES
+    while size < wanted and size < MOST_MEMORY_BYTES:
+        size *= 2
+    return size
+
+
+def resources(wanted: Resources) -> dict[str, Any]:
+    """The OCI resources of *wanted* that the agent sets on the container's cgroup in the guest."""
+    found: dict[str, Any] = {}
+    if wanted.pids is not None and wanted.pids > 0:
+        found["pids"] = {"limit": wanted.pids}
+    if wanted.memory_bytes:
+        found["memory"] = {"limit": wanted.memory_bytes}
+    if wanted.cpu_millis:
+        found["cpu"] = {"quota": wanted.cpu_millis * 100, "period": 100_000}
+    return found
 
 
 def runtime(shim: str, run: Path) -> Runtime:

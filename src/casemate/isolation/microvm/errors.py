@@ -8,19 +8,19 @@ from casemate.spec.errors import CasemateError, HostLacks, InvalidArgument, NotF
 class KernelMissing(HostLacks):
     code = "microvm.kernel_missing"
     title = "There is no guest kernel on this host"
-    remedy = "Prepare one out of Debian's package linux-image-amd64: docs/reference/levels.md says how."
-
-
-class KernelUnfit(InvalidArgument):
-    code = "microvm.kernel_unfit"
-    title = "This kernel cannot run a micro-VM"
-    remedy = "Take a generic kernel of a distribution: it needs virtio-mmio, -blk, -console, -net, squashfs, overlay."
+    remedy = "`casemate system kernel install` fetches Debian's, and installs nothing on the host."
 
 
 class QemuMissing(HostLacks):
     code = "microvm.qemu_missing"
     title = "QEMU is missing, or too old"
     remedy = "apt-get install qemu-system-x86; version 7.2 or newer is needed."
+
+
+class ShimMissing(HostLacks):
+    code = "microvm.shim_missing"
+    title = "casemate-vm is not installed"
+    remedy = "`sudo make run` builds and installs it; the setting microvm.shim says where it is looked for."
 
 
 class TemplateFailed(CasemateError):
@@ -56,10 +56,28 @@ class NetworkFailed(CasemateError):
     remedy = "`casemate system doctor` checks the host's side; the detail says which step the guest refused."
 
 
+class ShareFailed(CasemateError):
+    code = "microvm.share"
+    title = "A folder or file of the host could not be given to the micro-VM"
+    remedy = "Check that the source exists; a file system that vanished must be mounted again, then start anew."
+
+
 class BundleUnsupported(InvalidArgument):
     code = "microvm.bundle_unsupported"
     title = "The bundle asks for something that a micro-VM cannot give yet"
     remedy = "docs/reference/levels.md lists what each level has; or choose another --isolation."
+
+
+class PathMissing(NotFound):
+    code = "microvm.path_missing"
+    title = "No such path in the container"
+    remedy = "casemate exec CONTAINER ls"
+
+
+class CopyRefused(InvalidArgument):
+    code = "microvm.copy_refused"
+    title = "Files cannot be copied in this way"
+    remedy = "The detail names the entry; `tar -tvf` shows what is in an archive."
 
 
 class MachineMissing(NotFound):

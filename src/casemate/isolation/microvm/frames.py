@@ -49,6 +49,9 @@ class Kind(enum.IntEnum):
     REMOVE = 13
     LIMITS = 14
     SHARE = 15
+    TOP = 17
+    NETWORK = 18
+    FILES = 19
     READY = 64
     REPLY = 65
     EXITED = 66
@@ -64,6 +67,9 @@ class Kind(enum.IntEnum):
     ASK_PS = 107
     ASK_PAUSE = 108
     ASK_RESUME = 109
+    ASK_PREPARE = 120
+    ASK_EVENTS = 121
+    ASK_UPDATE = 122
 
 
 class Tag(enum.IntEnum):
@@ -104,8 +110,15 @@ class Tag(enum.IntEnum):
     SIGNAL = 36
     PROCESS = 37
     STATUS = 38
+    FILES = 50
     STAT = 39
     VERSION = 40
+    #: An entry of the shared folder (9p).
+    SHARE = 42
+    ROUTE = 60
+    NEIGHBOUR = 61
+    HOOK = 62
+    NETNS = 63
 
 
 #: What the guest may say.

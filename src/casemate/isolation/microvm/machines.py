@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import re
 import secrets
 import shutil
 import struct
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import msgspec
-
-from casemate.isolation.microvm import argv, clone, frames, kernel, records, tap
-from casemate.isolation.microvm.errors import MonitorFailed, NetworkFailed, RootfsFailed
-from casemate.isolation.microvm.frames import Field, Kind, Message, Tag
+from casemate.isolation.microvm import argv, clone, disks, frames, kernel, records, shares, swap, tap, warming
+from casemate.isolation.microvm.errors import MonitorFailed, NetworkFailed
+from casemate.isolation.microvm.frames import Field, Kind, Tag
+from casemate.isolation.microvm.machine import Machine
 from casemate.isolation.microvm.monitor import Monitor
-from casemate.isolation.microvm.records import ContainerRecord, MachineRecord, Status
+from casemate.isolation.microvm.pool import Pool, Waiting
+from casemate.isolation.microvm.records import SAME_IDS, Ids, MachineRecord
+from casemate.isolation.microvm.shares import Share
 from casemate.isolation.microvm.tap import GuestNetwork
 from casemate.isolation.microvm.template import Recipe, Template, Templates
 from casemate.spec.errors import CasemateError, LimitExceeded
@@ -31,6 +33,8 @@ SEED_BYTES = 64
 CLONE_TIMEOUT_S = 30.0
 _QUIT_WAIT_S = 5.0
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")
+#: What the names of machines begin with that wait: nobody's machine can be called so.
+_WAITS = "+"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,65 +47,23 @@ class Settings:
     qemu: str
     qemu_version: str
     accelerator: argv.Accelerator
+    #: Why this accelerator.
+    accelerated: str = field(default="not probed: there was no guest kernel", kw_only=True)
     tsc_khz: int | None
     memory_bytes: int = 128 << 20
+    #: How many machines may wait, and how the other ends of their cards are called; empty: they have none.
+    pool: int = 0
+    taps: str = ""
 
 
-@dataclass(slots=True)
-class Machine:
-    """One machine that runs. Its record on disk follows each change."""
+@dataclass(frozen=True, slots=True)
+class _Where:
+    """A clone's name, cgroups, map of users, and its card's other end."""
 
-    record: MachineRecord
-    folder: Path
-    monitor: Monitor
-    changed: Callable[[str], None] = lambda _container: None
-    starting: set[str] = field(default_factory=set)
-
-    def container(self, name: str) -> ContainerRecord | None:
-        return next((one for one in self.record.containers if one.id == name), None)
-
-    def put(self, container: ContainerRecord) -> None:
-        """Add or replace a container's record."""
-        rest = tuple(one for one in self.record.containers if one.id != container.id)
-        self._write(msgspec.structs.replace(self.record, containers=(*rest, container)))
-
-    def drop(self, name: str) -> None:
-        rest = tuple(one for one in self.record.containers if one.id != name)
-        self._write(msgspec.structs.replace(self.record, containers=rest))
-
-    def set_status(self, name: str, status: Status, code: int = 0, *, oom_killed: bool = False) -> None:
-        one = self.container(name)
-        if one is not None:
-            self.put(msgspec.structs.replace(one, status=status, code=code, oom_killed=oom_killed))
-
-    def next_channel(self) -> int:
-        """A channel that this machine has not used: 65,535 processes over its life, of which execs are most."""
-        number = self.record.next_channel
-        if number > 0xFFFF:
-            raise LimitExceeded("65,535 processes were started in this machine; start the pod anew")
-        self._write(msgspec.structs.replace(self.record, next_channel=number + 1))
-        return number
-
-    def hear(self, message: Message) -> None:
-        """An event of the guest's: an ended process. What it says of containers that are not there is nothing."""
-        if message.kind is not Kind.EXITED or message.text(Tag.PROCESS):
-            return
-        name = message.text(Tag.CONTAINER)
-        if (one := self.container(name)) is not None and one.status != "stopped":
-            code = message.number_of(Tag.STATUS) & 255
-            self.set_status(name, "stopped", code, oom_killed=bool(message.number_of(Tag.FLAGS)))
-            self.changed(name)
-
-    def lost(self) -> None:
-        """The monitor ended: so did everything in it."""
-        for one in self.record.containers:
-            if one.status != "stopped":
-                self.set_status(one.id, "stopped", 137)
-                self.changed(one.id)
-
-    def _write(self, record: MachineRecord) -> None:
-        self.record = record
-        records.write(self.folder, record)
+    name: str
+    cgroups: tuple[str, ...]
+    ids: Ids | None
+    tap_fd: int | None
 
 
 class Machines:
@@ -120,9 +82,13 @@ class Machines:
         self._machines: dict[str, Machine] = {}
         #: Taken before the first wait of a start: two starts at a time must not get one user.
         self._uids: set[int] = set()
+        self._waiting_number = 0
+        self.pool = Pool(settings.pool, self._make_waiting, self.end)
+        group.create_task(self.pool.run())
 
     def all(self) -> list[Machine]:
-        return list(self._machines.values())
+        """Those that are somebody's."""
+        return [one for one in self._machines.values() if not one.record.name.startswith(_WAITS)]
 
     def find(self, container: str) -> Machine | None:
         """The machine that *container* is in."""
@@ -142,6 +108,10 @@ class Machines:
                 shutil.rmtree(folder, ignore_errors=True)
                 continue
             machine = self._add(record, folder, monitor)
+            if record.name.startswith(_WAITS):
+                # Of an earlier hostd's pool, which did not come to end it.
+                await self.end(machine)
+                continue
             try:
                 await self._catch_up(machine)
                 found.append(record.name)
@@ -168,52 +138,124 @@ class Machines:
         hostname: str,
         memory_bytes: int | None = None,
         network: GuestNetwork | None = None,
+        cgroups: tuple[str, ...] = (),
+        ids: Ids | None = None,
+        shared: Sequence[Share] = (),
+        below: bool = False,
+        given_tap_fd: int | None = None,
     ) -> Machine:
-        """A configured clone over *layers*. Raises the error of the step that failed, with nothing left behind."""
+        """A configured clone over *layers*, or over the root among *shared* (*below*: under a writable layer).
+
+        *ids*: the map of the guest's users, whose first is then QEMU's user; *given_tap_fd*: an engine's tap, which
+        stays the caller's. Raises the error of the step that
+        failed, with nothing left behind.
+        """
         if not _NAME.match(name) or name in self._machines:
             raise MonitorFailed(f"a machine {name[:80]!r} exists, or the name is not valid")
-        template = await self._template(memory_bytes)
-        folder = self.folder / name
-        folder.mkdir(mode=0o700)
-        tap_fd, uid = None, self._free_uid()
+        template = await self.template(memory_bytes)
+        opened = shares.open_all(shared)
+        self.pool.busy += 1
+        machine: Machine | None = None
         try:
-            tap_fd = None if network is None else tap.open_tap(network.tap)
-            place = clone.Place(folder, self._jail, uid)
+            waiting = None
+            # One that waits has a user of its own, as whom nothing of the pod's may be written on the host.
+            if not shared and given_tap_fd is None:
+                waiting = self.pool.take(template, "" if network is None else network.tap)
+            if waiting is not None:
+                machine = waiting
+                extents = await self._hand_out(machine, name, layers, cgroups)
+            else:
+                tap_fd = tap.open_tap(network.tap) if network is not None else _copy(given_tap_fd)
+                where = _Where(name, cgroups, ids, tap_fd)
+                machine, extents = await self._clone(template, where, layers)
+            await machine.monitor.ask(
+                Kind.CONFIGURE, _configuration(hostname, network), error=NetworkFailed, timeout_s=CLONE_TIMEOUT_S
+            )
+            if waiting is None:
+                await machine.learn_qemu(ids or SAME_IDS)
+            places = [Field(Tag.LAYER, struct.pack("<QQ", one.start, one.sectors)) for one in extents]
+            await machine.fill(name, places, opened, below=below)
+        except BaseException as error:
+            if machine is not None:
+                if isinstance(error, CasemateError):
+                    error.detail += f"; console: {(await machine.monitor.tail())[-500:]}"
+                await self.end(machine)
+            raise
+        finally:
+            self.pool.busy -= 1
+            shares.close(opened)
+        return machine
+
+    async def _clone(
+        self, template: Template, where: _Where, layers: Sequence[Path], *, waits: bool = False
+    ) -> tuple[Machine, tuple[disks.Extent, ...]]:
+        """Start a clone; *where*'s tap is closed. Nothing is left when it fails."""
+        folder = self.folder / where.name
+        uid: int | None = None
+        try:
+            folder.mkdir(mode=0o700)
+            uid = self._free_uid() if where.ids is None else where.ids.uids[0][1]
             monitor, extents = await clone.start(
-                template, place, layers, shim=self.settings.shim, qemu=self.settings.qemu, tap_fd=tap_fd
+                template,
+                clone.Place(folder, self._jail, uid, where.cgroups, where.ids or SAME_IDS),
+                layers,
+                shim=self.settings.shim,
+                qemu=self.settings.qemu,
+                tap_fd=where.tap_fd,
+                waits=waits,
             )
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
-            self._uids.discard(uid)
+            if uid is not None:
+                self._uids.discard(uid)
             raise
         finally:
-            if tap_fd is not None:
-                os.close(tap_fd)
-        machine = self._add(MachineRecord(name, uid, 1), folder, monitor)
+            if where.tap_fd is not None:
+                os.close(where.tap_fd)
+        pid = 0 if monitor.child is None else monitor.child.pid
+        record = MachineRecord(where.name, uid, 1, (), where.cgroups, pid, template.recipe.memory_bytes)
+        machine = self._add(record, folder, monitor)
+        records.write(folder, record)
+        return machine, extents
+
+    async def _hand_out(
+        self, machine: Machine, name: str, layers: Sequence[Path], cgroups: tuple[str, ...]
+    ) -> tuple[disks.Extent, ...]:
+        """Make a waiting machine the one called *name*, over *layers*, in *cgroups*."""
+        self._machines[name] = self._machines.pop(machine.record.name)
+        machine.folder = machine.folder.rename(self.folder / name)
+        machine.rename(name, cgroups)
+        machine.join()
+        return await swap.layers(machine.monitor, layers)
+
+    async def _make_waiting(self, template: Template) -> Waiting:
+        """A warmed clone of *template* that nobody has asked for yet."""
+        self._waiting_number += 1
+        layer = await warming.make_layer(self.settings.state / "templates", Path(self.settings.shim))
+        card = f"{self.settings.taps}{self._waiting_number % 10**6}" if self.settings.taps else ""
+        where = _Where(f"{_WAITS}{self._waiting_number}", (), None, tap.open_tap(card) if card else None)
+        machine, extents = await self._clone(template, where, [layer], waits=True)
         try:
-            records.write(folder, machine.record)
-            await monitor.ask(
-                Kind.CONFIGURE, _configuration(hostname, network), error=NetworkFailed, timeout_s=CLONE_TIMEOUT_S
-            )
-            places = [Field(Tag.LAYER, struct.pack("<QQ", one.start, one.sectors)) for one in extents]
-            root = [frames.text(Tag.CONTAINER, name), *places]
-            await monitor.ask(Kind.ROOTFS, root, error=RootfsFailed)
-        except BaseException as error:
-            if isinstance(error, CasemateError):
-                error.detail += f"; console: {(await monitor.tail())[-500:]}"
+            fields = _configuration("casemate", None)
+            await machine.monitor.ask(Kind.CONFIGURE, fields, timeout_s=CLONE_TIMEOUT_S)
+            await machine.learn_qemu(SAME_IDS)
+            await warming.run(machine, extents[0])
+        except BaseException:
             await self.end(machine)
             raise
-        return machine
+        return Waiting(machine, template, card)
 
-    async def _template(self, memory_bytes: int | None) -> Template:
+    async def template(self, memory_bytes: int | None) -> Template:
+        """The template of a machine of this size, made when there is none."""
         settings = self.settings
         recipe = Recipe(
-            kernel.newest(settings.state / "kernels"),
+            kernel.chosen(settings.state / "kernels"),
             settings.qemu_version,
             settings.accelerator,
             memory_bytes or settings.memory_bytes,
             1,
-            settings.tsc_khz,
+            # With KVM the guest has the host's own clock.
+            settings.tsc_khz if settings.accelerator.kind == "tcg" else None,
         )
         return await self.templates.get(recipe)
 
@@ -251,9 +293,16 @@ class Machines:
         shutil.rmtree(machine.folder, ignore_errors=True)
 
     def forget(self) -> None:
-        """Let go of every monitor without ending any: hostd stops, machines stay."""
+        """Let go of every monitor: hostd stops, machines stay, but for those that nobody has asked for."""
         for machine in self._machines.values():
+            if machine.record.name.startswith(_WAITS):
+                machine.monitor.quit()
             machine.monitor.leave()
+
+
+def _copy(number: int | None) -> int | None:
+    """A descriptor of our own for one that stays the caller's."""
+    return None if number is None else fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, 3)
 
 
 def _configuration(hostname: str, network: GuestNetwork | None) -> list[Field]:

@@ -17,6 +17,7 @@ from casemate.host import programs, seqpacket
 from casemate.isolation.microvm import argv, frames
 from casemate.isolation.microvm.errors import AgentFailed, MonitorFailed
 from casemate.isolation.microvm.frames import Field, GuestBroken, Kind, Message, Tag
+from casemate.isolation.microvm.records import Ids
 from casemate.spec.errors import CasemateError
 
 #: The guest's own work for one request, under emulation on a loaded host.
@@ -28,7 +29,8 @@ _TAIL_TIMEOUT_S, _TAIL_BYTES = 1.0, 2000
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """What a monitor is started with. *fds*: number in QEMU to ours; *jail*: an empty folder, the later root."""
+    """What a monitor is started with. *fds*: number in QEMU to ours; *jail*: an empty folder, the later root; *ids*:
+    QEMU's user namespace, without which it can be given no folder."""
 
     shim: str
     qemu: str
@@ -41,14 +43,22 @@ class Launch:
     qmp: str = ""
     writes: bool = False
     cgroups: tuple[str, ...] = ()
+    ids: Ids | None = None
+    #: The jail holds /dev/kvm.
+    kvm: bool = False
 
     def arguments(self) -> list[str]:
         found = [self.shim, "monitor", "--uid", str(self.uid), "--gid", str(self.gid)]
         found += ["--root", str(self.jail)] if self.jail is not None else []
         found += ["--writes"] if self.writes else []
+        found += ["--kvm"] if self.kvm else []
         for folder in self.cgroups:
             found += ["--cgroup", folder]
         found += ["--qmp", self.qmp] if self.qmp else []
+        if self.ids is not None:
+            for name, rows in (("--uid-map", self.ids.uids), ("--gid-map", self.ids.gids)):
+                for row in rows:
+                    found += [name, ":".join(str(one) for one in row)]
         return [*found, "--", *argv.argv(self.qemu, self.switches)]
 
 
@@ -66,6 +76,7 @@ class Monitor:
     _number: int = 0
     _waiting: dict[int, asyncio.Future[Message]] = field(default_factory=dict)
     _tail: asyncio.Future[bytes] | None = None
+    _pid: asyncio.Future[bytes] | None = None
     broken: GuestBroken | None = None
     _since: float = 0.0
     _unasked: int = 0
@@ -124,6 +135,9 @@ class Monitor:
             case b"T":
                 if self._tail is not None and not self._tail.done():
                     self._tail.set_result(body)
+            case b"P":
+                if self._pid is not None and not self._pid.done():
+                    self._pid.set_result(body)
             case b"X":
                 self.ended.set()
             case _:
@@ -206,6 +220,17 @@ class Monitor:
             return "(nothing)"
         words = data[-_TAIL_BYTES:].decode("utf-8", "replace")
         return "".join(c if c.isprintable() or c == "\n" else "?" for c in words).strip() or "(nothing)"
+
+    async def qemu_pid(self) -> int:
+        """QEMU's pid. Ask before anything of the user's runs in the guest: later the answer proves nothing."""
+        self._pid = asyncio.get_running_loop().create_future()
+        try:
+            self.channel.send(b"P")
+            async with asyncio.timeout(_TAIL_TIMEOUT_S):
+                body = await self._pid
+        except TimeoutError as error:
+            raise MonitorFailed("the monitor does not say which process is QEMU") from error
+        return int.from_bytes(body[:4], "little")
 
     def quit(self) -> None:
         """End the machine; waits for nothing."""

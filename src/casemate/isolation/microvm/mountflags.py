@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+BIND = 4096
 _SET = {
     "ro": 1,
     "nosuid": 2,

@@ -97,6 +97,12 @@ class Resources(Struct, frozen=True):
     cpu: Cpu | None = None
 
 
+class IdMapping(Struct, frozen=True):
+    container: U32 = field(name="containerID")
+    host: U32 = field(name="hostID")
+    size: U32
+
+
 class Linux(Struct, frozen=True):
     namespaces: tuple[Namespace, ...] = ()
     masked: tuple[str, ...] = field(default=(), name="maskedPaths")
@@ -105,7 +111,27 @@ class Linux(Struct, frozen=True):
     devices: tuple[Device, ...] = ()
     resources: Resources = Resources()
     seccomp: dict[str, Any] | None = None
+    uid_mappings: tuple[IdMapping, ...] = field(default=(), name="uidMappings")
+    gid_mappings: tuple[IdMapping, ...] = field(default=(), name="gidMappings")
     cgroups_path: str = field(default="", name="cgroupsPath")
+
+
+class Hook(Struct, frozen=True):
+    path: str
+    args: tuple[str, ...] = ()
+    env: tuple[str, ...] = ()
+    timeout: Annotated[int, Meta(ge=0, le=3600)] | None = None
+
+
+class Hooks(Struct, frozen=True):
+    """config.md, "POSIX-platform Hooks"; *prestart* is the older name of two of them."""
+
+    prestart: tuple[Hook, ...] = ()
+    create_runtime: tuple[Hook, ...] = field(default=(), name="createRuntime")
+    create_container: tuple[Hook, ...] = field(default=(), name="createContainer")
+    start_container: tuple[Hook, ...] = field(default=(), name="startContainer")
+    poststart: tuple[Hook, ...] = ()
+    poststop: tuple[Hook, ...] = ()
 
 
 class Config(Struct, frozen=True):
@@ -115,7 +141,7 @@ class Config(Struct, frozen=True):
     mounts: tuple[Mount, ...] = ()
     hostname: str = ""
     annotations: dict[str, str] = {}
-    hooks: dict[str, Any] | None = None
+    hooks: Hooks | None = None
     linux: Linux = Linux()
 
 

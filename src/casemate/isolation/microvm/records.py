@@ -16,6 +16,17 @@ MAX_RECORD_BYTES = 256 << 10
 Status = Literal["creating", "created", "running", "paused", "stopped"]
 
 
+class Ids(Struct, frozen=True, forbid_unknown_fields=True):
+    """A user namespace's maps: rows of (id inside, id outside, count)."""
+
+    uids: tuple[tuple[int, int, int], ...]
+    gids: tuple[tuple[int, int, int], ...]
+
+
+#: An engine without user namespaces: the owners that it sees are the owners that the guest sees.
+SAME_IDS = Ids(((0, 0, (1 << 32) - 1),), ((0, 0, (1 << 32) - 1),))
+
+
 class ContainerRecord(Struct, frozen=True, forbid_unknown_fields=True):
     """One container: the *pid* is its waiter's; *code* counts once it is stopped."""
 
@@ -28,6 +39,10 @@ class ContainerRecord(Struct, frozen=True, forbid_unknown_fields=True):
     oom_killed: bool = False
     created: str = ""
     annotations: dict[str, str] = {}
+    #: The guest takes over what an engine has set up in the waiter's network namespace.
+    takes_network: bool = False
+    #: Names of its shares, to be taken away when the machine outlives it.
+    shares: tuple[str, ...] = ()
 
 
 class MachineRecord(Struct, frozen=True, forbid_unknown_fields=True):
@@ -38,6 +53,18 @@ class MachineRecord(Struct, frozen=True, forbid_unknown_fields=True):
     next_channel: int
     containers: tuple[ContainerRecord, ...] = ()
     cgroups: tuple[str, ...] = ()
+    #: The monitor, whose only child is QEMU.
+    pid: int = 0
+    memory_bytes: int = 0
+    #: The files on its block device, in their order; how often further ones were put behind them; and whether the
+    #: guest has mounted the device whole, so that there can be none.
+    layers: tuple[str, ...] = ()
+    joins: int = 0
+    whole_device: bool = True
+    #: QEMU's user namespace, its pid and start time: what a folder is attached to.
+    ids: Ids | None = None
+    qemu_pid: int = 0
+    qemu_start_ticks: int = 0
 
 
 _DECODER = msgspec.json.Decoder(MachineRecord)

@@ -3,23 +3,37 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import json
 import os
+import socket
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Generator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 from casemate.host import seqpacket
-from casemate.isolation.microvm import bundles, config, frames, seccomp_oci
-from casemate.isolation.microvm.errors import AgentFailed, BundleUnsupported, MachineMissing
+from casemate.isolation.microvm import (
+    bundles,
+    config,
+    engines,
+    frames,
+    guestrows,
+    reports,
+    seccomp_oci,
+    shares,
+    takeover,
+)
+from casemate.isolation.microvm.errors import AgentFailed, BundleUnsupported, MachineMissing, NetworkFailed
 from casemate.isolation.microvm.frames import Field, Kind, Message, Tag
+from casemate.isolation.microvm.inside import limit_fields
 from casemate.isolation.microvm.kernelsignals import number_of
-from casemate.isolation.microvm.machines import Machine, Machines
-from casemate.isolation.microvm.oci import Config, Process, read_process
+from casemate.isolation.microvm.machine import Machine
+from casemate.isolation.microvm.machines import Machines
+from casemate.isolation.microvm.oci import Config, Process, User, read_process
 from casemate.isolation.microvm.records import ContainerRecord
 from casemate.isolation.seccomp_compile import Compiler
 from casemate.spec.errors import CasemateError, Conflict
@@ -38,7 +52,10 @@ class Service:
         self._machines = machines
         self._compiler = compiler
         self._programs: dict[str, bytes] = {}
-        self._answers: dict[Kind, Callable[[Message, list[int]], Coroutine[Any, Any, str]]] = {
+        self._answers: dict[Kind, Callable[[Message, list[int]], Coroutine[Any, Any, str | list[Field]]]] = {
+            Kind.ASK_PREPARE: self._prepare,
+            Kind.ASK_EVENTS: self._events,
+            Kind.ASK_UPDATE: self._update,
             Kind.ASK_CREATE: self._create,
             Kind.ASK_START: self._start,
             Kind.ASK_STATE: self._state,
@@ -51,15 +68,9 @@ class Service:
             Kind.ASK_RESUME: self._resume,
         }
 
-    async def serve(self, path: Path) -> None:
-        """Listen at *path* for ever; any peer but root is closed unheard."""
-        server = seqpacket.listen(path, mode=0o600)
-        try:
-            await seqpacket.serve(
-                server, self._handle, accepts=lambda peer: peer.uid == 0, max_connections=_MAX_CLIENTS
-            )
-        finally:
-            server.close()
+    async def serve(self, server: socket.socket) -> None:
+        """Answer at *server* for ever; any peer but root is closed unheard."""
+        await seqpacket.serve(server, self._handle, accepts=lambda peer: peer.uid == 0, max_connections=_MAX_CLIENTS)
 
     async def _handle(self, channel: seqpacket.Channel) -> None:
         try:
@@ -72,17 +83,19 @@ class Service:
             return
 
     async def _answer(self, data: bytes, fds: list[int]) -> bytes:
+        more: list[Field] = []
         number, words = errno.EIO, ""
         try:
             ask = frames.decode(data, frames.ASK_KINDS, frames.MAX_HOST_FIELDS)
-            words = await self._answers[ask.kind](ask, fds)
+            answer = await self._answers[ask.kind](ask, fds)
+            words, more = (answer, []) if isinstance(answer, str) else ("", answer)
             number = 0
         except CasemateError as error:
             words = f"{error.detail} ({error.code})"
         except OSError as error:
             number, words = error.errno or errno.EIO, str(error)
         text = words.encode("utf-8", "replace")[:_MAX_ANSWER_BYTES]
-        return frames.encode(Kind.REPLY, 1, [frames.u32(Tag.ERRNO, number), Field(Tag.TEXT, text)])
+        return frames.encode(Kind.REPLY, 1, [frames.u32(Tag.ERRNO, number), *(more or [Field(Tag.TEXT, text)])])
 
     def _place(self, ask: Message) -> tuple[Machine, ContainerRecord]:
         name = ask.text(Tag.CONTAINER)
@@ -92,35 +105,58 @@ class Service:
             raise MachineMissing(f"container {name!r} does not exist", container=name)
         return machine, one
 
+    async def _prepare(self, ask: Message, _fds: list[int]) -> list[Field]:
+        name, bundle = config.check_id(ask.text(Tag.CONTAINER)), ask.text(Tag.CWD, 4096)
+        return engines.prepared(name, bundle, bundles.read(Path(bundle)))
+
     async def _create(self, ask: Message, fds: list[int]) -> str:
         name = config.check_id(ask.text(Tag.CONTAINER))
         bundle = Path(ask.text(Tag.CWD, 4096))
         if self._machines.find(name) is not None or self._machines.get(name) is not None:
             raise Conflict(f"container {name} exists")
         wanted = bundles.read(bundle)
-        if wanted.hooks and any(wanted.hooks.values()):
-            raise BundleUnsupported("hooks are not run yet")
+        engines.check_hooks(wanted.hooks)
         if bool(ask.number_of(Tag.FLAGS) & TERMINAL) != wanted.process.terminal or len(fds) not in (2, 4):
             raise BundleUnsupported("process.terminal and the descriptors do not agree")
         contents = bundles.contents(wanted, bundle)
-        layers = bundles.layers(wanted)
+        layers, (shared, names) = bundles.layers(wanted), bundles.shared(wanted, bundle, name)
         program = self._seccomp(wanted)
         memory = wanted.annotations.get(bundles.MEMORY, "")
-        machine = await self._machines.create(
-            name,
-            layers,
-            hostname=wanted.hostname,
-            memory_bytes=int(memory) if memory.isdigit() else None,
-            network=bundles.network(wanted),
-        )
+        with contextlib.ExitStack() as stack:
+            tap_fd = None
+            if takes_network := engines.netns(wanted) != engines.NONE:
+                tap_fd = await takeover.open_tap(_netns_fd(stack, ask.number_of(Tag.STATUS)))
+                stack.callback(os.close, tap_fd)
+            machine = await self._machines.create(
+                name,
+                layers,
+                hostname=wanted.hostname,
+                memory_bytes=int(memory) if memory.isdigit() else None,
+                network=bundles.network(wanted),
+                cgroups=bundles.cgroups(wanted),
+                ids=bundles.ids(wanted),
+                shared=shared,
+                below=bundles.root_is_below(wanted),
+                given_tap_fd=tap_fd,
+            )
         try:
             channel = machine.next_channel()
             machine.monitor.attach(channel, fds)
-            fields = config.create_fields(wanted, name, channel, contents=contents, seccomp=program)
+            fields = config.create_fields(wanted, name, channel, contents=contents, seccomp=program, shared=names)
             await machine.monitor.ask(Kind.CREATE, fields)
             created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
             pid = ask.number_of(Tag.STATUS)
-            record = ContainerRecord(name, str(bundle), pid, "created", channel, created=created)
+            record = ContainerRecord(
+                name,
+                str(bundle),
+                pid,
+                "created",
+                channel,
+                created=created,
+                annotations=wanted.annotations,
+                takes_network=takes_network,
+                shares=tuple(one.name for one in shared),
+            )
             machine.put(record)
         except BaseException:
             await self._machines.end(machine)
@@ -140,10 +176,12 @@ class Service:
             self._programs[key] = self._compiler.compile(seccomp_oci.normalised(profile))
         return self._programs[key]
 
-    async def _start(self, ask: Message, _fds: list[int]) -> str:
+    async def _start(self, ask: Message, _fds: list[int]) -> list[Field]:
         machine, one = self._place(ask)
         if one.status != "created":
             raise Conflict(f"container {one.id} is {one.status}, not created")
+        if one.takes_network:
+            await _take_network(machine, one)
         # Before: an end that is reported at once must find it running.
         machine.set_status(one.id, "running")
         try:
@@ -151,7 +189,7 @@ class Service:
         except AgentFailed as error:
             machine.set_status(one.id, "created")
             raise _command_error(error) from error
-        return ""
+        return _hooks_after(one, "poststart")
 
     async def _exec(self, ask: Message, fds: list[int]) -> str:
         machine, one = self._place(ask)
@@ -204,7 +242,7 @@ class Service:
         await machine.monitor.ask(Kind.SIGNAL, fields)
         return ""
 
-    async def _delete(self, ask: Message, _fds: list[int]) -> str:
+    async def _delete(self, ask: Message, _fds: list[int]) -> str | list[Field]:
         force = ask.number_of(Tag.FLAGS) & FORCE
         try:
             machine, one = self._place(ask)
@@ -214,12 +252,14 @@ class Service:
             raise
         if one.status in ("running", "paused") and not force:
             raise Conflict(f"container {one.id} is {one.status}; stop it first, or use --force")
+        after = _hooks_after(one, "poststop")
         machine.drop(one.id)
         if not machine.record.containers:
             await self._machines.end(machine)
         else:
             await machine.monitor.ask(Kind.REMOVE, [frames.text(Tag.CONTAINER, one.id)])
-        return ""
+            await shares.detach(machine.qemu, one.shares)
+        return after
 
     async def _pause(self, ask: Message, _fds: list[int]) -> str:
         machine, one = self._place(ask)
@@ -237,6 +277,19 @@ class Service:
         machine.set_status(one.id, "running")
         return ""
 
+    async def _events(self, ask: Message, _fds: list[int]) -> str:
+        machine, one = self._place(ask)
+        reply = await machine.monitor.ask(Kind.STATS, [frames.text(Tag.CONTAINER, one.id)])
+        return reports.event(one.id, guestrows.usage(reply))
+
+    async def _update(self, ask: Message, _fds: list[int]) -> str:
+        machine, one = self._place(ask)
+        document = ask.text(Tag.PROCESS, 64 << 10)
+        limits = limit_fields(reports.wanted(document, ask.texts(Tag.LIMIT)))
+        if limits:
+            await machine.monitor.ask(Kind.LIMITS, [frames.text(Tag.CONTAINER, one.id), *limits])
+        return ""
+
     async def _ps(self, ask: Message, _fds: list[int]) -> str:
         machine, one = self._place(ask)
         reply = await machine.monitor.ask(Kind.STATS, [frames.text(Tag.CONTAINER, one.id)])
@@ -244,6 +297,39 @@ class Service:
         if ask.text(Tag.TEXT) == "json":
             return json.dumps(pids)
         return "\n".join(["PID", *(str(pid) for pid in pids)])
+
+
+def _netns_fd(stack: contextlib.ExitStack, pid: int) -> int:
+    """The network namespace of the waiter *pid*, which must not be our own."""
+    try:
+        number = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise NetworkFailed(f"the network namespace of process {pid}: {error.strerror}") from error
+    stack.callback(os.close, number)
+    if os.fstat(number).st_ino == Path("/proc/self/ns/net").stat().st_ino:
+        raise BundleUnsupported("the bundle's network namespace is the host's, which a virtual machine cannot share")
+    return number
+
+
+async def _take_network(machine: Machine, one: ContainerRecord) -> None:
+    with contextlib.ExitStack() as stack:
+        found = await takeover.take(_netns_fd(stack, one.pid))
+    if found is not None:
+        await machine.monitor.ask(Kind.NETWORK, found.fields(), error=NetworkFailed)
+
+
+def _hooks_after(one: ContainerRecord, stage: Literal["poststart", "poststop"]) -> list[Field]:
+    """The hooks of a later stage, for casemate-vm. A bundle that is gone by now has none any more."""
+    try:
+        wanted = bundles.read(Path(one.bundle))
+        hooks = engines.check_hooks(wanted.hooks)
+    except BundleUnsupported:
+        return []
+    found = hooks.poststart if stage == "poststart" else hooks.poststop
+    if not found:
+        return []
+    head = frames.text(Tag.TEXT, engines.state_head(one.id, one.bundle, wanted))
+    return [head, frames.u32(Tag.FLAGS, one.pid), *engines.hook_fields(found)]
 
 
 def _stat(reply: Message, name: str) -> str:
@@ -270,7 +356,12 @@ def _state(one: ContainerRecord) -> dict[str, object]:
 def _plain_process(ask: Message) -> Process:
     """What ``exec ID COMMAND`` means without a document: root without capabilities, as runc does it."""
     path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-    return Process(args=tuple(ask.texts(Tag.ARG)), env=(path,), cwd=ask.text(Tag.CWD, 4096) or "/")
+    uid, _, gid = (ask.text(Tag.UID) or "0").partition(":")
+    if not (uid.isdigit() and (gid or "0").isdigit() and len(uid) < 11 and len(gid) < 11):
+        raise BundleUnsupported(f"user {ask.text(Tag.UID)!r}: --user takes UID or UID:GID")
+    user = User(uid=int(uid), gid=int(gid or 0))
+    env = (path, *ask.texts(Tag.ENV))
+    return Process(args=tuple(ask.texts(Tag.ARG)), env=env, cwd=ask.text(Tag.CWD, 4096) or "/", user=user)
 
 
 def _command_error(error: AgentFailed) -> CasemateError:
@@ -287,7 +378,18 @@ async def run(machines: Machines, compiler: Compiler | None, path: Path) -> None
     """Recover, then serve until cancelled; the machines stay."""
     await machines.recover()
     try:
-        await Service(machines, compiler).serve(path)
+        with listening(path) as server:
+            await Service(machines, compiler).serve(server)
     except asyncio.CancelledError:
         machines.forget()
         raise
+
+
+@contextlib.contextmanager
+def listening(path: Path) -> Generator[socket.socket]:
+    """The service's socket at *path*, root's alone."""
+    server = seqpacket.listen(path, mode=0o600)
+    try:
+        yield server
+    finally:
+        server.close()

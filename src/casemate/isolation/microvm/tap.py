@@ -5,21 +5,18 @@ A tap that is not persistent lives as long as its descriptor: it goes with QEMU,
 
 from __future__ import annotations
 
-import fcntl
 import ipaddress
-import os
 import re
-import struct
 from dataclasses import dataclass
 
 import msgspec
 from msgspec import Struct
 
+from casemate.host import tun
 from casemate.isolation.microvm import frames
 from casemate.isolation.microvm.errors import BundleUnsupported, NetworkFailed
 from casemate.isolation.microvm.frames import Field, Tag
 
-_TUNSETIFF, _IFF_TAP, _IFF_NO_PI = 0x4004_54CA, 2, 0x1000
 #: IFNAMSIZ less its end, and nothing that a path or a shell would take for its own.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,14}\Z")
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}\Z")
@@ -68,12 +65,6 @@ def parse(text: str) -> GuestNetwork:
 def open_tap(name: str) -> int:
     """A descriptor of the tap *name*, made when it is not there; the caller closes it. :class:`NetworkFailed`."""
     try:
-        number = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+        return tun.open_tap(name)
     except OSError as error:
-        raise NetworkFailed(f"/dev/net/tun: {error.strerror}") from error
-    try:
-        fcntl.ioctl(number, _TUNSETIFF, struct.pack("16sH22x", name.encode(), _IFF_TAP | _IFF_NO_PI))
-    except OSError as error:
-        os.close(number)
         raise NetworkFailed(f"tap {name}: {error.strerror}", interface=name) from error
-    return number

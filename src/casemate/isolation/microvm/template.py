@@ -26,7 +26,7 @@ from casemate.isolation.microvm.kernel import GuestKernel
 from casemate.isolation.microvm.monitor import Launch, Monitor
 from casemate.spec.errors import CasemateError, Corrupt, DiskFull
 
-FORMAT = 1
+FORMAT = 2
 #: 7 s under emulation on an idle host, several times that on a loaded one.
 BOOT_TIMEOUT_S, SAVE_TIMEOUT_S = 90.0, 30.0
 _SETTLE_S = 0.5
@@ -181,6 +181,7 @@ class Templates:
             argv.Layers(disks.null_node()),
             argv.Port(),
             argv.Network(),
+            argv.Shares(),
         )
         launch = Launch(
             shim=self._shim,
@@ -192,6 +193,7 @@ class Templates:
             gid=self._uid,
             jail=jail,
             writes=True,
+            kvm=recipe.accelerator.kind == "kvm",
         )
         try:
             monitor = await Monitor.start(launch)

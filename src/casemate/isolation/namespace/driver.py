@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from casemate.isolation import oci
 from casemate.isolation.bundle import BundleInput, BundlePlan
-from casemate.isolation.level import Features, Runtime
+from casemate.isolation.level import Features, Inside, Runtime
 from casemate.isolation.seccomp_compile import ANNOTATION, Compiler
 from casemate.spec.workload import Level
 
@@ -17,6 +17,7 @@ class NamespaceLevel:
 
     name: Level = "namespace"
     features = Features(processes="host", state_is_files=True)
+    inside: Inside | None = None
 
     def __init__(self, runtime: Runtime, why: str, compiler: Compiler | None = None) -> None:
         self.runtime = runtime

@@ -71,7 +71,7 @@ async def _restart(core: Core, row: ContainerRow, pod: PodRow, admission: Admiss
     """A new sandbox at the stronger level. Where the host does not offer it: stopped."""
     level = next(level for level in LEVELS if level == admission.level)
     try:
-        pods.check_level(core, level)
+        await pods.check_level(core, level)
     except CasemateError as error:
         report(f"container {row.name} cannot be restarted at {level}: {error.detail}")
         return await _stop(core, row)

@@ -65,7 +65,7 @@ async def _asked(core: Core, row: ContainerRow, pod: PodRow) -> tuple[Admission,
     candidate = Candidate(row.image_digest, row.image, row.project, level)
     admission = await consider(core, image, candidate)
     wanted = enforced(admission, candidate, asked_by_name=fixed)
-    pods.check_level(core, wanted)
+    await pods.check_level(core, wanted)
     return admission, wanted
 
 

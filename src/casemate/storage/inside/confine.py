@@ -7,7 +7,7 @@ from typing import Any
 
 _MS_REC, _MS_PRIVATE, _MS_BIND, _MNT_DETACH = 16384, 1 << 18, 4096, 2
 #: Descriptors that the parent hands over.
-_USERNS, _MOUNT_NAMESPACE = 3, 6
+_USERNS, _MOUNT_NAMESPACE, _NAMESPACE_ROOT = 3, 6, 7
 _CLONE_NEWNS, _CLONE_NEWUSER, _CLONE_NEWNET = 0x20000, 0x10000000, 0x40000000
 _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 4, 38
 #: CAP_CHOWN, DAC_OVERRIDE, FOWNER, FSETID, SETFCAP: what files need; no MKNOD, no SYS_ADMIN, no SYS_CHROOT.
@@ -26,7 +26,7 @@ def _call(name: str, *arguments: Any) -> None:
 
 def confine(task: dict[str, Any]) -> None:
     """Give everything up (see the module's text). Descriptor 3 is the user namespace; the tree is
-    ``task["root"]``, or what the mount namespace of descriptor 6 shows."""
+    ``task["root"]``, or what the mount namespace of descriptor 6 shows, below descriptor 7 where there is one."""
     for kind, value in ((resource.RLIMIT_CPU, task["cpu_s"]), (resource.RLIMIT_AS, task["memory_bytes"])):
         resource.setrlimit(kind, (value, value))
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -55,8 +55,16 @@ def _enter_tree(task: dict[str, Any]) -> None:
         # A running container's own view, with its volumes. Its root is our root from here on.
         _call("setns", _MOUNT_NAMESPACE, _CLONE_NEWNS)
         os.close(_MOUNT_NAMESPACE)
+        if task["namespace_root"]:
+            # Before the namespace is copied: the copy takes the working folder along, and no descriptor.
+            os.fchdir(_NAMESPACE_ROOT)
+            os.close(_NAMESPACE_ROOT)
         _call("unshare", _CLONE_NEWNS | _CLONE_NEWNET)
         _call("mount", None, b"/", None, ctypes.c_ulong(_MS_REC | _MS_PRIVATE), None)
+        if task["namespace_root"]:
+            # Not pivot_root: in a copy of a namespace of another user's, every mount but the root is locked. What
+            # chroot leaves behind is a tmpfs with this folder and a proc, and CAP_SYS_CHROOT goes below.
+            os.chroot(".")
         os.chdir("/")
         return
     _call("unshare", _CLONE_NEWNS | _CLONE_NEWNET)

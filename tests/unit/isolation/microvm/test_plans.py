@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from casemate.isolation.microvm import argv, config, cpio, disks, frames, kernelsignals, mountflags, oci, seccomp_oci
+from casemate.image import cpio
+from casemate.isolation.microvm import argv, config, disks, frames, kernelsignals, mountflags, oci, seccomp_oci
 from casemate.isolation.microvm.errors import BundleUnsupported
 from casemate.isolation.microvm.frames import Tag
 

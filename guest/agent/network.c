@@ -1,0 +1,202 @@
+/* The machine's card: hardware address, MTU, addresses, routes and neighbours, of both families, by rtnetlink(7). */
+#include <errno.h>
+#include <linux/neighbour.h>
+#include <linux/rtnetlink.h>
+#include <net/if.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "agent.h"
+
+enum { MAX_ROOM = 256 };
+
+struct message {
+	struct nlmsghdr head;
+	uint8_t room[MAX_ROOM];
+};
+
+static const char card[] = "eth0";
+
+static int talk(int fd, struct message *message)
+{
+	struct {
+		struct nlmsghdr head;
+		struct nlmsgerr error;
+		uint8_t rest[256];
+	} answer;
+
+	message->head.nlmsg_flags |= NLM_F_REQUEST | NLM_F_ACK;
+	if (send(fd, message, message->head.nlmsg_len, 0) < 0)
+		return errno;
+	if (recv(fd, &answer, sizeof answer, 0) < (ssize_t)sizeof answer.head)
+		return EIO;
+	return answer.head.nlmsg_type == NLMSG_ERROR ? -answer.error.error : EIO;
+}
+
+static void begin(struct message *m, uint16_t type, uint16_t flags, const void *body, size_t length)
+{
+	memset(m, 0, sizeof *m);
+	m->head.nlmsg_type = type;
+	m->head.nlmsg_flags = flags;
+	m->head.nlmsg_len = (uint32_t)NLMSG_LENGTH(length);
+	memcpy(m->room, body, length);
+}
+
+static void attribute(struct message *m, uint16_t type, const void *data, size_t length)
+{
+	struct rtattr *one = (struct rtattr *)((char *)m + NLMSG_ALIGN(m->head.nlmsg_len));
+
+	one->rta_type = type;
+	one->rta_len = (uint16_t)RTA_LENGTH(length);
+	memcpy(RTA_DATA(one), data, length);
+	m->head.nlmsg_len = NLMSG_ALIGN(m->head.nlmsg_len) + RTA_ALIGN(one->rta_len);
+}
+
+static int set_link(int fd, int index, const uint8_t *mac, uint32_t mtu)
+{
+	struct ifinfomsg link = { .ifi_index = index, .ifi_flags = IFF_UP, .ifi_change = IFF_UP };
+	struct message m;
+
+	begin(&m, RTM_NEWLINK, 0, &link, sizeof link);
+	if (mac)
+		attribute(&m, IFLA_ADDRESS, mac, 6);
+	if (mtu)
+		attribute(&m, IFLA_MTU, &mtu, 4);
+	return talk(fd, &m);
+}
+
+/* The size of an address in bytes by what a field holds of it, or 0. */
+static size_t address_bytes(size_t length)
+{
+	return length == 4 || length == 16 ? length : 0;
+}
+
+static uint8_t family_of(size_t bytes)
+{
+	return bytes == 4 ? AF_INET : AF_INET6;
+}
+
+/* The address, then its prefix length. */
+static int add_address(int fd, int index, const struct wire_field *f)
+{
+	size_t bytes = f->length ? address_bytes(f->length - 1) : 0;
+	struct message m;
+
+	if (!bytes || f->bytes[bytes] > 8 * bytes)
+		return EINVAL;
+	/* Nobody else has it: the host's side is the only neighbour, and it chose the address. */
+	struct ifaddrmsg address = { .ifa_family = family_of(bytes), .ifa_prefixlen = f->bytes[bytes],
+		.ifa_flags = bytes == 16 ? IFA_F_NODAD : 0, .ifa_index = (unsigned)index };
+	begin(&m, RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE, &address, sizeof address);
+	attribute(&m, IFA_LOCAL, f->bytes, bytes);
+	attribute(&m, IFA_ADDRESS, f->bytes, bytes);
+	return talk(fd, &m);
+}
+
+static int add_route(int fd, int index, size_t bytes, const uint8_t *to, unsigned bits, const uint8_t *by)
+{
+	struct rtmsg route = { .rtm_family = family_of(bytes), .rtm_dst_len = (uint8_t)bits, .rtm_table = RT_TABLE_MAIN,
+		.rtm_protocol = RTPROT_STATIC, .rtm_type = RTN_UNICAST,
+		.rtm_scope = by || bytes == 16 ? RT_SCOPE_UNIVERSE : RT_SCOPE_LINK };
+	struct message m;
+
+	begin(&m, RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, &route, sizeof route);
+	if (bits)
+		attribute(&m, RTA_DST, to, bytes);
+	if (by)
+		attribute(&m, RTA_GATEWAY, by, bytes);
+	attribute(&m, RTA_OIF, &index, 4);
+	return talk(fd, &m);
+}
+
+/* u8 prefix length, u8 whether by a gateway, destination, gateway (or zeros). */
+static int route(int fd, int index, const struct wire_field *f)
+{
+	size_t bytes = f->length >= 2 && f->length % 2 == 0 ? address_bytes((f->length - 2) / 2) : 0;
+
+	if (!bytes || f->bytes[0] > 8 * bytes)
+		return EINVAL;
+	const uint8_t *to = f->bytes + 2;
+	return add_route(fd, index, bytes, to, f->bytes[0], f->bytes[1] ? to + bytes : NULL);
+}
+
+/* The address, then its hardware address: permanent. */
+static int neighbour(int fd, int index, const struct wire_field *f)
+{
+	size_t bytes = f->length > 6 ? address_bytes(f->length - 6) : 0;
+	struct message m;
+
+	if (!bytes)
+		return EINVAL;
+	struct ndmsg one = { .ndm_family = family_of(bytes), .ndm_ifindex = index, .ndm_state = NUD_PERMANENT };
+	begin(&m, RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, &one, sizeof one);
+	attribute(&m, NDA_DST, f->bytes, bytes);
+	attribute(&m, NDA_LLADDR, f->bytes + bytes, 6);
+	return talk(fd, &m);
+}
+
+/* A routed address: the gateway is reached by a route of its own, as no subnet is on the link. */
+static int gateway(int fd, int index, const struct wire_field *f)
+{
+	if (f->length != 4)
+		return EINVAL;
+	int error = add_route(fd, index, 4, f->bytes, 32, NULL);
+	return error ? error : add_route(fd, index, 4, NULL, 0, f->bytes);
+}
+
+static int apply(int fd, int index, const struct wire_field *f, const char **why)
+{
+	switch (f->tag) {
+	case TAG_ADDRESS: return *why = "an address cannot be set", add_address(fd, index, f);
+	case TAG_GATEWAY: return *why = "the route to the gateway cannot be set", gateway(fd, index, f);
+	case TAG_ROUTE: return *why = "a route cannot be set", route(fd, index, f);
+	case TAG_NEIGHBOUR: return *why = "a neighbour cannot be set", neighbour(fd, index, f);
+	default: return 0;
+	}
+}
+
+static int link_of(const struct wire_message *frame, const uint8_t **mac, uint32_t *mtu, int *any)
+{
+	struct wire_field f;
+	size_t offset = 0;
+
+	while (wire_next(frame->payload, frame->length, &offset, &f) == 1) {
+		*any |= f.tag == TAG_MAC || f.tag == TAG_ADDRESS;
+		if (f.tag == TAG_MAC)
+			*mac = f.bytes;
+		if ((f.tag == TAG_MAC && f.length != 6) || (f.tag == TAG_MTU && f.length != 4))
+			return EINVAL;
+		if (f.tag == TAG_MTU)
+			*mtu = wire_u32(f.bytes);
+	}
+	return 0;
+}
+
+/* What the message says of the network, in its order: addresses stand before the routes that need them. Without an
+ * address or a hardware address nothing is done. */
+int network_set(const struct wire_message *frame, const char **why)
+{
+	int index = (int)if_nametoindex(card), any = 0;
+	const uint8_t *mac = NULL;
+	struct wire_field f;
+	size_t offset = 0;
+	uint32_t mtu = 0;
+
+	*why = "a field of the network is not valid";
+	int error = link_of(frame, &mac, &mtu, &any);
+	if (error || !any)
+		return error;
+	*why = "the network device is missing";
+	if (!index)
+		return ENODEV;
+	int fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE);
+	if (fd < 0)
+		return errno;
+	*why = "the link does not come up";
+	error = set_link(fd, index, mac, mtu);
+	while (!error && wire_next(frame->payload, frame->length, &offset, &f) == 1)
+		error = apply(fd, index, &f, why);
+	close(fd);
+	return error;
+}

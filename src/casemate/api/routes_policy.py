@@ -1,0 +1,166 @@
+"""Routes of policy: documents, questions, identities, walls."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from casemate.api.errors import BodyInvalid, BodyTooLarge
+from casemate.api.routing import Call, NoQuery, Row
+from casemate.node.clock import parse_time
+from casemate.node.policy import asking, documents, ends, walling
+from casemate.policy.schema import policy_schema
+from casemate.policy.source import MAX_BYTES
+from casemate.spec.api import policy as schema
+
+YAML = "application/yaml"
+Key = Annotated[str, Meta(min_length=1, max_length=600)]
+
+
+class ApplyQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """*dry_run*: say what would be done. *whole*: documents that are not given go."""
+
+    dry_run: bool = False
+    whole: bool = False
+
+
+class ListQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    #: Empty: those of every project.
+    project: Annotated[str, Meta(max_length=253)] = ""
+
+
+class KeyQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    key: Key
+
+
+class KeysQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    key: Annotated[tuple[Key, ...], Meta(min_length=1, max_length=1000)]
+    dry_run: bool = False
+
+
+class SimulateQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """*since*: which recorded flows. *whole*: the given documents alone, not beside those in force."""
+
+    since: Annotated[str, Meta(max_length=64)] = "1h"
+    whole: bool = False
+
+
+class SuggestQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    since: Annotated[str, Meta(max_length=64)] = "1h"
+    name: Annotated[str, Meta(pattern=r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?\Z")] = "observed"
+
+
+class WallQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    #: Empty: all.
+    wall: Annotated[str, Meta(max_length=253)] = ""
+
+
+async def read_body(call: Call, limit: int = MAX_BYTES) -> bytes:
+    """The whole body; raises :class:`BodyTooLarge` above *limit* bytes."""
+    assert call.request is not None
+    data = bytearray()
+    async for chunk in call.request.stream():
+        data += chunk
+        if len(data) > limit:
+            raise BodyTooLarge(f"the body is longer than {limit} bytes", limit=limit)
+    return bytes(data)
+
+
+async def apply(call: Call) -> object:
+    query: ApplyQuery = call.query
+    data = await read_body(call)
+    return await documents.apply(call.core, data, call.caller, dry_run=query.dry_run, whole=query.whole)
+
+
+async def remove(call: Call) -> object:
+    query: KeysQuery = call.query
+    return await documents.remove(call.core, query.key, call.caller, dry_run=query.dry_run)
+
+
+async def listing(call: Call) -> object:
+    return await documents.listing(call.core, call.query.project)
+
+
+async def show(call: Call) -> object:
+    return await documents.show(call.core, call.query.key)
+
+
+async def explain(call: Call) -> object:
+    return await asking.explained(call.core, call.body)
+
+
+async def test(call: Call) -> object:
+    """The body: the tests, or a JSON object of both texts (``tests``, ``documents``)."""
+    data = await read_body(call)
+    tests, given = data, b""
+    assert call.request is not None
+    if call.request.headers.get("content-type", "").startswith("application/json"):
+        try:
+            both = msgspec.json.decode(data, type=dict[str, str])
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise BodyInvalid(f"body: {error}") from error
+        tests, given = both.get("tests", "").encode(), both.get("documents", "").encode()
+    return await asking.tested(call.core, tests, given)
+
+
+async def simulate(call: Call) -> object:
+    query: SimulateQuery = call.query
+    data = await read_body(call)
+    return await asking.simulated(call.core, data, parse_time(query.since, call.core.clock()), whole=query.whole)
+
+
+async def suggest(call: Call) -> object:
+    query: SuggestQuery = call.query
+    return await asking.suggested_for(call.core, parse_time(query.since, call.core.clock()), query.name)
+
+
+async def the_schema(call: Call) -> object:  # noqa: ARG001 - a handler
+    return policy_schema()
+
+
+async def identities(call: Call) -> object:
+    return await asking.identities(call.core)
+
+
+async def walls(call: Call) -> object:
+    return await walling.listing(call.core)
+
+
+async def wall_report(call: Call) -> object:
+    return await walling.report(call.core, call.query.wall)
+
+
+async def wall_release(call: Call) -> None:
+    request: schema.WallRelease = call.body
+    workload = await ends.workload_name(call.core, request.workload, request.project, historic=True)
+    await walling.release(call.core, request, call.caller, workload)
+
+
+_DOCUMENTS = "/v1/policy/documents"
+ROWS = (
+    Row("GET", _DOCUMENTS, listing, "List policy documents and what holds", ListQuery, answer=schema.PolicyList),
+    Row("POST", _DOCUMENTS, apply, "Apply policy documents (the body is YAML or JSON)", ApplyQuery,
+        answer=schema.PolicyApplied, stream_body=YAML, errors=(403, 413)),
+    Row("DELETE", _DOCUMENTS, remove, "Remove policy documents", KeysQuery, answer=schema.PolicyApplied,
+        errors=(403, 404)),
+    Row("GET", "/v1/policy/document", show, "Show a policy document", KeyQuery, answer=schema.PolicyDetail,
+        errors=(404,)),
+    Row("POST", "/v1/policy/explain", explain, "Why a connection has its verdict", NoQuery,
+        body=schema.ExplainRequest, answer=schema.ExplainAnswer, errors=(404,)),
+    Row("POST", "/v1/policy/test", test, "Check expectations (the body is YAML)", NoQuery, answer=schema.TestAnswer,
+        stream_body=YAML, errors=(404, 413)),
+    Row("POST", "/v1/policy/simulate", simulate, "Replay recorded flows against other documents (the body is YAML)",
+        SimulateQuery, answer=schema.SimulateAnswer, stream_body=YAML, errors=(413, 503)),
+    Row("GET", "/v1/policy/suggest", suggest, "The narrowest rules that admit the recorded flows", SuggestQuery,
+        answer=schema.SuggestAnswer, errors=(413, 503)),
+    Row("GET", "/v1/policy/schema", the_schema, "The JSON schema of casemate/v1 Policy", NoQuery,
+        answer="application/json"),
+    Row("GET", "/v1/identities", identities, "List identities", NoQuery, answer=schema.IdentityList),
+    Row("GET", "/v1/walls", walls, "List walls, who is bound, and paths across them", NoQuery, answer=schema.WallList),
+    Row("GET", "/v1/walls/report", wall_report, "The evidence of walls", WallQuery, answer=schema.WallReport,
+        errors=(404,)),
+    Row("POST", "/v1/walls/release", wall_release, "Release a workload from a wall", NoQuery,
+        body=schema.WallRelease, status=204, errors=(403, 404)),
+)  # fmt: skip

@@ -1,0 +1,111 @@
+"""What hostd opens for the flow recorder and for the pods' resolver, and keeps whole while they run."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from casemate.host import flowsockets, nft
+from casemate.host.rtnetlink import NetlinkFailed
+from casemate.hostd.errors import Watched
+from casemate.hostd.protocol import AnyAnswer, Done
+from casemate.hostd.protocol_visibility import FlowsWatch, ResolverListen, VisibilityOperation
+from casemate.network import flowlog, resolver
+from casemate.spec.settings import Settings
+
+log = logging.getLogger("casemate.hostd")
+
+#: A recorder that was killed lets go of the log groups when the kernel has torn it down.
+_TRIES, _PAUSE_S = 20, 0.05
+_PERIOD_S = 0.5
+
+
+@dataclass(slots=True)
+class Visibility:
+    """What was opened. *library* gives the nftables context of the loop's thread."""
+
+    settings: Settings
+    library: Callable[[], nft.Nft]
+    names: tuple[socket.socket, socket.socket] | None = None
+    watching: bool = False
+    generation: int = -1
+    refused: list[str] = field(default_factory=list)
+
+    @property
+    def _table(self) -> str:
+        return self.settings.text("network.table")
+
+    @property
+    def _prefix(self) -> str:
+        return self.settings.text("network.link_prefix")
+
+    async def handle(self, operation: VisibilityOperation) -> tuple[AnyAnswer, list[int]]:
+        match operation:
+            case FlowsWatch():
+                opened = await self._open_watch()
+                self.watching = True
+                self._ensure()
+                return Done(), [one.detach() for one in opened]
+            case ResolverListen():
+                if self.names is None:
+                    self.names = resolver.listen()
+                self._ensure()
+                return Done(), [os.dup(one.fileno()) for one in self.names]
+
+    async def _open_watch(self) -> list[socket.socket]:
+        refused = flowsockets.switch_counting_on()
+        if refused and refused != self.refused:
+            log.warning("connections are not counted: %s cannot be set", ", ".join(refused))
+        self.refused = refused
+        for _ in range(_TRIES):
+            opened: list[socket.socket] = []
+            try:
+                opened.append(flowsockets.connection_events([self.settings.text("network.pool")]))
+                opened.append(flowsockets.packet_log(flowlog.verdict_group(self._table), flowlog.VERDICT_COPY_BYTES))
+                opened.append(flowsockets.packet_log(flowlog.hello_group(self._table), flowlog.HELLO_COPY_BYTES))
+            except BaseException as error:
+                for one in opened:
+                    one.close()
+                if not isinstance(error, NetlinkFailed) or error.errno != errno.EBUSY:
+                    raise
+                await asyncio.sleep(_PAUSE_S)
+            else:
+                return opened
+        raise Watched(f"log group {flowlog.verdict_group(self._table)} has a reader already")
+
+    def _ensure(self) -> None:
+        if self.watching and flowlog.ensure(self.library(), self._table, self._prefix):
+            log.info("made nftables table inet %s", flowlog.table_name(self._table))
+        if self.names is not None:
+            port = self.names[0].getsockname()[1]
+            if resolver.ensure(self.library(), self._table, self._prefix, port):
+                log.info("made nftables table ip %s", resolver.table_name(self._table))
+        self.generation = nft.generation()
+
+    async def keep(self) -> None:
+        """Make the tables again when somebody flushed them; never returns. A look costs 20 us."""
+        with contextlib.suppress(nft.NftFailed, nft.NftMissing):
+            # A recorder that an earlier hostd served reads on.
+            self.watching = self.watching or flowlog.is_whole(self.library(), self._table)
+        while True:
+            await asyncio.sleep(_PERIOD_S)
+            if not self.watching and self.names is None:
+                continue
+            try:
+                if nft.generation() != self.generation:
+                    self._ensure()
+            except (nft.NftFailed, nft.NftMissing, OSError) as error:
+                log.error("the tables of flows and names: %s", error)
+
+    def close(self) -> None:
+        """Close the sockets; the tables stay for who comes next."""
+        for one in self.names or ():
+            with contextlib.suppress(OSError):
+                one.close()
+        self.names = None

@@ -1,0 +1,123 @@
+"""The driver of the ``gvisor`` level over runsc: pure.
+
+The sandbox (runsc's "sentry") runs as nobody in namespaces of its own and sees no file of the host; files come from
+its "gofer", which is root of the pod's id range and sees the container's mounts alone. The network is gVisor's own
+stack on the pod's interface: runsc takes the address off it and sends frames itself, so what leaves the pod meets
+the same veth, the same anti-spoofing and the same rules as at every level (decision 0062).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from casemate.isolation import oci
+from casemate.isolation.bundle import BundleInput, BundlePlan
+from casemate.isolation.level import Features, Inside, Runtime
+from casemate.spec.errors import InvalidArgument
+from casemate.spec.workload import Level
+
+#: In the words of runsc's own list of flags: what we give where it exists, and why.
+_FLAGS: tuple[tuple[str, str, str], ...] = (
+    ("network", "sandbox", "gVisor's own stack: the host's would be one more thing that the pod's code reaches"),
+    ("file-access", "shared", "what `cp` and `diff` see on the host, and what a container sees, is one thing"),
+    ("overlay2", "none", "what a container writes is the writable layer's, where `diff` and `export` look"),
+    ("directfs", "false", "the sandbox opens no file of the host by itself"),
+    ("host-uds", "none", "no socket of the host"),
+    ("net-raw", "true", "CAP_NET_RAW is given by name; runsc would take it away unasked"),
+    ("oci-seccomp", "true", "the container's own filter, as at every level"),
+    ("allow-flag-override", "false", "an annotation must not change any of these"),
+)
+#: Covered while `runsc start` runs: one that asks whether a network namespace is the host's by looking for
+#: net/core/rmem_default (2022) takes every namespace of a kernel since 6.13 for that, which shows it in each.
+COVERED = "/proc/sys/net"
+#: gVisor has its own of each; what a host's namespace would share does not exist in it.
+_OWN_NAMESPACES = ("pid", "ipc", "uts", "mount")
+
+
+class LevelLacks(InvalidArgument):
+    code = "isolation.level_lacks"
+    title = "This isolation level does not have what was asked for"
+    remedy = "docs/reference/levels.md lists what each level has; choose another --isolation."
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A runsc as it was found: its path, version, and the flags and platforms that it names itself."""
+
+    path: str
+    version: str
+    flags: frozenset[str]
+    platforms: tuple[str, ...]
+
+
+def read_flags(text: str) -> tuple[frozenset[str], tuple[str, ...]]:
+    """The names of the flags in the output of ``runsc flags``, and the platforms that ``-platform`` takes."""
+    names = frozenset(re.findall(r"^ {2}-([a-zA-Z0-9_-]{1,60})", text, re.MULTILINE))
+    found = re.search(r"^ {2}-platform .*\n(.*)", text, re.MULTILINE)
+    words = re.findall(r"\b(systrap|ptrace|kvm)\b", found[1] if found else "")
+    return names, tuple(dict.fromkeys(words))
+
+
+def candidates(program: Program, wanted: str) -> tuple[str, ...]:
+    """The platforms to be tried, the best first: *wanted*, or without ``kvm``, which is taken by name alone.
+
+    KVM as a platform makes the sandbox a guest of the host's; where the host is a guest itself that is slow, and on
+    some it spins for ever, so nobody gets it unasked.
+    """
+    if wanted != "auto":
+        return (wanted,)
+    return tuple(one for one in ("systrap", "ptrace") if one in program.platforms)
+
+
+def runtime(program: Program, platform: str, root: str, *, cover: bool) -> Runtime:
+    """runsc's command line with *platform*; its state in the folder *root*."""
+    arguments = tuple(f"--{name}={value}" for name, value, _why in _FLAGS if name in program.flags)
+    covered = (COVERED,) if cover else ()
+    return Runtime(program.path, root, (f"--platform={platform}", *arguments), program.version, cover_at_start=covered)
+
+
+class GvisorLevel:
+    """Containers in a runsc sandbox of their pod's own."""
+
+    name: Level = "gvisor"
+    features = Features(processes="runtime", state_is_files=False, takes_address=True, pids_limit=False)
+
+    def __init__(self, runtime: Runtime, summary: str, inside: Inside | None = None) -> None:
+        self.runtime = runtime
+        self.summary = summary
+        self.inside = inside
+
+    def bundle(self, given: BundleInput) -> BundlePlan:
+        """Raises :class:`LevelLacks` for what gVisor has no part for."""
+        check(given)
+        plan = oci.configuration(given)
+        plan.config["linux"] = _linux(given, plan.config["linux"])
+        # gVisor has neither: it would pass over them with a word in a log that nobody reads.
+        plan.config["mounts"] = [one for one in plan.config["mounts"] if one["type"] not in ("mqueue", "cgroup")]
+        return plan
+
+
+def check(given: BundleInput) -> None:
+    """Refuse what would be passed over in silence."""
+    pod, container = given.pod, given.container
+    asked = {
+        "the host's network": pod.network.mode == "host",
+        "the host's processes": pod.host_pid,
+        "the host's ipc": pod.host_ipc,
+        "devices of the host": bool(container.devices),
+        "privileged containers": container.security.privileged,
+    }
+    for what, is_asked in asked.items():
+        if is_asked:
+            raise LevelLacks(f"container {container.name}: {what} cannot be had at level gvisor")
+
+
+def _linux(given: BundleInput, linux: dict[str, Any]) -> dict[str, Any]:
+    namespaces: list[dict[str, str]] = [{"type": kind} for kind in _OWN_NAMESPACES]
+    # Not the pod's own, by path: a Go program cannot join one. The gofer's is a twin, with the same ids.
+    namespaces.append({"type": "user"})
+    namespaces.append({"type": "network", "path": given.sandbox.namespaces["network"]})
+    found = {key: value for key, value in linux.items() if key not in ("rootfsPropagation", "devices")}
+    return found | {"namespaces": namespaces}

@@ -1,0 +1,176 @@
+"""What hostd asks of a gVisor sandbox beside the OCI's commands.
+
+runsc's words are not the guest's: a program of the host prints them. But what stands in them (a command's name) the
+container chose, so every size is bounded and another form is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import time
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+from casemate.host import cgroups, durable, programs
+from casemate.isolation.level import InnerProcess, InnerUsage, Runtime
+from casemate.spec.errors import Corrupt
+from casemate.spec.workload import ContainerSpec, PodSpec, Resources
+
+_STATE_BYTES = 4 << 20
+_MAX_ROWS, _MAX_COMMAND = 1000, 512
+_ANSWER_BYTES, _TIMEOUT_S = 1 << 20, 20.0
+_TIME = re.compile(r"(?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+(?:\.\d+)?)s)?(?:(\d+(?:\.\d+)?)ms)?\Z")
+
+
+class AnswerBroken(Corrupt):
+    code = "isolation.gvisor_answer"
+    title = "runsc answered what nobody understands"
+    remedy = "Another version of runsc may: see runtime.gvisor; `casemate system doctor` shows the one in use."
+
+
+class GvisorInside:
+    """The sandboxes of one host. *group*: a container's cgroup by its pod's id and its own."""
+
+    def __init__(self, runtime: Runtime, hierarchy: cgroups.Cgroups, parent: str) -> None:
+        self._runtime, self._cgroups, self._parent = runtime, hierarchy, parent
+
+    def _state(self, container: str) -> Path:
+        return Path(self._runtime.root) / f"{container}_sandbox:{container}.state"
+
+    def knows(self, container: str) -> bool:
+        return self._state(container).exists()
+
+    def is_paused(self, container: str) -> bool:
+        return self._read(container).get("status") == "paused"
+
+    def _read(self, container: str) -> dict[str, Any]:
+        try:
+            value = json.loads(durable.read_bounded(self._state(container), _STATE_BYTES))
+        except (OSError, ValueError, RecursionError):
+            return {}
+        return value if isinstance(value, dict) else {}
+
+    def _group(self, container: str) -> str | None:
+        """The cgroup that the sandbox is in, as its bundle named it."""
+        spec = self._read(container).get("spec")
+        linux = spec.get("linux") if isinstance(spec, dict) else None
+        path = linux.get("cgroupsPath") if isinstance(linux, dict) else None
+        found = str(path).strip("/")
+        return found if isinstance(path, str) and found.startswith(f"{self._parent}/") else None
+
+    def was_oom(self, container: str) -> bool:
+        group = self._group(container)
+        return bool(group and self._cgroups.exists(group) and self._cgroups.stats(group).oom_kills)
+
+    async def reserve(self, pod: PodSpec, container: ContainerSpec | None, interface: str) -> str:  # noqa: ARG002
+        """None waits."""
+        return ""
+
+    async def prepare(self, pod: PodSpec, container: ContainerSpec) -> list[str]:  # noqa: ARG002 - of the Protocol
+        return []
+
+    @contextlib.contextmanager
+    def files(self, container: str) -> Generator[tuple[int, int] | None]:
+        """Those of the gofer: it is what serves the container's files, with its volumes and binds."""
+        pid = self._read(container).get("goferPid")
+        opened: list[int] = []
+        try:
+            if isinstance(pid, int) and pid > 0:
+                with contextlib.suppress(OSError):
+                    opened.append(os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC))
+                    opened.append(os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+            # Looked at after opening: the descriptors are of that process, and of no later one with its number.
+            is_ours = len(opened) == 2 and _is_gofer(pid, container)
+            yield (opened[0], opened[1]) if is_ours else None
+        finally:
+            for number in opened:
+                os.close(number)
+
+    async def processes(self, container: str) -> list[InnerProcess]:
+        argv = [self._runtime.program, *self._runtime.global_arguments, "ps", "-format", "json", container]
+        done = await programs.run(argv, timeout_s=_TIMEOUT_S, max_output_bytes=_ANSWER_BYTES)
+        return read_processes(done.stdout, time.time())
+
+    async def usage(self, container: str) -> InnerUsage:
+        group = self._group(container)
+        figures = self._cgroups.stats(group) if group else cgroups.Stats()
+        inside = await self.processes(container)
+        return InnerUsage(
+            cpu_ns=figures.cpu_usage_ns or 0,
+            memory_bytes=max(0, (figures.memory_bytes or 0) - (figures.memory_cache_bytes or 0)),
+            memory_limit_bytes=figures.memory_limit_bytes or 0,
+            pids=len(inside),
+            pids_limit=figures.pids_limit or 0,
+            read_bytes=figures.io_read_bytes or 0,
+            write_bytes=figures.io_write_bytes or 0,
+        )
+
+    async def update(self, container: str, resources: Resources) -> list[str]:  # noqa: ARG002 - of the Protocol
+        """Nothing to do beside the container's cgroup, which holds the whole sandbox."""
+        return []
+
+
+def _is_gofer(pid: object, container: str) -> bool:
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return words[0] == b"runsc-gofer" and any(word.endswith(b"/" + container.encode()) for word in words)
+
+
+def read_processes(data: bytes, now: float) -> list[InnerProcess]:
+    """What ``runsc ps -format json`` printed; raises :class:`AnswerBroken`."""
+    try:
+        rows = json.loads(data)
+        if not isinstance(rows, list):
+            raise TypeError(f"{type(rows).__name__} where a list belongs")
+        return [_process(row, now) for row in rows[:_MAX_ROWS]]
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise AnswerBroken(f"runsc ps: {error}") from error
+
+
+def _process(row: dict[str, Any], now: float) -> InnerProcess:
+    cpu_s = _seconds(str(row.get("time", "")))
+    return InnerProcess(
+        pid=_number(row["pid"]),
+        ppid=_number(row["ppid"]),
+        uid=_number(row["uid"]),
+        cpu_ns=int(cpu_s * 1e9),
+        started_at=_started(str(row.get("stime", "")), now),
+        tty=str(row.get("tty", "?"))[:32],
+        command=str(row["cmd"])[:_MAX_COMMAND],
+    )
+
+
+def _number(value: object) -> int:
+    if not isinstance(value, int) or not 0 <= value <= 0xFFFF_FFFF:
+        raise ValueError(f"{str(value)[:40]!r} is not a number of 32 bits")
+    return value
+
+
+def _seconds(text: str) -> float:
+    """Go's form of a duration: ``1h2m3s``, ``20ms``, ``0s``; 0 for another."""
+    found = _TIME.match(text[:40])
+    if found is None:
+        return 0.0
+    hours, minutes, seconds, milliseconds = (float(part) if part else 0.0 for part in found.groups())
+    return hours * 3600 + minutes * 60 + seconds + milliseconds / 1000
+
+
+def _started(text: str, now: float) -> float:
+    """``15:04`` of the last 24 hours, UTC, as seconds since the epoch; *now* for another form."""
+    found = re.fullmatch(r"([01]\d|2[0-3]):([0-5]\d)", text)
+    if found is None:
+        return now
+    today = now - now % 86_400
+    at = today + int(found[1]) * 3600 + int(found[2]) * 60
+    return at if at <= now else at - 86_400
+
+
+def default_root(run_folder: Path) -> str:
+    """Where runsc keeps its state: short, since a socket's path is in it."""
+    return os.fspath(run_folder / "runsc")

@@ -1,0 +1,114 @@
+"""One machine that runs: its record, which follows each change, and what its guest says of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from casemate.host import pidfd
+from casemate.isolation.microvm import frames, records, shares
+from casemate.isolation.microvm.errors import MonitorFailed, RootfsFailed, ShareFailed
+from casemate.isolation.microvm.frames import Field, Kind, Message, Tag
+from casemate.isolation.microvm.monitor import Monitor
+from casemate.isolation.microvm.records import ContainerRecord, Ids, MachineRecord, Status
+from casemate.spec.errors import LimitExceeded
+
+_OVERLAY_ROOT = 32  # wire.h, FLAG_OVERLAY_ROOT
+
+
+@dataclass(slots=True)
+class Machine:
+    """One machine that runs. Its record on disk follows each change."""
+
+    record: MachineRecord
+    folder: Path
+    monitor: Monitor
+    changed: Callable[[str], None] = lambda _container: None
+    starting: set[str] = field(default_factory=set)
+
+    def container(self, name: str) -> ContainerRecord | None:
+        return next((one for one in self.record.containers if one.id == name), None)
+
+    def put(self, container: ContainerRecord) -> None:
+        """Add or replace a container's record."""
+        rest = tuple(one for one in self.record.containers if one.id != container.id)
+        self._write(msgspec.structs.replace(self.record, containers=(*rest, container)))
+
+    def drop(self, name: str) -> None:
+        rest = tuple(one for one in self.record.containers if one.id != name)
+        self._write(msgspec.structs.replace(self.record, containers=rest))
+
+    def set_status(self, name: str, status: Status, code: int = 0, *, oom_killed: bool = False) -> None:
+        one = self.container(name)
+        if one is not None:
+            self.put(msgspec.structs.replace(one, status=status, code=code, oom_killed=oom_killed))
+
+    def rename(self, name: str, cgroups: tuple[str, ...]) -> None:
+        """It is somebody's from now on; its folder has been renamed."""
+        self._write(msgspec.structs.replace(self.record, name=name, cgroups=cgroups))
+
+    def join(self) -> None:
+        """Move monitor and QEMU into the record's cgroups."""
+        for folder in self.record.cgroups:
+            for pid in (self.record.pid, self.record.qemu_pid):
+                Path(folder, "cgroup.procs").write_text(str(pid), "ascii")
+
+    def next_channel(self) -> int:
+        """A channel that this machine has not used: 65,535 processes over its life, of which execs are most."""
+        number = self.record.next_channel
+        if number > 0xFFFF:
+            raise LimitExceeded("65,535 processes were started in this machine; start the pod anew")
+        self._write(msgspec.structs.replace(self.record, next_channel=number + 1))
+        return number
+
+    def set_layers(self, layers: Sequence[str], joins: int = 0, *, whole: bool = False) -> None:
+        """What lies on the block device."""
+        self._write(msgspec.structs.replace(self.record, layers=tuple(layers), joins=joins, whole_device=whole))
+
+    async def learn_qemu(self, ids: Ids) -> None:
+        """Which process QEMU is. Before anything of the user's runs in the guest: the monitor's word counts yet."""
+        qemu = pidfd.identity(await self.monitor.qemu_pid())
+        if qemu is None:
+            raise MonitorFailed("the machine's QEMU ended")
+        self._write(msgspec.structs.replace(self.record, ids=ids, qemu_pid=qemu.pid, qemu_start_ticks=qemu.start_ticks))
+
+    @property
+    def qemu(self) -> pidfd.ProcessIdentity:
+        return pidfd.ProcessIdentity(self.record.qemu_pid, self.record.qemu_start_ticks)
+
+    async def fill(
+        self, container: str, places: Sequence[Field], opened: Sequence[shares.Opened], *, below: bool = False
+    ) -> None:
+        """Give *container* its folders, and its root: the layers at *places*, or the folder that is named for it."""
+        root = shares.root_name(container)
+        found = [frames.text(Tag.CONTAINER, container), *places]
+        if opened:
+            await shares.attach(self.qemu, opened)
+            await self.monitor.ask(Kind.SHARE, [], error=ShareFailed)
+        if any(one.name == root for one in opened):
+            found += [frames.text(Tag.SHARE, root), frames.u32(Tag.FLAGS, _OVERLAY_ROOT if below else 0)]
+        await self.monitor.ask(Kind.ROOTFS, found, error=RootfsFailed)
+
+    def hear(self, message: Message) -> None:
+        """An event of the guest's: an ended process. What it says of containers that are not there is nothing."""
+        if message.kind is not Kind.EXITED or message.text(Tag.PROCESS):
+            return
+        name = message.text(Tag.CONTAINER)
+        if (one := self.container(name)) is not None and one.status != "stopped":
+            code = message.number_of(Tag.STATUS) & 255
+            self.set_status(name, "stopped", code, oom_killed=bool(message.number_of(Tag.FLAGS)))
+            self.changed(name)
+
+    def lost(self) -> None:
+        """The monitor ended: so did everything in it."""
+        for one in self.record.containers:
+            if one.status != "stopped":
+                self.set_status(one.id, "stopped", 137)
+                self.changed(one.id)
+
+    def _write(self, record: MachineRecord) -> None:
+        self.record = record
+        records.write(self.folder, record)

@@ -1,0 +1,350 @@
+"""The firewall's table: chains and rules. Pure; :mod:`casemate.network.firewall.sets` has the maps.
+
+What a packet meets, in words:
+
+- *guard*, before connection tracking: what a pod sends bears its own hardware address and address, no IP options, and
+  goes neither to link-local addresses (but the gateway) nor to multicast, broadcast or a cloud's metadata service;
+- *hold*, after published ports are translated: the first packets to a pod that is held wait in a queue;
+- *pod*, where a pod's packets are forwarded or come to the host itself: what is no valid packet of a connection is
+  dropped; a connection that was judged under the present generation passes; every other is judged;
+- *judge*: both ends' identities are looked up (by the tracked connection, so that answers and translated packets are
+  judged as their first packet was) and kept in the connection's label; then the verdict, by exact port, interval of
+  ports, pair, and the same three for the bases of both identities; nothing: deny.
+
+The label of a connection (16 bytes, host's order): source identity, destination identity, the generation under which
+it was let through (0: it was not), and 1 + the verdict that let it. Connection tracking's events tell it.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import struct
+from dataclasses import dataclass
+
+from casemate.host import nft_expressions as e
+from casemate.host.nft_netlink import Batch
+from casemate.network.firewall.sets import ALLOW, AUDIT, REFER
+from casemate.network.flowlog import PREFIX, VERDICT_COPY_BYTES
+
+#: Marks that hostd gives back with a queued packet that goes through the chain again; exact values, not bits, so
+#: that other programs' marks are left alone.
+MARK_ANSWERED, MARK_REFUSED, MARK_DENIED = 0x0CA5E001, 0x0CA5E002, 0x0CA5E003
+COUNTERS = (
+    "spoofed", "options", "link_local", "multicast", "metadata", "ipv6", "invalid", "stale", "crowded",
+    "allowed", "audited", "referred", "referral_rate", "answered", "denied", "held", "refused",
+)  # fmt: skip
+#: In a log group a packet bears this: what became of it.
+LOG_DENIED, LOG_AUDITED = f"{PREFIX}deny", f"{PREFIX}audit"
+_TCP, _UDP, _SCTP, _ICMP, _ICMP6 = 6, 17, 132, 1, 58
+_V4, _V6 = 2, 10
+_PREROUTING, _INPUT, _FORWARD, _OUTPUT = range(4)
+#: After defragmentation (-400), before connection tracking (-200).
+_GUARD_PRIORITY = -310
+#: After the destination is translated (-100).
+_HOLD_PRIORITY = -90
+#: Before the filter chains (0) of others and of our other table.
+_POD_PRIORITY = -5
+_RATE_FORGET_MS = 60_000
+
+
+@dataclass(frozen=True, slots=True)
+class TableSpec:
+    """What the rules depend on. *queue*: number of the packet queue of referrals; the next is that of holds, and the
+    one after it that of referred packets on the way back.
+
+    *queue_target*: the kernel has no expression for queues, xtables' target serves.
+    """
+
+    table: str
+    prefix: str
+    pool: ipaddress.IPv4Network
+    gateway: bytes
+    queue: int
+    log_group: int
+    queue_target: bool = False
+    referrals_per_second: int = 2000
+    referral_burst: int = 512
+
+    def queue_rule(self, offset: int) -> bytes:
+        number = self.queue + offset
+        return e.queue_by_target(number) if self.queue_target else e.queue(number)
+
+
+def counted(name: str, code: int, chain: str = "") -> bytes:
+    return e.count(name) + e.verdict(code, chain)
+
+
+def add_table(batch: Batch, spec: TableSpec) -> None:
+    """Chains, counters and rules, without any policy in force; the sets must be in the batch before."""
+    for counter in COUNTERS:
+        batch.new_counter(counter)
+    for name in PLAIN_CHAINS:
+        batch.new_chain(name)
+    batch.new_chain("guard", kind="filter", hook=_PREROUTING, priority=_GUARD_PRIORITY)
+    batch.new_chain("pre", kind="filter", hook=_PREROUTING, priority=_HOLD_PRIORITY)
+    batch.new_chain("forward", kind="filter", hook=_FORWARD, priority=_POD_PRIORITY)
+    batch.new_chain("input", kind="filter", hook=_INPUT, priority=_POD_PRIORITY)
+    batch.new_chain("output", kind="filter", hook=_OUTPUT, priority=_POD_PRIORITY)
+    for chain, rules in (
+        _guard(spec) | _hold(spec) | _pod(spec) | _judge() | _find(spec) | _verdicts() | _refer(spec) | _deny(spec)
+    ).items():
+        for rule in rules:
+            batch.new_rule(chain, rule)
+    add_switch(batch, 0)
+
+
+PLAIN_CHAINS = (
+    "deny", "passed", "allow", "audit", "audited", "refer", "hold",
+    "verdict", "port_verdict", "icmp_verdict", "other_verdict", "find4", "find6", "judge", "switch", "pod", "guard4",
+)  # fmt: skip
+BASE_CHAINS = ("guard", "pre", "forward", "input", "output")
+#: Chains whose rules have the generation in them.
+GENERATION_CHAINS = ("switch", "allow", "audited", "passed")
+
+
+def add_switch(batch: Batch, generation: int) -> None:
+    """The rules that know the *generation*; 0: no policy is in force, everything passes. The chains must be empty."""
+    if not generation:
+        batch.new_rule("switch", e.verdict(e.ACCEPT))
+    else:
+        batch.new_rule("switch", _label_word(2, generation) + e.verdict(e.ACCEPT))
+        batch.new_rule("switch", e.verdict(e.GOTO, "judge"))
+    for chain, counter, verdict in (
+        ("allow", "allowed", ALLOW), ("audited", "audited", AUDIT), ("passed", "answered", REFER),
+    ):  # fmt: skip
+        label = struct.pack("=II", generation, 1 + verdict)
+        rule = e.tracked(e.CT_LABELS, 0) + e.immediate(2, label) + e.set_labels(0)
+        batch.new_rule(chain, rule + counted(counter, e.ACCEPT))
+
+
+def _label_word(number: int, wanted: int) -> bytes:
+    """Goes on where the word *number* of the connection's label is *wanted*; as a mask, which nft(8) can list."""
+    words = [0, 0, 0, 0]
+    words[number] = wanted
+    only = [0, 0, 0, 0]
+    only[number] = 0xFFFFFFFF
+    return e.tracked(e.CT_LABELS, 0) + e.masked(0, struct.pack("=4I", *only), struct.pack("=4I", *words))
+
+
+def _ours(key: int, prefix: str) -> bytes:
+    return e.meta(key, 0) + e.compare(0, prefix.encode())
+
+
+def _guard(spec: TableSpec) -> dict[str, list[bytes]]:
+    source, destination = e.payload(e.NETWORK, 12, 4, 2), e.payload(e.NETWORK, 16, 4, 2)
+    return {
+        "guard": [
+            _ours(e.META_IIFNAME, spec.prefix) + e.meta(e.META_NFPROTO, 1) + e.compare(1, bytes([_V4]))
+            + e.verdict(e.GOTO, "guard4"),
+            _ours(e.META_IIFNAME, spec.prefix) + counted("ipv6", e.DROP),
+        ],
+        "guard4": [
+            e.payload(e.LINK, 6, 6, 0) + source + e.lookup("hardware4", 0, absent=True) + counted("spoofed", e.DROP),
+            e.payload(e.NETWORK, 0, 1, 0) + e.masked(0, b"\x0f", b"\x05", e.NEQ) + counted("options", e.DROP),
+            destination + e.lookup("metadata4", 2) + counted("metadata", e.DROP),
+            destination + e.compare(2, spec.gateway, e.NEQ)
+            + e.masked(2, b"\xff\xff\0\0", bytes([169, 254, 0, 0])) + counted("link_local", e.DROP),
+            # 224.0.0.0/3: multicast, reserved, broadcast.
+            destination + e.masked(2, b"\xe0\0\0\0", b"\xe0\0\0\0") + counted("multicast", e.DROP),
+        ],
+    }  # fmt: skip
+
+
+def _first_packet() -> bytes:
+    """The first packet of a TCP connection, by its flags: a port used again is not always new to the kernel."""
+    return e.protocol(_TCP) + e.payload(e.TRANSPORT, 13, 1, 0) + e.masked(0, b"\x17", b"\x02")
+
+
+def _hold(spec: TableSpec) -> dict[str, list[bytes]]:
+    wait = e.count("held") + spec.queue_rule(1)
+    to_held4 = e.meta(e.META_NFPROTO, 1) + e.compare(1, bytes([_V4])) + e.payload(e.NETWORK, 16, 4, 0)
+    to_held6 = e.meta(e.META_NFPROTO, 1) + e.compare(1, bytes([_V6])) + e.payload(e.NETWORK, 24, 16, 0)
+    refused = e.meta(e.META_MARK, 0) + e.compare(0, struct.pack("=I", MARK_REFUSED))
+    return {
+        "pre": [
+            refused + e.protocol(_TCP) + e.count("refused") + e.reject_reset(),
+            refused + e.count("refused") + e.reject_prohibited(),
+            to_held4 + e.lookup("held4", 0) + e.verdict(e.GOTO, "hold"),
+            to_held6 + e.lookup("held6", 0) + e.verdict(e.GOTO, "hold"),
+        ],
+        "output": [
+            _ours(e.META_OIFNAME, spec.prefix) + to_held4 + e.lookup("held4", 0) + e.verdict(e.GOTO, "hold"),
+            _ours(e.META_OIFNAME, spec.prefix) + to_held6 + e.lookup("held6", 0) + e.verdict(e.GOTO, "hold"),
+        ],
+        "hold": [
+            _first_packet() + wait,
+            e.protocol(_TCP, e.NEQ) + e.state(e.STATE_NEW) + wait,
+        ],
+    }  # fmt: skip
+
+
+def _pod(spec: TableSpec) -> dict[str, list[bytes]]:
+    to_gateway = e.payload(e.NETWORK, 16, 4, 0) + e.compare(0, spec.gateway)
+    # Our own resolver may listen on another port of the gateway: what was asked for counts.
+    names = e.tracked(e.CT_PROTO_DST, 1, e.ORIGINAL) + e.compare(1, struct.pack("!H", 53)) + e.verdict(e.ACCEPT)
+    new_of = e.state(e.STATE_NEW) + e.meta(e.META_NFPROTO, 1)
+    return {
+        "forward": [
+            _ours(e.META_IIFNAME, spec.prefix) + e.verdict(e.GOTO, "pod"),
+            _ours(e.META_OIFNAME, spec.prefix) + e.verdict(e.GOTO, "pod"),
+        ],
+        "input": [
+            _ours(e.META_IIFNAME, spec.prefix) + to_gateway + e.protocol(_UDP) + names,
+            _ours(e.META_IIFNAME, spec.prefix) + to_gateway + e.protocol(_TCP) + names,
+            # Answers to what the host itself began: nothing holds the host back.
+            _ours(e.META_IIFNAME, spec.prefix) + e.tracked(e.CT_DIRECTION, 0) + e.compare(0, b"\1")
+            + e.verdict(e.ACCEPT),
+            _ours(e.META_IIFNAME, spec.prefix) + e.verdict(e.GOTO, "pod"),
+        ],
+        "pod": [
+            e.state(e.STATE_INVALID) + counted("invalid", e.DROP),
+            new_of + e.compare(1, bytes([_V4])) + e.tracked(e.CT_SRC_IP, 0, e.ORIGINAL) + e.lookup("crowded4", 0)
+            + counted("crowded", e.DROP),
+            new_of + e.compare(1, bytes([_V6])) + e.tracked(e.CT_SRC_IP6, 0, e.ORIGINAL) + e.lookup("crowded6", 0)
+            + counted("crowded", e.DROP),
+            e.verdict(e.GOTO, "switch"),
+        ],
+    }  # fmt: skip
+
+
+def _judge() -> dict[str, list[bytes]]:
+    icmp_answer = e.state(e.STATE_ESTABLISHED) + e.tracked(e.CT_DIRECTION, 0) + e.compare(0, b"\1")
+    return {
+        "judge": [
+            e.meta(e.META_MARK, 0) + e.compare(0, struct.pack("=I", MARK_ANSWERED)) + e.set_mark(0)
+            + e.verdict(e.GOTO, "passed"),
+            e.meta(e.META_MARK, 0) + e.compare(0, struct.pack("=I", MARK_DENIED)) + e.set_mark(0)
+            + e.verdict(e.GOTO, "deny"),
+            e.state(e.STATE_RELATED) + e.protocol(_ICMP) + e.verdict(e.ACCEPT),
+            e.state(e.STATE_RELATED) + e.protocol(_ICMP6) + e.verdict(e.ACCEPT),
+            # ICMP's answers bear another type; they cannot begin anything.
+            icmp_answer + e.protocol(_ICMP) + e.verdict(e.ACCEPT),
+            icmp_answer + e.protocol(_ICMP6) + e.verdict(e.ACCEPT),
+            e.state(e.STATE_NEW) + e.protocol(_TCP) + e.payload(e.TRANSPORT, 13, 1, 0)
+            + e.masked(0, b"\x17", b"\x02", e.NEQ) + e.count("stale") + e.reject_reset(),
+            e.meta(e.META_NFPROTO, 0) + e.compare(0, bytes([_V4])) + e.verdict(e.JUMP, "find4"),
+            e.meta(e.META_NFPROTO, 0) + e.compare(0, bytes([_V6])) + e.verdict(e.JUMP, "find6"),
+            e.verdict(e.GOTO, "deny"),
+        ],
+    }  # fmt: skip
+
+
+def _find(spec: TableSpec) -> dict[str, list[bytes]]:
+    """Both identities into the label: a rule for each way of finding them, the first that finds both holds.
+
+    Registers: 0 source identity, 1 destination identity, 2 generation, 3 what let it through before; addresses from 4.
+    """
+    begin = e.tracked(e.CT_LABELS, 0)
+    end = e.immediate(2, bytes(4)) + e.set_labels(0) + e.verdict(e.GOTO, "verdict")
+    pool, netmask = spec.pool.network_address.packed, spec.pool.netmask.packed
+
+    def outside(at: int) -> bytes:
+        """Not of the pool: an address of ours that nobody has must not pass for one of the outside."""
+        return e.mask(at, netmask, 12) + e.compare(12, pool, e.NEQ)
+
+    source4, destination4 = e.tracked(e.CT_SRC_IP, 5, e.ORIGINAL), e.tracked(e.CT_SRC_IP, 6, e.REPLY)
+    world4 = e.immediate(7, bytes(4))
+    both6 = e.tracked(e.CT_SRC_IP6, 4, e.ORIGINAL) + e.tracked(e.CT_SRC_IP6, 8, e.REPLY)
+    zero3, zero7 = e.immediate(3, bytes(4)), e.immediate(7, bytes(4))
+    return {
+        "find4": [
+            begin + source4 + destination4 + e.lookup("viewed4", 5, into=1) + e.lookup("exact4", 5, into=0) + end,
+            begin + source4 + destination4 + e.lookup("exact4", 5, into=0) + e.lookup("exact4", 6, into=1) + end,
+            begin + source4 + e.lookup("exact4", 5, into=0) + world4 + e.tracked(e.CT_SRC_IP, 8, e.REPLY) + outside(8)
+            + e.lookup("world4", 7, into=1) + end,
+            begin + destination4 + e.lookup("exact4", 6, into=1) + world4 + e.tracked(e.CT_SRC_IP, 8, e.ORIGINAL)
+            + outside(8) + e.lookup("world4", 7, into=0) + end,
+        ],
+        # No room for the old verdict beside two addresses of 16 bytes: an answered connection is referred again when
+        # the generation changes.
+        "find6": [
+            both6 + e.lookup("viewed6", 4, into=1) + e.lookup("exact6", 4, into=0) + zero3 + end,
+            both6 + e.lookup("exact6", 4, into=0) + e.lookup("exact6", 8, into=1) + zero3 + end,
+            both6 + e.lookup("exact6", 4, into=0) + zero7 + e.lookup("world6", 7, into=1) + zero3 + end,
+            both6 + e.lookup("exact6", 8, into=1) + zero3 + e.lookup("world6", 3, into=0) + zero3 + end,
+        ],
+    }  # fmt: skip
+
+
+def _verdicts() -> dict[str, list[bytes]]:
+    """The verdict of the pair in the label: by port, interval, pair; then the same of the bases of both.
+
+    Registers: the label from 8 on; the key 3 to 7 (0, source, destination, protocol, port). The 0 before a key is there
+    for nft(8): where a key begins with what a lookup gave, it ends with an assertion, and with it whoever lists the
+    host's ruleset; a constant that is written over in part it takes.
+    """
+    chains: dict[str, list[bytes]] = {
+        "verdict": [
+            *(e.protocol(number) + e.verdict(e.GOTO, "port_verdict") for number in (_TCP, _UDP, _SCTP)),
+            *(e.protocol(number) + e.verdict(e.GOTO, "icmp_verdict") for number in (_ICMP, _ICMP6)),
+            e.verdict(e.GOTO, "other_verdict"),
+        ]
+    }
+    pad = e.immediate(3, bytes(4))
+    pair = pad + e.tracked(e.CT_LABELS, 4)
+    bases = (
+        e.tracked(e.CT_LABELS, 8) + e.immediate(3, bytes(16)) + e.lookup("egress", 8, into=4)
+        + e.lookup("ingress", 9, into=5)
+    )  # fmt: skip
+    places = {
+        "port_verdict": e.meta(e.META_L4PROTO, 6) + e.tracked(e.CT_PROTO_SRC, 7, e.REPLY),
+        "icmp_verdict": e.immediate(6, bytes([_ICMP, 0, 0, 0])) + e.payload(e.TRANSPORT, 0, 1, 7),
+        "other_verdict": e.immediate(6, bytes(8)),
+    }
+    for chain, place in places.items():
+        chains[chain] = [
+            asked + place + _go(name, 3, "verdicts") for asked in (pair, bases) for name in ("port", "range", "pair")
+        ]
+        chains[chain].append(e.verdict(e.GOTO, "deny"))
+    return chains
+
+
+def _go(name: str, at: int, chains: str) -> bytes:
+    """To the chain of the verdict that the map *name* has for the key from register *at*; *chains*: which chains."""
+    return e.immediate(0, bytes(8)) + e.lookup(name, at, into=1) + e.lookup(chains, 0, verdict_map=True)
+
+
+def _refer(spec: TableSpec) -> dict[str, list[bytes]]:
+    """An answer given to the connection itself, a cached one, or the queue; not more of them than a pod may have."""
+    v4 = e.meta(e.META_NFPROTO, 0) + e.compare(0, bytes([_V4]))
+    v6 = e.meta(e.META_NFPROTO, 0) + e.compare(0, bytes([_V6]))
+    ends4 = e.tracked(e.CT_SRC_IP, 4, e.ORIGINAL) + e.tracked(e.CT_SRC_IP, 5, e.REPLY)
+    ends6 = e.tracked(e.CT_SRC_IP6, 4, e.ORIGINAL) + e.tracked(e.CT_SRC_IP6, 8, e.REPLY)
+    rules = [
+        _label_word(3, 1 + REFER) + e.verdict(e.GOTO, "passed"),
+    ]
+    for family, ends, at, name, icmp_number in (
+        (v4, ends4, 6, "answers4", _ICMP), (v6, ends6, 12, "answers6", _ICMP6),
+    ):  # fmt: skip
+        both = ends + e.meta(e.META_L4PROTO, at)
+        go = _go(name, 4, "given")
+        port = e.tracked(e.CT_PROTO_SRC, at + 1, e.REPLY)
+        rules += [family + e.protocol(one) + both + port + go for one in (_TCP, _UDP, _SCTP)]
+        rules.append(family + e.protocol(icmp_number) + both + e.payload(e.TRANSPORT, 0, 1, at + 1) + go)
+        rules.append(family + both + e.immediate(at + 1, bytes(4)) + go)
+    rate = e.limit_over(spec.referrals_per_second, spec.referral_burst)
+    over = counted("referral_rate", e.GOTO, "deny")
+    rules += [
+        v4 + e.tracked(e.CT_SRC_IP, 0, e.ORIGINAL) + e.for_each("rate4", 0, _RATE_FORGET_MS, rate) + over,
+        v6 + e.tracked(e.CT_SRC_IP6, 0, e.ORIGINAL) + e.for_each("rate6", 0, _RATE_FORGET_MS, rate) + over,
+        # Packets the other way, of a connection that was open: whoever reads them turns their addresses round.
+        e.tracked(e.CT_DIRECTION, 0) + e.compare(0, b"\1") + e.count("referred") + spec.queue_rule(2),
+        e.count("referred") + spec.queue_rule(0),
+    ]
+    return {"refer": rules}
+
+
+def _deny(spec: TableSpec) -> dict[str, list[bytes]]:
+    """Pods are told at once; the outside is not."""
+    from_pod = _ours(e.META_IIFNAME, spec.prefix)
+    return {
+        "audit": [e.log(spec.log_group, LOG_AUDITED, VERDICT_COPY_BYTES) + e.verdict(e.GOTO, "audited")],
+        "deny": [
+            e.count("denied") + e.log(spec.log_group, LOG_DENIED, VERDICT_COPY_BYTES),
+            from_pod + e.protocol(_TCP) + e.reject_reset(),
+            # Also to the outside, for connections that were open: silence would leave them hanging.
+            e.state(e.STATE_ESTABLISHED) + e.protocol(_TCP) + e.reject_reset(),
+            from_pod + e.reject_prohibited(),
+            e.verdict(e.DROP),
+        ],
+    }

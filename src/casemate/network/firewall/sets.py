@@ -1,0 +1,168 @@
+"""The firewall's sets and maps, and their elements from plain numbers. Pure.
+
+====================  ==========================================  =====================================================
+map                   key                                         value
+====================  ==========================================  =====================================================
+exact4, exact6        an endpoint's address                       identity
+viewed4, viewed6      viewer's address . address (timed)          identity that the address has for that viewer
+world4, world6        0 . interval of addresses                   identity
+port                  0 . source . destination . protocol . port  verdict
+range                 the same, an interval of ports              verdict
+pair                  0 . source . destination                    verdict for the rest of the port space
+egress, ingress       identity                                    the base that is asked where the pair has nothing
+answers4, answers6    addresses . protocol . port (timed)         answers to referrals
+verdicts, given       0 . verdict, by number                      the chain of that verdict (of an answer)
+held4, held6          addresses whose new connections wait
+crowded4, crowded6    pods with too many connections (timed)
+hardware4             a pod's hardware address . its address
+stamp                 number of the state in force
+====================  ==========================================  =====================================================
+
+Verdicts are numbers, and one small map turns them into chains: the kernel looks at every element of a map of verdicts
+in each transaction that touches it. Identities stand in the order of the host's bytes, as marks do. ICMP's type stands
+in the first byte of the port.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+from casemate.host.nft_expressions import GOTO
+from casemate.host.nft_netlink import SetSpec, element, goes_to, value
+
+#: nft(8)'s numbers of types.
+_IPV4, _IPV6, _ETHER, _PROTOCOL, _SERVICE, _MARK = 7, 8, 9, 12, 13, 19
+_IDENTITY = (_MARK, 4)
+#: Of the keys that begin with a 0; why they do stands in :mod:`casemate.network.firewall.rules`.
+_PLACE = (_IDENTITY, _IDENTITY, _IDENTITY, (_PROTOCOL, 1), (_SERVICE, 2))
+
+#: Verdicts by number, as `policy.verdict` has them: a test holds them equal.
+ALLOW, AUDIT, REFER, HOLD, DENY = range(5)
+#: What an accepting answer to a referral is among them.
+ANSWERED = 5
+#: Chains that verdicts go to. HOLD is laid over a pod by :mod:`casemate.hostd.holding`; no element has it.
+CHAINS = {ALLOW: "allow", AUDIT: "audit", REFER: "refer", HOLD: "deny", DENY: "deny"}
+ANSWER_CHAINS = {ANSWERED: "passed", DENY: "deny"}
+ICMP = 1
+MAX_ICMP_TYPE = 255
+#: Entries of the table that keeps the rate of referrals of each pod.
+_RATES = 65_536
+
+IDENTITY_SETS: tuple[SetSpec, ...] = (
+    SetSpec("exact4", ((_IPV4, 4),), data=_IDENTITY),
+    SetSpec("exact6", ((_IPV6, 16),), data=_IDENTITY),
+    SetSpec("viewed4", ((_IPV4, 4), (_IPV4, 4)), data=_IDENTITY, timed=True),
+    SetSpec("viewed6", ((_IPV6, 16), (_IPV6, 16)), data=_IDENTITY, timed=True),
+    SetSpec("world4", (_IDENTITY, (_IPV4, 4)), data=_IDENTITY, interval=True),
+    SetSpec("world6", (_IDENTITY, (_IPV6, 16)), data=_IDENTITY, interval=True),
+    SetSpec("port", _PLACE, data=_IDENTITY),
+    SetSpec("range", _PLACE, data=_IDENTITY, interval=True),
+    SetSpec("pair", _PLACE[:3], data=_IDENTITY),
+    SetSpec("egress", (_IDENTITY,), data=_IDENTITY),
+    SetSpec("ingress", (_IDENTITY,), data=_IDENTITY),
+)
+OTHER_SETS: tuple[SetSpec, ...] = (
+    SetSpec("answers4", ((_IPV4, 4), (_IPV4, 4), (_PROTOCOL, 1), (_SERVICE, 2)), data=_IDENTITY, timed=True),
+    SetSpec("answers6", ((_IPV6, 16), (_IPV6, 16), (_PROTOCOL, 1), (_SERVICE, 2)), data=_IDENTITY, timed=True),
+    SetSpec("rate4", ((_IPV4, 4),), timed=True, dynamic=True, size=_RATES),
+    SetSpec("rate6", ((_IPV6, 16),), timed=True, dynamic=True, size=_RATES),
+    SetSpec("held4", ((_IPV4, 4),)),
+    SetSpec("held6", ((_IPV6, 16),)),
+    SetSpec("crowded4", ((_IPV4, 4),), timed=True),
+    SetSpec("crowded6", ((_IPV6, 16),), timed=True),
+    SetSpec("hardware4", ((_ETHER, 6), (_IPV4, 4))),
+    SetSpec("metadata4", ((_IPV4, 4),)),
+    SetSpec("verdicts", (_IDENTITY, _IDENTITY), verdicts=True),
+    SetSpec("stamp", (_IDENTITY,)),
+    SetSpec("given", (_IDENTITY, _IDENTITY), verdicts=True),
+)
+ALL_SETS = IDENTITY_SETS + OTHER_SETS
+#: Maps whose elements go by themselves. On kernels before 6.3 they cannot be taken out earlier in a transaction.
+TIMED = frozenset(("viewed4", "viewed6"))
+
+_VALUES = {number: value(struct.pack("=I", number)) for number in (*CHAINS, ANSWERED)}
+_place = struct.Struct("=4xIIB3x2s2x").pack
+_pair = struct.Struct("=4xII").pack
+_identity = struct.Struct("=I").pack
+
+
+class Row(NamedTuple):
+    """An element and the set that it is of."""
+
+    name: str
+    element: bytes
+
+
+def verdict_row(  # noqa: PLR0917 - the fields of one record, in its order
+    table: int, source: int, destination: int, protocol: int, first: int, last: int, verdict: int
+) -> Row:
+    """An element of ``port`` (*table* 0), ``range`` (1) or ``pair`` (2)."""
+    if table == 2:
+        return Row("pair", element(_pair(source, destination), data=_VALUES[verdict]))
+    key = _place(source, destination, protocol, _port(protocol, first, 0))
+    if table == 0:
+        return Row("port", element(key, data=_VALUES[verdict]))
+    end = _place(source, destination, protocol, _port(protocol, last, 255))
+    return Row("range", element(key, end=end, data=_VALUES[verdict]))
+
+
+def _port(protocol: int, port: int, low: int) -> bytes:
+    return bytes([port, low]) if protocol == ICMP else port.to_bytes(2, "big")
+
+
+def address_row(exact: bool, first: bytes, last: bytes, *, viewer: bytes, number: int, lifetime_ms: int = 0) -> Row:
+    """An element of the maps from address to identity; addresses are 4 or 16 bytes, *viewer* may be empty."""
+    version = "4" if len(first) == 4 else "6"
+    data = value(_identity(number))
+    if viewer:
+        return Row(f"viewed{version}", element(viewer + first, data=data, timeout_ms=lifetime_ms))
+    if exact:
+        return Row(f"exact{version}", element(first, data=data))
+    return Row(f"world{version}", element(bytes(4) + first, end=bytes(4) + last, data=data))
+
+
+def base_rows(number: int, egress: int, ingress: int) -> tuple[Row, Row]:
+    """The two elements of one identity's bases."""
+    key = _identity(number)
+    return (
+        Row("egress", element(key, data=value(_identity(egress)))),
+        Row("ingress", element(key, data=value(_identity(ingress)))),
+    )
+
+
+def answer_row(
+    source: bytes, destination: bytes, protocol: int, port: int, *, accept: bool = True, lifetime_ms: int = 0
+) -> Row:
+    """A cached answer to referrals; *port* is ICMP's type for ICMP."""
+    place = bytes([protocol, 0, 0, 0]) + _port(protocol, port, 0) + bytes(2)
+    data = _VALUES[ANSWERED if accept else DENY]
+    name = "answers4" if len(source) == 4 else "answers6"
+    return Row(name, element(source + destination + place, data=data, timeout_ms=lifetime_ms))
+
+
+def address_set_row(name: str, address: bytes, lifetime_ms: int = 0) -> Row:
+    """An element of ``held`` or ``crowded``."""
+    return Row(f"{name}{'4' if len(address) == 4 else '6'}", element(address, timeout_ms=lifetime_ms))
+
+
+def hardware_row(mac: bytes, address: bytes) -> Row:
+    """A pod's hardware address and the one address that it may send from."""
+    return Row("hardware4", element(mac + bytes(2) + address))
+
+
+def metadata_row(address: bytes) -> Row:
+    return Row("metadata4", element(address))
+
+
+def stamp_row(generation: int) -> Row:
+    return Row("stamp", element(_identity(generation & 0xFFFFFFFF)))
+
+
+def verdict_rows() -> list[Row]:
+    """The elements of ``verdicts`` and ``given``, which never change."""
+    return [
+        Row(name, element(bytes(4) + _identity(number), data=goes_to(GOTO, chain)))
+        for name, chains in (("verdicts", CHAINS), ("given", ANSWER_CHAINS))
+        for number, chain in chains.items()
+    ]

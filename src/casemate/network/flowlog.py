@@ -1,0 +1,69 @@
+"""Rules that copy packets for those who watch: a table of its own, which drops and accepts nothing.
+
+Two log groups for each node, by number after its firewall table, so that two nodes on one host do not meet: what
+was denied or only audited (logged by the firewall's own rules, with the verdict as prefix), and the first packet of
+each connection that begins a TLS handshake, for the name that it shows. Without a reader the kernel drops the copies.
+"""
+
+from __future__ import annotations
+
+import zlib
+
+from casemate.host import nft
+from casemate.network.plan import check_prefix
+
+#: Headers of a refused packet: IPv6 with a few extension headers, and the ports.
+VERDICT_COPY_BYTES = 128
+#: A ClientHello that fits the first packet; keys for quantum computers make it 1,700 bytes, its name stands before.
+HELLO_COPY_BYTES = 1600
+#: What a firewall's rule writes before the verdict's word: ``casemate:deny``.
+PREFIX = "casemate:"
+#: The connection's own packets among which the handshake's first is looked for: SYN, ACK, data (and one sent again).
+_FIRST_PACKETS = 8
+
+
+def verdict_group(table: str) -> int:
+    """The log group of *table*'s verdicts (even, 1,000 to 65,000: low ones are what people choose by hand)."""
+    return 1000 + 2 * (zlib.crc32(table.encode()) % 32_000)
+
+
+def hello_group(table: str) -> int:
+    """The log group of the first packets that begin a TLS handshake."""
+    return verdict_group(table) + 1
+
+
+def table_name(table: str) -> str:
+    return f"{nft.check_table_name(table)[:26]}_see"
+
+
+def script(table: str, prefix: str) -> str:
+    """The table as nft(8) text, in place of what there is of it."""
+    name, ours = table_name(table), f'"{check_prefix(prefix)}*"'
+    first = f"ct direction original ct original packets <= {_FIRST_PACKETS} meta l4proto tcp"
+    # 0x16: a handshake record; 0x03: the major version that every TLS has had (RFC 8446, 5.1).
+    hello = f"{first} @ih,0,16 0x1603 log group {hello_group(table)} snaplen {HELLO_COPY_BYTES}"
+    return f"""\
+add table inet {name}
+delete table inet {name}
+add table inet {name}
+add chain inet {name} see {{ type filter hook forward priority filter + 20; policy accept; }}
+add rule inet {name} see iifname {ours} {hello}
+add rule inet {name} see iifname != {ours} oifname {ours} {hello}
+"""
+
+
+def is_whole(context: nft.Nft, table: str) -> bool:
+    rows = context.table("inet", table_name(table)) or ()
+    return sum("rule" in row for row in rows) == 2
+
+
+def ensure(context: nft.Nft, table: str, prefix: str) -> bool:
+    """Make the table when it is not whole; whether it had to be made."""
+    if is_whole(context, table):
+        return False
+    context.run(script(table, prefix))
+    return True
+
+
+def remove(context: nft.Nft, table: str) -> bool:
+    return context.delete_table("inet", table_name(table))

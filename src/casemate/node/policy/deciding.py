@@ -1,0 +1,128 @@
+"""What the rules say to a referred connection, fast: only the rules about it, with the facts they ask for. Pure.
+
+The evaluator of :mod:`casemate.policy.reference` goes through every rule; a referral is decided thousands of times a
+second. So the rules about a pair of ends and a port are looked for once and kept until the policy or an end changes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from casemate.node.policy.endpoints import GRADE, LEVEL
+from casemate.policy.decision import Decision
+from casemate.policy.identity import Connection, Endpoint
+from casemate.policy.parse import Document
+from casemate.policy.reference import evaluate, matches
+from casemate.policy.rules import RuleSet, Workloads
+
+MAX_KEPT = 65_536
+#: Facts that another connection of the same two ends may have otherwise: an answer by them is for one connection.
+_PASSING = re.compile(r"\b(time|rate|first_contact)\b")
+_HISTORY = re.compile(r"\bfirst_contact\b")
+
+
+@dataclass(frozen=True, slots=True)
+class Relevant:
+    """The rules about one kind of connection. *lasting*: an answer holds for the next one too; *history*: a condition
+    asks whether these two have met.
+    """
+
+    rules: RuleSet
+    lasting: bool
+    history: bool
+
+
+class Decider:
+    """Decides by *rules* (those of the documents); make another when they change."""
+
+    def __init__(self, rules: RuleSet, documents: Iterable[Document] = ()) -> None:
+        self._rules = rules
+        self._segments: list[tuple[str, Workloads]] = [pair for one in documents for pair in one.parsed.segments]
+        self._relevant: dict[tuple[Endpoint, Endpoint, object, int], Relevant] = {}
+        self._shown: dict[Endpoint, Mapping[str, Any]] = {}
+
+    def relevant(self, asked: Connection) -> Relevant:
+        key = (asked.source, asked.destination, asked.protocol, asked.port)
+        found = self._relevant.get(key)
+        if found is None:
+            if len(self._relevant) >= MAX_KEPT:
+                self._relevant.clear()
+            rules = tuple(rule for rule in self._rules.rules if matches(rule, asked))
+            sources = [rule.condition.source for rule in rules if rule.condition is not None]
+            found = self._relevant[key] = Relevant(
+                RuleSet(rules, self._rules.audited, self._rules.default),
+                not any(map(_PASSING.search, sources)),
+                any(map(_HISTORY.search, sources)),
+            )
+        return found
+
+    def decide(self, asked: Connection, now: float, *, first_contact: bool, rate: int) -> Decision:
+        """What the list says, conditions answered from the facts."""
+        return evaluate(
+            self.relevant(asked).rules, asked, self.facts(asked, now, first_contact=first_contact, rate=rate)
+        )
+
+    def facts(self, asked: Connection, now: float, *, first_contact: bool, rate: int) -> dict[str, Any]:
+        """The facts that conditions may name (``casemate.policy.conditions.FACTS``)."""
+        return {
+            "source": self.end(asked.source),
+            "destination": self.end(asked.destination),
+            "protocol": asked.protocol.name.lower(),
+            "port": asked.port,
+            "time": moment(now),
+            "first_contact": first_contact,
+            "rate": rate,
+        }
+
+    def end(self, end: Endpoint) -> Mapping[str, Any]:
+        found = self._shown.get(end)
+        if found is None:
+            if len(self._shown) >= MAX_KEPT:
+                self._shown.clear()
+            held = dict(end.labels)
+            found = self._shown[end] = {
+                "name": end.name,
+                "project": end.project,
+                "labels": held,
+                "project_labels": dict(end.project_labels),
+                "level": held.get(LEVEL, ""),
+                "grade": held.get(GRADE, ""),
+                "segments": [name for name, members in self._segments if members.matches(end)],
+                "address": str(end.addresses[0]) if end.addresses else "",
+                "names": sorted(end.dns),
+            }
+        return found
+
+
+def moment(now: float) -> dict[str, int]:
+    """*now* (seconds since 1970) as the fact ``time``; 1970-01-01 was a Thursday."""
+    whole = int(now)
+    days, left = divmod(whole, 86_400)
+    return {"unix": whole, "hour": left // 3600, "minute": left // 60 % 60, "weekday": (days + 3) % 7}
+
+
+class Rates:
+    """New connections of each source in the last :data:`SECONDS`, counted second by second; bounded in sources."""
+
+    SECONDS = 10
+
+    def __init__(self, most: int = 16_384) -> None:
+        self._most = most
+        self._counts: dict[str, tuple[int, list[int]]] = {}
+
+    def count(self, source: str, now: float) -> int:
+        """One more of *source*; how many with it."""
+        second = int(now)
+        last, counts = self._counts.get(source) or (second, [0] * self.SECONDS)
+        for gone in range(last + 1, min(second, last + self.SECONDS) + 1):
+            counts[gone % self.SECONDS] = 0
+        if second < last:  # the clock was set back
+            counts = [0] * self.SECONDS
+        counts[second % self.SECONDS] += 1
+        if source not in self._counts and len(self._counts) >= self._most:
+            self._counts.pop(next(iter(self._counts)))
+        self._counts[source] = (second, counts)
+        return sum(counts)

@@ -1,0 +1,242 @@
+"""Documents: apply, diff, list, show, remove."""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import sqlite3
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from casemate.node import audit, events
+from casemate.node.clock import rfc3339
+from casemate.node.core import Caller, Core
+from casemate.node.policy import rights, store
+from casemate.node.policy.errors import PolicyNotFound
+from casemate.node.policy.reading import read_text
+from casemate.node.policy.ruleset import standing
+from casemate.node.policy.state import Policy
+from casemate.policy import analysis
+from casemate.policy.addresses import BlockIndex
+from casemate.policy.compile import Compiler
+from casemate.policy.identity import NOBODY, Endpoint, identity_of
+from casemate.policy.parse import Document, Policies, together
+from casemate.policy.plan import Planner, Transaction
+from casemate.policy.rules import RuleSet, block_groups
+from casemate.spec.api.policy import PolicyApplied, PolicyChange, PolicyDetail, PolicyList, PolicyRow
+
+#: Lines of the kernel's transaction, and pairs of identities, that an answer shows.
+MAX_STEPS = 200
+MAX_DIFF_LINES = 2000
+#: Rules times identities up to which a set is looked at as a whole when it is applied: about half a second.
+MAX_LOOK = 500_000
+
+
+def text_of(value: object) -> str:
+    """*value* as YAML, keys in the order in which they were written."""
+    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=100)
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    put: tuple[Document, ...]
+    drop: tuple[str, ...]
+    told: tuple[PolicyChange, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Done:
+    """What the kernel was (or would be) told, with identities' names, and the whole set."""
+
+    transaction: Transaction
+    names: dict[int, str]
+    documents: list[Document]
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What is odd about a set of documents, and the paths that it leaves across walls."""
+
+    warnings: list[str]
+    crossings: list[str]
+
+
+async def apply(core: Core, data: bytes, caller: Caller, *, dry_run: bool, whole: bool) -> PolicyApplied:
+    """Put the documents of *data* (YAML or JSON) in force; with *whole*, all others go.
+
+    Everything or nothing. Raises what reading raises, :class:`GrantMissing` for the operator's documents.
+    """
+    read = await read_text(data)
+    policy = core.policy
+    async with policy.lock:
+        await policy.load_held()
+        change = _changes(policy, read, whole=whole)
+        done = await _change(core, policy, change, caller, dry_run=dry_run)
+    return await _told(policy, change, done, dry_run=dry_run)
+
+
+async def remove(core: Core, keys: Iterable[str], caller: Caller, *, dry_run: bool) -> PolicyApplied:
+    """Take documents out of force. Raises :class:`PolicyNotFound`."""
+    policy = core.policy
+    async with policy.lock:
+        await policy.load_held()
+        found = [find(policy, key) for key in keys]
+        told = tuple(PolicyChange(one.key, "removed") for one in found)
+        change = _Change((), tuple(one.key for one in found), told)
+        done = await _change(core, policy, change, caller, dry_run=dry_run)
+    return await _told(policy, change, done, dry_run=dry_run)
+
+
+def find(policy: Policy, key: str) -> Document:
+    """The document *key*; the kind may be left out where the rest says which. Raises :class:`PolicyNotFound`."""
+    if key in policy.documents:
+        return policy.documents[key]
+    found = [one for name, one in policy.documents.items() if name.partition("/")[2] == key or one.name == key]
+    if len(found) == 1:
+        return found[0]
+    several = f": {', '.join(one.key for one in found[:5])}" if found else ""
+    raise PolicyNotFound(f"document {key[:140]!r} is {'not there' if not found else 'more than one'}{several}")
+
+
+def _changes(policy: Policy, read: list[Document], *, whole: bool) -> _Change:
+    put: list[Document] = []
+    told: list[PolicyChange] = []
+    for one in read:
+        old = policy.documents.get(one.key)
+        if old is not None and old.value == one.value:
+            told.append(PolicyChange(one.key, "unchanged"))
+            continue
+        put.append(one)
+        told.append(PolicyChange(one.key, "changed" if old else "added", _diff(one.key, old, one)))
+    drop = sorted(policy.documents.keys() - {one.key for one in read}) if whole else []
+    told += [PolicyChange(key, "removed", _diff(key, policy.documents[key], None)) for key in drop]
+    return _Change(tuple(put), tuple(drop), tuple(told))
+
+
+def _diff(key: str, old: Document | None, new: Document | None) -> str:
+    before, after = (text_of(one.value).splitlines() if one else [] for one in (old, new))
+    if len(before) + len(after) > MAX_DIFF_LINES:
+        return f"{len(before)} lines before, {len(after)} now: too long to show"
+    return "\n".join(difflib.unified_diff(before, after, f"in force: {key}", f"given: {key}", lineterm=""))
+
+
+async def _change(core: Core, policy: Policy, change: _Change, caller: Caller, *, dry_run: bool) -> _Done:
+    """Do it, or rehearse it; the policy's lock is held."""
+    touched = [*change.put, *(policy.documents[key] for key in change.drop)]
+    gone = set(change.drop)
+    documents = {key: one for key, one in policy.documents.items() if key not in gone}
+    documents |= {one.key: one for one in change.put}
+    if dry_run:
+        policies = await asyncio.to_thread(together, list(documents.values()))
+        transaction, planner = await asyncio.to_thread(_rehearsed, policy, policies)
+        return _Done(transaction, _names(planner.compiler if planner else None), list(documents.values()))
+    for one in touched:
+        if not one.project:
+            rights.demand(caller, f"the operator's document {one.key}")
+    if not touched:
+        return _Done(Transaction("nothing"), {}, list(documents.values()))
+    at = core.clock()
+
+    def written(db: sqlite3.Connection) -> None:
+        for one in change.put:
+            store.put_document(db, one, at, caller.who)
+        for key in change.drop:
+            store.drop_document(db, key)
+        for told in change.told:
+            if told.action != "unchanged":
+                events.add(db, at, "policy", told.key, told.action)
+                audit.append(db, at, caller.who, f"policy.{told.action}", told.key, rules=_rules(documents, told.key))
+
+    rows = {key: row for key, row in policy.rows.items() if key not in gone}
+    rows |= {one.key: _row(one, at, caller.who) for one in change.put}
+    transaction, _ = await policy.change_documents(change.put, change.drop, written, lambda: rows)
+    core.events.wake()
+    names = _names(policy.planner.compiler if policy.planner and transaction.tightened else None)
+    return _Done(transaction, names, list(documents.values()))
+
+
+async def _told(policy: Policy, change: _Change, done: _Done, *, dry_run: bool) -> PolicyApplied:
+    """The answer; what is odd about the set is looked for now, when the kernel has it and others may go on."""
+
+    def name(number: int) -> str:
+        return done.names.get(number, "everyone" if not number else str(number))
+
+    seen = await asyncio.to_thread(_looked_at, policy, done.documents, change)
+    transaction = done.transaction
+    tightened = tuple(f"{name(one)} to {name(other)}" for one, other in transaction.tightened[:MAX_STEPS])
+    return PolicyApplied(
+        dry_run, change.told, tuple(seen.warnings), tuple(seen.crossings), transaction.size, tightened,
+        tuple(transaction.describe()[:MAX_STEPS]) if dry_run else (), policy.enforced and not dry_run,
+        "" if policy.enforced else policy.why_not, policy.firewall.generation,
+    )  # fmt: skip
+
+
+def _rules(documents: dict[str, Document], key: str) -> int:
+    found = documents.get(key)
+    return len(found.parsed.rules) if found else 0
+
+
+def _row(one: Document, at: float, who: str) -> PolicyRow:
+    return PolicyRow(
+        one.key, one.kind, one.project, one.name, len(one.parsed.rules), len(one.parsed.walls), rfc3339(at), who
+    )
+
+
+def _looked_at(policy: Policy, documents: list[Document], change: _Change) -> _Seen:
+    """What is odd about the set, and the paths that it leaves across walls. In a thread.
+
+    All of it is compiled once more for that. Where this would take seconds, only the documents that came are looked
+    at, and `policy diff` says the rest.
+    """
+    policies = together(documents)
+    known = policy.planner.compiler.identities if policy.planner else {}
+    if len(policies.rules) * len(known) > MAX_LOOK and not policies.walls:
+        warnings = analysis.warnings_of(together(change.put).rules, known.values())
+        return _Seen([*warnings, "the set is large: contradictions were not looked for"], [])
+    ends = policy.ends(policies.walls)
+    _, own = policy.worked_out(policies)
+    compiler = compiled(own, ends)
+    across = compiled(standing(own, policies.walls), ends) if policies.walls else compiler
+    found = analysis.crossings(across, policies.walls)
+    crossings = [one.describe(across) for one in found[:100]]
+    return _Seen(analysis.warnings(policies, compiler, ends), crossings)
+
+
+def compiled(rules: RuleSet, ends: Iterable[Endpoint]) -> Compiler:
+    """*rules* for the identities of *ends*, numbered anew."""
+    index = BlockIndex(block_groups(rules))
+    numbers = NOBODY.allocate(identity_of(end, index) for end in ends).numbers
+    return Compiler(rules, {number: identity for identity, number in numbers.items()})
+
+
+def _rehearsed(policy: Policy, policies: Policies) -> tuple[Transaction, Planner | None]:
+    """What the kernel would be told, on a planner of its own. In a thread."""
+    rules, _ = policy.worked_out(policies)
+    ends = policy.ends(policies.walls)
+    if policy.planner is None or policies.walls != policy.policies.walls:
+        planner = Planner(rules, ends)
+        return planner.start, planner
+    planner = Planner(policy.rules, ends, allocation=policy.planner.allocation)
+    return planner.replace_rules(rules, "rehearsal"), planner
+
+
+def _names(compiler: Compiler | None) -> dict[int, str]:
+    return {number: one.describe() for number, one in compiler.identities.items()} if compiler else {}
+
+
+async def listing(core: Core, project: str) -> PolicyList:
+    """The documents that are in force: those of *project* (empty: all) and the operator's."""
+    policy = core.policy
+    await policy.load()
+    rows = [row for _, row in sorted(policy.rows.items()) if not project or row.project in ("", project)]
+    return PolicyList(tuple(rows), policy.state())
+
+
+async def show(core: Core, key: str) -> PolicyDetail:
+    await core.policy.load()
+    one = find(core.policy, key)
+    value: dict[str, Any] = one.value
+    return PolicyDetail(core.policy.rows[one.key], value, text_of(value))

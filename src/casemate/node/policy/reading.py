@@ -1,0 +1,78 @@
+"""Policy text to documents, off the loop: small texts in a thread, large ones decoded in a limited child first.
+
+A document of a few rules takes a millisecond. What is larger than :data:`SMALL_BYTES` is decoded by a child with
+limits of its own on memory and time, so that a text made to be expensive ends there; the values that come back are
+checked here, field by field, as any.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+import msgspec
+
+from casemate.host.programs import run
+from casemate.policy.errors import PolicyInvalid, PolicyTooLarge
+from casemate.policy.locate import line_of
+from casemate.policy.parse import Document, read_documents
+from casemate.policy.source import MAX_BYTES, load_documents
+from casemate.spec.errors import ProgramFailed, RemoteError, TimedOut
+
+SMALL_BYTES = 256 << 10
+CHILD_TIMEOUT_S = 60.0
+#: JSON of 32 MiB YAML in flow style is not longer; block style is shorter than its JSON by its brackets and quotes.
+MAX_ANSWER_BYTES = 4 * MAX_BYTES
+
+
+async def read_text(data: bytes, origin: str = "policy") -> list[Document]:
+    """Every document in *data*.
+
+    Raises :class:`PolicyInvalid` and the like with the line where one is known, :class:`PolicyTooLarge`.
+    """
+    if len(data) > MAX_BYTES:
+        raise PolicyTooLarge(f"{origin} has {len(data)} bytes, allowed are {MAX_BYTES}")
+    values = None if len(data) <= SMALL_BYTES else await _decoded(data, origin)
+    return await asyncio.to_thread(_read, data, values, origin)
+
+
+def _read(data: bytes, values: list[object] | None, origin: str) -> list[Document]:
+    try:
+        return read_documents(load_documents(data, origin) if values is None else values, origin)
+    except PolicyInvalid as error:
+        # A message begins with the path of the field, where it is about one.
+        path = error.facts.get("path") or error.detail.partition(": ")[0]
+        line = line_of(data.decode(errors="replace"), path) if isinstance(path, str) else None
+        if line is None:
+            raise
+        raise type(error)(f"line {line}: {error.detail}", path=str(path), line=line) from error
+
+
+async def _decoded(data: bytes, origin: str) -> list[object]:
+    """The values of the documents, decoded by a child that may use little."""
+    argv = [sys.executable, "-I", "-c", _CHILD, *sys.path, origin]
+    try:
+        done = await run(
+            argv, timeout_s=CHILD_TIMEOUT_S, stdin=data, max_output_bytes=MAX_ANSWER_BYTES, check=False,
+            env={"PYTHONDONTWRITEBYTECODE": "1"},
+        )  # fmt: skip
+    except TimedOut as error:
+        raise PolicyTooLarge(f"{origin}: reading it takes longer than {CHILD_TIMEOUT_S:g} s") from error
+    if done.returncode or done.truncated:
+        raise PolicyTooLarge(f"{origin}: reading it takes more memory or time than is allowed ({done.returncode})")
+    answer = msgspec.json.decode(done.stdout)
+    if not isinstance(answer, dict):
+        raise ProgramFailed("the reader of policy documents answered nonsense")
+    if "problem" in answer:
+        raise RemoteError(answer["problem"])
+    documents: list[object] = answer["documents"]
+    return documents
+
+
+#: The child: its path for imports is the parent's (-I leaves the environment out of it).
+_CHILD = """
+import sys
+sys.path[:] = sys.argv[1:-1]
+from casemate.node.policy.reading_child import main
+main(sys.argv[-1])
+"""

@@ -1,0 +1,466 @@
+"""Referrals: the first packet waits in hostd, and here it is said whether it may go on.
+
+In this order: an answer that a person gave before, the walls, the rules with their conditions and facts, a person
+within a deadline. Nobody who is asked holds up anybody else; what cannot be asked any more (a bound, a deadline, an
+error) is denied, and counted. Every referral leaves a row with its reason.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+from collections import Counter, OrderedDict
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+
+import msgspec
+
+from casemate.hostd.protocol_firewall import AnswerKey, ReferralsLost, Referred, ReferredPacket
+from casemate.hostd.protocol_firewall import ReferralAnswer as ToHostd
+from casemate.node import audit, events
+from casemate.node.clock import rfc3339
+from casemate.node.core import Caller, Core, report
+from casemate.node.errors import TooMany
+from casemate.node.policy import ends, rights, store, walling
+from casemate.node.policy.deciding import Decider, Rates
+from casemate.node.policy.errors import PromptsFull, ReferralNotFound
+from casemate.policy.addresses import Address
+from casemate.policy.identity import Connection, Endpoint, Kind
+from casemate.policy.ports import Protocol
+from casemate.policy.verdict import Verdict
+from casemate.spec.api.policy import ReferralAnswer, ReferralList, ReferralRow
+from casemate.spec.errors import CasemateError
+
+#: Rows that wait to be written; more in one moment are counted, not kept.
+MAX_UNWRITTEN = 20_000
+#: Connections being judged at a time; more are denied.
+MAX_AT_ONCE = 8_192
+#: How long the kernel keeps a refusal: long enough against a flood, short enough for a rule that is just being written.
+DENY_LIFETIME_S = 5
+MAX_WATCHERS = 64
+#: Rows that wait for one watcher; one that falls behind by more loses the oldest, and is told so by their numbers.
+MAX_BEHIND = 1_000
+_FLUSH_S = 0.1
+_PROTOCOLS = {protocol.value: protocol for protocol in Protocol}
+
+
+@dataclass(slots=True)
+class _Prompt:
+    """A person is asked about *asked*; *packets* wait for the answer."""
+
+    number: int
+    asked: Connection
+    key: str
+    began: float
+    deadline: float
+    rule: str
+    packets: list[ReferredPacket] = field(default_factory=list)
+    timer: asyncio.TimerHandle | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    allow: bool
+    reason: str
+    by: str
+    lifetime_s: int = 0
+
+
+def key_of(asked: Connection) -> str:
+    """By what an answer is remembered: the two workloads (an outside end by its address), protocol and port."""
+    return f"{asked.source.name} {asked.destination.name} {asked.protocol.name.lower()}/{asked.port}"
+
+
+class Referrals:
+    """The referrals of this node. *met* answers whether two ends have an earlier flow on record."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        settings = core.settings
+        self._lifetime_s = settings.number("policy.answer_lifetime")
+        self._deadline_s = settings.number("policy.prompt_deadline")
+        self._most = settings.number("policy.prompts")
+        self._most_of_one = settings.number("policy.prompts_per_workload")
+        self.counters: Counter[str] = Counter()
+        self._prompts: OrderedDict[int, _Prompt] = OrderedDict()
+        self._asked: dict[str, _Prompt] = {}
+        self._remembered: dict[str, tuple[float, ReferralRow]] = {}
+        self._next = 0
+        self._answers: list[ToHostd] = []
+        self._sending = False
+        self._rows: list[ReferralRow] = []
+        self._writing = False
+        self._judging = 0
+        self._rates = Rates()
+        self._decider: Decider | None = None
+        self._watchers: set[asyncio.Queue[tuple[ReferralRow, bool]]] = set()
+        self._seen: OrderedDict[tuple[str, str], None] = OrderedDict()
+        self.met: Callable[[Endpoint, Endpoint], object] | None = None
+        self.told: Callable[[ReferredPacket, ReferralRow], None] | None = None
+        core.policy.changed.append(self._changed)
+
+    async def load(self) -> None:
+        """What people answered before, and where the numbers stand."""
+        at = self._core.clock()
+        self._remembered = await self._core.db.write(lambda db: store.remembered(db, at))
+        self._next = await self._core.db.read(store.last_referral)
+
+    def _changed(self) -> None:
+        self._decider = None
+
+    @property
+    def decider(self) -> Decider:
+        if self._decider is None:
+            policy = self._core.policy
+            self._decider = Decider(policy.own, policy.documents.values())
+        return self._decider
+
+    # --- packets --------------------------------------------------------------------------------------------------
+
+    def lost(self, event: ReferralsLost) -> None:
+        """hostd denied packets without asking."""
+        for why, count in event.why.items():
+            self.counters[f"lost_{why}"] += count
+
+    def on_referred(self, event: Referred) -> None:
+        """Packets wait; called on the loop, and never blocks it: what takes longer goes into the background."""
+        for packet in event.packets:
+            self.counters["referred"] += 1
+            try:
+                self._take(packet)
+            except CasemateError as error:
+                self._settle([packet], None, _Answer(False, error.detail, "error"), 0.0)
+            except Exception:
+                report("a referral failed; it is denied")
+                self._settle([packet], None, _Answer(False, "an error of Casemate's own", "error"), 0.0)
+
+    def _take(self, packet: ReferredPacket) -> None:
+        asked = self.connection(packet)
+        key = key_of(asked)
+        waiting = self._asked.get(key)
+        if waiting is not None:
+            waiting.packets.append(packet)
+            return
+        now = self._core.clock()
+        relevant = self.decider.relevant(asked)
+        wall = walling.touched(self._core.policy.policies.walls, asked.source, asked.destination)
+        rate = self._rates.count(asked.source.name, now)
+        if not wall and not relevant.history:
+            decision = self.decider.decide(asked, now, first_contact=False, rate=rate)
+            self._decided(packet, asked, decision.verdict, decision.rule, relevant.lasting)
+            return
+        if self._judging >= MAX_AT_ONCE:
+            self.counters["too_many"] += 1
+            self._settle([packet], asked, _Answer(False, f"{MAX_AT_ONCE} are being judged", "bound"), 0.0)
+            return
+        self._judging += 1
+        self._core.spawn(self._judge(packet, asked, rate), f"referral {key[:80]}")
+
+    def connection(self, packet: ReferredPacket) -> Connection:
+        """Who is at both ends of *packet*, by address."""
+        policy = self._core.policy
+        source = ends.at_address(policy, _address(packet.source))
+        destination = ends.at_address(policy, _address(packet.destination))
+        if destination.kind is not Kind.POD and policy.planner is not None:
+            # Names hold for the pod whose own answers led there.
+            named = policy.planner.owner(_address(packet.destination), str(_address(packet.source)))
+            destination = ends.outside(_address(packet.destination), named.dns) if named is not None else destination
+        return Connection(source, destination, _PROTOCOLS.get(packet.protocol, Protocol.OTHER), packet.port)
+
+    async def _judge(self, packet: ReferredPacket, asked: Connection, rate: int) -> None:
+        """What needs the store: walls, and whether these two have met."""
+        try:
+            now = self._core.clock()
+            relevant = self.decider.relevant(asked)
+            first = relevant.history and not await self._met(asked)
+            decision = self.decider.decide(asked, now, first_contact=first, rate=rate)
+            if decision.verdict is Verdict.DENY:
+                # What the rules forbid reaches nobody, so it binds nobody.
+                self._decided(packet, asked, decision.verdict, decision.rule, relevant.lasting)
+                return
+            what = f"{asked.protocol.name.lower()}/{asked.port}, {decision.verdict.word} by {decision.rule}"
+            if decision.verdict is Verdict.REFER and not self._allowed_before(key_of(asked), now):
+                self._decided(packet, asked, decision.verdict, decision.rule, relevant.lasting)
+                return
+            judged = await walling.judge(self._core, asked.source, asked.destination, what)
+            if not judged.allowed:
+                self._settle([packet], asked, _Answer(False, judged.why, f"wall {judged.wall}"), 0.0)
+                return
+            self._decided(packet, asked, decision.verdict, decision.rule, relevant.lasting)
+        except Exception as error:
+            report("a referral failed; it is denied")
+            self._settle([packet], asked, _Answer(False, str(error)[:200], "error"), 0.0)
+        finally:
+            self._judging -= 1
+
+    async def _met(self, asked: Connection) -> bool:
+        pair = (asked.source.name, asked.destination.name)
+        if pair in self._seen:
+            return True
+        found = bool(await self.met(asked.source, asked.destination)) if self.met is not None else False  # type: ignore[misc]
+        if found:
+            self._note_met(pair)
+        return found
+
+    def _note_met(self, pair: tuple[str, str]) -> None:
+        self._seen[pair] = None
+        if len(self._seen) > 65_536:
+            self._seen.popitem(last=False)
+
+    def _decided(self, packet: ReferredPacket, asked: Connection, verdict: Verdict, rule: str, lasting: bool) -> None:
+        match verdict:
+            case Verdict.ALLOW | Verdict.AUDIT:
+                lifetime_s = self._lifetime_s if lasting else 0
+                self._settle([packet], asked, _Answer(True, f"{verdict.word} by {rule}", rule, lifetime_s), 0.0)
+            case Verdict.DENY | Verdict.HOLD:
+                lifetime_s = DENY_LIFETIME_S if lasting else 0
+                self._settle([packet], asked, _Answer(False, f"deny by {rule}", rule, lifetime_s), 0.0)
+            case Verdict.REFER:
+                self._ask(packet, asked, rule)
+
+    def _allowed_before(self, key: str, now: float) -> bool:
+        until, row = self._remembered.get(key, (-1.0, None))
+        return row is not None and row.answer == "allow" and (not until or until > now)
+
+    # --- people ---------------------------------------------------------------------------------------------------
+
+    def _ask(self, packet: ReferredPacket, asked: Connection, rule: str) -> None:
+        key, now = key_of(asked), self._core.clock()
+        held = self._remembered.get(key)
+        if held is not None and (not held[0] or held[0] > now):
+            row = held[1]
+            left = int(held[0] - now) if held[0] else self._lifetime_s
+            answer = _Answer(row.answer == "allow", row.reason, row.by, min(left, self._lifetime_s))
+            self._settle([packet], asked, answer, 0.0)
+            return
+        own = sum(1 for one in self._prompts.values() if one.asked.source.name == asked.source.name)
+        if len(self._prompts) >= self._most or own >= self._most_of_one:
+            self.counters["prompts_full"] += 1
+            full = PromptsFull(f"{len(self._prompts)} referrals wait for a person, {own} of {asked.source.name}")
+            self._settle([packet], asked, _Answer(False, full.detail, "bound"), 0.0)
+            return
+        self._next += 1
+        prompt = _Prompt(self._next, asked, key, now, now + self._deadline_s, rule, [packet])
+        loop = asyncio.get_running_loop()
+        prompt.timer = loop.call_later(self._deadline_s, self._overdue, prompt.number)
+        self._prompts[prompt.number] = self._asked[key] = prompt
+        self.counters["asked"] += 1
+        row = self._row(prompt, None)
+        self._tell(row, prompted=True)
+        self._core.spawn(self._announce(row), "a referral's event")
+
+    async def _announce(self, row: ReferralRow) -> None:
+        at = self._core.clock()
+        await self._core.db.write(
+            lambda db: events.add(
+                db, at, "referral", str(row.number), "asked", source=row.source, destination=row.destination,
+                port=f"{row.protocol}/{row.port}", deadline=row.deadline,
+            )
+        )  # fmt: skip
+        self._core.events.wake()
+
+    def _overdue(self, number: int) -> None:
+        prompt = self._end(number)
+        if prompt is not None:
+            self.counters["deadline"] += 1
+            waited = self._core.clock() - prompt.began
+            why = f"nobody answered within {self._deadline_s} s"
+            self._settle(prompt.packets, prompt.asked, _Answer(False, why, "deadline"), waited, prompt.number)
+
+    def _end(self, number: int) -> _Prompt | None:
+        prompt = self._prompts.pop(number, None)
+        if prompt is not None:
+            del self._asked[prompt.key]
+            if prompt.timer is not None:
+                prompt.timer.cancel()
+        return prompt
+
+    async def answer(self, number: int, given: ReferralAnswer, caller: Caller) -> ReferralRow:
+        """A person's answer. Raises :class:`ReferralNotFound`, and :class:`WallBreached` where a wall forbids it."""
+        rights.demand(caller, "to answer a referral")
+        prompt = self._prompts.get(number)
+        if prompt is None:
+            raise ReferralNotFound(f"referral {number} does not wait", number=number)
+        core, asked = self._core, prompt.asked
+        reason = given.reason or f"{'allowed' if given.allow else 'denied'} by {caller.who}"
+        answer = _Answer(given.allow, reason, caller.who, given.for_s or (self._lifetime_s if given.remember else 0))
+        if given.allow:
+            what = f"{asked.protocol.name.lower()}/{asked.port}, allowed by {caller.who}"
+            judged = await walling.judge(core, asked.source, asked.destination, what)
+            if not judged.allowed:
+                answer = _Answer(False, judged.why, f"wall {judged.wall}")
+        at = core.clock()
+        until = 0.0 if given.remember and not given.for_s else at + given.for_s
+        row = msgspec.structs.replace(self._row(prompt, answer), until=rfc3339(until))
+
+        def work(db: object) -> None:
+            if given.remember or given.for_s:
+                store.remember(db, prompt.key, row, until)  # type: ignore[arg-type]
+            audit.append(
+                db, at, caller.who, f"referral.{row.answer}", str(number), source=row.source,  # type: ignore[arg-type]
+                destination=row.destination, port=f"{row.protocol}/{row.port}", reason=reason, until=row.until,
+            )  # fmt: skip
+
+        await core.db.write(work)
+        if given.remember or given.for_s:
+            self._remembered[prompt.key] = (until, row)
+        ended = self._end(number)
+        if ended is None:
+            raise ReferralNotFound(f"referral {number} was denied meanwhile: its deadline passed", number=number)
+        self.counters["answered"] += 1
+        self._settle(ended.packets, asked, answer, at - ended.began, number)
+        return row
+
+    async def forget(self, number: int, caller: Caller) -> ReferralRow:
+        """A remembered answer holds no longer; what it opened is cut. Raises :class:`ReferralNotFound`."""
+        rights.demand(caller, "to forget an answer")
+        found = [(key, row) for key, (_, row) in self._remembered.items() if row.number == number]
+        if not found:
+            raise ReferralNotFound(f"no answer of referral {number} is remembered", number=number)
+        key, row = found[0]
+        at = self._core.clock()
+
+        def work(db: object) -> None:
+            store.forget(db, key)  # type: ignore[arg-type]
+            audit.append(db, at, caller.who, "referral.forget", str(number), source=row.source)  # type: ignore[arg-type]
+
+        await self._core.db.write(work)
+        del self._remembered[key]
+        await self._core.policy.firewall.forget(self._keys(row) or None)
+        return row
+
+    def _keys(self, row: ReferralRow) -> list[AnswerKey]:
+        policy, found = self._core.policy, []
+        protocol = Protocol[row.protocol.upper()].value
+        for source in _addresses(policy.workload(row.source), row.source):
+            for destination in _addresses(policy.workload(row.destination), row.destination):
+                if source.version == destination.version:
+                    found.append(AnswerKey(source.packed, destination.packed, protocol, row.port))
+        return found
+
+    # --- answers and rows -----------------------------------------------------------------------------------------
+
+    def _settle(
+        self, packets: list[ReferredPacket], asked: Connection | None, answer: _Answer, waited_s: float, number: int = 0
+    ) -> None:
+        """Answer *packets*, and leave a row."""
+        self.counters["allowed" if answer.allow else "denied"] += len(packets)
+        self._answers += [ToHostd(one.number, answer.allow, answer.lifetime_s) for one in packets]
+        if not self._sending:
+            self._sending = True
+            self._core.spawn(self._send(), "answers to referrals")
+        if asked is None:
+            return
+        if answer.allow:
+            self._note_met((asked.source.name, asked.destination.name))
+        prompted = bool(number)
+        if not prompted:
+            self._next += 1
+            number = self._next
+        now = self._core.clock()
+        row = ReferralRow(
+            number, rfc3339(now - waited_s), asked.source.name, asked.destination.name, asked.protocol.name.lower(),
+            asked.port, "", "allow" if answer.allow else "deny", answer.reason, answer.by,
+            until=rfc3339(now + answer.lifetime_s) if answer.lifetime_s else "", packets=len(packets),
+            waited_ms=round(waited_s * 1000, 3),
+        )  # fmt: skip
+        self._tell(row, prompted=prompted)
+        if self.told is not None:
+            for packet in packets:
+                self.told(packet, row)
+        if len(self._rows) >= MAX_UNWRITTEN:
+            self.counters["rows_dropped"] += 1
+            return
+        self._rows.append(row)
+        if not self._writing:
+            self._writing = True
+            self._core.spawn(self._write(), "rows of referrals")
+
+    async def _send(self) -> None:
+        """Everything that was decided in this turn of the loop goes in one message."""
+        try:
+            while self._answers:
+                answers, self._answers = self._answers, []
+                try:
+                    await self._core.policy.firewall.answer(answers)
+                except CasemateError:
+                    # hostd is away, or ended: what waited there was denied by that.
+                    self.counters["unanswered"] += len(answers)
+        finally:
+            self._sending = False
+
+    async def _write(self) -> None:
+        try:
+            while self._rows:
+                await asyncio.sleep(_FLUSH_S)
+                rows, self._rows = self._rows, []
+                last = rows[-1].number
+                await self._core.db.write(lambda db, rows=rows, last=last: store.add_referrals(db, rows, last))  # type: ignore[misc]
+        finally:
+            self._writing = False
+
+    def _row(self, prompt: _Prompt, answer: _Answer | None) -> ReferralRow:
+        asked = prompt.asked
+        return ReferralRow(
+            prompt.number, rfc3339(prompt.began), asked.source.name, asked.destination.name,
+            asked.protocol.name.lower(), asked.port, prompt.rule,
+            "" if answer is None else "allow" if answer.allow else "deny", "" if answer is None else answer.reason,
+            "" if answer is None else answer.by, "" if answer is not None else rfc3339(prompt.deadline),
+            packets=len(prompt.packets), waited_ms=round((self._core.clock() - prompt.began) * 1000, 3),
+        )  # fmt: skip
+
+    # --- looking --------------------------------------------------------------------------------------------------
+
+    async def listing(self, limit: int) -> ReferralList:
+        """Those that wait, the newest that were decided, and what is remembered."""
+        decided = await self._core.db.read(lambda db: store.referrals(db, limit))
+        unwritten = tuple(reversed(self._rows[-limit:]))
+        known = {row.number for row in unwritten}
+        now = self._core.clock()
+        kept = tuple(row for until, row in self._remembered.values() if not until or until > now)
+        waiting = tuple(self._row(prompt, None) for prompt in self._prompts.values())
+        both = (*unwritten, *(row for row in decided if row.number not in known))
+        return ReferralList(waiting, both[:limit], kept, dict(self.counters))
+
+    def _tell(self, row: ReferralRow, *, prompted: bool) -> None:
+        for queue in self._watchers:
+            if queue.full():
+                queue.get_nowait()
+                self.counters["watchers_behind"] += 1
+            queue.put_nowait((row, prompted))
+
+    async def watch(self, *, waiting_only: bool) -> AsyncIterator[ReferralRow | None]:
+        """Rows as they are asked and answered, beginning with those that wait; None: nothing for a while."""
+        if len(self._watchers) >= MAX_WATCHERS:
+            raise TooMany(f"{MAX_WATCHERS} clients watch referrals already")
+        queue: asyncio.Queue[tuple[ReferralRow, bool]] = asyncio.Queue(MAX_BEHIND)
+        self._watchers.add(queue)
+        try:
+            for prompt in list(self._prompts.values()):
+                yield self._row(prompt, None)
+            while True:
+                try:
+                    async with asyncio.timeout(15.0):
+                        row, prompted = await queue.get()
+                except TimeoutError:
+                    yield None
+                    continue
+                if prompted or not waiting_only:
+                    yield row
+        finally:
+            self._watchers.discard(queue)
+
+
+def _address(packed: bytes) -> Address:
+    return ipaddress.IPv4Address(packed) if len(packed) == 4 else ipaddress.IPv6Address(packed)
+
+
+def _addresses(workload: object, text: str) -> tuple[Address, ...]:
+    endpoint = getattr(workload, "endpoint", None)
+    if endpoint is not None:
+        found: tuple[Address, ...] = endpoint.addresses
+        return found
+    try:
+        return (ipaddress.ip_address(text),)
+    except ValueError:
+        return ()

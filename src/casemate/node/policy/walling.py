@@ -1,0 +1,231 @@
+"""Walls at work: the history in the store, written before the first packet passes, and the evidence for an auditor.
+
+A history line is a row whose hash covers the row before it. Histories go by the workload's stable name
+(``project/container`` or ``project/pod/name``): a new image, address, label or start changes nothing, a container that
+is made anew under the same name inherits it, and a rename takes it along.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import sqlite3
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import msgspec
+
+from casemate.node import audit, events
+from casemate.node.clock import rfc3339
+from casemate.node.core import Caller, Core
+from casemate.node.policy import rights
+from casemate.node.policy.documents import compiled
+from casemate.node.policy.errors import WallNotFound
+from casemate.node.policy.ruleset import standing
+from casemate.node.policy.wallstate import Binding, Line, append, entries, read_bound
+from casemate.policy import analysis
+from casemate.policy.errors import PolicyInvalid, WallBreached
+from casemate.policy.identity import Endpoint, Kind
+from casemate.policy.walls import History, Reached, Wall, connect
+from casemate.spec.api.policy import (
+    WallBound,
+    WallEntry,
+    WallList,
+    WallMember,
+    WallRelease,
+    WallReport,
+    WallRow,
+)
+
+#: A refused attempt of the same two is written at most so often; the referral log has each.
+REFUSED_EVERY_S = 60.0
+MAX_REFUSED_KEPT = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What the walls say of a connection. *wall* is "" where none is touched."""
+
+    allowed: bool
+    why: str
+    wall: str = ""
+
+
+def _history(core: Core, *ends: Endpoint) -> History:
+    """The bindings of these workloads alone, as the state machine takes them."""
+    lines: list[Reached] = []
+    for end in ends:
+        for wall, binding in core.walls.bound.get(end.name, {}).items():
+            lines.append(Reached(len(lines), end.name, wall, binding.member))
+    return History(tuple(lines))
+
+
+def touched(walls: Iterable[Wall], source: Endpoint, destination: Endpoint) -> str:
+    """The first wall that has one of the two among its members."""
+    for wall in walls:
+        if wall.members_of(source) or wall.members_of(destination):
+            return wall.name
+    return ""
+
+
+async def judge(core: Core, source: Endpoint, destination: Endpoint, what: str) -> Judged:
+    """Whether the walls let *source* open a connection to *destination*; what is reached thereby is in the store.
+
+    One at a time: two first contacts of one workload cannot both be its first. *what* is for the evidence.
+    """
+    walls = core.policy.policies.walls
+    wall = touched(walls, source, destination)
+    if not wall or Kind.POD not in (source.kind, destination.kind):
+        return Judged(True, "no wall is touched")
+    async with core.walls.lock:
+        before = _history(core, source, destination)
+        outcome = connect(before, walls, source, destination)
+        if not outcome.allowed:
+            await _refused(core, wall, source, destination, f"{what}: {outcome.why}")
+            return Judged(False, outcome.why, wall)
+        new = outcome.history.lines[len(before.lines) :]
+        if new:
+            await _reached(core, new, source, destination, what)
+        return Judged(True, outcome.why, wall)
+
+
+async def _reached(core: Core, new: Iterable[Reached], source: Endpoint, destination: Endpoint, what: str) -> None:
+    at = core.clock()
+    lines = tuple(new)
+
+    def peer(line: Reached) -> str:
+        return destination.name if line.workload == source.name else source.name
+
+    def work(db: sqlite3.Connection) -> None:
+        for line in lines:
+            append(db, at, Line("reached", line.wall, line.workload, line.member, peer(line), "casemated", what))
+            audit.append(db, at, "casemated", "wall.reached", line.workload, wall=line.wall, member=line.member)
+            events.add(db, at, "wall", line.workload, "reached", wall=line.wall, member=line.member)
+
+    # Durable against a power cut too: the packet passes after this.
+    await core.db.write(work, durable=True)
+    for line in lines:
+        bound = core.walls.bound.setdefault(line.workload, {})
+        bound[line.wall] = Binding(line.member, at, peer(line))
+    core.events.wake()
+
+
+async def _refused(core: Core, wall: str, source: Endpoint, destination: Endpoint, why: str) -> None:
+    at, key = core.clock(), (wall, source.name, destination.name)
+    seen = core.walls.refused
+    if at - seen.get(key, 0.0) < REFUSED_EVERY_S:
+        return
+    if len(seen) >= MAX_REFUSED_KEPT:
+        seen.clear()
+    seen[key] = at
+
+    def work(db: sqlite3.Connection) -> None:
+        append(db, at, Line("refused", wall, source.name, "", destination.name, "casemated", why))
+        events.add(db, at, "wall", source.name, "refused", wall=wall, peer=destination.name)
+        audit.append(db, at, "casemated", "wall.refused", source.name, answer="refused", wall=wall,
+                     peer=destination.name)  # fmt: skip
+
+    await core.db.write(work)
+    core.events.wake()
+
+
+async def said(core: Core, source: Endpoint, destination: Endpoint) -> str:
+    """What the walls would say to a connection now, in words; nothing is written."""
+    walls = core.policy.policies.walls
+    wall = touched(walls, source, destination)
+    if not wall:
+        return ""
+    outcome = connect(_history(core, source, destination), walls, source, destination)
+    return f"wall {wall}: {'open' if outcome.allowed else 'closed'}: {outcome.why}"
+
+
+def find(core: Core, name: str) -> Wall:
+    for wall in core.policy.policies.walls:
+        if wall.name == name:
+            return wall
+    raise WallNotFound(f"wall {name[:140]!r} is not there", name=name[:140])
+
+
+async def release(core: Core, request: WallRelease, caller: Caller, workload: str) -> None:
+    """An officer lets *workload* begin anew; both stand in the evidence. Its open connections are cut."""
+    rights.demand(caller, "to release a workload from a wall")
+    if not request.reason.strip():
+        raise PolicyInvalid("a release needs a reason in words")
+    at = core.clock()
+    async with core.walls.lock:
+        bound = core.walls.bound.get(workload, {})
+        if request.wall not in bound:
+            find(core, request.wall)
+            raise PolicyInvalid(f"{workload} is bound by no member of wall {request.wall}")
+        member = bound[request.wall].member
+
+        def work(db: sqlite3.Connection) -> None:
+            append(db, at, Line("released", request.wall, workload, member, "", caller.who, request.reason))
+            audit.append(db, at, caller.who, "wall.release", workload, wall=request.wall, reason=request.reason)
+            events.add(db, at, "wall", workload, "released", wall=request.wall, member=member)
+
+        await core.db.write(work, durable=True)
+        del bound[request.wall]
+    core.events.wake()
+    # What was allowed under the old binding must be asked again: answers that the kernel holds, and what they opened.
+    if core.policy.active:
+        await core.policy.firewall.forget()
+
+
+def renamed(db: sqlite3.Connection, core: Core, names: tuple[str, str], who: str) -> None:
+    """The history goes along with a rename; raises :class:`WallBreached` where the new name has another."""
+    old, new = names
+    at = core.clock()
+    mine, theirs = core.walls.bound.get(old, {}), core.walls.bound.get(new, {})
+    for wall, binding in mine.items():
+        held = theirs.get(wall)
+        if held is not None and held.member != binding.member:
+            raise WallBreached(
+                f"{old} has reached {binding.member} of wall {wall}, and the name {new} has reached {held.member}"
+            )
+        if held is None:
+            append(db, at, Line("renamed", wall, new, binding.member, old, who, f"{old} is {new} now"))
+
+
+async def listing(core: Core) -> WallList:
+    """Each wall with its members, who is bound to which, and the paths that the rules leave across it."""
+    policy = core.policy
+    await policy.load()
+    walls, ends = policy.policies.walls, policy.ends()
+    rules = standing(policy.own, walls)
+
+    def look() -> list[tuple[str, str]]:
+        compiler = compiled(rules, ends)
+        return [(one.wall, one.describe(compiler)) for one in analysis.crossings(compiler, walls)[:1000]]
+
+    paths = await asyncio.to_thread(look) if walls else []
+    rows: list[WallRow] = []
+    for wall in walls:
+        document = next((key for key, one in policy.documents.items() if wall in one.parsed.walls), "")
+        members = tuple(WallMember(name, tuple(pick.describe() for pick in picks)) for name, picks in wall.members)
+        bound = tuple(
+            WallBound(workload, held[wall.name].member, rfc3339(held[wall.name].at), held[wall.name].peer)
+            for workload, held in sorted(core.walls.bound.items())
+            if wall.name in held
+        )
+        across = tuple(text for name, text in paths if name == wall.name)
+        rows.append(WallRow(wall.name, document, members, bound, across))
+    return WallList(tuple(rows))
+
+
+async def report(core: Core, wall: str) -> WallReport:
+    """The evidence: of one wall, or (empty) of all. The chain is checked over every row, also those not shown."""
+    if wall:
+        find(core, wall)
+    rows = await listing(core)
+    found, intact, chain = await core.db.read(entries)
+    shown = tuple(row for row in rows.walls if wall in ("", row.name))
+    lines = tuple(entry for entry in found if wall in ("", entry.wall))
+    keys = {row.document for row in shown}
+    documents = tuple(row for key, row in sorted(core.policy.rows.items()) if key in keys)
+    at = rfc3339(core.clock())
+    digest = hashlib.sha256(msgspec.json.encode((at, shown, documents, lines, intact, chain))).hexdigest()
+    return WallReport(at, shown, documents, lines, intact, chain, digest)
+
+
+__all__ = ("Judged", "WallEntry", "judge", "listing", "read_bound", "release", "renamed", "report", "said")

@@ -1,0 +1,144 @@
+"""A child process of casemated that works beside it: started, spoken with over one socket pair, started again.
+
+The child gets descriptors and a module's name, nothing of the environment. Messages are whole (SOCK_SEQPACKET); what a
+slow child has not read yet is bounded, and one that lets it grow is ended and started again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import sys
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from casemate.host import programs
+from casemate.node.core import report
+
+#: Where the child finds its end of the socket pair.
+CHANNEL = 3
+MAX_UNSENT = 20_000
+_RECEIVE_BYTES = 256 << 10
+_SOURCE = str(Path(__file__).resolve().parents[2])
+
+
+class Sidecar:
+    """One life of a child. *on_message* gets each message's bytes, on the loop."""
+
+    def __init__(self, on_message: Callable[[bytes], None]) -> None:
+        self._on_message = on_message
+        self._loop = asyncio.get_running_loop()
+        self._socket: socket.socket | None = None
+        self._unsent: deque[bytes] = deque()
+        self._lost = asyncio.Event()
+        self._child: programs.Child | None = None
+
+    def start(self, module: str, arguments: Sequence[str], descriptors: Sequence[int]) -> None:
+        """Start *module* with *descriptors* from 4 on; they stay the caller's to close."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+        try:
+            ours.setblocking(False)
+            fds = {CHANNEL: theirs.fileno(), 2: 2}
+            fds.update({CHANNEL + 1 + place: number for place, number in enumerate(descriptors)})
+            argv = [sys.executable, "-P", "-m", module, *arguments]
+            environment = {"PYTHONPATH": _SOURCE, "PYTHONDONTWRITEBYTECODE": "1"}
+            self._child = programs.Child(programs.spawn(argv, env=environment, fds=fds))
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        self._socket = ours
+        self._loop.add_reader(ours.fileno(), self._on_readable)
+
+    @property
+    def pid(self) -> int:
+        return self._child.pid if self._child is not None else 0
+
+    async def ended(self) -> int | None:
+        """Wait until the child is gone or its socket is; its return code."""
+        if self._child is None:
+            return None
+        async with asyncio.TaskGroup() as tasks:
+            both = [tasks.create_task(self._child.wait()), tasks.create_task(self._lost.wait())]
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+            for task in both:
+                task.cancel()
+        return self._child.returncode
+
+    async def close(self) -> None:
+        """End the child: it sees the end of its socket; what does not end by itself is ended."""
+        self._drop()
+        if self._child is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(1.0):
+                    await self._child.wait()
+                    return
+            await self._child.end(1.0)
+
+    def send(self, data: bytes) -> bool:
+        """Send, or queue behind what waits; False when the child is gone or does not read."""
+        if self._socket is None:
+            return False
+        if self._unsent:
+            if len(self._unsent) >= MAX_UNSENT:
+                report(f"a child (pid {self.pid}) left {MAX_UNSENT} messages unread")
+                self._drop()
+                return False
+            self._unsent.append(data)
+            return True
+        try:
+            self._socket.send(data, socket.MSG_NOSIGNAL)
+        except BlockingIOError:
+            self._unsent.append(data)
+            self._loop.add_writer(self._socket.fileno(), self._on_writable)
+        except OSError:
+            self._drop()
+            return False
+        return True
+
+    def _on_writable(self) -> None:
+        assert self._socket is not None
+        while self._unsent:
+            try:
+                self._socket.send(self._unsent[0], socket.MSG_NOSIGNAL)
+            except BlockingIOError:
+                return
+            except OSError:
+                self._drop()
+                return
+            self._unsent.popleft()
+        self._loop.remove_writer(self._socket.fileno())
+
+    def _on_readable(self) -> None:
+        for _ in range(16):
+            if self._socket is None:
+                return
+            try:
+                data = self._socket.recv(_RECEIVE_BYTES)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+            if not data:
+                self._drop()
+                return
+            self._on_message(data)
+
+    def _drop(self) -> None:
+        gone, self._socket = self._socket, None
+        if gone is not None:
+            self._loop.remove_reader(gone.fileno())
+            self._loop.remove_writer(gone.fileno())
+            gone.close()
+        self._unsent.clear()
+        self._lost.set()
+
+
+def close_all(descriptors: Sequence[int]) -> None:
+    for number in descriptors:
+        with contextlib.suppress(OSError):
+            os.close(number)

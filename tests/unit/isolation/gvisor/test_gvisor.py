@@ -1,0 +1,132 @@
+"""The gVisor driver: what it gives runsc, what it refuses, and how it reads runsc's words."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from casemate.isolation.bundle import BundleInput, HostFacts, Sandbox
+from casemate.isolation.gvisor import driver
+from casemate.isolation.gvisor.driver import GvisorLevel, LevelLacks, Program
+from casemate.isolation.gvisor.inside import AnswerBroken, read_processes
+from casemate.isolation.level import Runtime
+from casemate.spec.workload import ContainerSpec, Device, NetworkSpec, PodSpec, Process, Security
+
+ID = "a" * 64
+#: As a version of 2022 prints it.
+OLD = """  -oci-seccomp
+    \tEnables loading OCI seccomp filters inside the sandbox.
+  -platform string
+    \tspecifies which platform to use: ptrace (default), kvm. (default "ptrace")
+  -network value
+    \tspecifies which network to use
+"""
+#: As one of 2024 prints it.
+NEW = """  -directfs
+    \tdirectly access the container filesystems from the sentry. (default true)
+  -overlay2 value
+    \twrap mounts with overlayfs
+  -platform string
+    \tspecifies which platform to use: systrap (default), ptrace, kvm. (default "systrap")
+"""
+
+
+def wanted(change: Callable[[BundleInput], BundleInput] = lambda one: one) -> BundleInput:
+    pins = {kind: f"/pins/{kind}" for kind in ("user", "network", "ipc", "uts")}
+    return change(
+        BundleInput(
+            pod=PodSpec(id=ID, name="p", hostname="p", level="gvisor"),
+            container=ContainerSpec(id=ID, pod=ID, name="c", layers=(), process=Process(args=("true",), cwd="/")),
+            sandbox=Sandbox(pins, 1_000_000, "casemate/p"),
+            rootfs="/root",
+            facts=HostFacts(machine="x86_64", bounding=(1 << 41) - 1),
+        )
+    )
+
+
+def test_flags_and_platforms_are_read_from_the_programs_own_words() -> None:
+    assert driver.read_flags(OLD) == (frozenset({"oci-seccomp", "platform", "network"}), ("ptrace", "kvm"))
+    assert driver.read_flags(NEW)[1] == ("systrap", "ptrace", "kvm")
+    assert driver.read_flags("") == (frozenset(), ())
+
+
+def test_kvm_is_taken_by_name_alone() -> None:
+    old, new = (Program("/runsc", "1", *driver.read_flags(text)) for text in (OLD, NEW))
+    assert driver.candidates(old, "auto") == ("ptrace",)
+    assert driver.candidates(new, "auto") == ("systrap", "ptrace")
+    assert driver.candidates(old, "kvm") == ("kvm",)
+
+
+def test_only_flags_that_exist_are_given() -> None:
+    old, new = (Program("/runsc", "1", *driver.read_flags(text)) for text in (OLD, NEW))
+    assert driver.runtime(old, "ptrace", "/r", cover=True).global_arguments == (
+        *("--root", "/r", "--platform=ptrace"),
+        *("--network=sandbox", "--oci-seccomp=true"),
+    )
+    assert "--directfs=false" in driver.runtime(new, "systrap", "/r", cover=False).arguments
+    assert driver.runtime(old, "ptrace", "/r", cover=True).cover_at_start == ("/proc/sys/net",)
+
+
+def test_the_user_namespace_is_new_and_the_network_is_the_pods() -> None:
+    plan = GvisorLevel(Runtime("/runsc", "/r"), "").bundle(wanted())
+    linux = plan.config["linux"]
+    assert {"type": "user"} in linux["namespaces"]
+    assert {"type": "network", "path": "/pins/network"} in linux["namespaces"]
+    assert linux["uidMappings"] == [{"containerID": 0, "hostID": 1_000_000, "size": 65_536}]
+    assert linux["seccomp"], "the container's own filter holds in the sandbox too"
+    assert not {"mqueue", "cgroup"} & {one["type"] for one in plan.config["mounts"]}
+
+
+@pytest.mark.parametrize(
+    ("pod", "container"),
+    [
+        ({"network": NetworkSpec(mode="host")}, {}),
+        ({"host_pid": True}, {}),
+        ({"host_ipc": True}, {}),
+        ({}, {"devices": (Device("/dev/null", "/dev/x"),)}),
+        ({}, {"security": Security(privileged=True)}),
+    ],
+)
+def test_what_gvisor_has_no_part_for_is_refused(pod: dict[str, object], container: dict[str, object]) -> None:
+
+    one = wanted()
+    one = dataclasses.replace(
+        one,
+        pod=msgspec.structs.replace(one.pod, **pod),
+        container=msgspec.structs.replace(one.container, **container),
+    )
+    with pytest.raises(LevelLacks):
+        GvisorLevel(Runtime("/runsc", "/r"), "").bundle(one)
+
+
+def test_processes_are_read() -> None:
+    row = {"uid": 5, "pid": 1, "ppid": 0, "c": 0, "tty": "?", "stime": "13:27", "time": "1m2s", "cmd": "sleep"}
+    now = 1_800_000_000.0
+    (one,) = read_processes(json.dumps([row]).encode(), now)
+    assert (one.uid, one.pid, one.cpu_ns, one.command) == (5, 1, 62_000_000_000, "sleep")
+    assert now - 86_400 < one.started_at <= now
+    milliseconds = read_processes(json.dumps([row | {"time": "20ms"}]).encode(), now)[0].cpu_ns
+    assert milliseconds == 20_000_000
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"", b"{}", b"[1]", b'[{"pid": 1}]', b'[{"pid": -1, "ppid": 0, "uid": 0, "cmd": ""}]', b"[" * 100_000, b"\xff"],
+)
+def test_other_answers_are_refused(text: bytes) -> None:
+    with pytest.raises(AnswerBroken):
+        read_processes(text, 0.0)
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_an_answer_or_refused(data: bytes) -> None:
+    try:
+        read_processes(data, 0.0)
+    except AnswerBroken:
+        return
