@@ -82,7 +82,9 @@ def needs(rule: Rule | None) -> Needs:
     uses = _uses(rule)
     match = bool(rule.max_scan_age_days or rule.max_feed_age_days or uses & MATCH_FACTS)
     return Needs(
-        signatures=bool(rule.signers or rule.attestations or rule.predicates or rule.vex or uses & SIGNATURE_FACTS),
+        signatures=bool(
+            rule.signers or rule.attestations or rule.predicates or rule.vex or rule.bills or uses & SIGNATURE_FACTS
+        ),
         contents=match or bool(uses & (CONTENT_FACTS | {"scanned"})),
         match=match,
     )
