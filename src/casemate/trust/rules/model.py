@@ -13,6 +13,7 @@ from casemate.trust.feed.fresh import as_date
 from casemate.trust.feed.ignores import Ignore
 from casemate.trust.rules.condition import Condition, compiled
 from casemate.trust.signature import notation
+from casemate.trust.signature.keyless import KeylessSigner, check_signer
 from casemate.trust.signature.keys import load_public_key
 from casemate.trust.signature.verify import MAX_SIGNERS, CertificateSigner, KeySigner, Signer
 
@@ -151,6 +152,8 @@ def check_signers(policy: TrustPolicy) -> None:
     for signer in policy.signers:
         if isinstance(signer, KeySigner):
             load_public_key(signer.key.encode())
+        elif isinstance(signer, KeylessSigner):
+            check_signer(signer)
         elif isinstance(signer, CertificateSigner):
             notation.TrustStore(signer.name, signer.roots.encode())
 
