@@ -13,6 +13,7 @@ from casemate.spec.api.trust import (
     PolicyName,
     TrustApplied,
     TrustDryRun,
+    TrustPolicyDocument,
     TrustPolicyList,
     TrustPolicyText,
     TrustTestAnswer,
@@ -68,7 +69,7 @@ _POLICY = "/v1/trust/policy"
 ROWS = (
     Row("GET", "/v1/trust/policies", list_policies, "List documents of the trust policy", NoQuery,
         answer=TrustPolicyList),
-    Row("GET", _POLICY, show_policy, "Show a document of the trust policy", NameQuery, answer=dict[str, object],
+    Row("GET", _POLICY, show_policy, "Show a document of the trust policy", NameQuery, answer=TrustPolicyDocument,
         errors=(404,)),
     Row("POST", _POLICY, apply_policy, "Apply documents of the trust policy", NoQuery, body=TrustPolicyText,
         answer=TrustApplied, errors=(403, 409, 422)),

@@ -136,7 +136,7 @@ def documents(artifacts: Sequence[Artifact]) -> tuple[Document, ...]:
 
 def _joined(digest: str, found: Sequence[Evidence], *, predicates: tuple[str, ...]) -> Evidence:
     def short(statement: Statement) -> Statement:
-        if statement.predicate_type in predicates:
+        if statement.predicate_type.startswith(predicates):
             return statement
         return msgspec.structs.replace(statement, predicate=None, subject=())
 

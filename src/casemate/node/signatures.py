@@ -38,6 +38,7 @@ from casemate.spec.api.signatures import (
 from casemate.spec.errors import InvalidArgument
 from casemate.spec.reference import Reference, ReferenceInvalid, parse_reference
 from casemate.trust.signature.errors import SignatureMissing, SignatureNoMatch, ThresholdNotMet
+from casemate.trust.signature.keyless import KeylessSigner
 from casemate.trust.signature.verify import CertificateSigner, Evidence, KeySigner, Signer, require
 
 #: A registry may be slow, and is asked some six times.
@@ -95,6 +96,7 @@ async def _ask(core: Core, job: EvidenceJob, *, online: bool) -> Good:
 def _signers(request: VerifyRequest) -> tuple[Signer, ...]:
     found: list[Signer] = [KeySigner(row.name, row.key) for row in request.keys]
     found += [CertificateSigner(row.name, row.roots, row.subject, row.level) for row in request.authorities]
+    found += [KeylessSigner(row.name, row.identity, row.issuer, row.trusted_root) for row in request.identities]
     names = [signer.name for signer in found]
     if len(set(names)) != len(names):
         raise InvalidArgument(f"two signers have one name: {', '.join(sorted(names))[:200]}")

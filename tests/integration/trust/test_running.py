@@ -80,7 +80,9 @@ def told(casemate: Casemate, action: str) -> list[dict[str, object]]:
     """Events of the container, once there is one of *action*."""
     deadline = time.monotonic() + WAIT_S
     while True:
-        rows = [row for row in casemate.daemons.client.events(follow=False) if row.action == action and row.name == "one"]
+        rows = [
+            row for row in casemate.daemons.client.events(follow=False) if row.action == action and row.name == "one"
+        ]
         if rows:
             return [row.facts for row in rows]
         assert time.monotonic() < deadline
@@ -94,7 +96,11 @@ def test_an_advisory_appears(casemate: Casemate, image: str, tmp_path: Path, doe
     id_ = running(casemate, image)
     feed(casemate, tmp_path)
     found = until(casemate, status)
-    facts = [row.facts for row in casemate.daemons.client.events(follow=False) if row.action == "judged" and row.subject == id_]
+    facts = [
+        row.facts
+        for row in casemate.daemons.client.events(follow=False)
+        if row.action == "judged" and row.subject == id_
+    ]
     if does == "report":
         facts = told(casemate, "judged")
         found = state(casemate)

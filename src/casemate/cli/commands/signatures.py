@@ -30,9 +30,10 @@ def verify(arguments: Arguments, context: Context) -> int:
          "subject": arguments.text("subject") or ""}
         for path in arguments.texts("authority")
     ]  # fmt: skip
-    if not (keys or authorities or arguments.on("policy")):
+    identities = _identities(arguments)
+    if not (keys or authorities or identities or arguments.on("policy")):
         raise usage("no signer to verify with", "Give --key FILE, --authority FILE or --policy.", "trust verify")
-    for name, held in (("keys", keys), ("authorities", authorities)):
+    for name, held in (("keys", keys), ("authorities", authorities), ("identities", identities)):
         if held:
             request[name] = held
     if arguments.text("threshold") is not None:
@@ -50,6 +51,17 @@ def verify(arguments: Arguments, context: Context) -> int:
     else:
         context.write(_told(answer))
     return EXIT_CODES.get(text_of(answer, "outcome"), 125)
+
+
+def _identities(arguments: Arguments) -> list[dict[str, str]]:
+    """Who signs without a kept key: one identity with its issuer."""
+    identity, issuer, root = arguments.text("identity"), arguments.text("issuer"), arguments.text("trusted-root")
+    if (identity is None) != (issuer is None):
+        raise usage("--identity and --issuer belong together", path="trust verify")
+    if identity is None or issuer is None:
+        return []
+    text = _pem(root) if root is not None else ""
+    return [{"name": identity[:128], "identity": identity, "issuer": issuer, "trusted_root": text}]
 
 
 def _registry(arguments: Arguments, request: dict[str, object]) -> dict[str, object]:
@@ -252,6 +264,10 @@ VERIFY = Command(
      values("authority", "FILE", "Certificates (PEM) whose Notation signatures count", completes="file"),
      value("subject", "NAME", "With --authority: the only signer that counts (RFC 4514)"),
      value("level", "LEVEL", "With --authority: strict, permissive or audit", completes="strict,permissive,audit"),
+     value("identity", "NAME", "Who signs without a kept key (sigstore): a mail address or URI; * at its end"),
+     value("issuer", "URL", "With --identity: who vouched for it"),
+     value("trusted-root", "FILE", "With --identity: the instance's root (JSON); else the public one's",
+           completes="file"),
      value("threshold", "N", "How many of the signers must have signed (1)"),
      values("attestation", "TYPE", "A predicate type that has to be attested; short names as cosign has them"),
      switch("policy", "The signers and the threshold that the trust policy has for this repository"),

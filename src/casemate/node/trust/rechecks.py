@@ -9,7 +9,7 @@ import msgspec
 from casemate.image.errors import ImageNotFound
 from casemate.node import audit, events, imagestore, pods
 from casemate.node.core import Caller, Core
-from casemate.node.rows import ContainerRow, PodRow, encode, update
+from casemate.node.rows import ContainerRow, PodRow, encode, select, update
 from casemate.node.trust.admission import consider, enforced, with_segment
 from casemate.spec.api import Admission
 from casemate.spec.errors import CasemateError
@@ -45,9 +45,8 @@ async def recheck(core: Core, row: ContainerRow, pod: PodRow, caller: Caller) ->
             db.execute(
                 "UPDATE pods SET spec=? WHERE id=?", (encode(msgspec.structs.replace(spec, level=level)), pod.id)
             )
-        from casemate.node.lifecycle import row_and_pod  # noqa: PLC0415 - it asks us before each start
-
-        return row_and_pod(db, row.id)
+        fresh = select(db, ContainerRow, "WHERE id=?", row.id)[0]
+        return fresh, pods.of(db, fresh)
 
     return await core.db.write(write)
 

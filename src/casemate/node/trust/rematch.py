@@ -99,8 +99,8 @@ async def rematch(core: Core, reason: str) -> int:
 def in_use(db: sqlite3.Connection) -> list[Used]:
     """Every container, with the level of its pod."""
     query = (
-        "SELECT c.id, c.name, c.project, c.image, c.image_digest, c.status, coalesce(p.level, 'namespace'), c.admission "
-        "FROM containers c JOIN pods p ON p.id = c.pod ORDER BY c.created_at"
+        "SELECT c.id, c.name, c.project, c.image, c.image_digest, c.status, coalesce(p.level, 'namespace'), "
+        "c.admission FROM containers c JOIN pods p ON p.id = c.pod ORDER BY c.created_at"
     )
     return [Used(*row) for row in db.execute(query)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Set
 from functools import lru_cache
 from typing import Any
@@ -22,6 +23,12 @@ SIGNATURE_FACTS = frozenset(("signed", "signers", "attestations"))
 _BOUND = frozenset("abcdefghijklmnopqrstuvwxyz")
 
 
+_WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+#: A use of the findings that asks whether one, or every one, is such and such: the same one twice changes nothing.
+_QUANTIFIED = re.compile(r"\bfindings\s*\.\s*(?:exists|all)\s*\(")
+_FINDINGS = re.compile(r"\bfindings\b")
+
+
 class ConditionInvalid(CasemateError):
     code = "trust.condition_invalid"
     status = 422
@@ -32,13 +39,16 @@ class ConditionInvalid(CasemateError):
 class Condition:
     """One compiled condition. *name*: of the grade that it belongs to; *uses*: the facts that it names."""
 
-    __slots__ = ("_program", "name", "text", "uses")
+    __slots__ = ("_program", "name", "quantifies", "text", "uses", "words")
 
     def __init__(self, text: str, name: str) -> None:
         self.text = text
         self.name = name
         self._program = _compile(text, name)
         self.uses = FACTS & set(self._program.variables())
+        #: Every word in it; a field of a finding that is not among them cannot be asked for.
+        self.words = frozenset(_WORD.findall(text))
+        self.quantifies = len(_FINDINGS.findall(text)) == len(_QUANTIFIED.findall(text))
 
     def holds(self, facts: Facts) -> bool:
         """Whether it is true of *facts*; anything but a truth value is an error, never taken for one."""
@@ -52,7 +62,7 @@ class Condition:
 
 
 class Facts:
-    """Facts in CEL's own values, made once for all conditions (500 findings take milliseconds), only those *used*."""
+    """Facts in CEL's own values, made once for all conditions, only those *used*: making them is what costs."""
 
     __slots__ = ("context",)
 

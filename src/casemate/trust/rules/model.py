@@ -13,6 +13,7 @@ from casemate.trust.feed.fresh import as_date
 from casemate.trust.feed.ignores import Ignore
 from casemate.trust.rules.condition import Condition, compiled
 from casemate.trust.signature import notation
+from casemate.trust.signature.keyless import KeylessSigner, check_signer
 from casemate.trust.signature.keys import load_public_key
 from casemate.trust.signature.verify import MAX_SIGNERS, CertificateSigner, KeySigner, Signer
 
@@ -53,7 +54,7 @@ class GradeRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class PredicateRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """An attestation of the predicate *type* by one of the rule's signers, of whose ``predicate`` *when* (CEL) holds."""
+    """An attestation of the predicate *type* by one of the rule's signers; *when* (CEL) holds of its ``predicate``."""
 
     type: str
     when: str
@@ -72,6 +73,8 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     predicates: tuple[PredicateRule, ...] = ()
     #: signers whose signed OpenVEX statements settle findings; nobody's do by default
     vex: tuple[str, ...] = ()
+    #: signers whose signed bills of materials add packages to those that were found in the layers
+    bills: tuple[str, ...] = ()
     #: 0: no scan is asked for
     max_scan_age_days: int = 0
     max_feed_age_days: int = 0
@@ -149,6 +152,8 @@ def check_signers(policy: TrustPolicy) -> None:
     for signer in policy.signers:
         if isinstance(signer, KeySigner):
             load_public_key(signer.key.encode())
+        elif isinstance(signer, KeylessSigner):
+            check_signer(signer)
         elif isinstance(signer, CertificateSigner):
             notation.TrustStore(signer.name, signer.roots.encode())
 
@@ -168,8 +173,9 @@ def _check_rule(rule: Rule, signers: set[str]) -> None:
         raise PolicyInvalid(
             f"rule {rule.name}: {rule.threshold} of {len(rule.signers)} signers can never be met, or is none"
         )
-    if unknown := set(rule.vex) - signers:
-        raise PolicyInvalid(f"rule {rule.name}: the signer {sorted(unknown)[0]!r} of vex is not defined")
+    for what, names in (("vex", rule.vex), ("bills", rule.bills)):
+        if unknown := set(names) - signers:
+            raise PolicyInvalid(f"rule {rule.name}: the signer {sorted(unknown)[0]!r} of {what} is not defined")
     if len(rule.predicates) > MAX_GRADES:
         raise PolicyInvalid(f"rule {rule.name}: {len(rule.predicates)} predicates; {MAX_GRADES} are allowed")
     for wanted in rule.predicates:

@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import msgspec
+
 from casemate.spec.errors import CasemateError
 from casemate.trust.feed.match import Finding
+from casemate.trust.packages.bill import CYCLONEDX, SPDX, is_bill, packages_of
+from casemate.trust.packages.merge import Found, ImageContents
+from casemate.trust.packages.model import Unreadable
 from casemate.trust.rules.condition import ConditionInvalid, compiled
 from casemate.trust.rules.model import PredicateRule, Rule
 from casemate.trust.signature.statement import Statement
@@ -18,7 +23,29 @@ def predicate_types(rule: Rule | None) -> tuple[str, ...]:
     """Predicate types whose content :func:`decide` has to be told for *rule*."""
     if rule is None:
         return ()
-    return tuple({row.type: None for row in rule.predicates} | (dict.fromkeys(PREDICATE_TYPES) if rule.vex else {}))
+    found = {row.type: None for row in rule.predicates} | (dict.fromkeys(PREDICATE_TYPES) if rule.vex else {})
+    return tuple(found | (dict.fromkeys((CYCLONEDX, SPDX)) if rule.bills else {}))
+
+
+def with_bills(contents: ImageContents, rule: Rule, evidence: Evidence | None) -> ImageContents:
+    """*contents* with what the signers in ``rule.bills`` say is in the image, where the layers did not tell of it.
+
+    A bill that cannot be read makes the contents not wholly known.
+    """
+    known = {(row.package.type, row.package.name, row.package.version) for row in contents.packages}
+    more: list[Found] = []
+    unreadable = list(contents.unreadable)
+    for signer, statement in evidence.attestations if evidence is not None else ():
+        if signer in rule.bills and is_bill(statement.predicate_type):
+            try:
+                more += packages_of(signer, statement.predicate_type, statement.predicate)
+            except CasemateError as error:
+                unreadable.append(Unreadable(f"bill of materials by {signer}", error.detail[:200]))
+    fresh = [row for row in more if (row.package.type, row.package.name, row.package.version) not in known]
+    if not fresh and len(unreadable) == len(contents.unreadable):
+        return contents
+    packages = (*contents.packages, *dict.fromkeys(fresh))
+    return msgspec.structs.replace(contents, packages=packages, unreadable=tuple(unreadable))
 
 
 def vex_of(rule: Rule, evidence: Evidence | None) -> tuple[list[VexStatement], list[str]]:
