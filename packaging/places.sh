@@ -10,7 +10,7 @@ readonly checkout
 readonly prefix=/opt/casemate           # virtual environments and the supervisor
 readonly venv=$prefix/venv              # what runs the product: a link to venv-<digest>
 readonly test_venv=$prefix/test-venv    # what runs the tests: a link to test-venv-<digest>
-readonly commands=/usr/local/bin        # casemate, casemated, casemate-hostd
+readonly commands=/usr/local/bin        # casemate, casemated, casemate-hostd, casemate-image-verifier
 readonly settings=/etc/casemate/casemate.toml
 readonly logs=/var/log/casemate
 readonly account=casemate

@@ -58,7 +58,7 @@ install_product() {
     pip_install "$(readlink -f "$venv")" --no-index --no-deps --no-build-isolation --force-reinstall "$checkout"
     local site name
     site=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-    for name in casemate casemated casemate-hostd; do
+    for name in casemate casemated casemate-hostd casemate-image-verifier; do
         sed -e "s|@SITE@|$site|" -e "s|@VENV@|$venv|" "$checkout/packaging/launchers/$name.in" >"$commands/.$name.new"
         chmod 0755 "$commands/.$name.new"
         mv "$commands/.$name.new" "$commands/$name"

@@ -10,6 +10,7 @@ from casemate.api.routing import Call, Project, Row
 from casemate.api.streams import log_stream, stats_stream
 from casemate.node import containers, execs, lifecycle, listing, logs, removal, stats, updating
 from casemate.node.clock import parse_time
+from casemate.node.policy import holding
 from casemate.spec import api as schema
 from casemate.spec.errors import InvalidArgument
 
@@ -83,7 +84,7 @@ async def kill(call: Call) -> None:
 
 
 async def restart(call: Call) -> None:
-    await lifecycle.restart(call.core, call.reference, call.project, call.body, call.caller)
+    await holding.restart(call.core, call.reference, call.project, call.body, call.caller)
 
 
 async def pause(call: Call) -> None:
@@ -160,8 +161,8 @@ ROWS = (
         errors=(404, 504)),
     Row("POST", f"{_ONE}/kill", kill, "Send a signal", body=schema.KillRequest, optional_body=True, status=204,
         errors=(404, 409)),
-    Row("POST", f"{_ONE}/restart", restart, "Stop and start", body=schema.StopRequest, optional_body=True, status=204,
-        errors=(404, 409, 504)),
+    Row("POST", f"{_ONE}/restart", restart, "Stop and start", body=schema.RestartRequest, optional_body=True,
+        status=204, errors=(404, 409, 504)),
     Row("POST", f"{_ONE}/pause", pause, "Freeze a container", status=204, errors=(404, 409)),
     Row("POST", f"{_ONE}/unpause", unpause, "Thaw a container", status=204, errors=(404, 409)),
     Row("POST", f"{_ONE}/rename", rename, "Rename a container", body=schema.RenameRequest, status=204,

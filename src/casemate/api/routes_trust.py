@@ -12,6 +12,8 @@ from casemate.node.trust import policies
 from casemate.spec.api.trust import (
     PolicyName,
     TrustApplied,
+    TrustDryRun,
+    TrustPolicyDocument,
     TrustPolicyList,
     TrustPolicyText,
     TrustTestAnswer,
@@ -51,6 +53,12 @@ async def test_policy(call: Call) -> object:
     return await policies.test(call.core, call.body)
 
 
+async def dry_run(call: Call) -> object:
+    from casemate.node.trust.dryrun import dry_run as run  # noqa: PLC0415 - as below
+
+    return await call.until_gone(run(call.core, call.body))
+
+
 async def why(call: Call) -> object:
     from casemate.node.trust.why import why as explain  # noqa: PLC0415 - it brings the rules with it
 
@@ -61,7 +69,7 @@ _POLICY = "/v1/trust/policy"
 ROWS = (
     Row("GET", "/v1/trust/policies", list_policies, "List documents of the trust policy", NoQuery,
         answer=TrustPolicyList),
-    Row("GET", _POLICY, show_policy, "Show a document of the trust policy", NameQuery, answer=dict[str, object],
+    Row("GET", _POLICY, show_policy, "Show a document of the trust policy", NameQuery, answer=TrustPolicyDocument,
         errors=(404,)),
     Row("POST", _POLICY, apply_policy, "Apply documents of the trust policy", NoQuery, body=TrustPolicyText,
         answer=TrustApplied, errors=(403, 409, 422)),
@@ -69,5 +77,7 @@ ROWS = (
         errors=(403, 404, 422)),
     Row("POST", f"{_POLICY}/test", test_policy, "Run cases against the trust policy", NoQuery, body=TrustTestRequest,
         answer=TrustTestAnswer, errors=(422,)),
+    Row("POST", f"{_POLICY}/dry-run", dry_run, "What documents would change", NoQuery, body=TrustPolicyText,
+        answer=TrustDryRun, errors=(422,)),
     Row("GET", "/v1/trust/why", why, "Why a container or an image may run", WhyQuery, answer=TrustWhy, errors=(404,)),
 )  # fmt: skip

@@ -11,6 +11,7 @@ import contextlib
 import errno
 import ipaddress
 import struct
+from collections.abc import Sequence
 
 from casemate.host.netns import in_own_thread
 from casemate.host.rtnetlink import NetlinkFailed, RouteSocket, attribute, attributes
@@ -18,8 +19,10 @@ from casemate.host.rtnetlink import NetlinkFailed, RouteSocket, attribute, attri
 _GET, _DELETE, _DUMP, _NESTED = 1 << 8 | 1, 1 << 8 | 2, 0x300, 0x8000
 _ORIGINAL, _REPLY, _FILTER = 1, 2, 25
 _TUPLE_IP, _IP_SOURCE = 1, 1
-#: struct nfgenmsg: AF_INET, version 0, no resource.
+_IP_SOURCE_V6 = 3
+#: struct nfgenmsg: family, version 0, no resource.
 _HEADER = struct.pack("=BBH", 2, 0, 0)
+_HEADER_V6 = struct.pack("=BBH", 10, 0, 0)
 
 
 class _ConntrackSocket(RouteSocket):
@@ -31,33 +34,60 @@ async def forget(address: str) -> int:
     return await in_own_thread(lambda: _forget(ipaddress.IPv4Address(address).packed))
 
 
+async def forget_pairs(pairs: Sequence[tuple[bytes, bytes]]) -> int:
+    """Delete the connections that the first address of a pair began to the second (empty: any); how many."""
+    return await in_own_thread(lambda: sum(_forget_pair(*pair) for pair in pairs))
+
+
 def _forget(packed: bytes) -> int:
-    count = 0
     with _ConntrackSocket() as netlink:
-        for direction in (_ORIGINAL, _REPLY):
-            for original in _matching(netlink, direction, packed):
-                body = _HEADER + attribute(_ORIGINAL | _NESTED, original)
-                try:
-                    netlink.request(_DELETE, 0, body, "forgetting a connection")
-                except NetlinkFailed as error:
-                    if error.errno != errno.ENOENT:  # it ended by itself
-                        raise
-                else:
-                    count += 1
+        return sum(
+            _delete(netlink, [original for original, _ in _matching(netlink, direction, packed)], _HEADER)
+            for direction in (_ORIGINAL, _REPLY)
+        )
+
+
+def _forget_pair(source: bytes, destination: bytes) -> int:
+    if not source and not destination:
+        return 0
+    header = _HEADER if len(source or destination) == 4 else _HEADER_V6
+    with _ConntrackSocket() as netlink:
+        if source:
+            found = _matching(netlink, _ORIGINAL, source)
+            wanted = [original for original, answering in found if destination in (b"", answering)]
+        else:
+            wanted = [original for original, _ in _matching(netlink, _REPLY, destination)]
+        return _delete(netlink, wanted, header)
+
+
+def _delete(netlink: RouteSocket, originals: Sequence[bytes], header: bytes) -> int:
+    count = 0
+    for original in originals:
+        try:
+            netlink.request(_DELETE, 0, header + attribute(_ORIGINAL | _NESTED, original), "forgetting a connection")
+        except NetlinkFailed as error:
+            if error.errno != errno.ENOENT:  # it ended by itself
+                raise
+        else:
+            count += 1
     return count
 
 
-def _matching(netlink: RouteSocket, direction: int, packed: bytes) -> list[bytes]:
-    """The original tuples of the connections whose *direction* has the source address *packed*."""
-    wanted = attribute(_TUPLE_IP | _NESTED, attribute(_IP_SOURCE, packed))
+def _matching(netlink: RouteSocket, direction: int, packed: bytes) -> list[tuple[bytes, bytes]]:
+    """Connections whose *direction* has the source address *packed*: the original tuple, and who answers."""
+    kind, header = (_IP_SOURCE, _HEADER) if len(packed) == 4 else (_IP_SOURCE_V6, _HEADER_V6)
+    wanted = attribute(_TUPLE_IP | _NESTED, attribute(kind, packed))
     flags = attribute(direction, struct.pack("=I", 1))  # CTA_FILTER_F_CTA_IP_SRC
     other = attribute(3 - direction, struct.pack("=I", 0))
-    body = _HEADER + attribute(direction | _NESTED, wanted) + attribute(_FILTER | _NESTED, flags + other)
-    found: list[bytes] = []
+    body = header + attribute(direction | _NESTED, wanted) + attribute(_FILTER | _NESTED, flags + other)
+    found: list[tuple[bytes, bytes]] = []
     for answer in netlink.request(_GET, _DUMP, body, "listing connections"):
         with contextlib.suppress(KeyError, ValueError):
             row = dict(attributes(answer[4:]))
-            addresses = dict(attributes(dict(attributes(row[direction]))[_TUPLE_IP]))
-            if addresses[_IP_SOURCE] == packed:
-                found.append(row[_ORIGINAL])
+            if _source(row[direction], kind) == packed:
+                found.append((row[_ORIGINAL], _source(row[_REPLY], kind)))
     return found
+
+
+def _source(one: bytes, kind: int) -> bytes:
+    return dict(attributes(dict(attributes(one))[_TUPLE_IP]))[kind]

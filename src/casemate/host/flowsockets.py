@@ -43,7 +43,7 @@ _REQUEST, _ACK, _ERROR = 1, 4, 2
 _BIND, _COPY_PACKET = 1, 2
 _FLAG_SEQUENCE = 1
 #: The kernel gathers packets of a group into one message: at most so many bytes, packets, hundredths of a second.
-_GATHER_BYTES, _GATHER_PACKETS, _GATHER_HUNDREDTHS = 128 << 10, 64, 5
+_GATHER_BYTES, _GATHER_PACKETS, _GATHER_HUNDREDTHS = 128 << 10, 64, 1
 _TIMEOUT_S = 2.0
 
 _SYSCTLS = ("nf_conntrack_acct", "nf_conntrack_timestamp")

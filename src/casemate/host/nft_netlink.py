@@ -351,3 +351,12 @@ def has_queue(connection: NftSocket, rules: Sequence[bytes]) -> int | None:
             continue
         return index
     return None
+
+
+def rules(table: str, family: int = INET) -> dict[str, int]:
+    """Chains of *table* with the number of their rules, by a socket of its own; nothing where it is not there."""
+    connection = NftSocket()
+    try:
+        return connection.rules(table, family)
+    finally:
+        connection.close()

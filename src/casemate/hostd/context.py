@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from casemate.host.cgroups import Cgroups
 from casemate.host.pidfd import ProcessIdentity
+from casemate.hostd.firewall import Firewall
 from casemate.hostd.folders import Folders
 from casemate.hostd.protocol import AnyEvent
 from casemate.hostd.records import Records
@@ -54,6 +55,8 @@ class Context:
     emit: Callable[[AnyEvent], None]
     step: Callable[[str], None] = _no_step
     launchers: dict[tuple[bool, tuple[str, ...]], Launcher] = field(default_factory=dict)
+    #: Set by the daemon once the context is there.
+    firewall: Firewall = field(init=False)
     #: The ruleset's generation when the firewall was last looked at.
     firewall_generation: int = -1
     #: casemated, while it is connected; and whether one went away since the inputs were last looked at.

@@ -17,8 +17,9 @@ from casemate.host import hierarchy, mounts, pidfd, probes, programs, syscalls
 from casemate.host.peer import Peer
 from casemate.host.seqpacket import listen
 from casemate.host.settings_file import read_settings
-from casemate.hostd import containers, housekeeping, microvm, recovery
+from casemate.hostd import containers, housekeeping, microvm, pods, recovery
 from casemate.hostd.context import Context
+from casemate.hostd.firewall import Firewall
 from casemate.hostd.folders import Folders
 from casemate.hostd.operations import Operations
 from casemate.hostd.records import Records
@@ -116,6 +117,15 @@ async def make_context(settings: Settings, step: Callable[[str], None] | None) -
         id_shift=0,
         emit=lambda _event: None,
     )
+    context.firewall = Firewall(
+        settings,
+        folders,
+        context.state,
+        links=lambda: pods.all_links(context),
+        is_heard=lambda: context.peer is not None,
+        emit=lambda event: context.emit(event),  # noqa: PLW0108 - it is set later
+        on_hold_ended=lambda pod: pods.hold_ended(context, pod),
+    )
     if step is not None:
         context.step = step
     recovery.make_folders(context)
@@ -160,6 +170,7 @@ async def serve(settings: Settings, step: Callable[[str], None] | None = None) -
         context.peer = None if peer is None else pidfd.identity(peer.pid)
         if peer is None:
             context.peer_gone.set()
+            context.firewall.peer_gone()
 
     server = Server(Operations(context).handle, context.casemated_uid, on_peer)
     context.emit = server.emit
@@ -177,11 +188,14 @@ async def serve(settings: Settings, step: Callable[[str], None] | None = None) -
             await ready.wait()
             log.info("levels: %s", context.levels.describe())
             await recovery.converge(context)
+            if any(pods.all_links(context)) or context.firewall.is_known:
+                await pods.ensure_firewall(context)
             await _until_asked_to_end(context, server, group, ended)
             machines.cancel()
     finally:
         context.visibility.close()
         context.nat.close()
+        context.firewall.close()
         for launcher in context.launchers.values():
             launcher.close()
 

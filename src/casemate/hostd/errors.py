@@ -76,3 +76,16 @@ class RecordCorrupt(CasemateError):
     code = "hostd.record_corrupt"
     title = "A record of hostd cannot be read"
     remedy = "`casemate system doctor` names it; `casemate system prune` removes what belongs to nobody."
+
+
+class FirewallBodyInvalid(InvalidArgument):
+    code = "hostd.firewall_body_invalid"
+    title = "A change of the firewall is not what its header says"
+    remedy = "Run casemated and casemate-hostd of the same version."
+
+
+class FirewallConflict(Conflict):
+    code = "hostd.firewall_conflict"
+    title = "The firewall has another state than the change was planned from"
+    remedy = "Nothing to do: casemated gives the whole state anew."
+    retryable = True

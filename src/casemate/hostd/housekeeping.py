@@ -14,7 +14,7 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from casemate.host import conntrack, syscalls
-from casemate.hostd import inputs
+from casemate.hostd import inputs, pods
 from casemate.hostd.context import Context
 from casemate.hostd.protocol import ContainerOom
 from casemate.hostd.records import sync
@@ -25,6 +25,8 @@ from casemate.spec.errors import CasemateError
 log = logging.getLogger("casemate.hostd")
 
 _PERIOD_S = 1.0
+#: To know that nobody changed a rule takes 20 us; a repair is to be done within a second.
+_FIREWALL_PERIOD_S = 0.3
 #: A trim takes 1 ms.
 _TRIM_PERIOD_S = 10.0
 #: A process that was killed is dead within milliseconds of the end of its connections.
@@ -43,6 +45,8 @@ async def run(context: Context, retire: Callable[[Context, Pod, Container], Awai
         group.create_task(_forget_flows(context), name="flows")
         group.create_task(_delete_links(context), name="links")
         group.create_task(_leave_machines(context, retire), name="machines")
+        group.create_task(_keep_firewall(context), name="firewall")
+        group.create_task(context.firewall.run(), name="referrals")
         group.create_task(_keep_inputs(context), name="inputs")
         group.create_task(_give_memory_back(context), name="memory")
         group.create_task(context.visibility.keep(), name="visibility")
@@ -133,6 +137,18 @@ async def _give_memory_back(context: Context) -> None:
         await asyncio.sleep(_TRIM_PERIOD_S)
         context.nat.close()
         trim(0)
+
+
+async def _keep_firewall(context: Context) -> None:
+    """Somebody's `nft flush ruleset` is noticed by the ruleset's generation, and repaired."""
+    while True:
+        await asyncio.sleep(_FIREWALL_PERIOD_S)
+        if not context.firewall.is_open:
+            continue
+        try:
+            await pods.ensure_firewall(context)
+        except (CasemateError, OSError) as error:
+            log.error("the firewall was not looked at: %s", error)
 
 
 async def _forget_flows(context: Context) -> None:

@@ -22,7 +22,7 @@ from casemate.isolation.bundle import BindSource, DeviceNode
 from casemate.isolation.oci import bind_source
 from casemate.network import names
 from casemate.spec.errors import InvalidArgument, NotFound
-from casemate.spec.resolvers import reachable_resolvers
+from casemate.spec.resolvers import host_search, reachable_resolvers
 from casemate.spec.workload import BindMount, Device, VolumeMount
 from casemate.storage import confined, rootfs
 
@@ -261,7 +261,7 @@ def _resolv(context: Context, pod: Pod) -> str:
     resolvers = list(network.dns or context.settings.texts("network.dns"))
     for text in texts:
         resolvers = resolvers or reachable_resolvers(text)
-    search = network.dns_search or names.host_search(texts[0])
+    search = network.dns_search or host_search(texts[0])
     return names.resolv_file(resolvers, search, network.dns_options)
 
 

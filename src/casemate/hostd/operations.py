@@ -21,6 +21,7 @@ from casemate.hostd import (
     observing,
     pods,
     protocol,
+    protocol_firewall,
     protocol_visibility,
 )
 from casemate.hostd.context import Context
@@ -79,6 +80,17 @@ class Operations:
                 return await self._run(operation, self._caller(fds))
             case protocol.KernelAdopt() | protocol.KernelList() | protocol.KernelUse() | protocol.KernelRemove():
                 return await kernels.handle(context, operation, fds), []
+            case (
+                protocol_firewall.FirewallReplace()
+                | protocol_firewall.FirewallChange()
+                | protocol_firewall.FirewallAnswer()
+                | protocol_firewall.FirewallForget()
+                | protocol_firewall.PodHold()
+                | protocol_firewall.PodRelease()
+                | protocol_firewall.FlowsCut()
+                | protocol_firewall.FirewallObserve()
+            ):
+                return await context.firewall.handle(operation, fds), []
             case protocol_visibility.FlowsWatch() | protocol_visibility.ResolverListen():
                 return await context.visibility.handle(operation)
             case protocol.ContainerStats():

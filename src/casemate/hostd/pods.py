@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -19,6 +20,7 @@ from casemate.hostd.context import Context
 from casemate.hostd.errors import WrongState
 from casemate.hostd.grants import Caller
 from casemate.hostd.protocol import PodReady
+from casemate.hostd.protocol_firewall import FirewallRepaired
 from casemate.hostd.records import PodRecord, remove_small
 from casemate.hostd.state import Pod
 from casemate.isolation.bundle import Sandbox
@@ -152,6 +154,7 @@ async def build(context: Context, pod: Pod, container: ContainerSpec | None = No
     if spec.network.mode == "pod":
         await ensure_firewall(context)
         waiting = await _reserve(context, spec, container)
+        await context.firewall.add_pod(link(context, pod))
         await links.apply(link(context, pod), waiting)
         context.step("pod.link")
     elif spec.network.mode == "none" and pins:
@@ -188,13 +191,20 @@ async def open_ports(context: Context, pod: Pod) -> None:
 def close_ports(context: Context, pod: Pod) -> None:
     """Take the pod's ports back when none of its containers runs: whoever wants them then may have them."""
     network = pod.record.spec.network
-    if not network.ports or not pod.published or is_running(pod):
+    if not network.ports or not pod.published or is_running(pod) or context.firewall.is_held(pod.id):
         return
     context.nat.unpublish(network.address)
     pod.published = False
     if any(port.protocol == "udp" for port in network.ports):
         context.stale_flows.add(network.address)
         context.flows_wait.set()
+
+
+def hold_ended(context: Context, pod_id: str) -> None:
+    """New connections to the pod wait no longer: where nothing of it runs, its ports are free."""
+    pod = context.state.pods.get(pod_id)
+    if pod is not None:
+        close_ports(context, pod)
 
 
 def is_running(pod: Pod) -> bool:
@@ -214,9 +224,20 @@ async def ensure_firewall(context: Context) -> None:
     host has changed since the last look (20 us to know), not for each pod (5 ms)."""
     if nft.generation() == context.firewall_generation:
         return
-    for line in await context.nat.ensure(known_links(context)):
+    known = context.firewall.is_open
+    done = [*await context.nat.ensure(known_links(context)), *await context.firewall.ensure()]
+    for line in done:
         log.info("%s", line)
+    if known and done:
+        context.emit(FirewallRepaired(tuple(done)))
     context.firewall_generation = nft.generation()
+
+
+def all_links(context: Context) -> Iterator[plan.PodLink]:
+    """The links of all pods that have one."""
+    for pod in context.state.pods.values():
+        if pod.record.spec.network.mode == "pod":
+            yield link(context, pod)
 
 
 def known_links(context: Context) -> list[plan.PodLink]:
@@ -306,6 +327,8 @@ async def discard(context: Context, pod: Pod) -> None:
             # A flow that goes on keeps its translation: its packets would reach whoever has the address next.
             with contextlib.suppress(CasemateError, OSError):
                 await conntrack.forget(spec.network.address)
+    if spec.network.mode == "pod":
+        await context.firewall.remove_pod(link(context, pod))
     if is_machine(spec) and spec.network.mode == "pod":
         if context.machines is not None:
             await context.machines.pool.release(interface(context, pod))

@@ -110,7 +110,7 @@ class AnswerKey(Value, frozen=True, array_like=True):
 
 
 class FirewallForget(Operation, frozen=True, tag="firewall.forget"):
-    """Cached answers to referrals are forgotten: those of *keys*, or all. Their open connections are cut.
+    """Cached answers to referrals are forgotten: those of *keys*, whose open connections are cut, or all of them.
 
     Answers Done.
     """

@@ -90,6 +90,9 @@ class Visibility:
 
     async def keep(self) -> None:
         """Make the tables again when somebody flushed them; never returns. A look costs 20 us."""
+        with contextlib.suppress(nft.NftFailed, nft.NftMissing):
+            # A recorder that an earlier hostd served reads on.
+            self.watching = self.watching or flowlog.is_whole(self.library(), self._table)
         while True:
             await asyncio.sleep(_PERIOD_S)
             if not self.watching and self.names is None:

@@ -59,15 +59,6 @@ def resolv_file(resolvers: Sequence[str], search: Sequence[str] = (), options: S
     return "".join(lines)
 
 
-def host_search(host_resolv: str) -> list[str]:
-    """The search list of the host's resolv.conf text, names that cannot be left out."""
-    for line in reversed(host_resolv.splitlines()):
-        words = line.split()
-        if words[:1] in (["search"], ["domain"]):
-            return [word.rstrip(".") for word in words[1:7] if _NAME.match(word.rstrip("."))]
-    return []
-
-
 def _address(text: str) -> str:
     try:
         return str(ipaddress.ip_address(text))

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from casemate.host import nft, programs
+from casemate.host import nft, nft_netlink, programs
 from casemate.network.plan import PodLink, Publish, check_pool, check_prefix
 from casemate.spec.errors import Conflict, HostLacks, ProgramFailed
 
@@ -111,11 +111,9 @@ class Nat:
         """Whether the table with all its chains is there; 20 us while nobody changed any rule."""
         if nft.generation() == self._generation:
             return True
-        objects = self.nft.table("ip", self.table)
-        if objects is None:
-            return False
-        with_rules = {row["rule"]["chain"] for row in objects if "rule" in row}
-        if not with_rules >= _CHAINS:
+        # Not through the library, which would be loaded for it.
+        found = nft_netlink.rules(self.table, nft_netlink.IPV4)
+        if not {name for name, count in found.items() if count} >= _CHAINS:
             return False
         self._generation = nft.generation()
         return True
@@ -216,8 +214,10 @@ class Nat:
     async def remove(self) -> list[str]:
         """Take away the table and our rules in FORWARD; what was removed, in lines."""
         done = []
-        if self.nft.delete_table("ip", self.table):
-            done.append(f"removed nftables table ip {self.table}")
+        # inet: the identity firewall's, of the same name.
+        for family in ("ip", "inet"):
+            if self.nft.delete_table(family, self.table):
+                done.append(f"removed nftables table {family} {self.table}")
         for rule in self._forward_rules():
             found = 0
             while found < _MAX_RULES and await _iptables("-C", rule) and await _iptables("-D", rule):

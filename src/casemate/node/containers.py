@@ -9,7 +9,19 @@ from dataclasses import dataclass
 
 import msgspec
 
-from casemate.node import audit, entering, events, images, imagestore, lookup, platforms, pods, ports, resolve
+from casemate.node import (
+    audit,
+    entering,
+    events,
+    freshness,
+    images,
+    imagestore,
+    lookup,
+    platforms,
+    pods,
+    ports,
+    resolve,
+)
 from casemate.node.clock import rfc3339
 from casemate.node.core import Caller, Core
 from casemate.node.errors import NameTaken, TooManyContainers
@@ -35,6 +47,7 @@ NAME_TRIES = 24
 async def create(core: Core, request: ContainerRequest, caller: Caller) -> ContainerCreated:
     """Write the record of a new container (and of its pod); the host is not touched."""
     found = await core.db.read(lambda db: imagestore.find(db, request.image))
+    await freshness.check(core, request.image, found)
     platform = found.the_record().platform
     platforms.check_asked(platform, request.platform, request.image)
     await platforms.check_runs(platform, request.image)
@@ -97,7 +110,7 @@ class _Fresh:
             image=request.image,
             image_digest=self.image.digest,
             command=resolved.command[:4096],
-            labels=encode(trust.with_segment({**self.image.config.labels, **request.labels}, self.admission)),
+            labels=encode(trust.own_labels({**self.image.config.labels, **request.labels}, self.admission)),
             restart_name=request.restart.name,
             restart_maximum=request.restart.maximum,
             auto_remove=int(request.auto_remove),
@@ -236,7 +249,7 @@ async def inspect(core: Core, reference: str, project: str) -> ContainerDetail:
         execs = select(db, ExecRow, "WHERE container=? ORDER BY created_at", row.id)
         request = row.the_request()
         return ContainerDetail(
-            summary=summary(row, pod),
+            summary=msgspec.structs.replace(summary(row, pod), identity=core.policy.number(pod.id)),
             request=request,
             resolved=msgspec.to_builtins(row.the_spec()),
             admission=msgspec.json.decode(row.admission, type=Admission),

@@ -36,6 +36,7 @@ from casemate.node.evidence_jobs import (
     Found,
     ResolveJob,
 )
+from casemate.node.freshness_jobs import RefreshJob, TagJob
 from casemate.node.warm import MAX_MESSAGE_BYTES
 from casemate.spec.errors import CasemateError, NotFound
 from casemate.spec.reference import Reference, parse_reference
@@ -66,6 +67,12 @@ class Served:
                 return resolve(self.client, parse_reference(job.reference), job.endpoints, job.max_manifest_bytes)
             case AttachJob():
                 return put(self.client, job)
+            case RefreshJob() | TagJob():
+                from casemate.node import freshness_child  # noqa: PLC0415 - and tuf with it
+
+                if isinstance(job, TagJob):
+                    return freshness_child.tag(job)
+                return freshness_child.refreshed(self.client, job)
 
 
 def resolve(client: Client, reference: Reference, endpoints: Endpoints, max_bytes: int) -> Found:
@@ -127,9 +134,11 @@ def documents(artifacts: Sequence[Artifact]) -> tuple[Document, ...]:
     )
 
 
-def _joined(digest: str, found: Sequence[Evidence], *, predicates: bool) -> Evidence:
+def _joined(digest: str, found: Sequence[Evidence], *, predicates: tuple[str, ...]) -> Evidence:
     def short(statement: Statement) -> Statement:
-        return statement if predicates else msgspec.structs.replace(statement, predicate=None, subject=())
+        if statement.predicate_type.startswith(predicates):
+            return statement
+        return msgspec.structs.replace(statement, predicate=None, subject=())
 
     return Evidence(
         digest,

@@ -9,6 +9,7 @@ import msgspec
 
 from casemate.image.jobs import Endpoints, Failure
 from casemate.image.referring import Wanted
+from casemate.node.freshness_jobs import Fresh, RefreshJob, Tag, TagJob
 from casemate.trust.signature.cosign import BUNDLE_TYPES, DSSE_TYPE, SIMPLE_SIGNING
 from casemate.trust.signature.notation import ARTIFACT_TYPE, ENVELOPE_TYPE
 from casemate.trust.signature.verify import Evidence, Signer
@@ -24,7 +25,7 @@ class CheckJob(msgspec.Struct, frozen=True, tag="check", kw_only=True):
 
     *subjects*: the image's manifest and, where it came out of one, its index; empty: *reference* is resolved at its
     registry. *endpoints* None: nothing is fetched, what the store kept is checked. *now_s*: the clock.
-    *predicates*: answer what attestations say, too.
+    *predicates*: types of attestations of which what they say is answered, too.
     """
 
     state: str
@@ -34,7 +35,7 @@ class CheckJob(msgspec.Struct, frozen=True, tag="check", kw_only=True):
     max_manifest_bytes: int = 4 << 20
     signers: tuple[Signer, ...] = ()
     now_s: float
-    predicates: bool = False
+    predicates: tuple[str, ...] = ()
     #: Keep what was fetched beside the image.
     keep: bool = False
 
@@ -71,7 +72,7 @@ class AttachJob(msgspec.Struct, frozen=True, tag="attach", kw_only=True):
     keep: bool = False
 
 
-EvidenceJob = CheckJob | ResolveJob | AttachJob
+EvidenceJob = CheckJob | ResolveJob | AttachJob | RefreshJob | TagJob
 
 
 class Checked(msgspec.Struct, frozen=True, tag="checked"):
@@ -95,7 +96,8 @@ class Attached(msgspec.Struct, frozen=True, tag="attached"):
     manifests: tuple[str, ...]
 
 
-Answer = Checked | Found | Attached | Failure
+Good = Checked | Found | Attached | Fresh | Tag
+Answer = Checked | Found | Attached | Fresh | Tag | Failure
 
 JOBS: msgspec.json.Decoder[EvidenceJob] = msgspec.json.Decoder(EvidenceJob)
 ANSWERS: msgspec.json.Decoder[Answer] = msgspec.json.Decoder(Answer)

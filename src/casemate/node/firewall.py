@@ -22,6 +22,8 @@ from casemate.policy.plan import AddressElement, BaseElement, Transaction
 #: A replacement of a million elements takes the kernel some seconds.
 REPLACE_TIMEOUT_S = 60.0
 CHANGE_TIMEOUT_S = 10.0
+#: What pods were told of names is forgotten so long after a replacement, should nobody renew it.
+VIEWED_LIFETIME_S = 3600
 _NO_VIEWER = bytes(16)
 
 
@@ -38,7 +40,7 @@ class Firewall:
 
         *in_force* False: no policy holds, whatever *whole* says. Atomic: the old holds until the new does.
         """
-        body = pack(whole)
+        body = pack(whole, VIEWED_LIFETIME_S)
         async with self._lock:
             inline = body if len(body) <= wire.MAX_INLINE_BYTES else b""
             operation = wire.FirewallReplace(inline, in_force, whole.reason[:200])

@@ -13,7 +13,7 @@ from casemate.hostd.client import ask
 from casemate.hostd.protocol import Done, LayerAdopt, LayerList, Layers
 from casemate.image import jobs, leases
 from casemate.image.records import ImageRecord
-from casemate.node import audit, events, imagestore, journal
+from casemate.node import audit, events, freshness, imagestore, journal
 from casemate.node.core import Caller, Core
 from casemate.node.evidence_jobs import WANTED
 from casemate.node.imagejobs import run_job
@@ -66,6 +66,7 @@ def endpoints(core: Core, auth: RegistryAuth | None, registry: str, *, plain_htt
 async def pull(core: Core, operations: Operations, request: PullRequest, caller: Caller) -> Operation:
     """Fetch an image; it becomes visible when hostd has taken all its layers over."""
     reference = parse_reference(request.reference)
+    published = await freshness.published(core, reference)
     job = jobs.PullJob(
         state=core.settings.text("paths.state"),
         reference=str(reference),
@@ -73,6 +74,7 @@ async def pull(core: Core, operations: Operations, request: PullRequest, caller:
         endpoints=endpoints(core, request.auth, reference.registry, plain_http=request.plain_http),
         limits=limits(core),
         referring=WANTED,
+        published=published,
     )
 
     async def work(running: Running) -> dict[str, object]:

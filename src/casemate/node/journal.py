@@ -12,7 +12,7 @@ from typing import Literal
 
 import msgspec
 
-Kind = Literal["container.start", "container.remove", "pod.remove", "volume.remove", "image.adopt"]
+Kind = Literal["container.start", "container.remove", "container.relevel", "pod.remove", "volume.remove", "image.adopt"]
 
 
 class Entry(msgspec.Struct, frozen=True):

@@ -25,7 +25,7 @@ from casemate.node.core import Caller, Core
 from casemate.node.errors import ContainerNotFound, ContainerNotRunning, ContainerState
 from casemate.node.rows import ALIVE, ContainerRow, PodRow, VolumeRow, encode, select, update
 from casemate.node.signals import KILL, TERM, exit_reason, signal_number
-from casemate.node.trust.rechecks import recheck
+from casemate.node.trust.rechecks import recheck, refuse_release, released
 from casemate.spec.api import KillRequest, StopRequest, WaitAnswer
 from casemate.spec.errors import CasemateError, TimedOut
 from casemate.spec.workload import PodSpec
@@ -309,11 +309,15 @@ async def pause(core: Core, reference: str, project: str, caller: Caller, *, fro
             raise (ContainerNotRunning if frozen else ContainerState)(
                 f"container {row.name} is {row.status}, not {before}", status=row.status
             )
+        if not frozen:
+            refuse_release(row, caller)
         await ask(core.hostd, ContainerPause(row.id) if frozen else ContainerUnpause(row.id), Done)
 
         def work(db: sqlite3.Connection) -> None:
             db.execute("UPDATE containers SET status=? WHERE id=? AND status=?", (after, row.id, before))
             verb = "pause" if frozen else "unpause"
+            if not frozen:
+                released(db, row)
             at = core.clock()
             events.add(db, at, "container", row.id, verb, project=project, name=row.name)
             audit.append(db, at, caller.who, f"container.{verb}", row.id, name=row.name)

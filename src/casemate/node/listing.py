@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -58,6 +59,7 @@ class _Raw(msgspec.Struct, frozen=True, gc=False):
     labels: msgspec.Raw
     address: str
     restarts: int
+    identity: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,10 +111,18 @@ class Filter:
 
 async def containers(core: Core, project: str, wanted: Filter, page: Page) -> ContainerList:
     """The containers of *project*, the newest first."""
-    return await core.db.read(lambda db: select_summaries(db, project, wanted, page))
+    numbers = core.policy.number if core.policy.planner is not None else nobody
+    return await core.db.read(lambda db: select_summaries(db, project, wanted, page, numbers))
 
 
-def select_summaries(db: sqlite3.Connection, project: str, wanted: Filter, page: Page) -> ContainerList:
+def nobody(_pod: str) -> int:
+    """The identity of a pod where no policy holds."""
+    return 0
+
+
+def select_summaries(
+    db: sqlite3.Connection, project: str, wanted: Filter, page: Page, numbers: Callable[[str], int] = nobody
+) -> ContainerList:
     where, values = ["project=?"], [project]
     if not wanted.everything:
         where.append(f"status IN ({', '.join(repr(s) for s in sorted(ALIVE | {'restarting'}))})")
@@ -132,7 +142,7 @@ def select_summaries(db: sqlite3.Connection, project: str, wanted: Filter, page:
         f"SELECT {_COLUMNS} FROM containers WHERE {' AND '.join(where)} "  # noqa: S608
         "ORDER BY created_at DESC, id DESC"
     )
-    pods = _Pods(db, project, everything=wanted.everything and not page.limit and not wanted.values)
+    pods = _Pods(db, project, everything=wanted.everything and not page.limit and not wanted.values, numbers=numbers)
     if not wanted.values and not page.limit:
         # The encoder does not look at the declared type; a test holds that both forms say the same.
         return ContainerList(tuple([_raw(raw, pods) for raw in db.execute(query, values)]))  # type: ignore[misc]
@@ -150,7 +160,10 @@ def select_summaries(db: sqlite3.Connection, project: str, wanted: Filter, page:
 class _Pods:
     """What rows show of pods: looked up one by one at first, all at once when there are many."""
 
-    def __init__(self, db: sqlite3.Connection, project: str, *, everything: bool) -> None:
+    def __init__(
+        self, db: sqlite3.Connection, project: str, *, everything: bool, numbers: Callable[[str], int]
+    ) -> None:
+        self.identity = numbers
         self._db = db
         self._project = project
         self._single = 0 if everything else _SCAN_ROWS
@@ -176,7 +189,7 @@ def _summary(raw: tuple, pods: _Pods) -> ContainerSummary:  # type: ignore[type-
     return ContainerSummary(
         id_, name, project, pod, pod_name, image, digest, command, level or "namespace", status, rfc3339(created),
         rfc3339(started), rfc3339(finished), code, _PORTS.decode(published) if published is not None else (),
-        _LABELS.decode(labels) if labels != b"{}" else {}, address_text(address), restarts,
+        _LABELS.decode(labels) if labels != b"{}" else {}, address_text(address), restarts, pods.identity(pod),
     )  # fmt: skip
 
 
@@ -188,7 +201,7 @@ def _raw(row: tuple, pods: _Pods) -> _Raw:  # type: ignore[type-arg]
         id_, name, project, pod, pod_name, image, digest, command, level or "namespace", status,
         _moment(created, UTC), _moment(started, UTC) if started else "", _moment(finished, UTC) if finished else "",
         code, _NO_PORTS if published is None or published == "[]" else _published(published), msgspec.Raw(labels),
-        address_text(address), restarts,
+        address_text(address), restarts, pods.identity(pod),
     )  # fmt: skip
 
 

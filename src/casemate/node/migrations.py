@@ -233,4 +233,9 @@ CREATE TABLE image_origins (
 ) STRICT, WITHOUT ROWID;
 """
 
-MIGRATIONS: tuple[str, ...] = (_FIRST, _PODS_LISTED, _POLICY, _TRUST)
+#: Publishers of signed metadata that are followed, with what they showed last (JSON of node.freshness.Source).
+_PUBLISHERS = """
+CREATE TABLE trust_sources (name TEXT PRIMARY KEY, row BLOB NOT NULL) STRICT, WITHOUT ROWID;
+"""
+
+MIGRATIONS: tuple[str, ...] = (_FIRST, _PODS_LISTED, _POLICY, _TRUST, _PUBLISHERS)

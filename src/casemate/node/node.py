@@ -9,14 +9,15 @@ from contextlib import asynccontextmanager
 from casemate.hostd.client import HostdAway, HostdClient
 from casemate.hostd.protocol import AnyEvent
 from casemate.image import garbage
-from casemate.node import exits, images, recovery, volumes
+from casemate.node import exits, freshness, images, recovery, volumes
 from casemate.node.core import Core, report
 from casemate.node.database import Database
 from casemate.node.directory import Directory
+from casemate.node.dns.service import Names
 from casemate.node.flows.service import Flows
 from casemate.node.operations import Operations
 from casemate.node.policy.desk import Desk
-from casemate.node.trust import policies
+from casemate.node.trust import actions, policies, rematch
 from casemate.spec.errors import CasemateError
 from casemate.spec.settings import Settings
 
@@ -32,6 +33,7 @@ class Node:
         #: Who has which address, and who talked to whom.
         self.directory = Directory(core)
         self.flows = Flows(core, self.directory)
+        self.names = Names(core, self.directory, self.flows)
         #: Policy's own work: referrals, quarantines, hours.
         self.desk = Desk(core, self.flows)
         self.referrals = self.desk.referrals
@@ -49,6 +51,7 @@ class Node:
     def hostd_changed(self, up: bool) -> None:
         """The connection to hostd came or went."""
         self.flows.hostd_changed(up)
+        self.names.hostd_changed(up)
         if up:
             # hostd may mount layers in another way than before.
             self.core.resolved.clear()
@@ -77,8 +80,10 @@ class Node:
                     report(operation.describe())
                 await volumes.recover(self.core)
                 await images.recover(self.core)
+                await actions.recover(self.core)
                 await self.operations.recover()
                 self.reconciled.set()
+                self.core.trust.change("casemated was started, or casemate-hostd")
             except CasemateError:
                 report("the reconcile loop was interrupted; it goes on when casemate-hostd is back")
 
@@ -109,6 +114,9 @@ async def running_node(settings: Settings) -> AsyncGenerator[Node]:
             core.spawn(node.desk.keep_hours(), "policy's clock")
             core.spawn(node.directory.run(), "the directory of addresses")
             core.spawn(node.flows.run(), "the flow recorder")
+            core.spawn(rematch.keep_rematched(core), "the judging of what runs")
+            core.spawn(freshness.keep_fresh(core), "the publishers' refresh")
+            core.spawn(node.names.run(), "the pods' resolver")
             try:
                 yield node
             finally:

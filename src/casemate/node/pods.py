@@ -14,7 +14,7 @@ from casemate.node.clock import rfc3339
 from casemate.node.core import Caller, Core
 from casemate.node.errors import LevelUnavailable, NameTaken, PodInUse
 from casemate.node.names import another_name
-from casemate.node.resolvers import name_servers
+from casemate.node.resolvers import name_servers, search_list
 from casemate.node.rows import ALIVE, ContainerRow, PodRow, encode, insert, select
 from casemate.spec.api import PodDetail, PodList, PodRequest, PodSummary, PortRequest
 from casemate.spec.workload import Level, NetworkSpec, PodSpec, PublishedPort
@@ -43,7 +43,10 @@ def write(
     """Write a new pod; with *container* it is the implicit one of that container. Ports are taken at its start."""
     at, id_ = core.clock(), core.new_id()
     address = _take_address(db, core) if request.network.mode == "pod" else None
-    network = resolve.resolve_network(request.network, address=address_text(address), dns=name_servers(core.settings))
+    network = resolve.resolve_network(
+        request.network, address=address_text(address), dns=name_servers(core.settings, request.network.mode),
+        search=search_list(core.settings, request.project),
+    )  # fmt: skip
     wanted = resolve.wanted_ports(request.network, exposed)
     name = f"pod-{container[:12]}" if container else _choose_name(db, core, request)
     spec = PodSpec(

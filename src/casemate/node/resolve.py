@@ -141,8 +141,13 @@ def resolve_exec(request: ExecRequest, first: Process, passwd: bytes | None, gro
     )
 
 
-def resolve_network(request: NetworkRequest, *, address: str, dns: tuple[str, ...]) -> NetworkSpec:
-    """The network of a pod. Ports of the host that are to be chosen stay 0 here: see :func:`wanted_ports`."""
+def resolve_network(
+    request: NetworkRequest, *, address: str, dns: tuple[str, ...], search: tuple[str, ...] = ()
+) -> NetworkSpec:
+    """The network of a pod. Ports of the host that are to be chosen stay 0 here: see :func:`wanted_ports`.
+
+    *dns* and its *search* list are for whoever names no name server of their own.
+    """
     if request.mode != "pod":
         if request.ports or request.publish_all:
             raise InvalidArgument(
@@ -153,7 +158,7 @@ def resolve_network(request: NetworkRequest, *, address: str, dns: tuple[str, ..
         mode="pod",
         address=address,
         dns=request.dns or dns,
-        dns_search=request.dns_search,
+        dns_search=request.dns_search or (() if request.dns else search),
         dns_options=request.dns_options,
         hosts=request.hosts,
     )

@@ -8,21 +8,20 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Sequence
 
-import msgspec
-
-from casemate.image.errors import ImageNotFound, WorkerFailed
-from casemate.image.jobs import Endpoints, Failure
+from casemate.image.errors import ImageNotFound
+from casemate.image.jobs import Endpoints
 from casemate.node import audit, events, images, imagestore
 from casemate.node.clock import rfc3339
 from casemate.node.core import Caller, Core
+from casemate.node.evidence import ask
 from casemate.node.evidence_jobs import (
-    ANSWERS,
     Attached,
     AttachJob,
     Checked,
     CheckJob,
     EvidenceJob,
     Found,
+    Good,
     PushedBlob,
     ResolveJob,
 )
@@ -36,9 +35,10 @@ from casemate.spec.api.signatures import (
     VerifyAnswer,
     VerifyRequest,
 )
-from casemate.spec.errors import InvalidArgument, RemoteError
+from casemate.spec.errors import InvalidArgument
 from casemate.spec.reference import Reference, ReferenceInvalid, parse_reference
 from casemate.trust.signature.errors import SignatureMissing, SignatureNoMatch, ThresholdNotMet
+from casemate.trust.signature.keyless import KeylessSigner
 from casemate.trust.signature.verify import CertificateSigner, Evidence, KeySigner, Signer, require
 
 #: A registry may be slow, and is asked some six times.
@@ -47,14 +47,17 @@ ONLINE_S = 90.0
 OFFLINE_S = 30.0
 
 
-async def signature_evidence(core: Core, reference: str, digest: str, signers: Sequence[Signer]) -> Evidence:
+async def signature_evidence(
+    core: Core, reference: str, digest: str, signers: Sequence[Signer], predicates: tuple[str, ...] = ()
+) -> Evidence:
     """What vouches for the stored image *digest* (a manifest) as an image of *reference*'s repository. Offline.
 
     Checks what was kept when the image was pulled, for the manifest and for the index that it came out of. An image of
     which nothing was ever fetched has evidence without documents: it is unsigned as far as this host knows.
+    *predicates*: types of attestations whose content is answered too; of others only that they are there.
     """
     subjects = await _subjects(core, digest)
-    return (await _check(core, reference, subjects, signers, None)).evidence
+    return (await _check(core, reference, subjects, signers, None, predicates=predicates)).evidence
 
 
 async def _subjects(core: Core, digest: str) -> tuple[str, ...]:
@@ -72,34 +75,28 @@ async def _subjects(core: Core, digest: str) -> tuple[str, ...]:
 
 
 async def _check(
-    core: Core, reference: str, subjects: tuple[str, ...], signers: Sequence[Signer], endpoints: Endpoints | None
-) -> Checked:
+    core: Core, reference: str, subjects: tuple[str, ...], signers: Sequence[Signer], endpoints: Endpoints | None, *,
+    predicates: tuple[str, ...] = (),
+) -> Checked:  # fmt: skip
     job = CheckJob(
         state=core.settings.text("paths.state"), reference=reference, subjects=subjects, endpoints=endpoints,
         max_manifest_bytes=core.settings.number("image.max_manifest_bytes"), signers=tuple(signers), now_s=core.clock(),
-        keep=True,
+        keep=True, predicates=predicates,
     )  # fmt: skip
     answer = await _ask(core, job, online=endpoints is not None)
     assert isinstance(answer, Checked)
     return answer
 
 
-async def _ask(core: Core, job: EvidenceJob, *, online: bool) -> Checked | Found | Attached:
+async def _ask(core: Core, job: EvidenceJob, *, online: bool) -> Good:
     """Through the child of its own kind: a registry that hangs holds up no admission."""
-    child = core.evidence_online if online else core.evidence_offline
-    data = await child.ask(msgspec.json.encode(job), ONLINE_S if online else OFFLINE_S)
-    try:
-        answer = ANSWERS.decode(data)
-    except msgspec.MsgspecError as error:
-        raise WorkerFailed(f"the evidence child wrote no answer: {error}") from error
-    if isinstance(answer, Failure):
-        raise RemoteError(answer.problem)
-    return answer
+    return await ask(core.evidence_online if online else core.evidence_offline, job, ONLINE_S if online else OFFLINE_S)
 
 
 def _signers(request: VerifyRequest) -> tuple[Signer, ...]:
     found: list[Signer] = [KeySigner(row.name, row.key) for row in request.keys]
     found += [CertificateSigner(row.name, row.roots, row.subject, row.level) for row in request.authorities]
+    found += [KeylessSigner(row.name, row.identity, row.issuer, row.trusted_root) for row in request.identities]
     names = [signer.name for signer in found]
     if len(set(names)) != len(names):
         raise InvalidArgument(f"two signers have one name: {', '.join(sorted(names))[:200]}")
@@ -109,13 +106,19 @@ def _signers(request: VerifyRequest) -> tuple[Signer, ...]:
 async def verify(core: Core, request: VerifyRequest) -> VerifyAnswer:
     """Check the signatures of *request*'s image by the signers that it names."""
     signers, threshold, attestations = _signers(request), request.threshold, request.attestations
-    if not signers:
+    wanted = [signer.name for signer in signers]
+    if request.policy:
+        if signers:
+            raise InvalidArgument("either the policy's signers, or some that are named")
+        signers, wanted, threshold, more = _of_policy(core, request.reference)
+        attestations = (*attestations, *more)
+    elif not signers:
         raise InvalidArgument(
             "no signer to verify with",
             remedy="Give `--key FILE` or `--authority FILE`; the policy's signers: `--policy`.",
         )
-    if threshold > len(signers):
-        raise InvalidArgument(f"a threshold of {threshold} with {len(signers)} signers can never be met")
+    if wanted and threshold > len(wanted):
+        raise InvalidArgument(f"a threshold of {threshold} with {len(wanted)} signers can never be met")
     if request.offline:
         reference, subjects = await _stored(core, request.reference)
         checked = await _check(core, str(reference), subjects, signers, None)
@@ -123,7 +126,19 @@ async def verify(core: Core, request: VerifyRequest) -> VerifyAnswer:
         reference = parse_reference(request.reference)
         endpoints = images.endpoints(core, request.auth, reference.registry, plain_http=request.plain_http)
         checked = await _check(core, str(reference), (), signers, endpoints)
-    return _answer(reference, checked, [signer.name for signer in signers], threshold, attestations)
+    return _answer(reference, checked, wanted, threshold, attestations)
+
+
+def _of_policy(core: Core, text: str) -> tuple[tuple[Signer, ...], list[str], int, tuple[str, ...]]:
+    """What the trust policy wants of the repository: all signers, the names that count, how many, and attestations."""
+    policy = core.trust.policy
+    reference = parse_reference(text)
+    repository = f"{reference.registry}/{reference.repository}"
+    rule = policy.rule_for(repository) if policy is not None else None
+    if policy is None or rule is None:
+        why = "no trust policy is applied" if policy is None else f"no rule of the trust policy covers {repository}"
+        raise InvalidArgument(why, remedy="`casemate trust policy ls` lists the documents; or give `--key FILE`.")
+    return policy.signers, list(rule.signers), rule.threshold, rule.attestations
 
 
 async def _stored(core: Core, text: str) -> tuple[Reference, tuple[str, ...]]:
@@ -150,6 +165,8 @@ def _answer(
     reference: Reference, checked: Checked, wanted: list[str], threshold: int, attestations: tuple[str, ...]
 ) -> VerifyAnswer:
     evidence = checked.evidence
+    if not wanted:
+        return _told(reference, checked, threshold, ("not_asked", "the policy's rule asks for no signature", ""))
     outcome, detail, remedy = "verified", f"signed by {', '.join(sorted(evidence.signers & set(wanted)))}", ""
     given = {statement.predicate_type for name, statement in evidence.attestations if name in wanted}
     missing = [kind for kind in attestations if kind not in given]
@@ -165,6 +182,12 @@ def _answer(
     except (SignatureMissing, SignatureNoMatch, ThresholdNotMet) as error:
         outcomes = {SignatureMissing: "unsigned", SignatureNoMatch: "no_match", ThresholdNotMet: "too_few"}
         outcome, detail, remedy = outcomes[type(error)], error.detail, error.remedy
+    return _told(reference, checked, threshold, (outcome, detail, remedy))
+
+
+def _told(reference: Reference, checked: Checked, threshold: int, told: tuple[str, str, str]) -> VerifyAnswer:
+    outcome, detail, remedy = told
+    evidence = checked.evidence
     return VerifyAnswer(
         reference=reference.familiar, repository=f"{reference.registry}/{reference.repository}", digest=checked.digest,
         outcome=outcome,  # type: ignore[arg-type]  # the words of the Literal

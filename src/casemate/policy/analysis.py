@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from casemate.policy.bases import Based
 from casemate.policy.compile import Compiler
-from casemate.policy.identity import Endpoint
+from casemate.policy.identity import Endpoint, Identity
 from casemate.policy.labels import Operator, Selector
 from casemate.policy.parse import Policies
 from casemate.policy.ports import split
@@ -109,18 +109,23 @@ def _hop(compiler: Compiler, one: int, other: int) -> Hop:
 def warnings(policies: Policies, compiler: Compiler, endpoints: Iterable[Endpoint]) -> list[str]:
     """What is allowed to be written and is hardly meant. At most :data:`MAX_WARNINGS` and a line."""
     ends = list(endpoints)
-    out = [*_unmatched(policies, ends), *_contradictions(policies.rules), *_never(policies.rules, compiler)]
+    out = [*_unmatched(policies.rules, ends), *_contradictions(policies.rules), *_never(policies.rules, compiler)]
     if len(out) > MAX_WARNINGS:
         return [*out[:MAX_WARNINGS], f"and {len(out) - MAX_WARNINGS} more warnings"]
     return out
 
 
-def _unmatched(policies: Policies, ends: list[Endpoint]) -> list[str]:
+def warnings_of(rules: Iterable[Rule], identities: Iterable[Identity]) -> list[str]:
+    """The part of :func:`warnings` that needs no compiled rules: ends of *rules* that select nothing."""
+    return _unmatched(rules, list(identities))[:MAX_WARNINGS]
+
+
+def _unmatched(rules: Iterable[Rule], ends: Sequence[Endpoint | Identity]) -> list[str]:
     held = {pair for end in ends for pair in (*end.labels, *end.project_labels)}
     keys = {key for key, _ in held}
     known: dict[Workloads, str] = {}
     out: list[str] = []
-    for rule in policies.rules:
+    for rule in rules:
         for what, picked in (("subject", rule.subject), *(("peer", peer) for peer in rule.peers)):
             if not isinstance(picked, Workloads):
                 continue

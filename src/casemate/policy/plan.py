@@ -170,6 +170,10 @@ class Planner:
         """The identity's number of the endpoint *name*."""
         return self.allocation.numbers[self._identity[name]]
 
+    def elements_of(self, name: str) -> tuple[AddressElement, ...]:
+        """The address elements of the endpoint *name*."""
+        return tuple(self._elements_of(name))
+
     def number_at(self, address: Address, viewer: str = "") -> int:
         """The identity's number that the kernel finds for *address*, when *viewer* opens the connection to it."""
         name = self._owners.get((viewer, address)) if viewer else None

@@ -3,9 +3,42 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 
 #: resolv.conf(5): MAXNS; the C library ignores more.
 MAX_RESOLVERS = 3
+
+
+#: A pod's gateway, where the node's own resolver answers.
+GATEWAY = "169.254.1.1"
+#: The names of pods end so: NAME.PROJECT.casemate.
+SUFFIX = "casemate"
+_NAME = re.compile(r"[a-zA-Z0-9_]([a-zA-Z0-9_.-]{0,251}[a-zA-Z0-9_])?\Z")
+
+
+def listed_resolvers(host_resolv: str) -> list[str]:
+    """Every resolver in the host's own resolv.conf text, as the host itself asks them; never the pods' gateway."""
+    found: list[str] = []
+    for line in host_resolv.splitlines():
+        words = line.split()
+        if len(words) < 2 or words[0] != "nameserver":
+            continue
+        try:
+            address = ipaddress.ip_address(words[1])
+        except ValueError:
+            continue
+        if not address.is_unspecified and str(address) != GATEWAY and str(address) not in found:
+            found.append(str(address))
+    return found
+
+
+def host_search(host_resolv: str) -> list[str]:
+    """The search list of the host's resolv.conf text, names that cannot be left out."""
+    for line in reversed(host_resolv.splitlines()):
+        words = line.split()
+        if words[:1] in (["search"], ["domain"]):
+            return [word.rstrip(".") for word in words[1:7] if _NAME.match(word.rstrip("."))]
+    return []
 
 
 def reachable_resolvers(host_resolv: str) -> list[str]:

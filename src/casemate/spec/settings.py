@@ -90,7 +90,13 @@ SETTINGS: tuple[Setting, ...] = (
         "10.209.0.0/16",
         "pods get /32 addresses from it; overlaps with neither Docker's nor Podman's default",
     ),
-    Setting("network.dns", (), "resolvers for pods; empty: those of the host that a pod can reach"),
+    Setting("network.dns", (), "resolvers that answer for names outside; empty: those of the host"),
+    Setting(
+        "network.resolver",
+        True,
+        "pods ask the node's own resolver, which knows pods by name; false: network.dns, and rules know no names",
+    ),
+    Setting("network.rebind_allowed", (), "names (also *.suffix) that may lead to pods' or the host's addresses"),
     Setting("network.mtu", 0, "0: that of the interface with the default route", "bytes", 0, 65_535),
     Setting("network.table", "casemate", "name of our nftables table: whatever we create in the kernel bears our name"),
     Setting(

@@ -17,7 +17,8 @@ from tests.integration.daemons import SOURCE, Daemons, rootfs_tar, running_daemo
 
 DPKG_STATUS = (
     b"Package: openssl\nStatus: install ok installed\nArchitecture: amd64\nVersion: 3.0.11-1~deb12u1\n\n"
-    b"Package: libssl3\nStatus: install ok installed\nArchitecture: amd64\nSource: openssl\nVersion: 3.0.11-1~deb12u1\n\n"
+    b"Package: libssl3\nStatus: install ok installed\nArchitecture: amd64\nSource: openssl\n"
+    b"Version: 3.0.11-1~deb12u1\n\n"
     b"Package: zlib1g\nStatus: install ok installed\nArchitecture: amd64\nSource: zlib\nVersion: 1:1.2.13.dfsg-1\n\n"
 )
 OS_RELEASE = b'ID=debian\nVERSION_ID="12"\nPRETTY_NAME="Debian GNU/Linux 12 (bookworm)"\n'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -82,7 +83,11 @@ def test_a_feed_decides_at_create_and_at_start(casemate: Casemate, image: str, t
     casemate.run("create", "--name", "judged", image, "true")
     casemate.run("start", "judged")
     kept = casemate.json("inspect", "judged")[0]["admission"]  # type: ignore[index,call-overload]
-    assert (kept["answer"], kept["policy"], kept["repository"]) == ("admit", "here", "local/docker.io/library/debian-like")
+    assert (kept["answer"], kept["policy"], kept["repository"]) == (
+        "admit",
+        "here",
+        "local/docker.io/library/debian-like",
+    )
     assert {step["rule"] for step in kept["steps"] if step["outcome"] == "warn"} == {"leaks"}
     casemate.run("wait", "judged")
     # The feed changes while it is stopped: its next start is another decision.
@@ -184,16 +189,12 @@ def test_a_user_s_cases(casemate: Casemate, tmp_path: Path) -> None:
     assert b"answer is 'refuse', expected 'admit'" in done.stdout
 
 
-def test_it_survives_a_restart_and_what_cannot_be_read_refuses(
-    casemate: Casemate, image: str, tmp_path: Path
-) -> None:
+def test_it_survives_a_restart_and_what_cannot_be_read_refuses(casemate: Casemate, image: str, tmp_path: Path) -> None:
     feed(casemate, tmp_path, REPAIRED)
     casemate.run("trust", "policy", "apply", written(tmp_path))
     casemate.daemons.kill("casemated")
     casemate.daemons.start()
     assert casemate.run("run", "--rm", image, "echo", "yes") == "yes\n"
-    import sqlite3
-
     casemate.daemons.kill("casemated")
     with sqlite3.connect(casemate.state / "casemate.db") as database:
         database.execute("UPDATE trust_policies SET document=x'7b'")

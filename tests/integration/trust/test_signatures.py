@@ -5,18 +5,27 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
+import shutil
 import subprocess
+import sys
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
-from tests.integration.daemons import rootfs_tar
+from tests.integration.daemons import SOURCE, rootfs_tar, running_daemons
 from tests.integration.registry import running_registry
 from tests.integration.trust.conftest import Casemate, debian_tar, imported
 
+from casemate.node.evidence_jobs import CheckJob
+from casemate.node.freshness_jobs import TagJob
+from casemate.trust.freshness.resolve import Trusted
+
 pytestmark = pytest.mark.root
+DIGEST = "sha256:" + "ab" * 32
 
 
 @pytest.fixture(scope="module")
@@ -225,3 +234,146 @@ def test_offline_of_what_was_never_pulled(casemate: Casemate, keys: Path) -> Non
     found = verify(casemate, 2, "--offline", "--key", str(keys / "alice.pub"), "home-made")
     assert (found["documents"], found["fetched_at"]) == (0, "")
     casemate.run("rmi", "home-made")
+
+
+POLICY = """
+apiVersion: casemate/v1
+kind: TrustPolicy
+metadata: {name: signed}
+spec:
+  signers:
+    - {type: key, name: alice, repositories: [PREFIX], key: "ALICE"}
+    - {type: key, name: bob, repositories: [PREFIX], key: "BOB"}
+  rules:
+    - {name: team, prefix: PREFIX, signers: [SIGNERS], threshold: 1}
+    - {name: rest, prefix: ""}
+"""
+
+
+def apply_policy(casemate: Casemate, folder: Path, keys: Path, prefix: str, signers: str) -> None:
+    text = POLICY.replace("PREFIX", prefix).replace("SIGNERS", signers)
+    for name in ("alice", "bob"):
+        text = text.replace(name.upper(), (keys / f"{name}.pub").read_text().replace("\n", "\\n"))
+    (folder / "policy.yaml").write_text(text)
+    casemate.run("trust", "policy", "apply", str(folder / "policy.yaml"))
+
+
+def test_the_policy_s_signers_decide_what_runs(
+    casemate: Casemate, registry: str, pushed: str, keys: Path, tmp_path: Path
+) -> None:
+    def refused() -> str:
+        done = casemate.ended("--json", "run", "--rm", pushed, "echo", "ran")
+        assert done.returncode == 125, done.stdout
+        return str(json.loads(done.stderr.splitlines()[-1])["detail"])
+
+    done = casemate.ended("--json", "trust", "verify", "--plain-http", "--policy", pushed)
+    assert json.loads(done.stderr)["code"] == "argument.invalid"  # no policy
+    casemate.run("rmi", pushed)
+    casemate.run("pull", "--quiet", "--plain-http", pushed)
+    apply_policy(casemate, tmp_path, keys, f"{registry}/team", "alice")
+    try:
+        assert "bears no signature" in refused()
+        assert verify(casemate, 2, "--policy", pushed)["outcome"] == "unsigned"
+        words = ("--passphrase-file", str(keys / "words"))
+        casemate.run("trust", "sign", "--plain-http", *words, "--key", str(keys / "bob.key"), pushed)
+        assert "no signature" not in refused()  # another's signature is another answer
+        assert verify(casemate, 3, "--policy", pushed)["outcome"] == "no_match"
+        casemate.run("trust", "sign", "--plain-http", "--key", str(keys / "alice.key"), pushed)
+        verify(casemate, 0, "--policy", pushed)
+        verify(casemate, 0, "--policy", "--offline", pushed)
+        assert casemate.run("run", "--rm", pushed, "echo", "ran") == "ran\n"
+        # A right signature by a key that is revoked since.
+        apply_policy(casemate, tmp_path, keys, f"{registry}/team", "bob")
+        assert casemate.run("run", "--rm", pushed, "echo", "ran") == "ran\n"
+        carol = new_key(casemate, keys, "carol").read_text().replace("\n", "\\n")
+        bob = (keys / "bob.pub").read_text().replace("\n", "\\n")
+        policy = tmp_path / "policy.yaml"
+        policy.write_text(policy.read_text().replace(bob, carol))
+        casemate.run("trust", "policy", "apply", str(policy))
+        assert "none by bob" in refused()
+    finally:
+        casemate.ended("trust", "policy", "rm", "signed")
+
+
+def test_an_index_that_is_signed_vouches_for_its_manifests(
+    casemate: Casemate, registry: str, pushed: str, keys: Path
+) -> None:
+    """cosign signs what the tag leads to; of a multi-platform image that is the index."""
+    name, _, _ = pushed.rpartition(":")
+    repository = name.removeprefix(f"{registry}/")
+    manifest = fetch(registry, f"{repository}/manifests/1")
+    row = {"mediaType": json.loads(manifest)["mediaType"], "digest": f"sha256:{hashlib.sha256(manifest).hexdigest()}",
+           "size": len(manifest), "platform": {"os": "linux", "architecture": "amd64"}}  # fmt: skip
+    kind = "application/vnd.oci.image.index.v1+json"
+    index = json.dumps({"schemaVersion": 2, "mediaType": kind, "manifests": [row]}).encode()
+    send(registry, "PUT", f"{repository}/manifests/many", index, kind)
+    casemate.run("trust", "sign", "--plain-http", "--key", str(keys / "alice.key"), f"{name}:many")
+    casemate.run("rmi", "-f", pushed)
+    casemate.run("pull", "--quiet", "--plain-http", f"{name}:many")
+    found = verify(casemate, 0, "--offline", "--key", str(keys / "alice.pub"), f"{name}:many")
+    assert found["digest"] == row["digest"]
+    casemate.run("rmi", "-f", f"{name}:many")
+
+
+@pytest.mark.parametrize("asked", ["stored", "tag"])
+def test_what_is_called_offline_speaks_to_nobody(tmp_path: Path, asked: str) -> None:
+    """The child in an empty network namespace, under strace: it answers, and speaks to nobody."""
+    for program in ("strace", "unshare"):
+        if shutil.which(program) is None:
+            pytest.skip(f"missing: {program}")
+    if asked == "stored":
+        job: object = CheckJob(state=str(tmp_path), reference="registry.example/a/b", subjects=(DIGEST,), now_s=0.0)
+    else:
+        job = TagJob(target="a:1", trusted=Trusted(b"{}"), files={}, now_s=0.0)
+    data = msgspec.json.encode(job)
+    log = tmp_path / "log"
+    command = ["unshare", "--net", "strace", "-f", "-qq", "-e", "trace=connect,sendto,sendmsg,sendmmsg", "-o", str(log),
+               sys.executable, "-m", "casemate.node.evidence_child"]  # fmt: skip
+    done = subprocess.run(
+        command, input=len(data).to_bytes(4, "big") + data, capture_output=True, check=True, timeout=60,
+        env={"PYTHONPATH": str(SOURCE), "PATH": os.environ["PATH"]},
+    )  # fmt: skip
+    answer = json.loads(done.stdout[4:])
+    assert answer["type"] == ("checked" if asked == "stored" else "failure"), answer
+    # Python asks glibc who it is, and glibc a local cache; anything else would be a name server or a peer.
+    lines = [line for line in log.read_text().splitlines() if "AF_UNIX" not in line]
+    assert lines == []
+
+
+def judged(casemate: Casemate, *argv: str, stdin: bytes | None = None, host: str = "") -> tuple[int, str]:
+    """The verifier as containerd runs it."""
+    digest = argv[argv.index("-digest") + 1] if "-digest" in argv else ""
+    descriptor = {"mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": digest, "size": 7}
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys; from casemate.cli.verifier import main; sys.exit(main(sys.argv[1:]))",
+         *argv, "-stdin-media-type", "application/vnd.oci.descriptor.v1+json"],
+        input=json.dumps(descriptor).encode() if stdin is None else stdin, capture_output=True, timeout=60, check=False,
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(SOURCE),
+             "CASEMATE_HOST": host or f"unix://{casemate.daemons.socket}"},
+    )  # fmt: skip
+    assert done.stderr == b""
+    assert len(done.stdout) < 9000
+    return done.returncode, done.stdout.decode()
+
+
+def test_containerd_s_verifier_lets_in_what_the_policy_does(
+    casemate: Casemate, registry: str, pushed: str, keys: Path, tmp_path: Path
+) -> None:
+    """Its contract, by hand: containerd 1.6 of Debian 12 has no such plugin."""
+    digest = verify(casemate, 2, "--key", str(keys / "alice.pub"), pushed)["digest"]
+    asked = ("-name", pushed, "-digest", digest)
+    with running_daemons(CASEMATE_REGISTRY_INSECURE=registry) as daemons:
+        other = Casemate(daemons)
+        code, reason = judged(other, *asked)
+        assert (code, "no trust policy" in reason) == (1, True), reason
+        apply_policy(other, tmp_path, keys, f"{registry}/team", "alice")
+        code, reason = judged(other, *asked)
+        assert (code, reason.startswith("unsigned: ")) == (1, True), reason
+        other.run("trust", "sign", "--key", str(keys / "alice.key"), pushed)
+        code, reason = judged(other, *asked)
+        assert (code, reason) == (0, "signed by alice\n")
+        assert judged(other, "-name", pushed, "-digest", DIGEST)[0] == 1  # not the tag's, and not there
+        apply_policy(other, tmp_path, keys, f"{registry}/other", "alice")
+        assert judged(other, *asked)[0] == 0  # the rule `rest` asks nobody
+    code, reason = judged(casemate, *asked, host=f"unix://{tmp_path}/nobody.sock")
+    assert (code, "could not judge" in reason) == (1, True)

@@ -9,7 +9,7 @@ import pytest
 from casemate.network import names, nat, plan
 from casemate.network.plan import Publish
 from casemate.spec.errors import InvalidArgument
-from casemate.spec.resolvers import reachable_resolvers
+from casemate.spec.resolvers import host_search, reachable_resolvers
 
 POD = "0123456789abcdef" * 4
 POOL = "10.209.0.0/16"
@@ -111,5 +111,5 @@ def test_resolvers_of_the_host_that_a_pod_cannot_reach_are_left_out() -> None:
     resolvers = ["127.0.0.53", "::1", "9.9.9.9", "9.9.9.9", "junk"]
     text = "# x\n" + "".join(f"nameserver {one}\n" for one in resolvers) + "search a b.\n"
     assert reachable_resolvers(text) == ["9.9.9.9"]
-    assert names.host_search(text) == ["a", "b"]
-    assert reachable_resolvers("") == names.host_search("") == []
+    assert host_search(text) == ["a", "b"]
+    assert reachable_resolvers("") == host_search("") == []

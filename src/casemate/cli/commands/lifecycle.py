@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from casemate.cli.commands.several import TOLD, each
 from casemate.cli.fail import code_of
-from casemate.cli.flags import Arguments, Command, switch, value
+from casemate.cli.flags import Arguments, Command, switch, value, values
 from casemate.cli.wire.http import segment
 
 TYPE_CHECKING = False
@@ -38,9 +38,24 @@ def stop(arguments: Arguments, context: Context) -> int:
 
 def restart(arguments: Arguments, context: Context) -> int:
     request = _stop_request(arguments)
+    if arguments.on("hold"):
+        request |= _hold_request(arguments)
     return each(
         context, arguments.words, lambda name: context.client.post(_path(name, "restart"), request), "restarted"
     )
+
+
+def _hold_request(arguments: Arguments) -> dict[str, object]:
+    from casemate.cli.asked.quantities import seconds, whole
+
+    made: dict[str, object] = {"hold": True}
+    text = arguments.text("hold-for")
+    if text is not None:
+        made["hold_for_s"] = whole("--hold-for", f"{seconds('--hold-for', text):g}", 1, 600)
+    ports = [whole("--hold-port", port, 1, 65_535) for port in arguments.texts("hold-port")]
+    if ports:
+        made["hold_ports"] = ports
+    return made
 
 
 def kill(arguments: Arguments, context: Context) -> int:
@@ -106,7 +121,14 @@ _NAMES = "[OPTIONS] CONTAINER [CONTAINER...]"
 STOP = Command(
     _NAMES, stop, (_TIME, _SIGNAL), 1, None, ("running",), "", ("casemate stop web", "casemate stop -t 2 web db")
 )
-RESTART = Command(_NAMES, restart, (_TIME, _SIGNAL), 1, None, ("container",), "", ("casemate restart web",))
+RESTART = Command(
+    _NAMES, restart,
+    (_TIME, _SIGNAL,
+     switch("hold", "New connections wait meanwhile, and then go on to it"),
+     value("hold-for", "DURATION", "With --hold: how long at most; then they are reset (30s)"),
+     values("hold-port", "PORT", "With --hold: it is ready when this port is listened at (as before)")),
+    1, None, ("container",), "", ("casemate restart web", "casemate restart --hold web"),
+)  # fmt: skip
 KILL = Command(
     _NAMES, kill, (value("signal", "SIGNAL", "What to send (KILL)", "s"),), 1, None, ("running",), "",
     ("casemate kill web", "casemate kill -s HUP web"),

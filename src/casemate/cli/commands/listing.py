@@ -143,7 +143,7 @@ PS = Command(
     (),
     "Filters: id, name, status, label, ancestor, pod, exited.\n"
     "Fields: .ID .Names .Image .Command .CreatedAt .RunningFor .Status .State .Ports .Labels .Pod .PodName .Level\n"
-    ".Project .Address .Restarts .ExitCode .ImageDigest",
+    ".Project .Address .Identity .Restarts .ExitCode .ImageDigest",
     (
         "casemate ps -a",
         "casemate ps --filter status=exited -q",

@@ -129,11 +129,7 @@ def remove(arguments: Arguments, context: Context) -> int:
 
 def explain(arguments: Arguments, context: Context) -> int:
     words = arguments.words
-    request: dict[str, object] = {"source": words[0], "destination": words[1]}
-    if len(words) > 2:
-        request["port"] = words[2]
-    else:
-        raise usage("explain needs a port", "Write `casemate policy explain WEB DB tcp/5432`.")
+    request: dict[str, object] = {"source": words[0], "destination": words[1], "port": words[2]}
     if context.project != "default":
         request["project"] = context.project
     answer = object_of(context.client.post("/v1/policy/explain", request))
@@ -248,7 +244,7 @@ SHOW = Command("DOCUMENT [DOCUMENT...]", show, (), 1, None, (), "", ("casemate p
 RM = Command("[OPTIONS] DOCUMENT [DOCUMENT...]", remove, (_DRY,), 1, None, (), "",
              ("casemate policy rm NetworkPolicy/default/allow-web",))  # fmt: skip
 EXPLAIN = Command(
-    "FROM TO PORT", explain, (), 2, 3, ("container", "container"),
+    "FROM TO PORT", explain, (), 3, 3, ("container", "container"),
     "FROM and TO: a container, a pod, PROJECT/NAME, an address, a DNS name. PORT: tcp/5432, udp/53, icmp/8, tcp/NAME.",
     ("casemate policy explain web db tcp/5432", "casemate policy explain web 192.0.2.7 tcp/443"),
 )  # fmt: skip

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from casemate.trust.signature.produce import Made
 
 #: What ``trust verify`` ends with, for CI; 125 is "it could not be checked".
-EXIT_CODES = {"verified": 0, "unsigned": 2, "no_match": 3, "too_few": 4, "attestation_missing": 5}
+EXIT_CODES = {"verified": 0, "not_asked": 0, "unsigned": 2, "no_match": 3, "too_few": 4, "attestation_missing": 5}
 MAX_PEM_BYTES = 262_144
 MAX_PREDICATE_BYTES = 700_000
 
@@ -30,9 +30,10 @@ def verify(arguments: Arguments, context: Context) -> int:
          "subject": arguments.text("subject") or ""}
         for path in arguments.texts("authority")
     ]  # fmt: skip
-    if not (keys or authorities or arguments.on("policy")):
+    identities = _identities(arguments)
+    if not (keys or authorities or identities or arguments.on("policy")):
         raise usage("no signer to verify with", "Give --key FILE, --authority FILE or --policy.", "trust verify")
-    for name, held in (("keys", keys), ("authorities", authorities)):
+    for name, held in (("keys", keys), ("authorities", authorities), ("identities", identities)):
         if held:
             request[name] = held
     if arguments.text("threshold") is not None:
@@ -50,6 +51,17 @@ def verify(arguments: Arguments, context: Context) -> int:
     else:
         context.write(_told(answer))
     return EXIT_CODES.get(text_of(answer, "outcome"), 125)
+
+
+def _identities(arguments: Arguments) -> list[dict[str, str]]:
+    """Who signs without a kept key: one identity with its issuer."""
+    identity, issuer, root = arguments.text("identity"), arguments.text("issuer"), arguments.text("trusted-root")
+    if (identity is None) != (issuer is None):
+        raise usage("--identity and --issuer belong together", path="trust verify")
+    if identity is None or issuer is None:
+        return []
+    text = _pem(root) if root is not None else ""
+    return [{"name": identity[:128], "identity": identity, "issuer": issuer, "trusted_root": text}]
 
 
 def _registry(arguments: Arguments, request: dict[str, object]) -> dict[str, object]:
@@ -77,8 +89,8 @@ def _pem(path: str) -> str:
 def _told(answer: dict[str, object]) -> str:
     outcome = text_of(answer, "outcome")
     text = f"{clean(text_of(answer, 'repository'))}@{clean(text_of(answer, 'digest'))}\n"
-    if outcome == "verified":
-        text += f"verified: {clean(text_of(answer, 'detail'))}\n"
+    if outcome in ("verified", "not_asked"):
+        text += f"{outcome.replace('_', ' ')}: {clean(text_of(answer, 'detail'))}\n"
     else:
         text += f"NOT verified ({outcome}): {clean(text_of(answer, 'detail'))}\n"
         text += f"remedy: {clean(text_of(answer, 'remedy'))}\n"
@@ -231,7 +243,7 @@ PREDICATES = {
     "openvex": "https://openvex.dev/ns",
     "vuln": "https://cosign.sigstore.dev/attestation/vuln/v1",
 }
-_PLAIN = switch("plain-http", "Speak plain HTTP to the registry")
+PLAIN = switch("plain-http", "Speak plain HTTP to the registry")
 _PASSPHRASE = value("passphrase-file", "FILE", "Take the key's passphrase from this file", completes="file")
 KEY_FLAGS = (
     value(
@@ -252,12 +264,16 @@ VERIFY = Command(
      values("authority", "FILE", "Certificates (PEM) whose Notation signatures count", completes="file"),
      value("subject", "NAME", "With --authority: the only signer that counts (RFC 4514)"),
      value("level", "LEVEL", "With --authority: strict, permissive or audit", completes="strict,permissive,audit"),
+     value("identity", "NAME", "Who signs without a kept key (sigstore): a mail address or URI; * at its end"),
+     value("issuer", "URL", "With --identity: who vouched for it"),
+     value("trusted-root", "FILE", "With --identity: the instance's root (JSON); else the public one's",
+           completes="file"),
      value("threshold", "N", "How many of the signers must have signed (1)"),
      values("attestation", "TYPE", "A predicate type that has to be attested; short names as cosign has them"),
      switch("policy", "The signers and the threshold that the trust policy has for this repository"),
      switch("offline", "Ask no registry: check what was kept when the image was pulled"),
-     switch("sarif", "Answer with SARIF 2.1.0"), _PLAIN), 1, 1, ("image",),
-    "Exit codes: 0 verified; 2 the image bears no signature; 3 none is by these signers; 4 too few have signed; "
+     switch("sarif", "Answer with SARIF 2.1.0"), PLAIN), 1, 1, ("image",),
+    "Exit codes: 0 verified; 2 the image bears no signature; 3 none is by these signers; 4 too few have signed;\n"
     "5 an attestation is missing; 125 it could not be checked (registry away, key unreadable, too many documents).",
     ("casemate trust verify --key team.pub registry.example/app:1",
      "casemate trust verify --offline --key a.pub --key b.pub --threshold 2 app:1"),
@@ -265,7 +281,7 @@ VERIFY = Command(
 SIGN = Command(
     "[OPTIONS] IMAGE", sign,
     (*KEY_FLAGS, value("layout", "simple|bundle|both", "cosign's tag, its v0.3 bundle as a referrer, or both (both)",
-                       completes="simple,bundle,both"), _PLAIN), 1, 1, ("image",),
+                       completes="simple,bundle,both"), PLAIN), 1, 1, ("image",),
     "The digest that the registry has under the name is signed. The key stays on this side.",
     ("casemate trust sign --key team.key registry.example/app:1",
      "casemate trust sign --key 'pkcs11:token=release;object=signing' registry.example/app:1"),
@@ -273,7 +289,7 @@ SIGN = Command(
 ATTEST = Command(
     "[OPTIONS] IMAGE", attest,
     (*KEY_FLAGS, value("predicate", "FILE", "The predicate: JSON, at most 700 KB", completes="file"),
-     value("type", "TYPE", f"Its type: a URI, or one of {', '.join(PREDICATES)}"), _PLAIN), 1, 1, ("image",),
+     value("type", "TYPE", f"Its type: a URI, or one of {', '.join(PREDICATES)}"), PLAIN), 1, 1, ("image",),
     "Signs an in-toto statement about the image and puts it beside the image as a referrer.",
     ("casemate trust attest --key team.key --type cyclonedx --predicate sbom.json registry.example/app:1",),
 )  # fmt: skip

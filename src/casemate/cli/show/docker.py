@@ -151,7 +151,8 @@ def _bindings(ports: object) -> Row:
 def _network(summary: Row) -> Row:
     address = text(summary, "address")
     whole: Row = {"IPAddress": address, "IPPrefixLen": 32 if address else 0}
-    return {"Ports": _bindings(summary.get("ports")), **whole, "Networks": {"pod": dict(whole)}}
+    identity: Row = {"Identity": integer(summary, "identity")}  # ours: what the firewall knows it by
+    return {"Ports": _bindings(summary.get("ports")), **whole, **identity, "Networks": {"pod": dict(whole)}}
 
 
 def _mount(row: Row) -> Row:

@@ -13,7 +13,8 @@ PS_COLUMNS = (
 )  # fmt: skip
 #: Titles for fields that ``--format table`` may name besides.
 PS_TITLES = (*PS_COLUMNS, ("RunningFor", "CREATED"), ("CreatedAt", "CREATED AT"), ("State", "STATE"),
-             ("Labels", "LABELS"), ("Pod", "POD"), ("Level", "LEVEL"), ("Project", "PROJECT"))  # fmt: skip
+             ("Labels", "LABELS"), ("Pod", "POD"), ("Level", "LEVEL"), ("Project", "PROJECT"),
+             ("Identity", "IDENTITY"))  # fmt: skip
 IMAGE_COLUMNS = (
     ("Repository", "REPOSITORY"), ("Tag", "TAG"), ("ID", "IMAGE ID"), ("CreatedSince", "CREATED"), ("Size", "SIZE"),
 )  # fmt: skip
@@ -98,7 +99,7 @@ def container(row: Row, now: float, whole: bool) -> Row:
         "PodName": text(row, "pod_name"),
         "Level": text(row, "level"),
         "Project": text(row, "project") or "default",
-        "Address": text(row, "address"),
+        "Address": text(row, "address"), "Identity": text(row, "identity"),
         "Restarts": integer(row, "restarts"),
         "ExitCode": row.get("exit_code"),
         "ImageDigest": text(row, "image_digest"),

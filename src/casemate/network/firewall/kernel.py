@@ -10,6 +10,7 @@ import asyncio
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
 from casemate.host import nft_expressions as e
 from casemate.host.nft import NftFailed
@@ -23,7 +24,7 @@ from casemate.host.nft_netlink import (
     has_queue,
 )
 from casemate.network.firewall import rules
-from casemate.network.firewall.sets import ALL_SETS, Row, verdict_rows
+from casemate.network.firewall.sets import ALL_SETS, TIMED, Row, verdict_rows
 from casemate.spec.errors import HostLacks
 
 #: A transaction above this many rows is sent from a thread.
@@ -82,7 +83,7 @@ class Kernel:
             rules.add_table(batch, self.spec)
             _flush_generation(batch)
             rules.add_switch(batch, generation)
-            await _pack(batch, NEW_ELEMENTS, [*verdict_rows(), *rows])
+            await self._pack(batch, NEW_ELEMENTS, chain(verdict_rows(), rows))
             await self._commit(batch, size)
             self._rules = self._socket.rules(self.spec.table)
 
@@ -92,8 +93,8 @@ class Kernel:
             batch = Batch(self.spec.table)
             for name in change.flush:
                 batch.flush_set(name)
-            await _pack(batch, DELETE_ELEMENTS, change.deletes)
-            await _pack(batch, NEW_ELEMENTS, change.adds)
+            await self._pack(batch, DELETE_ELEMENTS, change.deletes)
+            await self._pack(batch, NEW_ELEMENTS, change.adds)
             if change.generation is not None:
                 _flush_generation(batch)
                 rules.add_switch(batch, change.generation)
@@ -126,6 +127,27 @@ class Kernel:
                 except NftFailed as error:
                     if error.facts.get("errno") != "ENOENT":
                         raise
+
+    async def _pack(self, batch: Batch, kind: int, rows: Iterable[Row]) -> None:
+        """Put *rows* into the batch, the loop having its turn in between."""
+        held: list[Row] = []
+        for row in rows:
+            if row.name in TIMED:
+                self._pack_timed(batch, kind, row)
+                continue
+            held.append(row)
+            if len(held) >= _TURN_ROWS:
+                _pack_now(batch, kind, held)
+                held = []
+                await asyncio.sleep(0)
+        _pack_now(batch, kind, held)
+
+    def _pack_timed(self, batch: Batch, kind: int, row: Row) -> None:
+        """An element that may have gone by itself, or whose time is to begin anew."""
+        if self._destroys:
+            batch.elements(DESTROY_ELEMENTS, row.name, [row.element])
+        if kind == NEW_ELEMENTS:
+            batch.elements(NEW_ELEMENTS, row.name, [row.element])
 
     async def _commit(self, batch: Batch, rows: int) -> None:
         if rows > _LARGE_ROWS:
@@ -181,18 +203,6 @@ def _with_target(spec: rules.TableSpec) -> rules.TableSpec:
 def _flush_generation(batch: Batch) -> None:
     for name in rules.GENERATION_CHAINS:
         batch.flush_chain(name)
-
-
-async def _pack(batch: Batch, kind: int, rows: Iterable[Row]) -> None:
-    """Put *rows* into the batch, the loop having its turn in between."""
-    held: list[Row] = []
-    for row in rows:
-        held.append(row)
-        if len(held) >= _TURN_ROWS:
-            _pack_now(batch, kind, held)
-            held = []
-            await asyncio.sleep(0)
-    _pack_now(batch, kind, held)
 
 
 def _pack_now(batch: Batch, kind: int, rows: Iterable[Row]) -> None:

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from casemate.host import nft_expressions as e
 from casemate.host.nft_netlink import Batch
 from casemate.network.firewall.sets import ALLOW, AUDIT, REFER
+from casemate.network.flowlog import PREFIX, VERDICT_COPY_BYTES
 
 #: Marks that hostd gives back with a queued packet that goes through the chain again; exact values, not bits, so
 #: that other programs' marks are left alone.
@@ -33,8 +34,7 @@ COUNTERS = (
     "allowed", "audited", "referred", "referral_rate", "answered", "denied", "held", "refused",
 )  # fmt: skip
 #: In a log group a packet bears this: what became of it.
-LOG_DENIED, LOG_AUDITED = "deny", "audit"
-LOG_SNAP_BYTES = 128
+LOG_DENIED, LOG_AUDITED = f"{PREFIX}deny", f"{PREFIX}audit"
 _TCP, _UDP, _SCTP, _ICMP, _ICMP6 = 6, 17, 132, 1, 58
 _V4, _V6 = 2, 10
 _PREROUTING, _INPUT, _FORWARD, _OUTPUT = range(4)
@@ -49,8 +49,8 @@ _RATE_FORGET_MS = 60_000
 
 @dataclass(frozen=True, slots=True)
 class TableSpec:
-    """What the rules depend on. *queue*: number of the packet queue of referrals; the next is that of holds, and the one
-    after it that of referred packets on the way back.
+    """What the rules depend on. *queue*: number of the packet queue of referrals; the next is that of holds, and the
+    one after it that of referred packets on the way back.
 
     *queue_target*: the kernel has no expression for queues, xtables' target serves.
     """
@@ -180,7 +180,8 @@ def _hold(spec: TableSpec) -> dict[str, list[bytes]]:
 
 def _pod(spec: TableSpec) -> dict[str, list[bytes]]:
     to_gateway = e.payload(e.NETWORK, 16, 4, 0) + e.compare(0, spec.gateway)
-    names = e.payload(e.TRANSPORT, 2, 2, 1) + e.compare(1, struct.pack("!H", 53)) + e.verdict(e.ACCEPT)
+    # Our own resolver may listen on another port of the gateway: what was asked for counts.
+    names = e.tracked(e.CT_PROTO_DST, 1, e.ORIGINAL) + e.compare(1, struct.pack("!H", 53)) + e.verdict(e.ACCEPT)
     new_of = e.state(e.STATE_NEW) + e.meta(e.META_NFPROTO, 1)
     return {
         "forward": [
@@ -337,9 +338,9 @@ def _deny(spec: TableSpec) -> dict[str, list[bytes]]:
     """Pods are told at once; the outside is not."""
     from_pod = _ours(e.META_IIFNAME, spec.prefix)
     return {
-        "audit": [e.log(spec.log_group, LOG_AUDITED, LOG_SNAP_BYTES) + e.verdict(e.GOTO, "audited")],
+        "audit": [e.log(spec.log_group, LOG_AUDITED, VERDICT_COPY_BYTES) + e.verdict(e.GOTO, "audited")],
         "deny": [
-            e.count("denied") + e.log(spec.log_group, LOG_DENIED, LOG_SNAP_BYTES),
+            e.count("denied") + e.log(spec.log_group, LOG_DENIED, VERDICT_COPY_BYTES),
             from_pod + e.protocol(_TCP) + e.reject_reset(),
             # Also to the outside, for connections that were open: silence would leave them hanging.
             e.state(e.STATE_ESTABLISHED) + e.protocol(_TCP) + e.reject_reset(),

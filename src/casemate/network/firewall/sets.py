@@ -78,6 +78,8 @@ OTHER_SETS: tuple[SetSpec, ...] = (
     SetSpec("given", (_IDENTITY, _IDENTITY), verdicts=True),
 )
 ALL_SETS = IDENTITY_SETS + OTHER_SETS
+#: Maps whose elements go by themselves. On kernels before 6.3 they cannot be taken out earlier in a transaction.
+TIMED = frozenset(("viewed4", "viewed6"))
 
 _VALUES = {number: value(struct.pack("=I", number)) for number in (*CHAINS, ANSWERED)}
 _place = struct.Struct("=4xIIB3x2s2x").pack

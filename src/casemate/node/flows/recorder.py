@@ -8,7 +8,7 @@ a rule, and counted. What passed and what was refused is the kernel's word, neve
 from __future__ import annotations
 
 import ipaddress
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 
 from casemate.node.flows import conntrack, packetlog
@@ -33,6 +33,8 @@ RULING_WAIT_S = 1.0
 #: The kernel's own bound on connections (nf_conntrack_max) is 262,144 on hosts of some size; beyond ours a connection
 #: is written when it ends.
 MAX_OPEN = 400_000
+#: A pod that is gone is still known so long, unless another has its address.
+LEAVING_S = 5.0
 MAX_NAMES = 200_000
 MAX_RULINGS = 200_000
 MAX_WAITING = 50_000
@@ -51,8 +53,23 @@ _Five = tuple[bytes, bytes, int, int, int]
 class _Flow:
     """A connection under way; *written* once its row is in the ring."""
 
-    __slots__ = ("began", "bytes_first", "destination", "ending", "number", "port", "protocol", "refused", "source",
-                 "source_port", "tls", "via", "waits_since", "written")  # fmt: skip
+    __slots__ = (
+        "began",
+        "bytes_first",
+        "destination",
+        "ending",
+        "ends",
+        "number",
+        "port",
+        "protocol",
+        "refused",
+        "source",
+        "source_port",
+        "tls",
+        "via",
+        "waits_since",
+        "written",
+    )  # fmt: skip
 
     def __init__(self, number: int, began: float, five: _Five, via: str) -> None:
         self.number = number
@@ -61,10 +78,10 @@ class _Flow:
         self.via = via
         self.tls = ""
         self.refused = ""
-        self.bytes_first = 0
         self.ending: tuple[float, int, int, int, int] | None = None
         self.waits_since = 0.0
         self.written = False
+        self.ends: tuple[End | None, End | None] = (None, None)
 
     @property
     def key(self) -> _Key:
@@ -79,6 +96,7 @@ class Recorder:
         self._ask = ask
         self._number = ring.number
         self._ends: dict[bytes, End] = {}
+        self._leaving: deque[tuple[float, bytes, End]] = deque()
         self._texts: dict[bytes, str] = {}
         self._names: OrderedDict[tuple[bytes, bytes], tuple[str, float]] = OrderedDict()
         self._rulings: OrderedDict[_Key, Ruling] = OrderedDict()
@@ -222,8 +240,11 @@ class Recorder:
             case Ends():
                 if message.replace:
                     self._ends.clear()
+                # What the kernel tells of a pod comes after the word that it is gone.
                 for address in message.gone:
-                    self._ends.pop(_packed(address), None)
+                    packed = _packed(address)
+                    if packed in self._ends:
+                        self._leaving.append((now + LEAVING_S, packed, self._ends[packed]))
                 self._ends.update((_packed(end.address), end) for end in message.set)
             case Names():
                 for viewer, address, name, lifetime_s in message.answers:
@@ -248,7 +269,8 @@ class Recorder:
     # --- rulings ---------------------------------------------------------------------------------------------------
 
     def _settle(self, flow: _Flow, now: float) -> None:
-        """Write *flow* when its ruling is known, otherwise let it wait for one."""
+        """Write *flow* when its ruling is known, otherwise let it wait for one. Who its ends are is known now."""
+        flow.ends = (self._ends.get(flow.source), self._ends.get(flow.destination))
         key = flow.key
         ruling = self._rulings.get(key)
         if ruling is not None:
@@ -279,7 +301,11 @@ class Recorder:
             self._asked[self._question] = part
 
     def expire(self, now: float) -> None:
-        """Write what has waited too long for a ruling, without one."""
+        """Write what has waited too long for a ruling, without one; forget who is gone."""
+        while self._leaving and self._leaving[0][0] <= now:
+            _, address, end = self._leaving.popleft()
+            if self._ends.get(address) is end:
+                del self._ends[address]
         if not self._waiting:
             return
         late = [key for key, flows in self._waiting.items() if now - flows[0].waits_since > RULING_WAIT_S]
@@ -321,8 +347,8 @@ class Recorder:
         self._new.append(
             NewFlow(
                 flow.number, ring.stamp, flow.began, ended,
-                self._end(flow.source, ruling.source_identity), self._text(flow.source), flow.source_port,
-                self._end(flow.destination, ruling.destination_identity), self._text(flow.destination), flow.port,
+                self._end(flow.ends[0], ruling.source_identity), self._text(flow.source), flow.source_port,
+                self._end(flow.ends[1], ruling.destination_identity), self._text(flow.destination), flow.port,
                 flow.protocol, verdict, rule, note, flow.via, name, flow.tls, 1, *counts,
             )
         )  # fmt: skip
@@ -330,8 +356,7 @@ class Recorder:
         self.recorded += 1
         ring.number = max(ring.number, flow.number)
 
-    def _end(self, address: bytes, identity: int) -> int:
-        end = self._ends.get(address)
+    def _end(self, end: End | None, identity: int) -> int:
         if end is None:
             return self._ring.end_number(("world", "", "", "", identity, ""))
         return self._ring.end_number((end.kind, end.project, end.name, end.pod, identity or end.identity, end.labels))

@@ -12,7 +12,7 @@ from msgspec import Meta
 from casemate.node.core import Core
 from casemate.node.policy import ends, walling
 from casemate.node.policy.documents import text_of
-from casemate.node.policy.errors import FlowsAbsent, TestsInvalid
+from casemate.node.policy.errors import ExpectationsInvalid, FlowsAbsent
 from casemate.node.policy.reading import read_text
 from casemate.policy.explain import explain
 from casemate.policy.flows import simulate as replayed
@@ -102,14 +102,14 @@ async def tested(core: Core, tests: bytes, documents: bytes) -> TestAnswer:
 
 def _read_tests(data: bytes) -> tuple[_Test, ...]:
     if len(data) > MAX_TEST_BYTES:
-        raise TestsInvalid(f"the tests have {len(data)} bytes, allowed are {MAX_TEST_BYTES}")
+        raise ExpectationsInvalid(f"the tests have {len(data)} bytes, allowed are {MAX_TEST_BYTES}")
     found = load_documents(data, "tests")
     if len(found) != 1:
-        raise TestsInvalid(f"{len(found)} YAML documents; one with the list `tests` is needed")
+        raise ExpectationsInvalid(f"{len(found)} YAML documents; one with the list `tests` is needed")
     try:
         return msgspec.convert(found[0], _Tests).tests
     except msgspec.ValidationError as error:
-        raise TestsInvalid(f"tests: {error}") from error
+        raise ExpectationsInvalid(f"tests: {error}") from error
 
 
 async def simulated(core: Core, documents: bytes, since: float, *, whole: bool) -> SimulateAnswer:

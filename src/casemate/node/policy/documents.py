@@ -31,6 +31,8 @@ from casemate.spec.api.policy import PolicyApplied, PolicyChange, PolicyDetail, 
 #: Lines of the kernel's transaction, and pairs of identities, that an answer shows.
 MAX_STEPS = 200
 MAX_DIFF_LINES = 2000
+#: Rules times identities up to which a set is looked at as a whole when it is applied: about half a second.
+MAX_LOOK = 500_000
 
 
 def text_of(value: object) -> str:
@@ -46,10 +48,18 @@ class _Change:
 
 
 @dataclass(frozen=True, slots=True)
-class _Seen:
-    """A set of documents that was looked at: what is odd about it, and the paths that it leaves across walls."""
+class _Done:
+    """What the kernel was (or would be) told, with identities' names, and the whole set."""
 
-    policies: Policies
+    transaction: Transaction
+    names: dict[int, str]
+    documents: list[Document]
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What is odd about a set of documents, and the paths that it leaves across walls."""
+
     warnings: list[str]
     crossings: list[str]
 
@@ -63,7 +73,9 @@ async def apply(core: Core, data: bytes, caller: Caller, *, dry_run: bool, whole
     policy = core.policy
     async with policy.lock:
         await policy.load_held()
-        return await _change(core, policy, _changes(policy, read, whole=whole), caller, dry_run=dry_run)
+        change = _changes(policy, read, whole=whole)
+        done = await _change(core, policy, change, caller, dry_run=dry_run)
+    return await _told(policy, change, done, dry_run=dry_run)
 
 
 async def remove(core: Core, keys: Iterable[str], caller: Caller, *, dry_run: bool) -> PolicyApplied:
@@ -73,7 +85,9 @@ async def remove(core: Core, keys: Iterable[str], caller: Caller, *, dry_run: bo
         await policy.load_held()
         found = [find(policy, key) for key in keys]
         told = tuple(PolicyChange(one.key, "removed") for one in found)
-        return await _change(core, policy, _Change((), tuple(one.key for one in found), told), caller, dry_run=dry_run)
+        change = _Change((), tuple(one.key for one in found), told)
+        done = await _change(core, policy, change, caller, dry_run=dry_run)
+    return await _told(policy, change, done, dry_run=dry_run)
 
 
 def find(policy: Policy, key: str) -> Document:
@@ -109,22 +123,21 @@ def _diff(key: str, old: Document | None, new: Document | None) -> str:
     return "\n".join(difflib.unified_diff(before, after, f"in force: {key}", f"given: {key}", lineterm=""))
 
 
-async def _change(core: Core, policy: Policy, change: _Change, caller: Caller, *, dry_run: bool) -> PolicyApplied:
+async def _change(core: Core, policy: Policy, change: _Change, caller: Caller, *, dry_run: bool) -> _Done:
+    """Do it, or rehearse it; the policy's lock is held."""
     touched = [*change.put, *(policy.documents[key] for key in change.drop)]
-    for one in touched:
-        if not one.project and not dry_run:
-            rights.demand(caller, f"the operator's document {one.key}")
     gone = set(change.drop)
     documents = {key: one for key, one in policy.documents.items() if key not in gone}
     documents |= {one.key: one for one in change.put}
-    ends = policy.ends()
-    seen = await asyncio.to_thread(_looked_at, policy, list(documents.values()), ends)
     if dry_run:
-        transaction, planner = await asyncio.to_thread(_rehearsed, policy, seen.policies, ends)
-        names = _names(planner.compiler if planner else None)
-        return _answer(change, transaction, seen, names, policy, dry_run=True)
+        policies = await asyncio.to_thread(together, list(documents.values()))
+        transaction, planner = await asyncio.to_thread(_rehearsed, policy, policies)
+        return _Done(transaction, _names(planner.compiler if planner else None), list(documents.values()))
+    for one in touched:
+        if not one.project:
+            rights.demand(caller, f"the operator's document {one.key}")
     if not touched:
-        return _answer(change, Transaction("nothing"), seen, {}, policy, dry_run=False)
+        return _Done(Transaction("nothing"), {}, list(documents.values()))
     at = core.clock()
 
     def written(db: sqlite3.Connection) -> None:
@@ -141,8 +154,24 @@ async def _change(core: Core, policy: Policy, change: _Change, caller: Caller, *
     rows |= {one.key: _row(one, at, caller.who) for one in change.put}
     transaction, _ = await policy.change_documents(change.put, change.drop, written, lambda: rows)
     core.events.wake()
-    names = _names(policy.planner.compiler if policy.planner else None)
-    return _answer(change, transaction, seen, names, policy, dry_run=False)
+    names = _names(policy.planner.compiler if policy.planner and transaction.tightened else None)
+    return _Done(transaction, names, list(documents.values()))
+
+
+async def _told(policy: Policy, change: _Change, done: _Done, *, dry_run: bool) -> PolicyApplied:
+    """The answer; what is odd about the set is looked for now, when the kernel has it and others may go on."""
+
+    def name(number: int) -> str:
+        return done.names.get(number, "everyone" if not number else str(number))
+
+    seen = await asyncio.to_thread(_looked_at, policy, done.documents, change)
+    transaction = done.transaction
+    tightened = tuple(f"{name(one)} to {name(other)}" for one, other in transaction.tightened[:MAX_STEPS])
+    return PolicyApplied(
+        dry_run, change.told, tuple(seen.warnings), tuple(seen.crossings), transaction.size, tightened,
+        tuple(transaction.describe()[:MAX_STEPS]) if dry_run else (), policy.enforced and not dry_run,
+        "" if policy.enforced else policy.why_not, policy.firewall.generation,
+    )  # fmt: skip
 
 
 def _rules(documents: dict[str, Document], key: str) -> int:
@@ -156,15 +185,24 @@ def _row(one: Document, at: float, who: str) -> PolicyRow:
     )
 
 
-def _looked_at(policy: Policy, documents: list[Document], ends: list[Endpoint]) -> _Seen:
-    """The set, what is odd about it, and the paths that it leaves across walls. In a thread."""
+def _looked_at(policy: Policy, documents: list[Document], change: _Change) -> _Seen:
+    """What is odd about the set, and the paths that it leaves across walls. In a thread.
+
+    All of it is compiled once more for that. Where this would take seconds, only the documents that came are looked
+    at, and `policy diff` says the rest.
+    """
     policies = together(documents)
+    known = policy.planner.compiler.identities if policy.planner else {}
+    if len(policies.rules) * len(known) > MAX_LOOK and not policies.walls:
+        warnings = analysis.warnings_of(together(change.put).rules, known.values())
+        return _Seen([*warnings, "the set is large: contradictions were not looked for"], [])
+    ends = policy.ends(policies.walls)
     _, own = policy.worked_out(policies)
     compiler = compiled(own, ends)
     across = compiled(standing(own, policies.walls), ends) if policies.walls else compiler
     found = analysis.crossings(across, policies.walls)
     crossings = [one.describe(across) for one in found[:100]]
-    return _Seen(policies, analysis.warnings(policies, compiler, ends), crossings)
+    return _Seen(analysis.warnings(policies, compiler, ends), crossings)
 
 
 def compiled(rules: RuleSet, ends: Iterable[Endpoint]) -> Compiler:
@@ -174,10 +212,11 @@ def compiled(rules: RuleSet, ends: Iterable[Endpoint]) -> Compiler:
     return Compiler(rules, {number: identity for identity, number in numbers.items()})
 
 
-def _rehearsed(policy: Policy, policies: Policies, ends: list[Endpoint]) -> tuple[Transaction, Planner | None]:
+def _rehearsed(policy: Policy, policies: Policies) -> tuple[Transaction, Planner | None]:
     """What the kernel would be told, on a planner of its own. In a thread."""
     rules, _ = policy.worked_out(policies)
-    if policy.planner is None:
+    ends = policy.ends(policies.walls)
+    if policy.planner is None or policies.walls != policy.policies.walls:
         planner = Planner(rules, ends)
         return planner.start, planner
     planner = Planner(policy.rules, ends, allocation=policy.planner.allocation)
@@ -186,20 +225,6 @@ def _rehearsed(policy: Policy, policies: Policies, ends: list[Endpoint]) -> tupl
 
 def _names(compiler: Compiler | None) -> dict[int, str]:
     return {number: one.describe() for number, one in compiler.identities.items()} if compiler else {}
-
-
-def _answer(
-    change: _Change, transaction: Transaction, seen: _Seen, names: dict[int, str], policy: Policy, *, dry_run: bool
-) -> PolicyApplied:  # fmt: skip
-    def name(number: int) -> str:
-        return names.get(number, "everyone" if not number else str(number))
-
-    tightened = tuple(f"{name(one)} to {name(other)}" for one, other in transaction.tightened[:MAX_STEPS])
-    return PolicyApplied(
-        dry_run, change.told, tuple(seen.warnings), tuple(seen.crossings), transaction.size, tightened,
-        tuple(transaction.describe()[:MAX_STEPS]), policy.enforced and not dry_run,
-        "" if policy.enforced else policy.why_not, policy.firewall.generation,
-    )  # fmt: skip
 
 
 async def listing(core: Core, project: str) -> PolicyList:

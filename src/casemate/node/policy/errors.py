@@ -48,7 +48,7 @@ class FlowsAbsent(Unavailable):
     retryable = False
 
 
-class TestsInvalid(InvalidArgument):
+class ExpectationsInvalid(InvalidArgument):
     code = "policy.tests_invalid"
     title = "A file of policy tests is not valid"
     remedy = "Each test has from, to, port and expect: see docs/how-to/walls.md."

@@ -40,7 +40,8 @@ def _read(data: bytes, values: list[object] | None, origin: str) -> list[Documen
     try:
         return read_documents(load_documents(data, origin) if values is None else values, origin)
     except PolicyInvalid as error:
-        path = error.facts.get("path")
+        # A message begins with the path of the field, where it is about one.
+        path = error.facts.get("path") or error.detail.partition(": ")[0]
         line = line_of(data.decode(errors="replace"), path) if isinstance(path, str) else None
         if line is None:
             raise

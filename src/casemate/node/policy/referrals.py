@@ -93,7 +93,7 @@ class Referrals:
         self._judging = 0
         self._rates = Rates()
         self._decider: Decider | None = None
-        self._watchers: set[asyncio.Queue[ReferralRow]] = set()
+        self._watchers: set[asyncio.Queue[tuple[ReferralRow, bool]]] = set()
         self._seen: OrderedDict[tuple[str, str], None] = OrderedDict()
         self.met: Callable[[Endpoint, Endpoint], object] | None = None
         self.told: Callable[[ReferredPacket, ReferralRow], None] | None = None
@@ -246,7 +246,7 @@ class Referrals:
         self._prompts[prompt.number] = self._asked[key] = prompt
         self.counters["asked"] += 1
         row = self._row(prompt, None)
-        self._tell(row)
+        self._tell(row, prompted=True)
         self._core.spawn(self._announce(row), "a referral's event")
 
     async def _announce(self, row: ReferralRow) -> None:
@@ -353,7 +353,8 @@ class Referrals:
             return
         if answer.allow:
             self._note_met((asked.source.name, asked.destination.name))
-        if not number:
+        prompted = bool(number)
+        if not prompted:
             self._next += 1
             number = self._next
         now = self._core.clock()
@@ -363,7 +364,7 @@ class Referrals:
             until=rfc3339(now + answer.lifetime_s) if answer.lifetime_s else "", packets=len(packets),
             waited_ms=round(waited_s * 1000, 3),
         )  # fmt: skip
-        self._tell(row)
+        self._tell(row, prompted=prompted)
         if self.told is not None:
             for packet in packets:
                 self.told(packet, row)
@@ -421,18 +422,18 @@ class Referrals:
         both = (*unwritten, *(row for row in decided if row.number not in known))
         return ReferralList(waiting, both[:limit], kept, dict(self.counters))
 
-    def _tell(self, row: ReferralRow) -> None:
+    def _tell(self, row: ReferralRow, *, prompted: bool) -> None:
         for queue in self._watchers:
             if queue.full():
                 queue.get_nowait()
                 self.counters["watchers_behind"] += 1
-            queue.put_nowait(row)
+            queue.put_nowait((row, prompted))
 
     async def watch(self, *, waiting_only: bool) -> AsyncIterator[ReferralRow | None]:
         """Rows as they are asked and answered, beginning with those that wait; None: nothing for a while."""
         if len(self._watchers) >= MAX_WATCHERS:
             raise TooMany(f"{MAX_WATCHERS} clients watch referrals already")
-        queue: asyncio.Queue[ReferralRow] = asyncio.Queue(MAX_BEHIND)
+        queue: asyncio.Queue[tuple[ReferralRow, bool]] = asyncio.Queue(MAX_BEHIND)
         self._watchers.add(queue)
         try:
             for prompt in list(self._prompts.values()):
@@ -440,11 +441,11 @@ class Referrals:
             while True:
                 try:
                     async with asyncio.timeout(15.0):
-                        row = await queue.get()
+                        row, prompted = await queue.get()
                 except TimeoutError:
                     yield None
                     continue
-                if not waiting_only or not row.answer or row.waited_ms:
+                if prompted or not waiting_only:
                     yield row
         finally:
             self._watchers.discard(queue)

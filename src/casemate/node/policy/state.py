@@ -199,7 +199,7 @@ class Policy:
         self.enforced, self.why_not = True, ""
         self._tell()
 
-    async def _commit(self, transaction: Transaction) -> None:
+    async def _commit(self, transaction: Transaction, lifetime_s: int = 0) -> None:
         """One change to the kernel; all of it anew where hostd has something else than we think."""
         if not self.enforced:
             await self._replace()
@@ -207,7 +207,7 @@ class Policy:
         if not transaction.size:
             return
         try:
-            await self.firewall.change(transaction)
+            await self.firewall.change(transaction, lifetime_s=lifetime_s)
         except CasemateError as error:
             self.enforced, self.why_not = False, error.detail
             if error.to_problem().get("status") != 409:
@@ -282,6 +282,31 @@ class Policy:
         except BaseException:
             await self._rebuild()
             raise
+
+    # --- names in rules -----------------------------------------------------------------------------------------
+
+    async def name(self, end: Endpoint, viewer: str, lifetime_s: int, *, again: bool) -> bool:
+        """*end* is what *viewer* was told under names of rules; with *again* the kernel's timer begins anew.
+
+        Whether anything was laid: without a policy there is nothing to lay.
+        """
+        async with self.lock:
+            await self.load_held()
+            if self.planner is None:
+                return False
+            transaction = await self._planned(lambda planner: planner.put(end, viewer=viewer))
+            if again and not transaction.address_adds:
+                same = tuple(self.planner.elements_of(end.name))
+                transaction = replace(transaction, address_deletes=same, address_adds=same)
+            await self._keep_numbers()
+            await self._commit(transaction, lifetime_s)
+            return True
+
+    async def unname(self, name: str) -> None:
+        """What :meth:`name` laid goes."""
+        async with self.lock:
+            if self.planner is not None and self.planner.end(name) is not None:
+                await self._commit(await self._planned(lambda planner: planner.drop(name)))
 
     # --- documents ----------------------------------------------------------------------------------------------
 

@@ -25,6 +25,8 @@ from casemate.trust.admission import AdmissionRefused, Candidate, LevelTooWeak
 
 #: The label that says where admission wants a container; only Casemate sets it.
 SEGMENT_LABEL = "casemate/segment"
+#: How the names of Casemate's own labels begin.
+OWN = "casemate/"
 #: Images that were imported, loaded or built here, and so come from no registry.
 LOCAL = "local"
 #: A decision takes milliseconds; the first of a child loads its libraries.
@@ -32,6 +34,7 @@ JUDGE_S = 60.0
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from casemate.node.trust.judge_jobs import Answer, Job, Judged, Subject
+    from casemate.trust.rules.model import TrustPolicy
     from casemate.trust.signature.verify import Evidence
 
 
@@ -90,7 +93,7 @@ async def consider(core: Core, row: imagestore.ImageRow, candidate: Candidate) -
     if core.trust.policy is None:
         grade = core.admitter(candidate)
         return Admission(grade.answer, grade.reason, grade.policy, level=grade.least_level)
-    return recorded(core, row, await judged(core, row, candidate))
+    return recorded(core, row.manifest_digest, await judged(core, row, candidate))
 
 
 def enforced(admission: Admission, candidate: Candidate, *, asked_by_name: bool) -> Level:
@@ -119,7 +122,7 @@ async def judged(core: Core, row: imagestore.ImageRow, candidate: Candidate) -> 
 
     policy = core.trust.policy
     assert policy is not None
-    subject = await subject_of(core, row, candidate)
+    subject = await subject_of(core, policy, row, candidate)
     job = JudgeJob(state=core.settings.text("paths.state"), policy=policy, subjects=(subject,), today=today(core))
     answer = await ask(core.trust.judge, job)
     assert isinstance(answer, Judgements)
@@ -133,35 +136,37 @@ async def judged(core: Core, row: imagestore.ImageRow, candidate: Candidate) -> 
     return subject, found
 
 
-async def subject_of(core: Core, row: imagestore.ImageRow, candidate: Candidate, key: str = "") -> Subject:
+async def subject_of(
+    core: Core, policy: TrustPolicy, row: imagestore.ImageRow, candidate: Candidate, key: str = ""
+) -> Subject:
     """What the child has to be told of an image: who signed it and which layers it has, where the rule asks."""
     from casemate.node.trust.judge_jobs import Subject  # noqa: PLC0415 - as above
     from casemate.trust.rules.decide import needs, repository_of  # noqa: PLC0415 - as above
 
-    policy = core.trust.policy
-    assert policy is not None
     record = row.the_record()
     name = await core.db.read(lambda db: origin(db, row, candidate.reference))
     wanted = needs(policy.rule_for(repository_of(name)))
-    evidence = await _evidence(core, name, row.manifest_digest) if wanted.signatures else None
+    evidence = await _evidence(core, policy, name, row.manifest_digest) if wanted.signatures else None
     if wanted.contents:
         await complete(core, record)
     layers = tuple(layer.diff_id for layer in record.layers) if wanted.contents else ()
     return Subject(key, msgspec.structs.replace(candidate, reference=name), layers, evidence)
 
 
-async def _evidence(core: Core, name: str, digest: str) -> Evidence:
+async def _evidence(core: Core, policy: TrustPolicy, name: str, digest: str) -> Evidence:
     """Who signed, by the policy's signers; of an image that no registry gave, nobody."""
     from casemate.trust.signature.verify import Evidence  # noqa: PLC0415 - as above
 
-    policy = core.trust.policy
-    assert policy is not None
     if name.startswith(f"{LOCAL}/") or not policy.signers:
         return Evidence(digest)
-    return await signature_evidence(core, name, digest, policy.signers)
+    from casemate.trust.rules.decide import repository_of  # noqa: PLC0415 - as above
+    from casemate.trust.rules.settle import predicate_types  # noqa: PLC0415 - as above
+
+    predicates = predicate_types(policy.rule_for(repository_of(name)))
+    return await signature_evidence(core, name, digest, policy.signers, predicates)
 
 
-def recorded(core: Core, row: imagestore.ImageRow, found: tuple[Subject, Judged]) -> Admission:
+def recorded(core: Core, digest: str, found: tuple[Subject, Judged]) -> Admission:
     """The decision with its evidence, as it is kept with a container."""
     from casemate.trust.rules.decide import repository_of  # noqa: PLC0415 - as above
 
@@ -170,8 +175,8 @@ def recorded(core: Core, row: imagestore.ImageRow, found: tuple[Subject, Judged]
     grade = decision.grade()
     return Admission(
         answer=decision.answer, reason=grade.reason[:4000], policy=decision.rule, at=rfc3339(core.clock()),
-        digest=row.manifest_digest, repository=repository_of(subject.candidate.reference), level=decision.level,
-        segment=decision.segment, running=decision.running, dry_run=decision.dry_run,
+        digest=digest, repository=repository_of(subject.candidate.reference), level=decision.level,
+        segment=decision.segment, running=decision.running, quarantine=decision.quarantine, dry_run=decision.dry_run,
         steps=tuple(AdmissionStep(step.rule, step.outcome, step.evidence) for step in decision.steps),
         warnings=decision.warnings, signers=tuple(sorted(subject.evidence.signers)) if subject.evidence else (),
         packages=knowledge.packages, counts=knowledge.counts, distribution=knowledge.distribution,
@@ -179,7 +184,12 @@ def recorded(core: Core, row: imagestore.ImageRow, found: tuple[Subject, Judged]
     )  # fmt: skip
 
 
+def own_labels(labels: dict[str, str], admission: Admission) -> dict[str, str]:
+    """The labels of a new container: none of Casemate's own that a user or an image's author set."""
+    return with_segment({key: value for key, value in labels.items() if not key.startswith(OWN)}, admission)
+
+
 def with_segment(labels: dict[str, str], admission: Admission) -> dict[str, str]:
-    """*labels* with the one that says where the container has to run, and never with one that a user set."""
+    """*labels* with the one that says where the container has to run, as *admission* has it."""
     found = {key: value for key, value in labels.items() if key != SEGMENT_LABEL}
     return found | {SEGMENT_LABEL: admission.segment} if admission.segment else found

@@ -34,6 +34,7 @@ from casemate.trust.packages.merge import Found, FoundLeak, ImageContents, merge
 from casemate.trust.packages.model import Distribution, LayerContents, Leak, Package, Setuid, Unreadable
 from casemate.trust.rules.decide import Decision, Scan, decide, needs, repository_of
 from casemate.trust.rules.model import PolicyInvalid, TrustPolicy
+from casemate.trust.rules.settle import with_bills
 from casemate.trust.signature.statement import Statement
 from casemate.trust.signature.statement import Subject as StatementSubject
 from casemate.trust.signature.verify import Evidence, Verified
@@ -65,19 +66,24 @@ class Judge:
 
     def _one(self, job: JudgeJob, subject: Subject, lists: ContentsStore, today: date) -> Judged:
         candidate = subject.candidate
-        wanted = needs(job.policy.rule_for(repository_of(candidate.reference)))
+        rule = job.policy.rule_for(repository_of(candidate.reference))
+        wanted = needs(rule)
         scan: Scan | None = None
         knowledge = Knowledge()
         if wanted.contents or wanted.match:
             try:
-                contents = _kept(self._images, subject.layers, lambda: self._merged(subject.layers, lists), MAX_IMAGES)
+                layers = _kept(self._images, subject.layers, lambda: self._merged(subject.layers, lists), MAX_IMAGES)
+                contents = layers if rule is None else with_bills(layers, rule, subject.evidence)
             except LayerNotScanned as error:
                 knowledge = Knowledge(missing=str(error.facts.get("diff_id", "")))
             else:
                 matched = Match()
                 if wanted.match and self._matcher is not None:
                     matcher = self._matcher
-                    matched = _kept(self._matches, subject.layers, lambda: matcher.match(contents), MAX_IMAGES)
+                    if contents is layers:
+                        matched = _kept(self._matches, subject.layers, lambda: matcher.match(contents), MAX_IMAGES)
+                    else:
+                        matched = matcher.match(contents)
                 scan = Scan(contents, matched, self._sources, job.today)
                 knowledge = _knowledge(scan)
         return Judged(subject.key, decide(job.policy, candidate, subject.evidence, scan, today), knowledge)

@@ -11,9 +11,11 @@ from casemate.node import audit, events
 from casemate.node.clock import rfc3339
 from casemate.node.core import Caller, Core, report
 from casemate.node.trust.admission import ask
+from casemate.node.trust.rechecks import GRANT
 from casemate.node.trust.scans import today
 from casemate.spec.api.trust import (
     TrustApplied,
+    TrustPolicyDocument,
     TrustPolicyList,
     TrustPolicyRow,
     TrustPolicyText,
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
     from casemate.node.trust.documents import Named
     from casemate.trust.rules.model import TrustPolicy
 
-GRANT = "trust"
 MAX_POLICIES = 256
 
 
@@ -177,12 +178,12 @@ async def listing(core: Core) -> TrustPolicyList:
     return TrustPolicyList(tuple(found))
 
 
-async def show(core: Core, name: str) -> dict[str, object]:
+async def show(core: Core, name: str) -> TrustPolicyDocument:
     """A document as it can be applied again."""
     for policy in await stored(core):
         if policy.name == name:
             spec = {key: value for key, value in msgspec.to_builtins(policy.spec).items() if value}
-            return {"apiVersion": "casemate/v1", "kind": "TrustPolicy", "metadata": {"name": name}, "spec": spec}
+            return TrustPolicyDocument("casemate/v1", "TrustPolicy", {"name": name}, spec)
     raise PolicyNotFound(f"the trust policy has no document {name!r}", name=name)
 
 

@@ -9,12 +9,17 @@ import msgspec
 from casemate.image.errors import ImageNotFound
 from casemate.node import audit, events, imagestore, pods
 from casemate.node.core import Caller, Core
-from casemate.node.rows import ContainerRow, PodRow, encode, update
+from casemate.node.rows import ContainerRow, PodRow, encode, select, update
 from casemate.node.trust.admission import consider, enforced, with_segment
 from casemate.spec.api import Admission
 from casemate.spec.errors import CasemateError
 from casemate.spec.workload import Level
 from casemate.trust.admission import AdmissionRefused, Candidate
+
+#: On a container that a quarantine holds: the segment.
+QUARANTINE_LABEL = "casemate/quarantine"
+#: Who may change what images are judged by, and release what it froze.
+GRANT = "trust"
 
 
 async def recheck(core: Core, row: ContainerRow, pod: PodRow, caller: Caller) -> tuple[ContainerRow, PodRow]:
@@ -40,9 +45,8 @@ async def recheck(core: Core, row: ContainerRow, pod: PodRow, caller: Caller) ->
             db.execute(
                 "UPDATE pods SET spec=? WHERE id=?", (encode(msgspec.structs.replace(spec, level=level)), pod.id)
             )
-        from casemate.node.lifecycle import row_and_pod  # noqa: PLC0415 - it asks us before each start
-
-        return row_and_pod(db, row.id)
+        fresh = select(db, ContainerRow, "WHERE id=?", row.id)[0]
+        return fresh, pods.of(db, fresh)
 
     return await core.db.write(write)
 
@@ -63,6 +67,22 @@ async def _asked(core: Core, row: ContainerRow, pod: PodRow) -> tuple[Admission,
     wanted = enforced(admission, candidate, asked_by_name=fixed)
     await pods.check_level(core, wanted)
     return admission, wanted
+
+
+def refuse_release(row: ContainerRow, caller: Caller) -> None:
+    """Raises :class:`AdmissionRefused` for a container that the trust policy froze, unless *caller* may release it."""
+    if QUARANTINE_LABEL in row.the_labels() and GRANT not in caller.grants():
+        raise AdmissionRefused(
+            f"container {row.name} is in quarantine: {row.the_labels()[QUARANTINE_LABEL]}",
+            remedy=f"`casemate trust why {row.name}` shows the rule; who holds the grant {GRANT} may release it.",
+        )
+
+
+def released(db: sqlite3.Connection, row: ContainerRow) -> None:
+    """Somebody let the container go on."""
+    if QUARANTINE_LABEL in row.the_labels():
+        labels = {key: value for key, value in row.the_labels().items() if key != QUARANTINE_LABEL}
+        update(db, ContainerRow, row.id, labels=encode(labels))
 
 
 def record(db: sqlite3.Connection, row: ContainerRow, admission: Admission) -> None:

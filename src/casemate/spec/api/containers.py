@@ -14,6 +14,7 @@ from casemate.spec.workload import (
     Mount,
     Name,
     PathText,
+    Port,
     Project,
     Resources,
     Rlimit,
@@ -102,6 +103,8 @@ class ContainerSummary(Value, frozen=True):
     labels: dict[str, str] = {}
     address: str = ""
     restarts: int = 0
+    #: The number by which the firewall knows what it may do; 0 where no policy holds.
+    identity: int = 0
 
 
 class AdmissionStep(Value, frozen=True):
@@ -117,7 +120,7 @@ class Admission(Value, frozen=True, omit_defaults=True):
 
     *level*: the least that the image may run at; *segment*: where it has to run (label ``casemate/segment``);
     *repository*: by which the rule was chosen; *counts*: findings by severity; *running*: what the policy wants done
-    with a container that runs and would not be admitted so.
+    with a container that runs and would not be admitted so (*quarantine*: the segment for that).
     """
 
     answer: str
@@ -129,6 +132,7 @@ class Admission(Value, frozen=True, omit_defaults=True):
     level: str = ""
     segment: str = ""
     running: str = ""
+    quarantine: str = ""
     dry_run: bool = False
     steps: tuple[AdmissionStep, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -166,6 +170,20 @@ class StopRequest(Value, frozen=True):
     #: None: the container's own, then the setting runtime.stop_timeout.
     timeout: Seconds | None = None
     signal: Annotated[str, Meta(max_length=32)] | None = None
+
+
+class RestartRequest(Value, frozen=True):
+    """``POST .../restart``. *hold*: new connections wait meanwhile, at most *hold_for_s* and *hold_connections*.
+
+    *hold_ports*: TCP ports that must be listened at again; empty: those that were before.
+    """
+
+    timeout: Seconds | None = None
+    signal: Annotated[str, Meta(max_length=32)] | None = None
+    hold: bool = False
+    hold_for_s: Annotated[int, Meta(ge=1, le=600)] = 30
+    hold_connections: Annotated[int, Meta(ge=1, le=65_536)] = 16_384
+    hold_ports: Annotated[tuple[Port, ...], Meta(max_length=256)] = ()
 
 
 class KillRequest(Value, frozen=True):

@@ -88,7 +88,7 @@ class PolicyApplied(Value, frozen=True):
 class ExplainRequest(Value, frozen=True):
     source: EndText
     destination: EndText
-    port: PortText = "tcp"
+    port: PortText
     project: Project = "default"
 
 

@@ -34,6 +34,15 @@ class VerifyAuthority(Value, frozen=True):
     level: Literal["strict", "permissive", "audit"] = "strict"
 
 
+class VerifyIdentity(Value, frozen=True):
+    """Who signs without a kept key. *identity* may end in ``*``; *trusted_root*: JSON, empty for the public instance's."""
+
+    name: SignerName
+    identity: Annotated[str, Meta(min_length=1, max_length=2048)]
+    issuer: Annotated[str, Meta(min_length=1, max_length=2048)]
+    trusted_root: Annotated[str, Meta(max_length=262_144)] = ""
+
+
 class VerifyRequest(Value, frozen=True):
     """*policy*: the signers and the threshold are those of the trust policy for this repository.
 
@@ -44,6 +53,7 @@ class VerifyRequest(Value, frozen=True):
     reference: Reference
     keys: Annotated[tuple[VerifyKey, ...], Meta(max_length=64)] = ()
     authorities: Annotated[tuple[VerifyAuthority, ...], Meta(max_length=64)] = ()
+    identities: Annotated[tuple[VerifyIdentity, ...], Meta(max_length=64)] = ()
     threshold: Annotated[int, Meta(ge=1, le=64)] = 1
     attestations: Annotated[tuple[Annotated[str, Meta(max_length=512)], ...], Meta(max_length=64)] = ()
     policy: bool = False
@@ -67,12 +77,12 @@ class AttestationRow(Value, frozen=True):
 
 class VerifyAnswer(Value, frozen=True):
     """*outcome*: ``verified``; ``unsigned``: it bears nothing; ``no_match``: nothing by these signers; ``too_few``;
-    ``attestation_missing``. *refused*: why a document did not count. *fetched_at*: when the documents were fetched."""
+    ``attestation_missing``; ``not_asked``: the policy's rule for it wants no signature. *refused*: why a document did not count. *fetched_at*: when the documents were fetched."""
 
     reference: str
     repository: str
     digest: str
-    outcome: Literal["verified", "unsigned", "no_match", "too_few", "attestation_missing"]
+    outcome: Literal["verified", "unsigned", "no_match", "too_few", "attestation_missing", "not_asked"]
     detail: str
     remedy: str
     threshold: int

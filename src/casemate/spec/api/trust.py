@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from msgspec import Meta
+from msgspec import Meta, field
 
 from casemate.spec.api.containers import Admission
 from casemate.spec.workload import Value
@@ -32,6 +32,15 @@ class TrustPolicyList(Value, frozen=True):
     """Without a document everything is admitted; with one, what no rule covers is refused."""
 
     policies: tuple[TrustPolicyRow, ...]
+
+
+class TrustPolicyDocument(Value, frozen=True):
+    """A document as it can be applied again; *metadata* holds its name, *spec* what it says."""
+
+    api_version: str = field(name="apiVersion")
+    kind: str
+    metadata: dict[str, str]
+    spec: dict[str, object]
 
 
 class TrustPolicyText(Value, frozen=True):

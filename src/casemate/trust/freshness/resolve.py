@@ -6,6 +6,7 @@ TUF specification 1.0.34, "Detailed client workflow" (5): the numbers stand besi
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 _MAX_BYTES = {"root": 512_000, "timestamp": 16_384, "snapshot": 2_000_000, "targets": 5_000_000}
 _MAX_ROOT_ROTATIONS = 256
 _MAX_DELEGATIONS = 32
+_MAX_ROLES = 256
+#: What one publisher's metadata may take in the store: some 100,000 tags.
+_MAX_ALL_BYTES = 24 << 20
+_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}\.json\Z")
 
 
 class FreshnessInvalid(CasemateError):
@@ -105,6 +110,58 @@ def _resolve(trusted: Trusted, fetched: Mapping[str, bytes], target: str, now: d
     return Resolved(
         digest, asked[-1], versions, roles.timestamp.expires.isoformat(), Trusted(root, timestamp, snapshot)
     )
+
+
+class Refreshed(msgspec.Struct, frozen=True):
+    """What a refresh brings: *trusted* and *files* to keep; *expires*: the timestamp's end; *versions*: by role."""
+
+    trusted: Trusted
+    files: dict[str, bytes]
+    versions: dict[str, int]
+    expires: str
+
+
+def refresh(trusted: Trusted, fetched: Mapping[str, bytes], now: datetime) -> Refreshed:
+    """Verify all that a publisher shows now, so that tags can be resolved later without asking.
+
+    *fetched* may fetch when it is asked; it is asked for a role only after the snapshot that names it was verified.
+    Raises as :func:`resolve` does.
+    """
+    from tuf.api import exceptions  # noqa: PLC0415 - lazily
+
+    try:
+        return _refresh(trusted, fetched, now)
+    except exceptions.ExpiredMetadataError as error:
+        raise FreshnessExpired(f"{error}; the clock says {now.isoformat()}") from error
+    except exceptions.BadVersionNumberError as error:
+        raise FreshnessRollback(str(error)) from error
+    except (exceptions.RepositoryError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise FreshnessInvalid(str(error)[:400]) from error
+
+
+def _refresh(trusted: Trusted, fetched: Mapping[str, bytes], now: datetime) -> Refreshed:
+    from tuf.ngclient._internal.trusted_metadata_set import TrustedMetadataSet  # noqa: PLC0415
+    from tuf.ngclient.config import EnvelopeType  # noqa: PLC0415
+
+    roles = TrustedMetadataSet(trusted.root, EnvelopeType.METADATA)
+    roles.reference_time = now
+    root = _roots(roles, trusted.root, fetched)  # 5.3
+    timestamp = _timestamp(roles, trusted.timestamp, fetched)  # 5.4
+    snapshot = _snapshot(roles, trusted.snapshot, fetched)  # 5.5
+    names = sorted(roles.snapshot.meta)
+    if len(names) > _MAX_ROLES or any(not _FILE.match(name) for name in names):
+        raise FreshnessInvalid(f"the snapshot names {len(names)} roles, or one of a bad name; {_MAX_ROLES} are allowed")
+    files = {name: _take(fetched, name, "targets") for name in names}
+    if sum(map(len, files.values())) > _MAX_ALL_BYTES:
+        raise FreshnessInvalid(f"the metadata have more than {_MAX_ALL_BYTES} bytes together")
+    targets = roles.update_delegated_targets(files["targets.json"], "targets", "root")
+    for name in (targets.delegations.roles or {}) if targets.delegations is not None else ():
+        if f"{name}.json" in files:  # a team that has not signed yet is not there
+            roles.update_delegated_targets(files[f"{name}.json"], name, "targets")
+    versions = {"root": roles.root.version, "timestamp": roles.timestamp.version, "snapshot": roles.snapshot.version}
+    versions |= {name.removesuffix(".json"): meta.version for name, meta in roles.snapshot.meta.items()}
+    kept = files | {"timestamp.json": timestamp, "snapshot.json": snapshot}
+    return Refreshed(Trusted(root, timestamp, snapshot), kept, versions, roles.timestamp.expires.isoformat())
 
 
 def _take(fetched: Mapping[str, bytes], name: str, kind: str) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Set
 from functools import lru_cache
 from typing import Any
@@ -22,6 +23,12 @@ SIGNATURE_FACTS = frozenset(("signed", "signers", "attestations"))
 _BOUND = frozenset("abcdefghijklmnopqrstuvwxyz")
 
 
+_WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+#: A use of the findings that asks whether one, or every one, is such and such: the same one twice changes nothing.
+_QUANTIFIED = re.compile(r"\bfindings\s*\.\s*(?:exists|all)\s*\(")
+_FINDINGS = re.compile(r"\bfindings\b")
+
+
 class ConditionInvalid(CasemateError):
     code = "trust.condition_invalid"
     status = 422
@@ -32,13 +39,16 @@ class ConditionInvalid(CasemateError):
 class Condition:
     """One compiled condition. *name*: of the grade that it belongs to; *uses*: the facts that it names."""
 
-    __slots__ = ("_program", "name", "text", "uses")
+    __slots__ = ("_program", "name", "quantifies", "text", "uses", "words")
 
     def __init__(self, text: str, name: str) -> None:
         self.text = text
         self.name = name
         self._program = _compile(text, name)
         self.uses = FACTS & set(self._program.variables())
+        #: Every word in it; a field of a finding that is not among them cannot be asked for.
+        self.words = frozenset(_WORD.findall(text))
+        self.quantifies = len(_FINDINGS.findall(text)) == len(_QUANTIFIED.findall(text))
 
     def holds(self, facts: Facts) -> bool:
         """Whether it is true of *facts*; anything but a truth value is an error, never taken for one."""
@@ -52,7 +62,7 @@ class Condition:
 
 
 class Facts:
-    """Facts in CEL's own values, made once for all conditions (500 findings take milliseconds), only those *used*."""
+    """Facts in CEL's own values, made once for all conditions, only those *used*: making them is what costs."""
 
     __slots__ = ("context",)
 
@@ -80,4 +90,26 @@ def _compile(text: str, name: str) -> Any:
         raise ConditionInvalid(f"{name}: {text[:200]!r}: {error}") from error
     if unknown:
         raise ConditionInvalid(f"{name}: {text[:200]!r} names {sorted(unknown)[0]!r}, which is no fact")
+    return program
+
+
+@lru_cache(maxsize=1000)
+def compiled(text: str) -> Any:
+    """The condition *text* over one attestation's ``predicate``. Raises :class:`ConditionInvalid`."""
+    try:
+        import cel  # noqa: PLC0415 - lazily
+    except ImportError as error:
+        raise HostLacks(
+            "the Python package common-expression-language is not installed",
+            remedy="pip install common-expression-language",
+        ) from error
+    if not 0 < len(text) <= MAX_CHARS:
+        raise ConditionInvalid(f"a condition of {len(text)} characters; 1 to {MAX_CHARS} are allowed")
+    try:
+        program = cel.compile(text)
+        unknown = {name for name in program.variables() if len(name) > 1} - {"predicate"}
+    except Exception as error:
+        raise ConditionInvalid(f"{text[:200]!r}: {error}"[:400]) from error
+    if unknown:
+        raise ConditionInvalid(f"{text[:200]!r} names {sorted(unknown)[0]!r}; only `predicate` is there")
     return program

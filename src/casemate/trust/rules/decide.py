@@ -6,8 +6,9 @@ Whatever is missing, stale or cannot be evaluated makes the answer stricter, nev
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from datetime import date
+from types import MappingProxyType
 from typing import Any, Literal
 
 import msgspec
@@ -17,11 +18,12 @@ from casemate.spec.workload import Level
 from casemate.trust.admission import Candidate, Grade, LevelTooWeak
 from casemate.trust.feed.fresh import age_days, as_date
 from casemate.trust.feed.ignores import judge
-from casemate.trust.feed.match import Match
+from casemate.trust.feed.match import Finding, Match
 from casemate.trust.feed.model import SEVERITIES, Source
 from casemate.trust.packages.merge import ImageContents
 from casemate.trust.rules.condition import CONTENT_FACTS, MATCH_FACTS, SIGNATURE_FACTS, Condition, Facts
 from casemate.trust.rules.model import LEVELS, RUNNING, GradeRule, Rule, Running, TrustPolicy
+from casemate.trust.rules.settle import lacking, settle, vex_of
 from casemate.trust.signature.verify import Evidence, require
 
 
@@ -81,7 +83,9 @@ def needs(rule: Rule | None) -> Needs:
     uses = _uses(rule)
     match = bool(rule.max_scan_age_days or rule.max_feed_age_days or uses & MATCH_FACTS)
     return Needs(
-        signatures=bool(rule.signers or rule.attestations or uses & SIGNATURE_FACTS),
+        signatures=bool(
+            rule.signers or rule.attestations or rule.predicates or rule.vex or rule.bills or uses & SIGNATURE_FACTS
+        ),
         contents=match or bool(uses & (CONTENT_FACTS | {"scanned"})),
         match=match,
     )
@@ -111,16 +115,22 @@ def decide(
     steps += _attestations(rule, evidence)
     warnings: tuple[str, ...] = ()
     facts = _facts(candidate, repository, evidence)
+    conditions = _conditions(rule, steps)
     wanted = needs(rule)
     if wanted.match or wanted.contents:
         steps += _scanned(rule, wanted, scan, today)
     if scan is not None:
-        judged = judge(scan.match.findings, policy.ignores, today)
-        warnings = judged.warnings
+        said, faults = vex_of(rule, evidence)
+        open_, settled = settle(scan.match.findings, said)
+        if settled:
+            steps.append(Step(rule.name, "ok", f"{len(settled)} findings settled by signed VEX: {settled[0]}"[:400]))
+        judged = judge(open_, policy.ignores, today)
+        warnings = (*judged.warnings, *faults)
         facts |= _scan_facts(scan, judged.findings, today)
+        facts["findings"] = _told_findings(judged.findings, [condition for _, condition in conditions])
     level: Level = rule.floor
     segment = ""
-    for grade, holds in _grades(rule, facts, steps):
+    for grade, holds in _grades(conditions, facts, steps):
         if holds:
             steps.append(Step(grade.name, grade.then, grade.when, grade.running))
             if grade.then == "raise":
@@ -131,14 +141,22 @@ def decide(
     return _sum_up(policy, rule, (level, segment), steps, warnings)
 
 
-def _grades(rule: Rule, facts: dict[str, Any], steps: list[Step]) -> Iterator[tuple[GradeRule, bool]]:
-    """Each grade and whether its condition holds; one that cannot be answered adds a refusing step."""
-    conditions: list[tuple[GradeRule, Condition]] = []
+Conditions = list[tuple[GradeRule, Condition]]
+
+
+def _conditions(rule: Rule, steps: list[Step]) -> Conditions:
+    """The grades with their conditions; one that cannot be read adds a refusing step."""
+    found: Conditions = []
     for grade in rule.grades:
         try:
-            conditions.append((grade, Condition(grade.when, grade.name)))
+            found.append((grade, Condition(grade.when, grade.name)))
         except CasemateError as error:
             steps.append(Step(grade.name, "refuse", f"its condition cannot be read: {error.detail}"[:400]))
+    return found
+
+
+def _grades(conditions: Conditions, facts: dict[str, Any], steps: list[Step]) -> Iterator[tuple[GradeRule, bool]]:
+    """Each grade and whether its condition holds; one that cannot be answered adds a refusing step."""
     if not conditions:
         return
     prepared = Facts(facts, frozenset().union(*(condition.uses for _, condition in conditions)))
@@ -182,6 +200,9 @@ def _attestations(rule: Rule, evidence: Evidence | None) -> list[Step]:
             f"attestation {wanted}" + ("" if wanted in given else " is missing"),
         )
         for wanted in rule.attestations
+    ] + [
+        Step(rule.name, "refuse" if lack else "ok", lack or f"attestation {wanted.type}: {wanted.when}"[:400])
+        for wanted, lack in lacking(rule, evidence)
     ]
 
 
@@ -229,21 +250,40 @@ def _facts(candidate: Candidate, repository: str, evidence: Evidence | None) -> 
     }  # fmt: skip
 
 
+#: What a condition may ask of a finding.
+FINDING_FIELDS: MappingProxyType[str, Callable[[Finding], Any]] = MappingProxyType({
+    "id": lambda row: row.ident, "aliases": lambda row: row.aliases, "severity": lambda row: row.severity,
+    "score": lambda row: row.score / 10, "fixable": lambda row: bool(row.fixed), "fixed": lambda row: row.fixed,
+    "package": lambda row: row.found.package.name, "version": lambda row: row.found.package.version,
+    "type": lambda row: row.found.package.type, "path": lambda row: row.found.path,
+    "layer": lambda row: row.found.layer, "epss": lambda row: row.probability,
+    "exploited": lambda row: row.exploited,
+})  # fmt: skip
+
+
+def _told_findings(findings: Sequence[Finding], conditions: Sequence[Condition]) -> list[dict[str, Any]]:
+    """The findings with the fields that a condition names; the same one only once where that cannot matter.
+
+    Making CEL's values of 500 whole findings takes longer than all the rest of a decision.
+    """
+    asking = [condition for condition in conditions if "findings" in condition.uses]
+    words = frozenset[str]().union(*(condition.words for condition in asking))
+    fields = [name for name in FINDING_FIELDS if name in words]
+    rows: Iterable[tuple[Any, ...]] = (tuple(FINDING_FIELDS[name](row) for name in fields) for row in findings)
+    if all(condition.quantifies for condition in asking):
+        rows = dict.fromkeys(rows)
+    return [
+        {name: list(value) if name == "aliases" else value for name, value in zip(fields, row, strict=True)}
+        for row in rows
+    ]
+
+
 def _scan_facts(scan: Scan, findings: Sequence[Any], today: date) -> dict[str, Any]:
     counts = Counter(finding.severity for finding in findings)
     contents = scan.contents
     end = contents.end_of_life
     return {
         "scanned": True,
-        "findings": [
-            {
-                "id": row.ident, "aliases": list(row.aliases), "severity": row.severity, "score": row.score / 10,
-                "fixable": bool(row.fixed), "fixed": row.fixed, "package": row.found.package.name,
-                "version": row.found.package.version, "type": row.found.package.type, "path": row.found.path,
-                "layer": row.found.layer, "epss": row.probability, "exploited": row.exploited,
-            }
-            for row in findings
-        ],
         "worst": max((row.severity for row in findings), key=SEVERITIES.index, default="none"),
         "counts": {severity: counts.get(severity, 0) for severity in SEVERITIES},
         "exploited": any(row.exploited for row in findings),

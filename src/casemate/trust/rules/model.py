@@ -11,8 +11,9 @@ from casemate.spec.errors import CasemateError
 from casemate.spec.workload import Level
 from casemate.trust.feed.fresh import as_date
 from casemate.trust.feed.ignores import Ignore
-from casemate.trust.rules.condition import Condition
+from casemate.trust.rules.condition import Condition, compiled
 from casemate.trust.signature import notation
+from casemate.trust.signature.keyless import KeylessSigner, check_signer
 from casemate.trust.signature.keys import load_public_key
 from casemate.trust.signature.verify import MAX_SIGNERS, CertificateSigner, KeySigner, Signer
 
@@ -52,6 +53,13 @@ class GradeRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     running: Literal["", "report", "restart", "quarantine", "stop"] = ""
 
 
+class PredicateRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An attestation of the predicate *type* by one of the rule's signers; *when* (CEL) holds of its ``predicate``."""
+
+    type: str
+    when: str
+
+
 class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What holds for every repository that begins with *prefix* (whole parts; empty: all)."""
 
@@ -61,6 +69,12 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     threshold: int = 1
     #: predicate types of attestations that must be there
     attestations: tuple[str, ...] = ()
+    #: attestations that must be there, with a condition on what they say
+    predicates: tuple[PredicateRule, ...] = ()
+    #: signers whose signed OpenVEX statements settle findings; nobody's do by default
+    vex: tuple[str, ...] = ()
+    #: signers whose signed bills of materials add packages to those that were found in the layers
+    bills: tuple[str, ...] = ()
     #: 0: no scan is asked for
     max_scan_age_days: int = 0
     max_feed_age_days: int = 0
@@ -138,6 +152,8 @@ def check_signers(policy: TrustPolicy) -> None:
     for signer in policy.signers:
         if isinstance(signer, KeySigner):
             load_public_key(signer.key.encode())
+        elif isinstance(signer, KeylessSigner):
+            check_signer(signer)
         elif isinstance(signer, CertificateSigner):
             notation.TrustStore(signer.name, signer.roots.encode())
 
@@ -157,7 +173,14 @@ def _check_rule(rule: Rule, signers: set[str]) -> None:
         raise PolicyInvalid(
             f"rule {rule.name}: {rule.threshold} of {len(rule.signers)} signers can never be met, or is none"
         )
-    if rule.attestations and not rule.signers:
+    for what, names in (("vex", rule.vex), ("bills", rule.bills)):
+        if unknown := set(names) - signers:
+            raise PolicyInvalid(f"rule {rule.name}: the signer {sorted(unknown)[0]!r} of {what} is not defined")
+    if len(rule.predicates) > MAX_GRADES:
+        raise PolicyInvalid(f"rule {rule.name}: {len(rule.predicates)} predicates; {MAX_GRADES} are allowed")
+    for wanted in rule.predicates:
+        compiled(wanted.when)
+    if (rule.attestations or rule.predicates) and not rule.signers:
         raise PolicyInvalid(f"rule {rule.name}: attestations are wanted, and no signer whose word counts")
     if len(rule.grades) > MAX_GRADES:
         raise PolicyInvalid(f"rule {rule.name}: {len(rule.grades)} grades; {MAX_GRADES} are allowed")

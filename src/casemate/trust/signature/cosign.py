@@ -13,7 +13,7 @@ import msgspec
 
 from casemate.spec.ids import digest_hex
 from casemate.trust.signature.errors import SignatureInvalid
-from casemate.trust.signature.keys import MAX_SIGNATURE_BYTES, PublicKey, decode_base64, load_public_key
+from casemate.trust.signature.keys import MAX_SIGNATURE_BYTES, PublicKey, check_key, decode_base64, load_public_key
 from casemate.trust.signature.statement import Envelope, RawEnvelope, decode, envelope_of, parse_statement
 
 SIMPLE_SIGNING = "application/vnd.dev.cosign.simplesigning.v1+json"
@@ -158,6 +158,22 @@ def bundle_claims(bundle: Bundle, digest: str, predicate: str) -> bool:
     return statement.predicate_type == predicate and statement.is_about(digest)
 
 
+_HASHES = {"SHA2_256": "sha256", "SHA2_384": "sha384", "SHA2_512": "sha512"}
+
+
+def _logged_key(data: bytes) -> PublicKey:
+    """A key as the log has it: PEM or DER, bare or in the certificate of one who signs without a kept key."""
+    if b"BEGIN CERTIFICATE" in data[:60] or not data.lstrip().startswith(b"-----BEGIN"):
+        from cryptography import x509  # noqa: PLC0415 - lazily
+
+        try:
+            load = x509.load_pem_x509_certificate if b"BEGIN" in data[:60] else x509.load_der_x509_certificate
+            return check_key(load(data).public_key())
+        except ValueError:
+            pass  # a bare key, in DER
+    return load_public_key(data)
+
+
 class _Entry(msgspec.Struct, frozen=True):
     kind: str
     spec: Any
@@ -179,6 +195,15 @@ def check_entry(body: bytes, envelope: Envelope, key: PublicKey, signatures: tup
                 pairs = [
                     (row["publicKey"], decode_base64(row["sig"], "a logged signature", 8192).decode()) for row in rows
                 ]
+            case "hashedrekord" if "hashedRekordV002" in entry.spec:  # Rekor v2: over the encoding, DER in base64
+                record = entry.spec["hashedRekordV002"]
+                verifier = record["signature"]["verifier"]
+                der = verifier.get("x509Certificate") or verifier["publicKey"]
+                pairs = [(der["rawBytes"], record["signature"]["content"])]
+                logged_digest = decode_base64(record["data"]["digest"], "a logged digest", 64)
+                if logged_digest != hashlib.new(_HASHES[record["data"]["algorithm"]], envelope.signed).digest():
+                    raise SignatureInvalid("the bundle's log entry is of another content")
+                digest = hashlib.sha256(envelope.payload).hexdigest()
             case "hashedrekord":
                 digest = entry.spec["data"]["hash"]["value"]
                 signature = entry.spec["signature"]
@@ -192,7 +217,7 @@ def check_entry(body: bytes, envelope: Envelope, key: PublicKey, signatures: tup
             raise SignatureInvalid("the bundle's log entry is of another content")
         logged = {
             (
-                load_public_key(decode_base64(pem, "a logged key", 16384)).ident,
+                _logged_key(decode_base64(pem, "a logged key", 16384)).ident,
                 decode_base64(signature, "a logged signature", 2048),
             )
             for pem, signature in pairs

@@ -17,6 +17,7 @@ from casemate.trust.signature.errors import (
     SignatureNoMatch,
     ThresholdNotMet,
 )
+from casemate.trust.signature.keyless import KeylessSigner, check_names, verify_keyless
 from casemate.trust.signature.keys import PublicKey, load_public_key
 from casemate.trust.signature.statement import Statement, parse_envelope, parse_statement
 
@@ -56,7 +57,7 @@ class CertificateSigner(msgspec.Struct, frozen=True, tag="certificate", forbid_u
     repositories: tuple[str, ...] = ()
 
 
-Signer = KeySigner | CertificateSigner
+Signer = KeySigner | CertificateSigner | KeylessSigner
 
 
 class Verified(msgspec.Struct, frozen=True):
@@ -161,6 +162,8 @@ Test = Callable[[Document, str, str], "str | Statement | None"]
 def _tester(signer: Signer, now: datetime) -> Test:
     if isinstance(signer, KeySigner):
         return _key_test(load_public_key(signer.key.encode()))
+    if isinstance(signer, KeylessSigner):
+        return _keyless_test(signer)
     return _certificate_test(signer, notation.TrustStore(signer.name, signer.roots.encode()), now)
 
 
@@ -211,6 +214,22 @@ def _certificate_test(signer: CertificateSigner, store: notation.TrustStore, now
         if found.digest != digest:
             raise SignatureInvalid(f"is over {found.digest[:80]}")
         return "; ".join((found.signer, *found.warnings))[:400]
+
+    return test
+
+
+def _keyless_test(signer: KeylessSigner) -> Test:
+    check_names(signer)
+
+    def test(document: Document, digest: str, _repository: str) -> Any:
+        if document.kind != "cosign-bundle":
+            return None
+        statement = verify_keyless(document.data, signer)  # 3 to 8
+        if statement is None:
+            return None
+        if not statement.is_about(digest):
+            raise SignatureInvalid("is over another digest")
+        return f"identity {signer.identity}" if statement.predicate_type == cosign.SIGN_PREDICATE else statement
 
     return test
 

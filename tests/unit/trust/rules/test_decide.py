@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from datetime import date
 from typing import Any
 
@@ -14,8 +15,8 @@ from casemate.trust.feed.match import Finding, Match
 from casemate.trust.feed.model import Source
 from casemate.trust.packages.merge import Found, ImageContents
 from casemate.trust.packages.model import Distribution, Package, Unreadable
-from casemate.trust.rules.condition import Condition, ConditionInvalid
-from casemate.trust.rules.decide import Decision, LevelTooWeak, Scan, check_level, decide, repository_of
+from casemate.trust.rules.condition import Condition, ConditionInvalid, Facts
+from casemate.trust.rules.decide import FINDING_FIELDS, Decision, LevelTooWeak, Scan, check_level, decide, repository_of
 from casemate.trust.rules.model import Exception_, GradeRule, PolicyInvalid, Rule, TrustPolicy, check_policy
 from casemate.trust.signature.statement import Statement, Subject
 from casemate.trust.signature.verify import Evidence, KeySigner, Verified
@@ -245,3 +246,46 @@ def test_a_policy_as_people_write_it() -> None:
     assert msgspec.json.decode(msgspec.json.encode(POLICY), type=TrustPolicy) == POLICY
     with pytest.raises(msgspec.ValidationError):
         msgspec.json.decode(b'{"rulez":[]}', type=TrustPolicy)
+
+
+CONDITIONS = (
+    "findings.exists(f, f.severity == 'critical' && f.fixable)",
+    "findings.all(f, f.score < 5.0)",
+    "size(findings) > 3",
+    "findings.filter(f, f.severity == 'high').size() >= 2",
+    "findings.exists(f, 'CVE-1' in f.aliases)",
+    "findings.exists_one(f, f.package == 'a')",
+    "findings.exists(f, findings.exists(g, g.package == f.package && g.id != f.id))",
+    "findings.exists(f, f.exploited || f.epss > 0.5)",
+    "findings.map(f, f.severity).exists(s, s == 'low')",
+    "counts['high'] > 1 && findings.all(f, f['type'] == 'deb')",
+)
+
+
+def test_leaner_findings_answer_as_whole_ones_do() -> None:
+    chance = random.Random(7)
+    for _ in range(60):
+        found = [
+            Finding(
+                Found(Package("deb", chance.choice("abc"), "1"), "p", chance.randrange(3)),
+                f"CVE-{chance.randrange(4)}", ("CVE-1",) * chance.randrange(2),
+                chance.choice(("low", "high", "critical")), chance.randrange(100), chance.choice(("", "2")), "",
+                chance.random(), chance.random() > 0.8,
+            )
+            for _ in range(chance.randrange(6))
+        ]  # fmt: skip
+        whole = {
+            "counts": {"high": sum(row.severity == "high" for row in found)},
+            "findings": [
+                {name: list(get(row)) if name == "aliases" else get(row) for name, get in FINDING_FIELDS.items()}
+                for row in found
+            ],
+        }
+        for text in CONDITIONS:
+            condition = Condition(text, "g")
+            wanted = condition.holds(Facts(whole, condition.uses))
+            rule = Rule("r", "", grades=(GradeRule("g", text, "warn"),))
+            answer = decided(policy=TrustPolicy(rules=(rule,)), scanned=scan(*found))
+            told = [step.rule for step in answer.steps if step.outcome == "warn"]
+            assert (told == ["g"]) == wanted, (text, found)
+            assert not [step for step in answer.steps if "cannot be answered" in step.evidence]

@@ -1,0 +1,331 @@
+"""The firewall as hostd keeps it: what casemated gave brought into the kernel, recorded, and kept whole.
+
+The record is written before the kernel is asked, and cut back when the kernel refuses; the number of the state stands
+in the kernel too, so that a start of hostd knows whether a last change came about. hostd's end changes nothing in the
+kernel: what is in force stays, what would be referred or held is dropped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import time
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import chain
+
+from casemate.host import conntrack
+from casemate.host.nft import NftFailed
+from casemate.hostd import firewall_body
+from casemate.hostd import protocol_firewall as wire
+from casemate.hostd.errors import FirewallConflict, ProtocolViolated
+from casemate.hostd.firewall_body import Body
+from casemate.hostd.firewall_record import FirewallRecord, InForce
+from casemate.hostd.folders import Folders
+from casemate.hostd.holding import Holds
+from casemate.hostd.protocol import AnyAnswer, AnyEvent, Done
+from casemate.hostd.referrals import Referrals
+from casemate.hostd.state import State
+from casemate.network import flowlog, plan
+from casemate.network.firewall import sets
+from casemate.network.firewall.kernel import Change, Kernel
+from casemate.network.firewall.rules import TableSpec
+from casemate.network.firewall.sets import Row
+from casemate.spec.errors import CasemateError
+from casemate.spec.settings import Settings
+
+log = logging.getLogger("casemate.hostd")
+
+#: Where clouds answer with a machine's credentials: AWS, Azure, Google, OpenStack and others; Alibaba; Oracle; Azure's
+#: wire server. The link-local ones are blocked anyway; these names say why.
+METADATA = ("169.254.169.254", "100.100.100.200", "192.0.0.192", "168.63.129.16")
+RECORD = "firewall.record"
+#: Labels of connections bear 31 bits of it.
+_LAST_RULES = (1 << 31) - 1
+_EMPTY = Body(dict.fromkeys(wire.SECTIONS, b""))
+_IDENTITY_NAMES = tuple(one.name for one in sets.IDENTITY_SETS)
+
+
+def first_queue(table: str) -> int:
+    """The first of *table*'s three packet queues (10,000 to 62,000), so that two nodes on one host do not meet."""
+    return 10_000 + 4 * (zlib.crc32(table.encode()) % 13_000)
+
+
+def table_spec(settings: Settings) -> TableSpec:
+    table = settings.text("network.table")
+    return TableSpec(
+        table=table,
+        prefix=plan.check_prefix(settings.text("network.link_prefix")),
+        pool=plan.check_pool(settings.text("network.pool")),
+        gateway=ipaddress.IPv4Address(plan.GATEWAY).packed,
+        queue=first_queue(table),
+        log_group=flowlog.verdict_group(table),
+    )
+
+
+@dataclass(slots=True)
+class Firewall:
+    """*links*: the links of the pods that there are; *is_heard*: whether casemated is connected."""
+
+    settings: Settings
+    folders: Folders
+    state: State
+    links: Callable[[], Iterator[plan.PodLink]]
+    is_heard: Callable[[], bool]
+    emit: Callable[[AnyEvent], None]
+    on_hold_ended: Callable[[str], None]
+    now: InForce = field(default_factory=lambda: InForce(time.time_ns() >> 20, 0))
+    repaired: int = 0
+    _kernel: Kernel | None = None
+    _record: FirewallRecord | None = None
+    _referrals: Referrals | None = None
+    _holds: Holds | None = None
+    _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _opened: asyncio.Event = field(default_factory=asyncio.Event)
+    _elements: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def kernel(self) -> Kernel:
+        """The table, its socket and what the kernel knows: looked at when first needed."""
+        if self._kernel is None:
+            kernel = Kernel(table_spec(self.settings))
+            kernel.probe()
+            self._kernel = kernel
+        return self._kernel
+
+    @property
+    def record(self) -> FirewallRecord:
+        if self._record is None:
+            self._record = FirewallRecord(self.folders.run / RECORD)
+        return self._record
+
+    @property
+    def referrals(self) -> Referrals:
+        if self._referrals is None:
+            self._referrals = Referrals(self.kernel, self.emit, self.is_heard, self._pod_of)
+        return self._referrals
+
+    @property
+    def holds(self) -> Holds:
+        if self._holds is None:
+            self._holds = Holds(self.kernel, self.emit)
+        return self._holds
+
+    @property
+    def is_known(self) -> bool:
+        """Whether an earlier hostd left a state that is in force."""
+        return (self.folders.run / RECORD).exists()
+
+    @property
+    def is_open(self) -> bool:
+        return self._opened.is_set()
+
+    def is_held(self, pod: str) -> bool:
+        return self._holds is not None and self._holds.is_held(pod)
+
+    def _pod_of(self, address: bytes) -> str:
+        return self.state.addresses.get(str(ipaddress.ip_address(address)), "")
+
+    # --- whole ----------------------------------------------------------------------------------------------------
+
+    async def ensure(self) -> list[str]:
+        """Make the table where it is not whole; what was done, in lines. Called when the ruleset has changed."""
+        async with self._lock:
+            if not self._opened.is_set():
+                return await self._open()
+            lost = self.kernel.what_lacks()
+            if not lost:
+                return []
+            self.repaired += 1
+            body, _ = self.record.read() or (_EMPTY, self.now)
+            await self._make(body)
+            return [f"made the firewall's table inet {self.kernel.spec.table} again: {', '.join(lost)[:300]} was gone"]
+
+    async def _open(self) -> list[str]:
+        """The first look after a start: what the kernel has stays when it is what the record says."""
+        known = self.record.read()
+        if known is None:
+            self.record.write_whole(_EMPTY, self.now)
+        body, self.now = known or (_EMPTY, self.now)
+        self._elements = body.counts()
+        made: list[str] = []
+        if self.kernel.is_there() and self.kernel.stamp() == self.now.generation & 0xFFFFFFFF:
+            await self.kernel.change(Change(flush=("hardware4",), adds=self._hardware()))
+        else:
+            await self._make(body)
+            made.append(f"made the firewall's table inet {self.kernel.spec.table}")
+        for reader in (self.referrals, self.holds):
+            try:
+                reader.open()
+            except (CasemateError, OSError) as error:
+                # Nothing opens without a reader: what would be referred or held is dropped by the kernel.
+                log.error("no connection can be referred or held: %s", error)
+        self._opened.set()
+        return made
+
+    async def _make(self, body: Body) -> None:
+        rows = chain(
+            [sets.stamp_row(self.now.generation)],
+            (sets.metadata_row(ipaddress.IPv4Address(one).packed) for one in METADATA),
+            self._hardware(),
+            (sets.address_set_row("held", one) for one in (self._holds.addresses() if self._holds else ())),
+            body.adds(),
+        )
+        await self.kernel.make(rows, self.now.rules, body.size)
+
+    def _hardware(self) -> Iterator[Row]:
+        return (hardware(link) for link in self.links())
+
+    async def run(self) -> None:
+        """What goes on while hostd serves; begins with the first pod or the first policy."""
+        await self._opened.wait()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.referrals.run(), name="referrals")
+            group.create_task(self.holds.run(self.on_hold_ended), name="holds")
+
+    def peer_gone(self) -> None:
+        """casemated went away: nobody answers what waits."""
+        if self._referrals is not None:
+            self._referrals.abandon()
+
+    def close(self) -> None:
+        for one in (self._referrals, self._holds, self._kernel):
+            if one is not None:
+                one.close()
+
+    # --- pods -----------------------------------------------------------------------------------------------------
+
+    async def add_pod(self, link: plan.PodLink) -> None:
+        """Let the pod's packets in from its interface: its hardware address and address, together, and no other."""
+        await self.ensure_open()
+        await self.kernel.put([hardware(link)])
+
+    async def remove_pod(self, link: plan.PodLink) -> None:
+        if self._opened.is_set():
+            await self.kernel.take([hardware(link)])
+            if self._holds is not None:
+                await self._holds.release(link.pod, accept=False)
+
+    async def ensure_open(self) -> None:
+        if not self._opened.is_set():
+            await self.ensure()
+
+    # --- operations -----------------------------------------------------------------------------------------------
+
+    async def handle(self, operation: wire.FirewallOperation, fds: list[int]) -> AnyAnswer:
+        match operation:
+            case wire.FirewallReplace() | wire.FirewallChange():
+                return await self._change(operation, fds)
+            case wire.FirewallAnswer():
+                await self.referrals.answer(operation.answers)
+                return Done()
+            case wire.FirewallForget():
+                await self._forget(operation)
+                return Done()
+            case wire.PodHold():
+                pod = self.state.pod(operation.pod)
+                await self.ensure_open()
+                address = ipaddress.IPv4Address(pod.record.spec.network.address).packed
+                await self.holds.hold(pod.id, address, operation.wait_s, operation.limit)
+                return Done()
+            case wire.PodRelease():
+                released = await self.holds.release(operation.pod, accept=operation.accept)
+                self.on_hold_ended(operation.pod)
+                return released
+            case wire.FlowsCut():
+                return wire.Cut(await conntrack.forget_pairs(operation.pairs))
+            case wire.FirewallObserve():
+                return self._observe()
+
+    async def _change(self, operation: wire.FirewallReplace | wire.FirewallChange, fds: list[int]) -> AnyAnswer:
+        if operation.body:
+            data = operation.body
+        elif len(fds) == 1:
+            data = firewall_body.read_sealed(fds[0])
+        else:
+            raise ProtocolViolated(f"no body, and {len(fds)} descriptors instead of one")
+        body = firewall_body.parse(data)
+        await self.ensure_open()
+        async with self._lock:
+            if isinstance(operation, wire.FirewallReplace):
+                await self._replace(body, in_force=operation.in_force)
+            else:
+                await self._apply(body, operation)
+            return wire.FirewallChanged(self.now.generation)
+
+    async def _replace(self, body: Body, *, in_force: bool) -> None:
+        if any(body.sections[name] for name in ("address_deletes", "verdict_deletes", "base_deletes")):
+            raise ProtocolViolated("a replacement deletes nothing by name")
+        before = self.now
+        self.now = InForce(before.generation + 1, self._next_rules() if in_force else 0)
+        try:
+            await self._commit(Change(adds=body.adds(), flush=_IDENTITY_NAMES, size=body.size), rules=True)
+        except BaseException:
+            self.now = before
+            raise
+        # Recorded after: a record that begins anew cannot be cut back. In between the kernel's stamp and the record's
+        # number differ, and a start makes the older state: casemated then gives this one again.
+        self.record.write_whole(body, self.now)
+        self._elements = body.counts()
+
+    async def _apply(self, body: Body, operation: wire.FirewallChange) -> None:
+        before = self.now
+        if operation.expected != before.generation:
+            raise FirewallConflict(
+                f"planned from state {operation.expected}; in force is {before.generation}",
+                generation=before.generation,
+            )
+        look_again = operation.look_again and before.rules > 0
+        self.now = InForce(before.generation + 1, self._next_rules() if look_again else before.rules)
+        length = self.record.append(body, self.now)
+        try:
+            await self._commit(Change(body.deletes(), body.adds(), size=body.size), rules=look_again)
+        except BaseException:
+            self.now = before
+            self.record.cut(length)
+            raise
+        self._elements.update(body.counts())
+        if self.record.is_long:
+            whole = self.record.read()
+            assert whole is not None
+            self.record.write_whole(*whole)
+
+    async def _commit(self, change: Change, *, rules: bool) -> None:
+        change.adds = chain([sets.stamp_row(self.now.generation)], change.adds)
+        change.flush = (*change.flush, "stamp")
+        change.generation = self.now.rules if rules else None
+        await self.kernel.change(change)
+
+    def _next_rules(self) -> int:
+        """A generation that no label bears yet: as the states', it only grows."""
+        return (self.now.generation + 1) % _LAST_RULES + 1
+
+    async def _forget(self, operation: wire.FirewallForget) -> None:
+        await self.ensure_open()
+        if operation.keys is None:
+            await self.kernel.change(Change(flush=("answers4", "answers6")))
+            return
+        rows = [sets.answer_row(one.source, one.destination, one.protocol, one.port) for one in operation.keys]
+        await self.kernel.take(rows)
+        await conntrack.forget_pairs([(one.source, one.destination) for one in operation.keys])
+
+    def _observe(self) -> wire.FirewallState:
+        counters: dict[str, int] = {"repaired": self.repaired}
+        elements: dict[str, int] = {}
+        waiting, holding = 0, tuple[wire.Holding, ...]()
+        if self._opened.is_set():
+            with contextlib.suppress(NftFailed):
+                counters |= self.kernel.counters()
+            counters |= {f"referral_{name}": count for name, count in self.referrals.counted.items()}
+            counters |= {f"hold_{name}": count for name, count in self.holds.counted.items()}
+            elements = dict(self._elements)
+            waiting, holding = self.referrals.waiting, self.holds.state()
+        return wire.FirewallState(self.now.generation, self.now.rules > 0, elements, counters, waiting, holding)
+
+
+def hardware(link: plan.PodLink) -> Row:
+    return sets.hardware_row(bytes.fromhex(link.pod_mac.replace(":", "")), ipaddress.IPv4Address(link.address).packed)

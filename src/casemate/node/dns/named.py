@@ -1,0 +1,117 @@
+"""Answers that rules speak of (``to: api.example.org``) as identities of addresses, for the pod alone that got them.
+
+An address that a pod was told under a watched name becomes, for this pod's connections, an outside end with the
+patterns that cover the name; not with the name itself: strangers could make as many identities as they can make names.
+It stays for the answer's lifetime; the kernel forgets it by itself a while later, should casemated be gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+from collections.abc import Iterable
+
+from casemate.node.core import report
+from casemate.node.policy.state import Policy
+from casemate.policy.identity import Endpoint, Kind
+from casemate.policy.rules import Names, name_matches
+from casemate.spec.errors import CasemateError
+
+#: Addresses that one pod may hold under names of rules, and lifetimes at most: beyond, the oldest go.
+MAX_OF_ONE = 2000
+MAX_LIFETIME_S = 86_400
+#: The kernel keeps an element so much longer than we do.
+GRACE_S = 60
+_LOOK_S = 1.0
+
+
+class Named:
+    """What pods were told under names of rules."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        #: By viewer and address: pattern -> until when (the loop's time).
+        self._held: dict[str, dict[str, dict[str, float]]] = {}
+        #: When the kernel forgets each, if nothing is done.
+        self._kernel: dict[tuple[str, str], float] = {}
+        policy.changed.append(self._kernel.clear)
+
+    def patterns(self) -> tuple[str, ...]:
+        """Every name that a rule in force speaks of."""
+        if not self._policy.active:
+            return ()
+        found = {
+            pattern
+            for rule in self._policy.rules.rules
+            for peer in rule.peers
+            if isinstance(peer, Names)
+            for pattern in peer.patterns
+        }
+        return tuple(sorted(found))
+
+    async def answered(self, viewer: str, name: str, addresses: Iterable[tuple[str, int]]) -> None:
+        """*viewer* is about to be told; when this returns the kernel knows."""
+        now = asyncio.get_running_loop().time()
+        matching = [pattern.lower().rstrip(".") for pattern in self.patterns() if name_matches(pattern, name)]
+        held = self._held.setdefault(viewer, {})
+        for address, ttl_s in addresses:
+            until = now + min(ttl_s, MAX_LIFETIME_S)
+            patterns = held.setdefault(address, {})
+            for pattern in matching:
+                patterns[pattern] = max(patterns.get(pattern, 0.0), until)
+            await self._lay(viewer, address, now)
+        while len(held) > MAX_OF_ONE:
+            oldest = min(held, key=lambda address: max(held[address].values(), default=0.0))
+            held[oldest].clear()
+            await self._lay(viewer, oldest, now)
+
+    async def _lay(self, viewer: str, address: str, now: float) -> None:
+        """Bring what is held of one address into the planner and the kernel."""
+        patterns = self._held.get(viewer, {}).get(address, {})
+        for pattern in [one for one, until in patterns.items() if until <= now]:
+            del patterns[pattern]
+        key = (viewer, address)
+        if not patterns:
+            self._held.get(viewer, {}).pop(address, None)
+            if not self._held.get(viewer, True):
+                del self._held[viewer]
+            self._kernel.pop(key, None)
+            await self._policy.unname(_name(viewer, address))
+            return
+        left_s = max(patterns.values()) - now
+        # Laid again where the kernel would forget it before its time.
+        fresh = self._kernel.get(key, 0.0) < now + left_s
+        lifetime_s = int(left_s) + GRACE_S
+        end = Endpoint(
+            _name(viewer, address), addresses=(ipaddress.ip_address(address),), kind=Kind.WORLD,
+            dns=frozenset(patterns),
+        )  # fmt: skip
+        if await self._policy.name(end, viewer, lifetime_s, again=fresh):
+            self._kernel[key] = now + lifetime_s
+
+    def viewer_gone(self, viewer: str) -> None:
+        """The pod is gone; its address may be another's soon."""
+        for patterns in self._held.get(viewer, {}).values():
+            patterns.clear()
+
+    async def expire_for_ever(self) -> None:
+        """Take out what has run out; never returns."""
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            now = asyncio.get_running_loop().time()
+            late = [
+                (viewer, address)
+                for viewer, held in self._held.items()
+                for address, patterns in held.items()
+                if not patterns or min(patterns.values()) <= now or (viewer, address) not in self._kernel
+            ]
+            for viewer, address in late:
+                try:
+                    await self._lay(viewer, address, now)
+                except CasemateError:
+                    report(f"{address} as seen by {viewer} could not be taken out of the firewall")
+                    break
+
+
+def _name(viewer: str, address: str) -> str:
+    return f"name:{viewer}:{address}"

@@ -1,0 +1,194 @@
+"""casemated's side of the pods' resolver: the child kept alive, told who is who, and heard; answers laid for rules."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections import OrderedDict
+
+import msgspec
+
+from casemate.hostd.protocol_visibility import ResolverListen
+from casemate.node import events
+from casemate.node.core import Core, report
+from casemate.node.directory import Directory, Entry
+from casemate.node.dns.named import Named
+from casemate.node.dns.wire import (
+    ENCODER,
+    FROM_RESOLVER,
+    MAX_PODS,
+    Answered,
+    Counters,
+    Laid,
+    Orders,
+    Pods,
+    Refused,
+    Told,
+)
+from casemate.node.flows.service import Flows
+from casemate.node.resolvers import upstream_servers
+from casemate.node.sidecar import Sidecar, close_all
+from casemate.spec.errors import CasemateError
+
+MODULE = "casemate.node.dns.child"
+_FIRST_DELAY_S, _MAX_DELAY_S = 0.2, 5.0
+#: How often the host's resolv.conf is looked at.
+_LOOK_S = 5.0
+#: One event for a refused answer in so long for each pod and name: a program asks again and again.
+_QUIET_S, _MAX_QUIET = 60.0, 1000
+
+
+class Names:
+    """The pods' resolver of this node."""
+
+    def __init__(self, core: Core, directory: Directory, flows: Flows) -> None:
+        self._core = core
+        self._directory = directory
+        self._flows = flows
+        self.named = Named(core.policy)
+        self.enabled = core.settings.flag("network.resolver")
+        self._sidecar: Sidecar | None = None
+        self._hostd_up, self._hostd_down = asyncio.Event(), asyncio.Event()
+        self._orders: Orders | None = None
+        self._told: OrderedDict[tuple[str, str], float] = OrderedDict()
+        self.counters = Counters()
+        directory.listeners.append(self._changed)
+        core.policy.changed.append(self._give_orders)
+
+    def hostd_changed(self, up: bool) -> None:
+        """The connection to hostd came or went; the sockets live on either way."""
+        if up:
+            self._hostd_up.set()
+            self._hostd_down.clear()
+        else:
+            self._hostd_up.clear()
+            self._hostd_down.set()
+
+    @property
+    def working(self) -> bool:
+        return self._sidecar is not None
+
+    async def run(self) -> None:
+        """Keep a resolver at work; never returns. Pods that were told of it need it also where it is switched off."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._look_after_servers())
+            tasks.create_task(self.named.expire_for_ever())
+            delay_s = _FIRST_DELAY_S
+            while True:
+                await self._hostd_up.wait()
+                began = asyncio.get_running_loop().time()
+                try:
+                    await self._one_life()
+                except (CasemateError, OSError):
+                    report("the pods' resolver could not be started; it is tried again")
+                if asyncio.get_running_loop().time() - began > 10 * _MAX_DELAY_S:
+                    delay_s = _FIRST_DELAY_S
+                await asyncio.sleep(delay_s)
+                delay_s = min(2 * delay_s, _MAX_DELAY_S)
+
+    async def _one_life(self) -> None:
+        answered = await self._core.hostd.call(ResolverListen())
+        descriptors = answered.take()
+        try:
+            if len(descriptors) != 2:
+                raise CasemateError(f"casemate-hostd gave {len(descriptors)} descriptors, 2 are needed")
+            sidecar = Sidecar(self._on_message)
+            sidecar.start(MODULE, [self._core.settings.text("network.pool")], descriptors)
+        finally:
+            close_all(descriptors)
+        self._sidecar = sidecar
+        try:
+            self._send(Pods(replace=True))
+            everybody = [_row(entry) for entry in self._directory.pods.values()]
+            for at in range(0, len(everybody), MAX_PODS):
+                self._send(Pods(tuple(everybody[at : at + MAX_PODS])))
+            self._orders = None
+            self._give_orders()
+            hostd_went = asyncio.ensure_future(self._until_hostd_returns())  # noqa: TID251 - cancelled below
+            ended = asyncio.ensure_future(sidecar.ended())  # noqa: TID251 - cancelled below
+            try:
+                await asyncio.wait((hostd_went, ended), return_when=asyncio.FIRST_COMPLETED)
+                if ended.done():
+                    report(f"the pods' resolver ended ({ended.result()}); it is started again")
+            finally:
+                hostd_went.cancel()
+                ended.cancel()
+        finally:
+            self._sidecar = None
+            await sidecar.close()
+
+    async def _until_hostd_returns(self) -> None:
+        """Another hostd leads the pods' questions to other sockets."""
+        await self._hostd_down.wait()
+        await self._hostd_up.wait()
+
+    def _send(self, message: msgspec.Struct) -> None:
+        if self._sidecar is not None:
+            self._sidecar.send(ENCODER.encode(message))
+
+    async def _look_after_servers(self) -> None:
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            self._give_orders()
+
+    def _give_orders(self) -> None:
+        settings = self._core.settings
+        orders = Orders(
+            upstream_servers(settings), self.named.patterns(), tuple(settings.texts("network.rebind_allowed"))
+        )
+        if orders != self._orders:
+            self._orders = orders
+            self._send(orders)
+
+    def _changed(self, old: Entry | None, new: Entry | None) -> None:
+        gone = (old.address,) if old is not None and (new is None or new.address != old.address) else ()
+        if gone:
+            self.named.viewer_gone(gone[0])
+        self._send(Pods((_row(new),) if new is not None else (), gone))
+
+    def _on_message(self, data: bytes) -> None:
+        message = FROM_RESOLVER.decode(data)
+        match message:
+            case Answered():
+                self._flows.answered(message.viewer, message.name, message.addresses)
+                if message.number:
+                    self._core.spawn(self._lay(message), f"the answer for {message.name[:80]}")
+            case Refused():
+                self._core.spawn(self._note(message), f"the refused answer for {message.name[:80]}")
+            case Told():
+                self.counters = message.counters
+
+    async def _lay(self, answer: Answered) -> None:
+        """Into the firewall first; then the pod may have it."""
+        try:
+            await self.named.answered(answer.viewer, answer.name, answer.addresses)
+        except CasemateError as error:
+            report(f"the answer for {answer.name[:80]} is not in the firewall: {error.detail}")
+            self._send(Laid(answer.number, failed=True))
+        else:
+            self._send(Laid(answer.number))
+
+    async def _note(self, refused: Refused) -> None:
+        key = (refused.viewer, refused.name)
+        now = self._core.clock()
+        if now - self._told.get(key, 0.0) < _QUIET_S:
+            return
+        self._told[key] = now
+        while len(self._told) > _MAX_QUIET:
+            self._told.popitem(last=False)
+        entry = self._directory.by_address.get(refused.viewer)
+
+        def work(db: sqlite3.Connection) -> None:
+            assert entry is not None
+            events.add(
+                db, now, "pod", entry.pod, "dns_refused", project=entry.project, name=entry.name,
+                asked=refused.name, address=refused.address,
+            )  # fmt: skip
+
+        if entry is not None:
+            await self._core.db.write(work)
+            self._core.events.wake()
+
+
+def _row(entry: Entry) -> tuple[str, str, tuple[str, ...]]:
+    return (entry.address, entry.project, entry.names)

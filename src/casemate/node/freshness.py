@@ -1,0 +1,262 @@
+"""Publishers that this host follows: fetched now and then, verified, kept; a tag below one means what it signed.
+
+A repository that a publisher answers for fails closed: an unknown tag, metadata that ended or went back, and a registry
+that says something else refuse the pull and the new container. What runs goes on; it was started by digest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+
+import msgspec
+
+from casemate.image.errors import DigestUnpublished
+from casemate.node import audit, events, imagestore
+from casemate.node.clock import rfc3339
+from casemate.node.core import Caller, Core
+from casemate.node.evidence import ask
+from casemate.node.freshness_jobs import Fresh, RefreshJob, Tag, TagJob
+from casemate.spec.api.publishers import PublisherList, PublisherRequest, PublisherRow, TagAnswer
+from casemate.spec.errors import CasemateError, Conflict, GrantMissing, InvalidArgument, NotFound
+from casemate.spec.reference import Reference, ReferenceInvalid, parse_reference
+from casemate.trust.freshness.resolve import Refreshed, Trusted
+
+#: A pull asks the publisher when what is kept is older than this; the daemon asks of itself every hour.
+STALE_S = 300.0
+EVERY_S = 3600.0
+MAX_PUBLISHERS = 64
+GRANT = "trust"
+ONLINE_S = 120.0
+OFFLINE_S = 30.0
+
+
+class PublisherNotFound(NotFound):
+    code = "trust.publisher_not_found"
+    title = "No such publisher"
+    remedy = "`casemate trust source ls` lists those that are followed."
+
+
+class Source(msgspec.Struct, frozen=True):
+    """A row of the store. *kept* None: nothing was fetched yet, *root* is all that is believed."""
+
+    name: str
+    location: str
+    repositories: tuple[str, ...]
+    root: bytes
+    kept: Refreshed | None = None
+    refreshed_at: float = 0.0
+    error: str = ""
+
+    @property
+    def trusted(self) -> Trusted:
+        return self.kept.trusted if self.kept is not None else Trusted(self.root)
+
+    def covers(self, repository: str) -> int:
+        """The length of the longest of its prefixes that *repository* is below, else -1."""
+        return max((len(p) for p in self.repositories if repository == p or repository.startswith(f"{p}/")), default=-1)
+
+
+_SOURCE = msgspec.json.Decoder(Source)
+
+
+def _all(db: sqlite3.Connection) -> list[Source]:
+    return [_SOURCE.decode(row) for (row,) in db.execute("SELECT row FROM trust_sources ORDER BY name")]
+
+
+def _put(db: sqlite3.Connection, source: Source) -> None:
+    db.execute("INSERT OR REPLACE INTO trust_sources VALUES (?, ?)", (source.name, msgspec.json.encode(source)))
+
+
+async def _named(core: Core, name: str) -> Source:
+    for source in await core.db.read(_all):
+        if source.name == name:
+            return source
+    raise PublisherNotFound(f"publisher {name[:80]!r} is not followed", name=name[:80])
+
+
+async def _for(core: Core, reference: Reference) -> Source | None:
+    """The publisher with the longest prefix of *reference*'s repository."""
+    repository = f"{reference.registry}/{reference.repository}"
+    found = [(source.covers(repository), source) for source in await core.db.read(_all)]
+    length, source = max(found, key=lambda pair: pair[0], default=(-1, None))
+    return source if length >= 0 else None
+
+
+def _demand(caller: Caller, what: str) -> None:
+    """Who is followed decides what may run, as the trust policy does."""
+    if GRANT not in caller.grants():
+        raise GrantMissing(
+            f"{what} needs the grant {GRANT!r}, which {caller.who} does not hold",
+            remedy="The administrator adds the user under grants.trust in /etc/casemate/casemate.toml.", grant=GRANT,
+        )  # fmt: skip
+
+
+async def add(core: Core, request: PublisherRequest, caller: Caller) -> PublisherRow:
+    """Follow a publisher; what it shows now must verify, or nothing is stored."""
+    _demand(caller, "to follow a publisher")
+    if not request.location.startswith(("http://", "https://", "/")):
+        raise InvalidArgument(f"location {request.location[:80]!r} is neither a URL nor an absolute path")
+    prefixes = tuple(_prefix(text) for text in request.repositories)
+    source = Source(request.name, request.location, prefixes, request.root.encode())
+    known = await core.db.read(_all)
+    for other in known:
+        if other.name == source.name or set(other.repositories) & set(prefixes):
+            raise Conflict(f"publisher {other.name} is followed for {', '.join(other.repositories)[:200]}")
+    if len(known) >= MAX_PUBLISHERS:
+        raise Conflict(f"{MAX_PUBLISHERS} publishers are followed already")
+    source = await _fetched(core, source)
+    at = core.clock()
+
+    def work(db: sqlite3.Connection) -> None:
+        _put(db, source)
+        audit.append(
+            db, at, caller.who, "trust.source.add", source.name, location=source.location, repositories=list(prefixes)
+        )
+
+    await core.db.write(work)
+    return as_row(source)
+
+
+def _prefix(text: str) -> str:
+    reference = parse_reference(text.rstrip("/"))
+    if reference.digest is not None or ":" in text.rpartition("/")[2]:
+        raise InvalidArgument(f"{text[:80]!r} is an image; a publisher answers for repositories")
+    return f"{reference.registry}/{reference.repository}"
+
+
+async def _fetched(core: Core, source: Source) -> Source:
+    job = RefreshJob(location=source.location, trusted=source.trusted, now_s=core.clock())
+    answer = await ask(core.evidence_online, job, ONLINE_S)
+    assert isinstance(answer, Fresh)
+    return msgspec.structs.replace(source, kept=answer.refreshed, refreshed_at=core.clock(), error="")
+
+
+async def refresh(core: Core, name: str) -> PublisherRow:
+    """Ask the publisher now. What it is caught at (the past, a bad signature) is kept with it and told as an event."""
+    async with core.lock(f"trust-source-{name}"):
+        source = await _named(core, name)
+        try:
+            fresh = await _fetched(core, source)
+        except CasemateError as error:
+            failed = msgspec.structs.replace(source, error=f"{_code(error)}: {error.detail}"[:400])
+            await core.db.write(lambda db: _failed(db, core, failed))
+            core.events.wake()
+            raise
+        await core.db.write(lambda db: _update(db, fresh))
+    return as_row(fresh)
+
+
+def _code(error: CasemateError) -> str:
+    return str(error.to_problem().get("code", error.code))
+
+
+def _failed(db: sqlite3.Connection, core: Core, source: Source) -> None:
+    _update(db, source)
+    events.add(db, core.clock(), "trust", source.name, "refresh-failed", name=source.name, reason=source.error)
+
+
+def _update(db: sqlite3.Connection, source: Source) -> None:
+    """Only a publisher that is still followed."""
+    row = msgspec.json.encode(source)
+    db.execute("UPDATE trust_sources SET row=? WHERE name=?", (row, source.name))
+
+
+async def remove(core: Core, name: str, caller: Caller) -> None:
+    _demand(caller, "to follow a publisher no more")
+    source = await _named(core, name)
+
+    def work(db: sqlite3.Connection) -> None:
+        db.execute("DELETE FROM trust_sources WHERE name=?", (name,))
+        audit.append(db, core.clock(), caller.who, "trust.source.rm", name, location=source.location)
+
+    await core.db.write(work)
+
+
+async def listing(core: Core) -> PublisherList:
+    return PublisherList(tuple(as_row(source) for source in await core.db.read(_all)))
+
+
+def as_row(source: Source) -> PublisherRow:
+    kept = source.kept
+    return PublisherRow(
+        source.name, source.location, source.repositories, rfc3339(source.refreshed_at) if source.refreshed_at else "",
+        kept.expires if kept else "", kept.versions if kept else {}, source.error,
+    )  # fmt: skip
+
+
+async def tag(core: Core, text: str) -> TagAnswer:
+    """What the tag *text* means by what is kept."""
+    reference = parse_reference(text)
+    source = await _for(core, reference)
+    if source is None or reference.tag is None:
+        return TagAnswer(reference.familiar, "")
+    found = await _meaning(core, source, reference)
+    return TagAnswer(reference.familiar, source.name, found.digest, found.role, found.expires)
+
+
+async def _meaning(core: Core, source: Source, reference: Reference) -> Tag:
+    target = f"{reference.registry}/{reference.repository}:{reference.tag}"
+    files = source.kept.files if source.kept is not None else {}
+    job = TagJob(target=target, trusted=source.trusted, files=files, now_s=core.clock())
+    answer = await ask(core.evidence_offline, job, OFFLINE_S)
+    assert isinstance(answer, Tag)
+    return answer
+
+
+async def published(core: Core, reference: Reference) -> str:
+    """The digest that *reference*'s tag must lead to; empty where nobody is followed for it, or it names a digest.
+
+    Asks the publisher when what is kept is older than five minutes. One that cannot be reached is no fault while what
+    is kept has not ended; one that shows the past, or signs badly, is.
+    """
+    source = await _for(core, reference) if reference.digest is None else None
+    if source is None:
+        return ""
+    if core.clock() - source.refreshed_at > STALE_S:
+        try:
+            await refresh(core, source.name)
+        except CasemateError as error:
+            if not _code(error).startswith(("registry.", "operation.", "image.worker")):
+                raise
+        source = await _named(core, source.name)
+    return (await _meaning(core, source, reference)).digest
+
+
+async def check(core: Core, text: str, row: imagestore.ImageRow) -> None:
+    """Before a new container: the image *row* must be what the tag *text* means. Asks no network.
+
+    Raises :class:`DigestUnpublished`, and what makes metadata unfit.
+    """
+    try:
+        reference = parse_reference(text)
+    except ReferenceInvalid:
+        return  # an id, or a digest: no tag is resolved
+    if reference.digest is not None or not await core.db.read(lambda db: _has_name(db, str(reference))):
+        return
+    source = await _for(core, reference)
+    if source is None:
+        return
+    digest = (await _meaning(core, source, reference)).digest
+    have = (row.manifest_digest, row.the_record().index_digest)
+    if digest not in have:
+        raise DigestUnpublished(
+            f"{reference.familiar} is {row.manifest_digest} here; publisher {source.name} signed {digest}",
+            remedy=f"Fetch it anew: `casemate pull {reference.familiar}`; or run it by its digest.",
+            found=row.manifest_digest, published=digest,
+        )  # fmt: skip
+
+
+def _has_name(db: sqlite3.Connection, name: str) -> bool:
+    return db.execute("SELECT 1 FROM image_names WHERE name=?", (name,)).fetchone() is not None
+
+
+async def keep_fresh(core: Core) -> None:
+    """Ask every publisher each hour; never returns. What fails is told as an event, and stands in the list."""
+    while True:
+        await asyncio.sleep(EVERY_S)
+        for source in await core.db.read(_all):
+            try:
+                await refresh(core, source.name)
+            except CasemateError:
+                continue

@@ -1,0 +1,76 @@
+"""The child's part in freshness: files of a publisher, fetched one by one as verification asks for them."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+
+from casemate.image.errors import RegistryError, RegistryUnavailable
+from casemate.image.http import Client, parse_url
+from casemate.node.freshness_jobs import Fresh, RefreshJob, Tag, TagJob
+from casemate.trust.freshness.resolve import FreshnessInvalid, refresh, resolve
+
+#: The largest role (targets) may have 5 MB; one byte more shows that it is larger.
+MAX_FILE_BYTES = 5_000_000
+#: Roots, and one file for each role.
+MAX_FETCHES = 600
+
+
+class Shown(Mapping[str, bytes]):
+    """A publisher's files by name; each is fetched when it is asked for, once."""
+
+    def __init__(self, client: Client, location: str) -> None:
+        self._client = client
+        self._location = location.rstrip("/")
+        self._known: dict[str, bytes | None] = {}
+
+    def __getitem__(self, name: str) -> bytes:
+        if name not in self._known:
+            if len(self._known) >= MAX_FETCHES:
+                raise FreshnessInvalid(f"{self._location}: more than {MAX_FETCHES} files would have to be fetched")
+            over = self._location.startswith(("http://", "https://"))
+            self._known[name] = self._get(name) if over else self._read(name)
+        data = self._known[name]
+        if data is None:
+            raise KeyError(name)
+        return data
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(())  # nobody lists a publisher
+
+    def __len__(self) -> int:
+        return 0
+
+    def _get(self, name: str) -> bytes | None:
+        url = parse_url(f"{self._location}/{name}")
+        with self._client.retrying(lambda: self._client.send("GET", url, {})) as answer:
+            if answer.status in (403, 404):  # some stores answer 403 for what is not there
+                return None
+            if answer.status != 200:
+                raise RegistryError(f"{self._location}/{name}: status {answer.status}")
+            return answer.read(MAX_FILE_BYTES)
+
+    def _read(self, name: str) -> bytes | None:
+        try:
+            descriptor = os.open(f"{self._location}/{name}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise RegistryUnavailable(
+                f"{self._location}/{name}: {error.strerror}", remedy="The user casemate has to be able to read it."
+            ) from error
+        with os.fdopen(descriptor, "rb") as stream:
+            if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+                raise FreshnessInvalid(f"{self._location}/{name} is no file")
+            return stream.read(MAX_FILE_BYTES + 1)
+
+
+def refreshed(client: Client, job: RefreshJob) -> Fresh:
+    return Fresh(refresh(job.trusted, Shown(client, job.location), datetime.fromtimestamp(job.now_s, UTC)))
+
+
+def tag(job: TagJob) -> Tag:
+    found = resolve(job.trusted, job.files, job.target, datetime.fromtimestamp(job.now_s, UTC))
+    return Tag(found.digest, found.role, found.expires)

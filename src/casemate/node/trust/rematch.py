@@ -1,0 +1,175 @@
+"""What runs is judged anew when the policy, a key, a feed or the day changes.
+
+From the kept package lists: no layer is read, no registry asked. One child judges all images in use; what came out is
+kept with each container, told as an event where it changed, and acted upon as the policy says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sqlite3
+from collections.abc import Sequence
+
+import msgspec
+
+from casemate.image.errors import ImageNotFound
+from casemate.node import audit, events, imagestore
+from casemate.node.core import SELF, Core, report
+from casemate.node.rows import ALIVE, ContainerRow, select
+from casemate.node.trust import actions
+from casemate.node.trust.admission import ask, recorded, subject_of
+from casemate.node.trust.rechecks import record
+from casemate.node.trust.scans import today
+from casemate.spec.api import Admission
+from casemate.spec.errors import CasemateError
+from casemate.spec.workload import LEVELS, Level
+from casemate.trust.admission import Candidate
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from casemate.node.trust.judge_jobs import Judged, Subject
+    from casemate.trust.rules.model import TrustPolicy
+
+#: Feeds, ignores and exceptions come of age with the day alone.
+LOOK_S = 3600.0
+RETRY_S = 60.0
+#: 500 images of one message take some seconds.
+BATCH_S = 600.0
+NO_POLICY = Admission("admit", "no policy")
+
+
+class Used(msgspec.Struct, frozen=True):
+    """A container as judging sees it."""
+
+    id: str
+    name: str
+    project: str
+    image: str
+    digest: str
+    status: str
+    level: Level
+    admission: bytes
+
+    @property
+    def key(self) -> tuple[str, str, str, Level]:
+        """Containers of one key are judged once."""
+        return self.digest, self.image, self.project, self.level
+
+
+async def keep_rematched(core: Core) -> None:
+    """Judge anew whenever something changed, and when the day did; never returns."""
+    day, wait_s = "", LOOK_S
+    while True:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(wait_s):
+                await core.trust.changed.wait()
+        if not core.trust.changed.is_set() and wait_s == LOOK_S and day == today(core):
+            continue
+        reason = core.trust.reason or "another day"
+        core.trust.changed.clear()
+        day, wait_s = today(core), LOOK_S
+        try:
+            await rematch(core, reason)
+            core.trust.reason = ""
+        except Exception:  # whatever it was: what runs must be judged, so it is tried again
+            report(f"what is in use could not be judged anew ({reason})")
+            wait_s = RETRY_S
+
+
+async def rematch(core: Core, reason: str) -> int:
+    """Judge every image in use; the number of containers for which something changed."""
+    used = await core.db.read(in_use)
+    if not used:
+        return 0
+    policy = core.trust.policy
+    found = await judge_all(core, policy, used) if policy is not None else {}
+    changed = 0
+    for row in used:
+        admission = found.get(row.key, NO_POLICY) if policy is not None else NO_POLICY
+        if await core.db.write(lambda db, r=row, a=admission: _keep(db, core, r, a, reason)):  # type: ignore[misc]
+            changed += 1
+            core.changes.tell(row.id)
+        if row.status in ALIVE and actions.violates(admission, row.level):
+            core.spawn(actions.act(core, row.id, admission, reason), f"what the policy wants of {row.name}")
+    core.events.wake()
+    return changed
+
+
+def in_use(db: sqlite3.Connection) -> list[Used]:
+    """Every container, with the level of its pod."""
+    query = (
+        "SELECT c.id, c.name, c.project, c.image, c.image_digest, c.status, coalesce(p.level, 'namespace'), "
+        "c.admission FROM containers c JOIN pods p ON p.id = c.pod ORDER BY c.created_at"
+    )
+    return [Used(*row) for row in db.execute(query)]
+
+
+async def judge_all(
+    core: Core, policy: TrustPolicy, used: Sequence[Used]
+) -> dict[tuple[str, str, str, Level], Admission]:
+    """The admission of each key of *used* by *policy*. What cannot be judged is refused, with the reason."""
+    from casemate.node.trust.judge_jobs import MAX_SUBJECTS  # noqa: PLC0415 - nothing of it is loaded without a policy
+
+    keys = list(dict.fromkeys(row.key for row in used))
+    found: dict[tuple[str, str, str, Level], Admission] = {}
+    subjects: list[tuple[tuple[str, str, str, Level], Subject]] = []
+    for number, key in enumerate(keys):
+        try:
+            subjects.append((key, await _subject(core, policy, key, str(number))))
+        except CasemateError as error:
+            found[key] = Admission("refuse", f"cannot be judged: {error.detail}"[:4000], digest=key[0])
+    for start in range(0, len(subjects), MAX_SUBJECTS):
+        part = subjects[start : start + MAX_SUBJECTS]
+        rows = {row.key: row for row in await _judged(core, policy, [subject for _, subject in part])}
+        for key, subject in part:
+            found[key] = recorded(core, key[0], (subject, rows[subject.key]))
+    return found
+
+
+async def _subject(core: Core, policy: TrustPolicy, key: tuple[str, str, str, Level], name: str) -> Subject:
+    digest, image, project, level = key
+    try:
+        row = await core.db.read(lambda db: imagestore.find(db, digest))
+    except ImageNotFound as error:
+        raise ImageNotFound("its image was removed") from error
+    return await subject_of(core, policy, row, Candidate(digest, image, project, level), name)
+
+
+async def _judged(core: Core, policy: TrustPolicy, subjects: Sequence[Subject]) -> tuple[Judged, ...]:
+    from casemate.node.trust.judge_jobs import JudgeJob, Judgements  # noqa: PLC0415 - as above
+
+    job = JudgeJob(state=core.settings.text("paths.state"), policy=policy, subjects=tuple(subjects), today=today(core))
+    answer = await ask(core.trust.batch, job, BATCH_S)
+    assert isinstance(answer, Judgements)
+    return answer.rows
+
+
+def _keep(db: sqlite3.Connection, core: Core, used: Used, admission: Admission, reason: str) -> bool:
+    """Keep the answer with the container; an event where it says something else than before."""
+    rows = select(db, ContainerRow, "WHERE id=?", used.id)
+    if not rows:
+        return False
+    before = msgspec.json.decode(rows[0].admission, type=Admission)
+    if tells(before) == tells(admission):
+        return False
+    record(db, rows[0], admission)
+    at = core.clock()
+    does = admission.running if used.status in ALIVE and actions.violates(admission, used.level) else "nothing"
+    events.add(
+        db, at, "container", used.id, "judged", project=used.project, name=used.name, image=used.image,
+        digest=used.digest, answer=admission.answer, was=before.answer, level=admission.level,
+        segment=admission.segment, rule=admission.policy, reason=admission.reason[:500], because=reason, does=does,
+    )  # fmt: skip
+    audit.append(
+        db, at, SELF.who, "container.judge", used.id, answer=admission.answer, name=used.name, rule=admission.policy,
+        because=reason, does=does,
+    )  # fmt: skip
+    return True
+
+
+def tells(admission: Admission) -> tuple[object, ...]:
+    """What of an admission matters: another day, or a newer feed that says the same, is no news."""
+    steps = tuple((step.rule, step.outcome, step.evidence) for step in admission.steps if step.outcome != "ok")
+    level = admission.level or LEVELS[0]
+    return admission.answer, level, admission.segment, admission.policy, admission.dry_run, steps

@@ -1,0 +1,321 @@
+"""The firewall through hostd: whole states, changes, referrals, holds, somebody's flush, a killed daemon."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import ipaddress
+import os
+import select
+import socket
+import struct
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import pytest
+from tests.integration.hostd.driver import Client, Hostd, Refused, running
+
+from casemate.host import netns
+from casemate.hostd import protocol
+from casemate.hostd import protocol_firewall as wire
+from casemate.node.firewall import pack, sealed
+from casemate.policy.lower import Element, Table
+from casemate.policy.plan import AddressElement, Transaction
+from casemate.policy.verdict import Verdict
+from casemate.spec.workload import PodSpec
+
+T = TypeVar("T")
+NUMBERS = (300, 301)
+PORT = 7000
+
+
+@pytest.fixture(scope="module")
+def hostd() -> Iterator[Hostd]:
+    with running() as one:
+        yield one
+
+
+@pytest.fixture
+def client(hostd: Hostd) -> Iterator[Client]:
+    one = hostd.wait_ready()
+    yield one
+    with contextlib.suppress(OSError):
+        one.call(wire.FirewallReplace(pack(Transaction("off")), in_force=False))
+    one.close()
+
+
+@pytest.fixture
+def pods(hostd: Hostd, client: Client) -> Iterator[tuple[PodSpec, PodSpec]]:
+    made = hostd.pod(), hostd.pod()
+    for one in made:
+        client.call(protocol.PodCreate(one))
+    yield made
+    for one in made:
+        client.call(protocol.PodRemove(one.id, force=True))
+
+
+def inside(hostd: Hostd, pod: PodSpec, function: Callable[[], T]) -> T:
+    fd = os.open(hostd.run / "netns" / pod.id, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return asyncio.run(netns.inside(fd, function))
+    finally:
+        os.close(fd)
+
+
+def listen(hostd: Hostd, pod: PodSpec, port: int = PORT) -> socket.socket:
+    return inside(hostd, pod, lambda: socket.create_server(("0.0.0.0", port)))
+
+
+def begin(hostd: Hostd, pod: PodSpec, to: PodSpec, port: int = PORT) -> socket.socket:
+    """A connection that is being made."""
+
+    def body() -> socket.socket:
+        one = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        # Closed at once: a connection that still ends would keep its pod's namespace.
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        assert one.connect_ex((to.network.address, port)) == errno.EINPROGRESS
+        return one
+
+    return inside(hostd, pod, body)
+
+
+def outcome(one: socket.socket, timeout_s: float = 2.0) -> str:
+    """What became of a connection: open, refused, or waiting."""
+    if not select.select([], [one], [], timeout_s)[1]:
+        return "waiting"
+    return "refused" if one.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) else "open"
+
+
+def connect(hostd: Hostd, pod: PodSpec, to: PodSpec, port: int = PORT, timeout_s: float = 2.0) -> str:
+    with begin(hostd, pod, to, port) as one:
+        return outcome(one, timeout_s)
+
+
+def ends(pods: tuple[PodSpec, PodSpec]) -> tuple[AddressElement, ...]:
+    return tuple(
+        AddressElement(True, 4, int(address), int(address), "", number)
+        for pod, number in zip(pods, NUMBERS, strict=True)
+        for address in [ipaddress.IPv4Address(pod.network.address)]
+    )
+
+
+def between(verdict: Verdict, port: int = PORT) -> Element:
+    return Element(Table.PORT, *NUMBERS, 6, port, port, verdict)
+
+
+def whole(pods: tuple[PodSpec, PodSpec], *elements: Element) -> bytes:
+    return pack(Transaction("test", adds=elements, address_adds=ends(pods)))
+
+
+def test_what_is_in_force_is_changed_by_one_transaction(
+    hostd: Hostd, client: Client, pods: tuple[PodSpec, PodSpec]
+) -> None:
+    a, b = pods
+    with listen(hostd, b):
+        assert connect(hostd, a, b) == "open"
+        now = client.call(wire.FirewallReplace(whole(pods)))
+        assert connect(hostd, a, b) == "refused"
+        add = pack(Transaction("add", adds=(between(Verdict.ALLOW),)))
+        after = client.call(wire.FirewallChange(now.generation, add))
+        assert after.generation == now.generation + 1
+        assert connect(hostd, a, b) == "open"
+        with pytest.raises(Refused) as refused:
+            client.call(wire.FirewallChange(now.generation, add))
+        assert refused.value.code == "hostd.firewall_conflict"
+        # An element that is not there: the kernel refuses all of it, and the state is what it was.
+        bad = pack(Transaction("bad", deletes=(between(Verdict.ALLOW, 99),), adds=(between(Verdict.ALLOW, 98),)))
+        with pytest.raises(Refused) as refused:
+            client.call(wire.FirewallChange(after.generation, bad))
+        assert refused.value.code == "host.nft_failed"
+        state = client.call(wire.FirewallObserve())
+        assert (state.generation, state.in_force) == (after.generation, True)
+        assert state.elements == {"verdict": 1, "base": 0, "address": 2}
+
+
+def test_a_large_state_comes_in_a_sealed_memory_file(
+    hostd: Hostd, client: Client, pods: tuple[PodSpec, PodSpec]
+) -> None:
+    many = (Element(Table.PORT, 1000 + n, 301, 6, 80, 80, Verdict.ALLOW) for n in range(20_000))
+    body = whole(pods, between(Verdict.ALLOW), *many)
+    with contextlib.closing(_File(sealed(body))) as file, listen(hostd, pods[1]):
+        client.call(wire.FirewallReplace(), [file.number])
+        assert connect(hostd, *pods) == "open"
+        assert connect(hostd, *pods, PORT + 1) == "refused"
+    number = os.memfd_create("open", os.MFD_ALLOW_SEALING)
+    os.write(number, body)
+    with contextlib.closing(_File(number)) as file, pytest.raises(Refused) as refused:
+        client.call(wire.FirewallReplace(), [file.number])
+    assert refused.value.code == "hostd.firewall_body_invalid"
+
+
+class _File:
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def close(self) -> None:
+        os.close(self.number)
+
+
+def test_an_open_connection_that_may_not_be_any_more_is_cut_and_others_live(
+    hostd: Hostd, client: Client, pods: tuple[PodSpec, PodSpec]
+) -> None:
+    a, b = pods
+    now = client.call(wire.FirewallReplace(whole(pods, between(Verdict.ALLOW), between(Verdict.ALLOW, PORT + 1))))
+    with listen(hostd, b) as first, listen(hostd, b, PORT + 1) as second:
+        kept: list[tuple[socket.socket, socket.socket]] = []
+        for server, port in ((first, PORT), (second, PORT + 1)):
+            one = begin(hostd, a, b, port)
+            assert outcome(one) == "open"
+            kept.append((one, server.accept()[0]))
+        less = pack(Transaction("less", deletes=(between(Verdict.ALLOW),)))
+        client.call(wire.FirewallChange(now.generation, less, look_again=True))
+        cut = time.monotonic()
+        for one, _ in kept:
+            one.send(b"on")
+        assert select.select([kept[0][0]], [], [], 1.0)[0]
+        with pytest.raises(ConnectionResetError):
+            kept[0][0].recv(10)
+        assert time.monotonic() - cut < 1.0
+        assert kept[1][1].recv(10) == b"on"
+        for pair in kept:
+            for one in pair:
+                one.close()
+
+
+def test_a_referred_connection_waits_for_its_answer(
+    hostd: Hostd, client: Client, pods: tuple[PodSpec, PodSpec]
+) -> None:
+    a, b = pods
+    client.call(wire.FirewallReplace(whole(pods, between(Verdict.REFER))))
+    with listen(hostd, b):
+        for accept, expected in ((True, "open"), (False, "refused")):
+            with begin(hostd, a, b) as one:
+                packet = client.event(wire.Referred).packets[0]
+                assert (packet.source, packet.destination) == tuple(
+                    ipaddress.IPv4Address(pod.network.address).packed for pod in pods
+                )
+                assert (packet.protocol, packet.port, packet.pod) == (6, PORT, a.id)
+                assert packet.source_port == one.getsockname()[1]
+                assert outcome(one, 0.05) == "waiting"
+                client.call(wire.FirewallAnswer((wire.ReferralAnswer(packet.number, accept),)))
+                assert outcome(one) == expected
+        # Answered with a lifetime: nobody is asked again, until it is forgotten.
+        with begin(hostd, a, b) as one:
+            packet = client.event(wire.Referred).packets[0]
+            client.call(wire.FirewallAnswer((wire.ReferralAnswer(packet.number, True, 60),)))
+            assert outcome(one) == "open"
+        assert connect(hostd, a, b) == "open"
+        key = wire.AnswerKey(packet.source, packet.destination, 6, PORT)
+        client.call(wire.FirewallForget((key,)))
+        with begin(hostd, a, b) as one:
+            packet = client.event(wire.Referred).packets[0]
+            assert outcome(one, 0.05) == "waiting"
+            client.call(wire.FirewallAnswer((wire.ReferralAnswer(packet.number, False),)))
+        counters = client.call(wire.FirewallObserve()).counters
+        assert counters["referral_accepted"] >= 2
+        assert counters["referral_denied"] >= 2
+
+
+def test_nobody_to_ask_means_no(hostd: Hostd, client: Client, pods: tuple[PodSpec, PodSpec]) -> None:
+    """What is open lives on, what would be referred is dropped; when casemated is back, it is asked."""
+    a, b = pods
+    client.call(wire.FirewallReplace(whole(pods, between(Verdict.REFER), between(Verdict.ALLOW, PORT + 1))))
+    with listen(hostd, b), listen(hostd, b, PORT + 1) as open_server:
+        kept = begin(hostd, a, b, PORT + 1)
+        assert outcome(kept) == "open"
+        server = open_server.accept()[0]
+        client.close()
+        assert connect(hostd, a, b, timeout_s=0.3) == "waiting"
+        kept.send(b"still")
+        assert server.recv(10) == b"still"
+        again = hostd.wait_ready()
+        with begin(hostd, a, b) as one:
+            packet = again.event(wire.Referred).packets[0]
+            again.call(wire.FirewallAnswer((wire.ReferralAnswer(packet.number, True),)))
+            assert outcome(one) == "open"
+        kept.close()
+        server.close()
+        again.close()
+    client.socket = hostd.wait_ready().socket
+
+
+def test_a_held_pod_gets_its_callers_when_it_is_released(
+    hostd: Hostd, client: Client, pods: tuple[PodSpec, PodSpec]
+) -> None:
+    a, b = pods
+    client.call(wire.PodHold(b.id, wait_s=20))
+    waiting = [begin(hostd, a, b) for _ in range(5)]
+    assert [outcome(one, 0.05) for one in waiting] == ["waiting"] * 5
+    holding = client.call(wire.FirewallObserve()).holding
+    assert [(one.pod, one.waiting) for one in holding] == [(b.id, 5)]
+    with listen(hostd, b):
+        released = client.call(wire.PodRelease(b.id))
+        assert (released.waited, released.refused) == (5, 0)
+        assert [outcome(one) for one in waiting] == ["open"] * 5
+    for one in waiting:
+        one.close()
+
+
+def test_beyond_the_bound_of_a_hold_callers_are_reset(
+    hostd: Hostd, client: Client, pods: tuple[PodSpec, PodSpec]
+) -> None:
+    a, b = pods
+    client.call(wire.PodHold(b.id, wait_s=1, limit=2))
+    waiting = [begin(hostd, a, b) for _ in range(3)]
+    assert [outcome(one, 0.1) for one in waiting] == ["waiting", "waiting", "refused"]
+    ended = client.event(wire.HoldEnded, pod=b.id)
+    assert (ended.why, ended.refused) == ("time", 3)
+    assert [outcome(one) for one in waiting[:2]] == ["refused"] * 2
+    for one in waiting:
+        one.close()
+
+
+def test_somebodys_flush_is_repaired_within_a_second(
+    hostd: Hostd, client: Client, pods: tuple[PodSpec, PodSpec]
+) -> None:
+    a, b = pods
+    client.call(wire.FirewallReplace(whole(pods, between(Verdict.ALLOW))))
+    with listen(hostd, b), listen(hostd, b, PORT + 1):
+        # As `nft flush ruleset` does to each table; the other tables of this host are not ours to flush.
+        table = hostd.scope.table
+        subprocess.run(["nft", f"delete table inet {table}; delete table ip {table}"], check=True)
+        at = time.monotonic()
+        event = client.event(wire.FirewallRepaired)
+        assert time.monotonic() - at < 1.0
+        assert any(f"inet {table}" in line for line in event.what)
+        assert connect(hostd, a, b) == "open"
+        assert connect(hostd, a, b, PORT + 1) == "refused"
+        subprocess.run(["nft", "flush", "chain", "inet", table, "judge"], check=True)
+        event = client.event(wire.FirewallRepaired)
+        assert "chain judge" in event.what[0]
+
+
+def test_a_killed_hostd_leaves_the_firewall_as_it_was_and_goes_on(
+    hostd: Hostd, client: Client, pods: tuple[PodSpec, PodSpec]
+) -> None:
+    a, b = pods
+    now = client.call(wire.FirewallReplace(whole(pods, between(Verdict.ALLOW))))
+    change = pack(Transaction("more", adds=(between(Verdict.ALLOW, PORT + 1),)))
+    now = client.call(wire.FirewallChange(now.generation, change))
+    with listen(hostd, b), listen(hostd, b, PORT + 1):
+        client.close()
+        hostd.kill()
+        assert connect(hostd, a, b) == "open"
+        assert connect(hostd, a, b, PORT + 2) == "refused"
+        hostd.start()
+        again = hostd.wait_ready()
+        assert again.call(wire.FirewallObserve()).generation == now.generation
+        assert connect(hostd, a, b, PORT + 1) == "open"
+        again.close()
+        hostd.kill()
+        # While it is away somebody takes the table: its start makes it from the record.
+        subprocess.run(["nft", "delete", "table", "inet", hostd.scope.table], check=True)
+        hostd.start()
+        again = hostd.wait_ready()
+        assert again.call(wire.FirewallObserve()).generation == now.generation
+        assert connect(hostd, a, b, PORT + 1) == "open"
+        assert connect(hostd, a, b, PORT + 2) == "refused"
+    client.socket = again.socket

@@ -1,0 +1,157 @@
+"""Verdicts of the kernel's table, by real packets: maps, intervals, bases, names, the outside."""
+
+from __future__ import annotations
+
+import pytest
+from tests.integration.firewall.lab import (
+    ACK,
+    ICMP,
+    MAC_A,
+    OUTSIDE,
+    SCTP,
+    TCP,
+    UDP,
+    Lab,
+    Packet,
+    address,
+    endpoint,
+    world,
+)
+
+from casemate.network.firewall import sets
+from casemate.network.firewall.kernel import Change
+from casemate.network.firewall.sets import ALLOW, AUDIT, DENY, Row, verdict_row
+from casemate.policy.verdict import Verdict
+
+A, B, C, NOBODY = "192.168.1.1", "192.168.1.2", "192.168.1.3", "192.168.9.9"
+IDS = {A: 300, B: 301, C: 302}
+WORLD = 400
+SYN_ACK = 18
+
+
+def base(lab: Lab, *more: Row) -> list[Row]:
+    lab.route([*IDS, NOBODY])
+    rows = lab.hardware([*IDS, NOBODY]) + [endpoint(one, number) for one, number in IDS.items()]
+    return [*rows, world(WORLD), *more]
+
+
+def pair(source: str, destination: str) -> tuple[int, int]:
+    return IDS.get(source, WORLD), IDS.get(destination, WORLD)
+
+
+def test_verdict_numbers_are_those_of_policy() -> None:
+    assert [int(one) for one in (Verdict.ALLOW, Verdict.AUDIT, Verdict.REFER, Verdict.HOLD, Verdict.DENY)] == [
+        sets.ALLOW, sets.AUDIT, sets.REFER, sets.HOLD, sets.DENY,
+    ]  # fmt: skip
+    assert set(sets.CHAINS) == {int(one) for one in Verdict}
+
+
+def test_without_a_policy_everything_passes(lab: Lab) -> None:
+    lab.make(base(lab), generation=0)
+    assert lab.passes([Packet(A, B), Packet(A, C, UDP), Packet(A, NOBODY)]) == [True] * 3
+
+
+def test_with_a_policy_nothing_passes_that_no_element_lets(lab: Lab) -> None:
+    lab.make(base(lab), generation=1)
+    lab.flush_connections()
+    packets = [Packet(A, B, kind, 8) for kind in (TCP, UDP, SCTP, ICMP, 47)]
+    assert lab.passes(packets) == [False] * 5
+    assert lab.kernel.counters()["denied"] >= 5
+
+
+def test_exact_ports_intervals_and_pairs(lab: Lab) -> None:
+    lab.make(
+        base(
+            lab,
+            verdict_row(0, *pair(A, B), TCP, 80, 80, ALLOW),
+            verdict_row(1, *pair(A, B), UDP, 1000, 2000, ALLOW),
+            verdict_row(0, *pair(A, B), ICMP, 8, 8, ALLOW),
+            verdict_row(2, *pair(A, C), 0, 0, 0, ALLOW),
+            verdict_row(0, *pair(A, C), TCP, 22, 22, DENY),
+            verdict_row(1, *pair(A, C), ICMP, 3, 9, DENY),
+            verdict_row(0, *pair(A, C), 0, 0, 0, AUDIT),
+        )
+    )
+    lab.flush_connections()
+    asked = {
+        (B, TCP, 80): True, (B, TCP, 81): False, (B, UDP, 80): False, (B, UDP, 1000): True, (B, UDP, 2000): True,
+        (B, UDP, 2001): False, (B, UDP, 999): False, (B, ICMP, 8): True, (B, ICMP, 13): False, (C, TCP, 22): False,
+        (C, TCP, 23): True, (C, UDP, 53): True, (C, SCTP, 36412): True, (C, ICMP, 8): False, (C, ICMP, 13): True,
+        (C, 47, 0): True, (B, 47, 0): False,
+    }  # fmt: skip
+    assert lab.passes([Packet(A, *one) for one in asked]) == list(asked.values())
+    assert lab.kernel.counters()["audited"] == 1
+
+
+def test_where_a_pair_has_nothing_its_bases_are_asked(lab: Lab) -> None:
+    egress, ingress = 1 << 23, (1 << 23) + 1
+    lab.make(
+        base(
+            lab,
+            *sets.base_rows(IDS[A], egress, ingress + 5),
+            *sets.base_rows(IDS[B], egress + 5, ingress),
+            verdict_row(0, egress, ingress, TCP, 80, 80, ALLOW),
+            verdict_row(1, egress, ingress, TCP, 90, 99, ALLOW),
+            verdict_row(2, *pair(A, C), 0, 0, 0, ALLOW),
+        )
+    )
+    lab.flush_connections()
+    asked = {(B, 80): True, (B, 95): True, (B, 81): False, (C, 80): True}
+    assert lab.passes([Packet(A, one, TCP, port) for one, port in asked]) == list(asked.values())
+
+
+def test_the_outside_has_identities_by_interval_and_by_name(lab: Lab) -> None:
+    narrow, named = 401, 402
+    viewed = sets.address_row(
+        True, address(OUTSIDE), address(OUTSIDE), viewer=address(B), number=named, lifetime_ms=60_000
+    )
+    rows = base(lab, viewed)[:-2]
+    rows += [world(WORLD, "0.0.0.0", "198.51.100.6"), world(narrow, OUTSIDE, OUTSIDE), viewed]
+    rows += [world(WORLD, "198.51.100.8")]
+    rows += [verdict_row(0, IDS[A], narrow, TCP, 443, 443, ALLOW), verdict_row(0, IDS[B], named, TCP, 444, 444, ALLOW)]
+    lab.make(rows)
+    lab.flush_connections()
+    asked = {(A, 443): True, (A, 444): False, (B, 444): True, (B, 443): False}
+    packets = [Packet(source, OUTSIDE, TCP, port) for source, port in asked]
+    assert lab.passes(packets, at=lab.w) == list(asked.values())
+
+
+def test_an_address_of_the_pool_that_nobody_has_is_not_the_outside(lab: Lab) -> None:
+    lab.make(base(lab, verdict_row(2, IDS[A], WORLD, 0, 0, 0, ALLOW), verdict_row(2, WORLD, IDS[B], 0, 0, 0, ALLOW)))
+    lab.flush_connections()
+    assert lab.passes([Packet(A, NOBODY), Packet(NOBODY, B)]) == [False, False]
+    assert lab.passes([Packet(OUTSIDE, B)], via=lab.w) == [True]
+
+
+def test_a_policy_that_tightens_cuts_what_is_open_and_nothing_else(lab: Lab) -> None:
+    """By a new generation: the next packet of each connection is looked up anew."""
+    rows = base(lab, *(verdict_row(2, *pair(A, one), 0, 0, 0, ALLOW) for one in (B, C)))
+    lab.make(rows)
+    lab.flush_connections()
+    assert lab.connect(A, B)
+    assert lab.connect(A, C)
+    middle = [Packet(A, one, flags=ACK, sequence=1001, acknowledged=5001) for one in (B, C)]
+    assert lab.passes(middle) == [True, True]
+    lab.change(Change(deletes=[verdict_row(2, *pair(A, B), 0, 0, 0, ALLOW)], generation=2))
+    list(lab.a.frames())
+    assert lab.passes(middle) == [False, True]
+    resets = [one for one in lab.a.frames() if one[9] == TCP and one[33] & 4]
+    assert resets, "whoever goes on is told by a reset"
+
+
+def test_answers_of_what_was_let_through_pass(lab: Lab) -> None:
+    lab.make(base(lab, verdict_row(0, *pair(A, B), TCP, 80, 80, ALLOW)))
+    lab.flush_connections()
+    assert lab.passes([Packet(A, B)]) == [True]
+    answer = Packet(B, A, port=40_000, source_port=80, flags=SYN_ACK, acknowledged=1001)
+    lab.route([A], "cm-a", MAC_A)
+    assert lab.passes([answer], via=lab.b, at=lab.a) == [True]
+    # The same ends the other way round are another connection.
+    assert lab.passes([Packet(B, A, port=40_001)], via=lab.b, at=lab.a) == [False]
+
+
+@pytest.mark.parametrize("flags", [ACK, 1 | ACK, 4])
+def test_the_middle_of_a_connection_that_nobody_began_is_refused(lab: Lab, flags: int) -> None:
+    lab.make(base(lab, verdict_row(2, *pair(A, B), 0, 0, 0, ALLOW)))
+    lab.flush_connections()
+    assert lab.passes([Packet(A, B, flags=flags, source_port=41_000 + flags)]) == [False]

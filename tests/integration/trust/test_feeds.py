@@ -1,0 +1,221 @@
+"""Feeds over a mirror, by two importers, through kills; and what a member of the group may not do."""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+from tests.integration.daemons import SOURCE, USER
+from tests.integration.trust.conftest import Casemate, tracker
+
+pytestmark = pytest.mark.root
+pytest.importorskip("cvss", reason="missing: cvss")
+TODAY = datetime.now(UTC).date().isoformat()
+
+
+class Mirror(http.server.BaseHTTPRequestHandler):
+    """Serves *files*; cuts the answer after *cut* bytes once; answers ranges."""
+
+    files: ClassVar[dict[str, bytes]] = {}
+    cut: ClassVar[dict[str, int]] = {}
+    seen: ClassVar[list[tuple[str, str]]] = []
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        name = self.path.rpartition("/")[2]
+        data = self.files.get(name)
+        wanted = self.headers.get("Range", "")
+        self.seen.append((name, wanted))
+        if data is None:
+            self.send_response(404)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted else 0
+        self.send_response(206 if wanted else 200)
+        if wanted:
+            self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
+        self.send_header("Content-Length", str(len(data) - start))
+        self.end_headers()
+        end = self.cut.pop(name, len(data))
+        self.wfile.write(data[start:end])
+        if end < len(data):
+            self.wfile.flush()
+            self.connection.shutdown(socket.SHUT_RDWR)
+            self.close_connection = True
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
+        """Quiet."""
+
+
+@pytest.fixture
+def mirror() -> Iterator[str]:
+    Mirror.files, Mirror.cut, Mirror.seen = {}, {}, []
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Mirror)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/feeds"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def offer(folder: Path, **changes: object) -> str:
+    """Put a tracker on the mirror; the manifest's digest."""
+    data = tracker(folder).read_bytes()
+    row = {"name": "debian", "kind": "debian-tracker", "file": "debian.json",
+           "sha256": hashlib.sha256(data).hexdigest(), "date": TODAY, **changes}  # fmt: skip
+    manifest = json.dumps({"feeds": [row]}).encode()
+    Mirror.files = {"manifest.json": manifest, "debian.json": data}
+    return f"sha256:{hashlib.sha256(manifest).hexdigest()}"
+
+
+def names(casemate: Casemate) -> list[str]:
+    return [row["name"] for row in casemate.json("feed", "ls")["feeds"]]  # type: ignore[index,call-overload]
+
+
+@pytest.fixture(autouse=True)
+def no_feeds(casemate: Casemate) -> None:
+    for name in names(casemate):
+        casemate.run("feed", "rm", name)
+    casemate.run("feed", "rm", "nothing", code=125)
+
+
+def test_an_update_by_digest(casemate: Casemate, tmp_path: Path, mirror: str) -> None:
+    digest = offer(tmp_path)
+    assert "no mirror of feeds is named" in casemate.ended("feed", "update").stderr.decode()
+    assert "plain HTTP" in casemate.ended("feed", "update", "--url", mirror).stderr.decode()
+    assert "debian: imported 3 rows" in casemate.run("feed", "update", "--url", mirror, "--digest", digest)
+    assert "debian: unchanged" in casemate.run("feed", "update", "--url", mirror, "--digest", digest)
+    assert [name for name, _ in Mirror.seen].count("debian.json") == 1
+    assert names(casemate) == ["debian"]
+
+
+def test_a_transfer_that_was_cut_goes_on(casemate: Casemate, tmp_path: Path, mirror: str) -> None:
+    digest = offer(tmp_path)
+    Mirror.cut = {"debian.json": 100}
+    done = casemate.ended("feed", "update", "--url", mirror, "--digest", digest)
+    assert done.returncode == 125
+    assert b"broke off after 100" in done.stderr
+    assert names(casemate) == []
+    casemate.run("feed", "update", "--url", mirror, "--digest", digest)
+    assert ("debian.json", "bytes=100-") in Mirror.seen
+    assert not list((casemate.state / "trust/ingest").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"sha256": "00" * 32}, "the manifest says"),
+        ({"file": "../../etc/passwd"}, "no file below"),
+        ({"file": "gone.json"}, "answers 404"),
+        ({"kind": "unheard-of"}, "the mirror's manifest"),
+        ({"date": "2999-01-01"}, "clock"),
+    ],
+)
+def test_what_a_mirror_gets_wrong(
+    casemate: Casemate, tmp_path: Path, mirror: str, changes: dict[str, object], told: str
+) -> None:
+    digest = offer(tmp_path, **changes)
+    done = casemate.ended("feed", "update", "--url", mirror, "--digest", digest, "--json")
+    assert done.returncode == 125
+    assert told in done.stderr.decode()
+    if told.startswith("answers"):
+        assert json.loads(done.stderr)["code"] == "trust.feed_mirror"
+    assert names(casemate) == []
+
+
+def test_a_manifest_of_another_digest(casemate: Casemate, tmp_path: Path, mirror: str) -> None:
+    offer(tmp_path)
+    done = casemate.ended("feed", "update", "--url", mirror, "--digest", "sha256:" + "00" * 32)
+    assert b"is not sha256:0000" in done.stderr
+
+
+def test_the_child_is_killed_in_the_middle(casemate: Casemate, tmp_path: Path) -> None:
+    casemate.run("feed", "import", "debian-tracker", str(tracker(tmp_path)), "--date", TODAY, "--name", "kept")
+    repaired = {"releases": {"bookworm": {"status": "resolved", "fixed_version": "1.0-1", "urgency": "low"}}}
+    path = tracker(tmp_path, {f"package{number}": {f"CVE-2026-{number}": repaired} for number in range(60_000)})
+    command = ["feed", "import", "debian-tracker", str(path), "--date", TODAY, "--name", "big", "--json"]
+    ended: list[subprocess.CompletedProcess[bytes]] = []
+    thread = threading.Thread(target=lambda: ended.append(casemate.ended(*command)))
+    thread.start()
+    pid = child_of(casemate)
+    # A second importer meanwhile is refused, not interleaved.
+    second = casemate.ended("feed", "import", "debian-tracker", str(path), "--date", TODAY, "--name", "second")
+    os.kill(pid, signal.SIGKILL)
+    thread.join()
+    assert ended[0].returncode == 125
+    assert json.loads(ended[0].stderr)["code"] == "trust.child_failed"
+    assert second.returncode == 125
+    assert b"another process imports" in second.stderr
+    assert names(casemate) == ["kept"]
+    casemate.run("feed", "verify")
+    # What the killed one left goes with the next import.
+    casemate.run("feed", "import", "debian-tracker", str(path), "--date", TODAY, "--name", "big")
+    assert names(casemate) == ["big", "kept"]
+    assert not list((casemate.state / "trust").glob(".*.tmp"))
+    assert not list((casemate.state / "uploads").iterdir())
+
+
+def child_of(casemate: Casemate) -> int:
+    """The pid of the trust child that works for these daemons."""
+    parent = str(casemate.daemons.processes["casemated"].pid)
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        for folder in Path("/proc").iterdir():
+            if folder.name.isdigit():
+                try:
+                    words = (folder / "cmdline").read_bytes().split(b"\0")
+                    status = (folder / "status").read_text()
+                except OSError:
+                    continue
+                ours = b"casemate.node.trust.worker" in words and f"PPid:\t{parent}\n" in status
+                if ours and list((casemate.state / "trust").glob(".*.tmp")):
+                    return int(folder.name)
+        time.sleep(0.01)
+    raise AssertionError("no trust child was seen at work")
+
+
+def test_a_damaged_feed_is_an_error_everywhere(casemate: Casemate, tmp_path: Path) -> None:
+    casemate.run("feed", "import", "debian-tracker", str(tracker(tmp_path)), "--date", TODAY, "--name", "debian")
+    path = casemate.state / "trust/feed.sqlite"
+    data = path.read_bytes()
+    for damaged in (data[: len(data) // 2], b"", b"junk" * 100):
+        path.chmod(0o600)
+        path.write_bytes(damaged)
+        for command in (["feed", "ls"], ["feed", "verify"]):
+            done = casemate.ended(*command, "--json")
+            assert done.returncode == 125, command
+            assert json.loads(done.stderr)["code"] == "trust.feed_invalid"
+    path.unlink()
+
+
+def test_who_may_not(casemate: Casemate) -> None:
+    """The grant ``trust`` is asked of a member of the group: they could make everything look clean."""
+    program = (
+        "import sys; from casemate.sdk import Client, Transport\n"
+        "from casemate.spec.errors import RemoteError\n"
+        f"client = Client(Transport({str(casemate.daemons.socket)!r}))\n"
+        "asked = (('POST', '/v1/trust/policy', b'{\"text\": \"x\"}'), ('DELETE', '/v1/feeds?name=x', None),\n"
+        "    ('DELETE', '/v1/trust/policy?name=x', None), ('POST', '/v1/feeds/update', b'{\"url\": \"https://x\"}'))\n"
+        "for method, path, body in asked:\n"
+        "    try:\n        client.transport.ask(method, path, (), body)\n"
+        "    except RemoteError as error:\n        print(error.problem['code'])\n"
+    )
+    command = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups", sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, env={"PYTHONPATH": str(SOURCE)}, check=False)
+    assert done.stdout.split() == ["access.grant_missing"] * 4, done
+    assert casemate.ended("trust", "policy", "show", "none", "--json").stderr.count(b'"trust.policy_not_found"') == 1

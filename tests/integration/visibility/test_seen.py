@@ -1,0 +1,256 @@
+"""Flows and names with real pods, real packets and a resolver outside that answers, lies, or says nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import json
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from tests.fuzz.packets import client_hello
+from tests.integration.daemons import running_daemons
+from tests.integration.system.site import IMAGE, Site
+
+from casemate.node.dns import message
+
+pytestmark = pytest.mark.root
+SERVE = "while true; do echo hello | nc -l -p 5432; done"
+POLICY = """
+apiVersion: casemate/v1
+kind: Policy
+metadata: {name: shop}
+spec:
+  segments:
+    front: {select: {matchLabels: {app: web}}, default: deny}
+  rules:
+    - {from: [{segment: front}], to: [{project: default, select: {matchLabels: {app: db}}}], ports: [tcp/5432],
+       action: allow}
+    - {from: [{segment: front}], to: [{names: [api.example.org]}], ports: [tcp/443], action: allow}
+"""
+
+
+class Outside:
+    """A resolver on the host's loopback: *held* by name; a name that it does not hold is never answered."""
+
+    def __init__(self) -> None:
+        self.held: dict[str, str] = {}
+        self.asked: list[str] = []
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._socket.bind(("127.0.0.1", 0))
+        self.port: int = self._socket.getsockname()[1]
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                data, sender = self._socket.recvfrom(4096)
+            except OSError:
+                return
+            if data == b"end":
+                return
+            query = message.read_query(data)
+            self.asked.append(query.name)
+            address = self.held.get(query.name)
+            if address is not None:
+                records = [(message.A, 60, ipaddress.ip_address(address).packed)] if query.kind == message.A else []
+                # Somebody guesses: wrong numbers and a wrong spelling come before the answer.
+                lie = bytearray(message.respond(query, 0, [(message.A, 60, bytes((192, 0, 2, 66)))]))
+                lie[0] ^= 1
+                self._socket.sendto(bytes(lie), sender)
+                self._socket.sendto(message.respond(query, 0, records), sender)
+
+    def close(self) -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.sendto(b"end", ("127.0.0.1", self.port))
+        self._thread.join(5)
+        self._socket.close()
+
+
+@pytest.fixture(scope="module")
+def outside() -> Iterator[Outside]:
+    one = Outside()
+    yield one
+    one.close()
+
+
+@pytest.fixture(scope="module")
+def site(outside: Outside) -> Iterator[Site]:
+    with running_daemons(CASEMATE_NETWORK_DNS=f"127.0.0.1#{outside.port}") as daemons:
+        daemons.import_busybox(IMAGE)
+        one = Site(daemons)
+        for name in ("db", "web", "other"):
+            done = one("run", "-d", "--name", name, "-l", f"app={name}", IMAGE, "sh", "-c",
+                       SERVE if name == "db" else "sleep 1000")  # fmt: skip
+            assert done.returncode == 0, done.stderr
+        yield one
+
+
+def until(look: Callable[[], bool], timeout_s: float = 10.0) -> bool:
+    deadline = time.monotonic() + timeout_s
+    while not look():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def inside(site: Site, pod: str, script: str) -> str:
+    return site("exec", pod, "sh", "-c", script).stdout.decode()
+
+
+def flows(site: Site, *argv: str) -> list[dict[str, object]]:
+    done = site("--json", "flows", *argv)
+    assert done.returncode == 0, done.stderr
+    rows: list[dict[str, object]] = json.loads(done.stdout)["flows"]
+    return rows
+
+
+def address(site: Site, pod: str) -> str:
+    return site("inspect", "--format", "{{.NetworkSettings.IPAddress}}", pod).stdout.decode().strip()
+
+
+def child(site: Site, module: str) -> int:
+    """The pid of casemated's child that runs *module*; 0 where there is none."""
+    parent = site.daemons.processes["casemated"].pid
+    for task in Path(f"/proc/{parent}/task").iterdir():
+        with contextlib.suppress(OSError):
+            for pid in (task / "children").read_text().split():
+                if module.encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    return int(pid)
+    return 0
+
+
+def test_names_lead_to_pods_and_what_follows_is_seen(site: Site) -> None:
+    assert inside(site, "web", "nc db 5432 </dev/null") == "hello\n"
+    assert inside(site, "web", "nc db.default.casemate 5432 </dev/null") == "hello\n"
+    assert until(lambda: len(flows(site, "--from", "web", "--to", "db", "--port", "5432")) >= 2)
+    row = flows(site, "--from", "web", "--to", "db")[-1]
+    assert (row["verdict"], row["protocol"]) == ("allow", "tcp")
+    text = site("flows", "--to", "db").stdout.decode()
+    assert "db tcp/5432" in text
+    back = inside(site, "other", f"nslookup {address(site, 'web')}")
+    assert "web.default.casemate" in back
+
+
+def test_the_rest_of_the_world_is_asked_with_care(site: Site, outside: Outside) -> None:
+    outside.held["www.example.org"] = "192.0.2.7"
+    outside.held["evil.example.org"] = address(site, "db")
+    assert "192.0.2.7" in inside(site, "web", "nslookup www.example.org")
+    assert "192.0.2.66" not in inside(site, "web", "nslookup -type=a www.example.org"), "a guess is not believed"
+    assert "REFUSED" in inside(site, "web", "nslookup evil.example.org 2>&1")
+    assert until(lambda: "dns_refused" in site("events", "--since", "5m", "--no-follow").stdout.decode())
+    inside(site, "web", "nslookup web; nslookup nothing")
+    assert not {"web", "nothing"} & set(outside.asked), "names without a dot are told to nobody"
+
+
+def test_a_silent_resolver_holds_up_nobody_else(site: Site, outside: Outside) -> None:
+    slow = subprocess.Popen(site.argv("exec", "web", "nslookup", "silent.example.org"), env=site.environment,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+    try:
+        assert until(lambda: "silent.example.org" in outside.asked)
+        outside.held["quick.example.org"] = "192.0.2.8"
+        begun = time.monotonic()
+        assert "192.0.2.8" in inside(site, "other", "nslookup quick.example.org")
+        assert inside(site, "web", "nc db 5432 </dev/null") == "hello\n"
+        assert slow.poll() is None or time.monotonic() - begun > 2
+        said, _ = slow.communicate(timeout=30)
+        assert b"SERVFAIL" in said or b"timed out" in said
+    finally:
+        slow.kill()
+        slow.wait()
+
+
+def test_the_name_that_tls_shows(site: Site) -> None:
+    hello = "".join(f"\\{byte:03o}" for byte in client_hello(b"shop.example.org"))
+    inside(site, "web", f"printf '{hello}' | nc -w 1 db 5432")
+    assert until(lambda: bool(flows(site, "--to", "shop.example.org")))
+    assert flows(site, "--to", "shop.example.org")[0]["tls"] == "shop.example.org"
+
+
+def test_refused_flows_name_their_rule_and_names_in_rules_open_the_way(site: Site, outside: Outside) -> None:
+    outside.held["api.example.org"] = "198.51.100.77"
+    file = site.folder / "shop.yaml"
+    file.write_text(POLICY)
+    assert site("policy", "apply", "-f", str(file)).returncode == 0
+    try:
+        assert inside(site, "web", "nc db 5432 </dev/null") == "hello\n"
+        inside(site, "web", f"nc -w 1 {address(site, 'other')} 80 </dev/null")
+        assert until(lambda: bool(flows(site, "--verdict", "deny")))
+        denied = flows(site, "--verdict", "deny")[0]
+        assert "front" in str(denied["rule"])
+        assert denied["destination"]["name"] == "other"  # type: ignore[index]
+        assert until(lambda: bool(flows(site, "--to", "db", "--since", "20s")))
+        assert "rules[0]" in str(flows(site, "--to", "db")[-1]["rule"])
+        refused = "nc -w 1 198.51.100.77 443 </dev/null 2>&1"
+        assert "refused" in inside(site, "web", refused), "before it asked, the address is a stranger's"
+        said = inside(site, "web", f"nslookup api.example.org >/dev/null; {refused}")
+        assert "refused" not in said
+        assert until(lambda: any(row["verdict"] == "allow" for row in flows(site, "--to", "api.example.org")))
+    finally:
+        assert site("policy", "rm", "shop").returncode == 0
+
+
+def test_a_map_of_it_all(site: Site) -> None:
+    page = site.folder / "map.html"
+    assert site("flows", "map", "--html", str(page)).returncode == 0
+    text = page.read_text()
+    assert text.startswith("<!doctype html>")
+    assert ">db<" in text
+    assert "http://" not in text.replace("http://www.w3.org/2000/svg", ""), "it loads nothing"
+    assert json.loads(site("--json", "flows", "map").stdout)["edges"]
+
+
+def test_following_shows_what_happens_now(site: Site) -> None:
+    with subprocess.Popen(site.argv("--json", "flows", "-f", "--to", "db"), env=site.environment,
+                          stdout=subprocess.PIPE) as stream:  # fmt: skip
+        assert stream.stdout is not None
+        try:
+            for _ in range(20):  # until the stream is open nothing of it is seen
+                inside(site, "other", "nc db 5432 </dev/null")
+                os.set_blocking(stream.stdout.fileno(), False)
+                line = stream.stdout.readline()
+                if line:
+                    break
+            assert json.loads(line)["source"]["name"] == "other"
+        finally:
+            stream.kill()
+
+
+def test_tables_that_somebody_took_away_come_back(site: Site) -> None:
+    table = site.daemons.scope.table
+    for family, name in (("inet", f"{table}_see"), ("ip", f"{table}_names")):
+        subprocess.run(["nft", "delete", "table", family, name], check=True)
+    assert until(lambda: inside(site, "web", "nc -w 1 db 5432 </dev/null") == "hello\n")
+
+
+@pytest.mark.parametrize(
+    "victim", ["casemate.node.flows.child", "casemate.node.dns.child", "casemated", "casemate-hostd"]
+)
+def test_whoever_is_killed_comes_back_and_goes_on(site: Site, victim: str) -> None:
+    if victim.startswith("casemate.node"):
+        assert until(lambda: child(site, victim) > 0)
+        before = child(site, victim)
+        os.kill(before, signal.SIGKILL)
+        assert until(lambda: child(site, victim) not in (0, before))
+    else:
+        site.daemons.kill(victim)
+        site.daemons.start()
+        assert until(lambda: child(site, "casemate.node.flows.child") > 0)
+        assert until(lambda: child(site, "casemate.node.dns.child") > 0)
+    count = len(flows(site, "--to", "db", "-n", "10000"))
+
+    def seen() -> bool:
+        return inside(site, "web", "nc -w 1 db 5432 </dev/null") == "hello\n" and (
+            len(flows(site, "--to", "db", "-n", "10000")) > count
+        )
+
+    assert until(seen, 20.0)
