@@ -116,7 +116,7 @@ def one_rate(rate: int, seconds: float, folder: Path, begin: int) -> None:
     ours.send(ENCODER.encode(Ends((End("198.18.0.1", "pod", "bench", "client", "p"),))))
     while stand.progress is None:
         time.sleep(0.01)
-    before, begun = cpu_s(pid), time.monotonic()
+    before = cpu_s(pid)
     offered = offer(rate, seconds, begin)
     time.sleep(2.0)
     spent = cpu_s(pid) - before

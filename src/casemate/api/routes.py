@@ -17,6 +17,7 @@ from casemate.api import (
     routes_files,
     routes_flows,
     routes_images,
+    routes_metrics,
     routes_pods,
     routes_policy,
     routes_referrals,
@@ -38,6 +39,7 @@ ROUTES = (
     *routes_policy.ROWS,
     *routes_referrals.ROWS,
     *routes_flows.ROWS,
+    *routes_metrics.ROWS,
     Row("GET", "/v1/openapi.json", _openapi, "This document", NoQuery, answer="application/json"),
 )
 SOCKETS = attach.SOCKETS
