@@ -263,3 +263,50 @@ def test_a_daemon_that_ends_in_order_leaves_the_policy(world: World) -> None:
     world.daemons.kill("casemate-hostd", signal.SIGTERM)
     assert world.dial("other", db, PORT, 2.0) in ("refused", "silent")
     world.daemons.start()
+
+
+SCAN = """
+apiVersion: casemate/v1
+kind: Policy
+metadata: {name: scans}
+spec:
+  tier: operator
+  segments: {all: {select: {}}}
+  quarantine:
+    - {name: port-scan, when: "ports >= 20", for: 600, reason: aims at many ports}
+"""
+
+
+def test_a_port_scan_ends_in_quarantine(world: World) -> None:
+    db = world.serve("db", PORT, app="db")
+    world.run("scanner", app="scanner")
+    world.run("quiet", app="quiet")
+    world.apply(SCAN)
+    world.until(lambda: world.documents().state.enforced, "the rule is in force")
+    time.sleep(0.5)  # the follower of flows begins
+    assert world.dial("quiet", db, PORT) == "yes"
+    for port in range(8000, 8030):
+        world.dial("scanner", db, port, 0.5)
+
+    def held() -> tuple[schema.QuarantineRow, ...]:
+        return world.ask("GET", "/v1/quarantines", kind=schema.QuarantineList).quarantines
+
+    world.until(lambda: bool(held()), "the scanner is cut off")
+    row = held()[0]
+    assert row.workload == "default/scanner"
+    assert row.cause == "rule Policy/scans:quarantine[port-scan]"
+    assert "ports 2" in row.reason
+    assert world.dial("scanner", db, PORT, 2.0) in ("refused", "silent")
+    assert world.dial("quiet", db, PORT) == "yes"
+
+
+def test_a_rule_that_turns_takes_back_what_it_let_pass(world: World) -> None:
+    """An answer that the kernel keeps for five minutes does not outlive the rule that gave it."""
+    db = world.serve("db", PORT + 1, app="db")
+    world.run("asker", app="asker")
+    world.apply(ASK)
+    with world.connect("asker", db, PORT + 1) as living:
+        assert living.recv(4) == b"yes\n"
+        world.apply(ASK.replace('== "db"', '== "other"').replace("egress: refer", "egress: deny"))
+        assert _dies(living)
+    assert world.dial("asker", db, PORT + 1) in ("refused", "silent")

@@ -26,7 +26,7 @@ from casemate.spec.api import policy as schema
 
 T = TypeVar("T")
 CLONE_NEWNET = 0x40000000
-#: A server that answers one line to each connection, and on TERM first answers whoever is in its queue and waits for them.
+#: A server that says a line to each connection; on TERM it first serves whoever is in its queue.
 SERVER = r"""
 #include <arpa/inet.h>
 #include <errno.h>

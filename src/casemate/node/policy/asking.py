@@ -12,7 +12,7 @@ from msgspec import Meta
 from casemate.node.core import Core
 from casemate.node.policy import ends, walling
 from casemate.node.policy.documents import text_of
-from casemate.node.policy.errors import FlowsAbsent, ExpectationsInvalid
+from casemate.node.policy.errors import ExpectationsInvalid, FlowsAbsent
 from casemate.node.policy.reading import read_text
 from casemate.policy.explain import explain
 from casemate.policy.flows import simulate as replayed
