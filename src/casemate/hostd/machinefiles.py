@@ -16,11 +16,11 @@ from casemate.hostd import protocol
 from casemate.hostd.context import Context
 from casemate.hostd.errors import WrongState
 from casemate.hostd.state import Container, Pod
+from casemate.isolation.level import LevelUnavailable
 from casemate.isolation.microvm import copying
 from casemate.isolation.microvm.driver import MicrovmLevel
 from casemate.isolation.microvm.machine import Machine
 from casemate.isolation.microvm.machines import Machines
-from casemate.isolation.level import LevelUnavailable
 from casemate.spec.errors import CasemateError, DiskFull
 
 Streamed = protocol.ContainerArchive | protocol.ContainerExtract | protocol.ContainerDiff
