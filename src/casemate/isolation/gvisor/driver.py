@@ -106,6 +106,7 @@ def check(given: BundleInput) -> None:
         "the host's ipc": pod.host_ipc,
         "devices of the host": bool(container.devices),
         "privileged containers": container.security.privileged,
+        "a kernel setting (--sysctl)": bool(container.sysctls),
     }
     for what, is_asked in asked.items():
         if is_asked:

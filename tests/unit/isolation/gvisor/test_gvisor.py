@@ -15,7 +15,7 @@ from casemate.isolation.gvisor import driver
 from casemate.isolation.gvisor.driver import GvisorLevel, Program
 from casemate.isolation.gvisor.inside import AnswerBroken, read_processes
 from casemate.isolation.level import LevelLacks, Runtime
-from casemate.spec.workload import ContainerSpec, Device, NetworkSpec, PodSpec, Process, Security
+from casemate.spec.workload import ContainerSpec, Device, NetworkSpec, PodSpec, Process, Security, Sysctl
 
 ID = "a" * 64
 #: As a version of 2022 prints it.
@@ -90,6 +90,7 @@ def test_the_user_namespace_is_new_and_the_network_is_the_pods() -> None:
         ({"host_ipc": True}, {}),
         ({}, {"devices": (Device("/dev/null", "/dev/x"),)}),
         ({}, {"security": Security(privileged=True)}),
+        ({}, {"sysctls": (Sysctl("net.core.somaxconn", "99"),)}),
     ],
 )
 def test_what_gvisor_has_no_part_for_is_refused(pod: dict[str, object], container: dict[str, object]) -> None:
