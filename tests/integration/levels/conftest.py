@@ -25,7 +25,7 @@ def programs() -> Iterator[Path]:
     for program in ("qemu-system-x86_64", "gcc", "make", "dpkg-deb", "busybox"):
         if shutil.which(program) is None:
             pytest.skip(f"missing: {program}")
-    # Not pytest's folder, which another run of pytest's closes to others: casemated, nobody in particular, reads the agent.
+    # Not pytest's folder, which another run of pytest's closes to others: casemated reads the agent.
     folder = Path(tempfile.mkdtemp(prefix="casemate-built-"))
     folder.chmod(0o755)
     for part in ("guest", "shim"):
