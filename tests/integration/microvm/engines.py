@@ -143,6 +143,12 @@ def until(condition: Callable[[], bool], what: str, seconds: float = 40) -> None
         time.sleep(0.1)
 
 
+def wait_for_no_machine(at: Place) -> None:
+    machines = at.host.machines
+    assert machines is not None
+    until(lambda: not machines.all(), "an engine leaves a machine")
+
+
 def children_below(folder: Path) -> list[int]:
     """Processes whose arguments name *folder*: the shims that an engine leaves behind."""
     found = []
@@ -185,6 +191,7 @@ def podman(at: Place) -> Iterator[Callable[..., subprocess.CompletedProcess[str]
         yield run
     finally:
         run("rm", "--all", "--force", "--time", "0")
+        wait_for_no_machine(at)
 
 
 @contextmanager
@@ -225,6 +232,8 @@ def dockerd(at: Place) -> Iterator[Callable[..., subprocess.CompletedProcess[str
         left = run("ps", "-aq").stdout.split()
         if left:
             run("rm", "--force", *left)
+        # What --rm removes is removed after the command has ended.
+        wait_for_no_machine(at)
         end(process)
         for pid in children_below(own):
             os.kill(pid, signal.SIGTERM)

@@ -30,7 +30,7 @@ def at(host: harness.Host) -> Iterator[engines.Place]:
         with engines.place(folder, host) as made:
             yield made
         assert host.machines is not None
-        assert [one.record.name for one in host.machines.all()] == []
+        assert [one.record for one in host.machines.all()] == []
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -90,7 +90,7 @@ def judge(at: engines.Place, run: Callable[..., object], flags: list[str], netwo
     assert at.fetch(18090) == "served by lively\n"
     assert "up" in ask("logs", "life")[1]
     assert ask("pause", "life")[0] == 0
-    assert "aused" in ask("ps")[1]
+    assert "aused" in ask("ps", "--all")[1]
     assert ask("unpause", "life")[0] == 0
     (at.folder / "copied").write_text("copied\n")
     assert ask("exec", "life", "cat", "/etc/kept")[1] == "of the image\n"
