@@ -258,6 +258,21 @@ def test_no_namespace_of_the_host(vm: Run, flags: tuple[str, ...]) -> None:
     assert "kernel of its own" in done.stderr
 
 
+def test_prune_takes_the_templates_which_come_again(pair: Daemons, vm: Run) -> None:
+    folder = pair.scope.folder / "host-state/templates"
+    assert vm("run", "--rm", *MICROVM, "busybox", "true").returncode == 0
+    assert list(folder.glob("*/manifest.json"))
+    with container(vm, "running", "busybox", "sleep", "100000"):
+        assert "template of micro-VMs" in vm("system", "prune", "-n").stdout
+        assert vm("system", "prune", "--left-overs").returncode == 0
+        assert list(folder.glob("*/manifest.json"))
+        assert vm("system", "prune", "-f").returncode == 0
+        assert not list(folder.glob("*/manifest.json"))
+        # What runs keeps its memory.
+        assert vm("exec", "running", "echo", "alive").stdout == "alive\n"
+    assert vm("run", "--rm", *MICROVM, "busybox", "true").returncode == 0
+
+
 def test_nothing_is_left(pair: Daemons, vm: Run) -> None:
     """The last: taps, machines, cgroups and folders of every test before."""
     until(lambda: machines(pair) == [])
