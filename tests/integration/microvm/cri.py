@@ -73,7 +73,7 @@ def call(socket: Path, method: str, body: bytes = b"") -> Fields:
         place = Path(folder)
         (place / "in").write_bytes(b"\0" + struct.pack(">I", len(body)) + body)
         words = ["curl", "-sS", "--http2-prior-knowledge", "--unix-socket", str(socket)]
-        words += ["-H", "content-type: application/grpc", "-H", "te: trailers", "--data-binary", f"@{place}/in"]
+        words += ["-H", "content-type: application/grpc", "--data-binary", f"@{place}/in"]
         words += ["-o", str(place / "out"), "-D", str(place / "head"), f"http://localhost/runtime.v1.{method}"]
         done = subprocess.run(words, capture_output=True, text=True, timeout=90, check=False)
         head = (place / "head").read_text() if (place / "head").exists() else ""

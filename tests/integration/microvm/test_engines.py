@@ -20,6 +20,9 @@ pytestmark = pytest.mark.root
 
 SERVE = "echo up; while true; do echo served by $(hostname) | nc -l -p 8080; done"
 
+#: A server that sees the end of our input before it has read its own answers nothing: asked until it does.
+ASK = 'for i in $(seq 40); do x=$(nc 127.0.0.1 8080 </dev/null) && [ "$x" ] && break; sleep 0.2; done; echo "$x"'
+
 
 @pytest.fixture
 def at(host: harness.Host) -> Iterator[engines.Place]:
@@ -112,7 +115,7 @@ def test_podman(at: engines.Place) -> None:
         )
         one = run("run", "-d", "--pod", "two", "--name", "one", engines.IMAGE, "sh", "-c", SERVE)
         assert one.returncode == 0, one.stderr
-        other = run("run", "--rm", "--pod", "two", engines.IMAGE, "sh", "-c", "sleep 1; nc 127.0.0.1 8080 < /dev/null")
+        other = run("run", "--rm", "--pod", "two", engines.IMAGE, "sh", "-c", ASK)
         assert other.stdout == "served by two\n", other.stderr
         assert at.host.machines is not None
         assert len(at.host.machines.all()) == 1
@@ -205,7 +208,7 @@ def test_kubernetes_cri(at: engines.Place) -> None:
         first, second = container("first", "sh", "-c", SERVE), container("second", "sleep", "1000")
         assert at.host.machines is not None
         assert len(at.host.machines.all()) == 1
-        script = "hostname; nc 127.0.0.1 8080 < /dev/null; exit 3"
+        script = f"hostname; {ASK}; exit 3"
         words = b"".join(f(2, word) for word in ("sh", "-c", script))
         done = cri.call(socket, "RuntimeService/ExecSync", f(1, second) + words + f(3, 30))
         assert (cri.text(done, 1), done[3]) == ("pod-host\nserved by pod-host\n", [3])
