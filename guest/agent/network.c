@@ -53,6 +53,15 @@ static void attribute(struct message *m, uint16_t type, const void *data, size_t
 	m->head.nlmsg_len = NLMSG_ALIGN(m->head.nlmsg_len) + RTA_ALIGN(one->rta_len);
 }
 
+static int set_down(int fd, int index)
+{
+	struct ifinfomsg link = { .ifi_index = index, .ifi_change = IFF_UP };
+	struct message m;
+
+	begin(&m, RTM_NEWLINK, 0, &link, sizeof link);
+	return talk(fd, &m);
+}
+
 static int set_link(int fd, int index, const uint8_t *mac, uint32_t mtu)
 {
 	struct ifinfomsg link = { .ifi_index = index, .ifi_flags = IFF_UP, .ifi_change = IFF_UP };
@@ -156,6 +165,17 @@ static int apply(int fd, int index, const struct wire_field *f, const char **why
 	}
 }
 
+/* IPv6 is off in a guest (boot.c) until an engine gives an address of it. */
+static void allow_ipv6(const struct wire_message *frame)
+{
+	struct wire_field f;
+	size_t offset = 0;
+
+	while (wire_next(frame->payload, frame->length, &offset, &f) == 1)
+		if (f.tag == TAG_ADDRESS && f.length == 17)
+			write_file("/proc/sys/net/ipv6/conf/eth0/disable_ipv6", "0", 1);
+}
+
 static int link_of(const struct wire_message *frame, const uint8_t **mac, uint32_t *mtu, int *any)
 {
 	struct wire_field f;
@@ -174,7 +194,7 @@ static int link_of(const struct wire_message *frame, const uint8_t **mac, uint32
 }
 
 /* What the message says of the network, in its order: addresses stand before the routes that need them. Without an
- * address or a hardware address nothing is done. */
+ * address or a hardware address CONFIGURE does nothing, and NETWORK says that there is none. */
 int network_set(const struct wire_message *frame, const char **why)
 {
 	int index = (int)if_nametoindex(card), any = 0;
@@ -185,7 +205,8 @@ int network_set(const struct wire_message *frame, const char **why)
 
 	*why = "a field of the network is not valid";
 	int error = link_of(frame, &mac, &mtu, &any);
-	if (error || !any)
+	int taken_over = frame->kind == KIND_NETWORK;
+	if (error || !(any || taken_over))
 		return error;
 	*why = "the network device is missing";
 	if (!index)
@@ -194,7 +215,12 @@ int network_set(const struct wire_message *frame, const char **why)
 	if (fd < 0)
 		return errno;
 	*why = "the link does not come up";
-	error = set_link(fd, index, mac, mtu);
+	/* Down first: the address that IPv6 made of the template's hardware address goes with that. */
+	error = taken_over ? set_down(fd, index) : 0;
+	if (taken_over)
+		allow_ipv6(frame);
+	if (!error && any)
+		error = set_link(fd, index, mac, mtu);
 	while (!error && wire_next(frame->payload, frame->length, &offset, &f) == 1)
 		error = apply(fd, index, &f, why);
 	close(fd);

@@ -235,6 +235,8 @@ void rootfs_remove(const char *container)
 
 	if (!strcmp(container, warming))
 		is_warming = 0;
+	/* What was made for the first is made once: a container of the same name that comes again is one of many. */
+	int was_first = *first && !strcmp(first, container);
 
 	rootfs_path(container, path, sizeof path);
 	umount2(path, MNT_DETACH);
@@ -242,6 +244,8 @@ void rootfs_remove(const char *container)
 	umount2(path, MNT_DETACH);
 	if (rmdir(path) < 0 && errno != ENOENT)
 		say("casemate: %s: %s", path, strerror(errno));
+	if (was_first)
+		early = first[0] = 0;
 	/* The device gets other content after this; what was read of it goes with the mount. */
 	if (!strcmp(container, warming) && umount2("/layers/w", 0) < 0)
 		say("casemate: /layers/w: %s", strerror(errno));

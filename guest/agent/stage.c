@@ -167,6 +167,11 @@ _Noreturn void stage_exec(const struct request *r, int channel, int init_pidfd)
 {
 	if (setns(init_pidfd, (int)r->namespaces) < 0)
 		fail(channel, errno, "namespaces");
+	/* The child's first message must come after ours: it waits until this end is closed. */
+	int gate[2];
+	char word;
+	if (pipe2(gate, O_CLOEXEC) < 0)
+		fail(channel, errno, "pipe");
 	/* A process enters a pid namespace only by being born in it; its parent is to be the agent. */
 	long pid = syscall(SYS_clone, CLONE_PARENT | SIGCHLD, NULL, NULL, NULL, 0);
 	if (pid < 0)
@@ -175,7 +180,9 @@ _Noreturn void stage_exec(const struct request *r, int channel, int init_pidfd)
 		channel_send(channel, (int)pid, "", -1);
 		_exit(0);
 	}
-	if (chdir("/") < 0)
+	close(gate[1]);
+	if (read(gate[0], &word, 1) < 0 || chdir("/") < 0)
 		fail(channel, errno, "root");
+	close(gate[0]);
 	finish(r, channel, 0);
 }

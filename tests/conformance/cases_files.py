@@ -41,7 +41,7 @@ run_prints(
 run_prints(
     "mount.replaced_folder",
     "removed and made again it is empty",
-    "touch /home/app/x; rm -r /home/app; mkdir /home/app; ls -A /home/app | wc -l",
+    "cd /home; touch app/x; rm -r app; mkdir app; ls -A app | wc -l",
     "0",
 )
 run_prints(

@@ -75,9 +75,10 @@ def chambers(pair: Daemons, launcher: Path, tmp_path_factory: pytest.TempPathFac
 @pytest.fixture(scope="session")
 def missing(chambers: dict[str, Chamber]) -> dict[str, str]:
     """The levels that this machine cannot have, each with the reason; found by running a container."""
-    if kernel := guest_kernel():
-        chambers["microvm"].cm("system", "kernel", "install", "-q", str(kernel))
     found: dict[str, str] = {}
+    if kernel := guest_kernel():
+        installed = chambers["microvm"].cm("system", "kernel", "install", "-q", str(kernel))
+        assert installed.returncode == 0, installed
     for level, chamber in chambers.items():
         done = chamber.run(script="true")
         if done.returncode:

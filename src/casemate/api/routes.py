@@ -18,6 +18,7 @@ from casemate.api import (
     routes_flows,
     routes_images,
     routes_kernels,
+    routes_metrics,
     routes_pods,
     routes_policy,
     routes_referrals,
@@ -46,6 +47,7 @@ ROUTES = (
     *routes_signatures.ROWS,
     *routes_scan.ROWS,
     *routes_trust.ROWS,
+    *routes_metrics.ROWS,
     Row("GET", "/v1/openapi.json", _openapi, "This document", NoQuery, answer="application/json"),
 )
 SOCKETS = attach.SOCKETS

@@ -29,7 +29,6 @@ class FlowsQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename
     port: Annotated[int, Meta(ge=0, le=65_535)] = 0
     protocol: Annotated[str, Meta(max_length=16)] = ""
     limit: Annotated[int, Meta(ge=1, le=MAX_ROWS)] = 200
-    follow: bool = False
     project: str = ""
 
 
@@ -44,10 +43,13 @@ def _wanted(call: Call) -> Wanted:
 
 async def flows(call: Call) -> object:
     query: FlowsQuery = call.query
+    return await call.node.flows.last(_wanted(call), query.limit)
+
+
+async def follow(call: Call) -> object:
+    query: FlowsQuery = call.query
     wanted = _wanted(call)
     service = call.node.flows
-    if not query.follow:
-        return await service.last(wanted, query.limit)
     assert call.request is not None
     last = call.request.headers.get("last-event-id", "")
     after = int(last) if last.isascii() and last.isdigit() and len(last) < 18 else None
@@ -71,7 +73,8 @@ async def flow_map(call: Call) -> object:
 
 
 ROWS = (
-    Row("GET", "/v1/flows", flows, "Who talked to whom; with follow, as it happens (text/event-stream)", FlowsQuery,
-        answer=FlowList, errors=(429,)),
+    Row("GET", "/v1/flows", flows, "Who talked to whom", FlowsQuery, answer=FlowList),
+    Row("GET", "/v1/flows/follow", follow, "Who talks to whom, as it happens: a FlowRow when a connection begins, and "
+        "when it ends", FlowsQuery, answer="text/event-stream", errors=(429,)),
     Row("GET", "/v1/flows/map", flow_map, "The service map", FlowsQuery, answer=FlowMap),
 )  # fmt: skip

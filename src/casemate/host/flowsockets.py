@@ -78,7 +78,7 @@ def connection_events(pools: Sequence[str]) -> socket.socket:
 def packet_log(group: int, copy_bytes: int) -> socket.socket:
     """A socket that receives what rules log to *group*, the first *copy_bytes* of each packet, numbered.
 
-    Raises :class:`NetlinkFailed` with ``EBUSY`` while another socket holds the group.
+    Raises :class:`NetlinkFailed` with ``EPERM`` (or ``EBUSY``) while another socket holds the group.
     """
     netlink = _netlink()
     try:

@@ -12,7 +12,16 @@ from collections.abc import Sequence
 
 from casemate.spec.settings import Settings
 
-GRANTS = ("host_paths", "devices", "capabilities", "host_namespaces", "privileged", "policy", "trust")
+GRANTS = (
+    "host_paths",
+    "devices",
+    "capabilities",
+    "host_namespaces",
+    "privileged",
+    "policy",
+    "metrics",
+    "trust",
+)
 
 
 def granted(uid: int, gid: int, groups: Sequence[int], settings: Settings) -> frozenset[str]:

@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 from casemate.host import cgroups, pidfd
-from casemate.hostd import checks, inputs, mounting, pods
+from casemate.hostd import checks, inputs, machinefiles, mounting, pods
 from casemate.hostd.context import Context
 from casemate.hostd.errors import WrongState
 from casemate.hostd.grants import Caller
@@ -73,6 +73,7 @@ async def prepare(context: Context, pod: Pod, container: Container) -> list[str]
     """
     level = context.levels.find(pod.record.spec.level)
     spec = container.record.spec
+    await machinefiles.keep(context, pod, container)
     await retire(context, pod, container)
     warnings: list[str] = []
     if level.inside is not None:
@@ -96,6 +97,7 @@ async def prepare(context: Context, pod: Pod, container: Container) -> list[str]
             facts=context.facts,
             binds=tuple(binds),
             devices=mounting.device_nodes(spec.devices),
+            writable=machinefiles.kept_text(context, pod, container),
         )
     )
     warnings += plan.warnings
@@ -221,6 +223,14 @@ async def retire(context: Context, pod: Pod, container: Container) -> None:
     for name in ("attach", "ctl", "winsz", "oom", "pid", "config.json"):
         (folder / name).unlink(missing_ok=True)
     remove_small(folder / "e")
+
+
+async def leave_machine(context: Context, pod: Pod, container: Container) -> None:
+    """Keep what an ended container wrote, and take it out of its machine."""
+    try:
+        await machinefiles.keep(context, pod, container)
+    finally:
+        await retire(context, pod, container)
 
 
 async def remove(context: Context, pod: Pod, container: Container, *, force: bool) -> None:

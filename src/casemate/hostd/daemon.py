@@ -210,7 +210,7 @@ async def _until_asked_to_end(context: Context, server: Server, group: asyncio.T
     )
     tasks = [
         group.create_task(server.serve(listening), name="server"),
-        group.create_task(housekeeping.run(context, containers.retire), name="housekeeping"),
+        group.create_task(housekeeping.run(context, containers.leave_machine), name="housekeeping"),
     ]
     try:
         await ended.wait()

@@ -7,7 +7,7 @@ import os
 from collections.abc import AsyncGenerator, Generator
 
 from casemate.host import pidfd, safe_path, userns
-from casemate.hostd import containers, execs, observing, pods, protocol
+from casemate.hostd import containers, execs, machinefiles, observing, pods, protocol
 from casemate.hostd.context import Context
 from casemate.hostd.errors import ContainerMissing, ProtocolViolated, WrongState
 from casemate.hostd.housekeeping import keep_generation
@@ -49,13 +49,18 @@ async def handle(
             return Done(), []
         case protocol.ContainerLog():
             return Done(), _log(context, pod, container)
+        case protocol.ContainerReadFile() if pods.is_machine(pod.record.spec):
+            raise InvalidArgument("files of a container in a machine are copied out, not opened on the host")
         case protocol.ContainerReadFile():
             return Done(), [_read_file(context, container, operation.path)]
         case protocol.ExecKill():
             execs.kill(container, operation.exec_id, operation.signal)
             return Done(), []
         case protocol.ContainerArchive() | protocol.ContainerExtract() | protocol.ContainerDiff():
-            await _stream(context, pod, container, operation, _one(fds))
+            if pods.is_machine(pod.record.spec):
+                await machinefiles.stream(context, pod, container, operation, _one(fds))
+            else:
+                await _stream(context, pod, container, operation, _one(fds))
             return Done(), []
 
 

@@ -20,7 +20,7 @@ from itertools import chain
 
 from casemate.host import conntrack
 from casemate.host.nft import NftFailed
-from casemate.hostd import firewall_body
+from casemate.hostd import crowding, firewall_body
 from casemate.hostd import protocol_firewall as wire
 from casemate.hostd.errors import FirewallConflict, ProtocolViolated
 from casemate.hostd.firewall_body import Body
@@ -186,6 +186,7 @@ class Firewall:
         async with asyncio.TaskGroup() as group:
             group.create_task(self.referrals.run(), name="referrals")
             group.create_task(self.holds.run(self.on_hold_ended), name="holds")
+            group.create_task(crowding.run(self.kernel, self.state.addresses), name="crowding")
 
     def peer_gone(self) -> None:
         """casemated went away: nobody answers what waits."""

@@ -33,6 +33,7 @@ _TRIM_PERIOD_S = 10.0
 _DEATH_LOOKS, _DEATH_LOOK_S = 10, 0.05
 #: One look at a container is about 5 us; with thousands the looks are spread so that they cost 1 % of a cpu.
 _LOOKS_A_SECOND = 2000
+_SPENT_WAIT_S = 0.5
 
 
 async def run(context: Context, retire: Callable[[Context, Pod, Container], Awaitable[None]]) -> None:
@@ -180,6 +181,8 @@ async def _leave_machines(context: Context, retire: Callable[[Context, Pod, Cont
     """Take containers that ended out of their machines, which end with the last of them."""
     while True:
         await context.spent_waits.wait()
+        # Who runs with --rm removes it now: what it wrote need not be kept.
+        await asyncio.sleep(_SPENT_WAIT_S)
         context.spent_waits.clear()
         while context.spent:
             container = context.state.containers.get(context.spent.pop())

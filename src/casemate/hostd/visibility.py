@@ -72,7 +72,8 @@ class Visibility:
             except BaseException as error:
                 for one in opened:
                     one.close()
-                if not isinstance(error, NetlinkFailed) or error.errno != errno.EBUSY:
+                # EPERM is what the kernel answers for a group that another socket has.
+                if not isinstance(error, NetlinkFailed) or error.errno not in (errno.EBUSY, errno.EPERM):
                     raise
                 await asyncio.sleep(_PAUSE_S)
             else:

@@ -69,6 +69,8 @@ class BundleInput:
     facts: HostFacts
     binds: tuple[BindSource, ...] = ()
     devices: tuple[DeviceNode, ...] = ()
+    #: What the container wrote before it was stopped, where a level keeps that as a file; empty: nothing.
+    writable: str = ""
 
 
 @dataclass(frozen=True, slots=True)

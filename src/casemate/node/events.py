@@ -68,6 +68,11 @@ class Events:
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._watchers = 0
 
+    @property
+    def watchers(self) -> int:
+        """How many watch now."""
+        return self._watchers
+
     def wake(self) -> None:
         """Tell the watchers that there is something new."""
         while self._waiting:

@@ -14,6 +14,7 @@ from casemate.node.core import Core, report
 from casemate.node.database import Database
 from casemate.node.directory import Directory
 from casemate.node.dns.service import Names
+from casemate.node.export.telemetry import Telemetry
 from casemate.node.flows.service import Flows
 from casemate.node.operations import Operations
 from casemate.node.policy.desk import Desk
@@ -34,6 +35,7 @@ class Node:
         self.directory = Directory(core)
         self.flows = Flows(core, self.directory)
         self.names = Names(core, self.directory, self.flows)
+        self.telemetry = Telemetry(self)
         #: Policy's own work: referrals, quarantines, hours.
         self.desk = Desk(core, self.flows)
         self.referrals = self.desk.referrals
@@ -112,11 +114,13 @@ async def running_node(settings: Settings) -> AsyncGenerator[Node]:
             core.spawn(client.run(), "the connection to casemate-hostd")
             core.spawn(node.keep_reconciled(), "the reconcile loop")
             core.spawn(node.desk.keep_hours(), "policy's clock")
+            core.spawn(node.desk.watch.run(), "quarantine by rule")
             core.spawn(node.directory.run(), "the directory of addresses")
             core.spawn(node.flows.run(), "the flow recorder")
             core.spawn(rematch.keep_rematched(core), "the judging of what runs")
             core.spawn(freshness.keep_fresh(core), "the publishers' refresh")
             core.spawn(node.names.run(), "the pods' resolver")
+            core.spawn(node.telemetry.run(), "the export of telemetry")
             try:
                 yield node
             finally:

@@ -8,7 +8,7 @@ The library is loaded with the first condition, because it loads much (0080).
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,8 +56,11 @@ class Condition:
         return answer
 
 
-def condition(source: str, where: str) -> Condition:
-    """*source*, checked against every bound. Raises :class:`ConditionInvalid` that names *where*."""
+def condition(source: str, where: str, facts: Collection[str] = FACTS) -> Condition:
+    """*source*, checked against every bound; *facts* are the names that it may use.
+
+    Raises :class:`ConditionInvalid` that names *where*.
+    """
     if len(source) > MAX_LENGTH:
         raise ConditionInvalid(f"{where}: the condition has {len(source)} characters, allowed are {MAX_LENGTH}")
     if "\\" in source or '"""' in source or "'''" in source or "//" in _STRING.sub('""', source):
@@ -73,9 +76,9 @@ def condition(source: str, where: str) -> Condition:
         variables, functions = set(program.variables()), set(program.functions())
     except Exception as error:
         raise ConditionInvalid(f"{where}: the condition does not parse: {str(error)[:300]}") from error
-    unknown = sorted(variables - FACTS.keys() - set(bound) - {name for name in variables if name.startswith("@")})
+    unknown = sorted(variables - set(facts) - set(bound) - {name for name in variables if name.startswith("@")})
     if unknown:
-        raise ConditionInvalid(f"{where}: unknown fact {unknown[0][:60]!r}; known are {', '.join(FACTS)}")
+        raise ConditionInvalid(f"{where}: unknown fact {unknown[0][:60]!r}; known are {', '.join(facts)}")
     refused = sorted(functions - _OPERATORS - _FUNCTIONS)
     if refused:
         raise ConditionInvalid(

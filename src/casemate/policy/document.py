@@ -28,6 +28,7 @@ from casemate.policy.rules import (
     Workloads,
     gathered,
 )
+from casemate.policy.triggers import FLOW_FACTS, Trigger
 from casemate.policy.verdict import Action
 from casemate.policy.walls import Wall
 from casemate.policy.windows import DAYS, MINUTES_A_DAY, Window
@@ -36,6 +37,8 @@ API_VERSION = "casemate/v1"
 KIND = "Policy"
 MAX_SEGMENTS = 1000
 MAX_WALLS = 100
+MAX_TRIGGERS = 100
+MAX_QUARANTINE_S = 31_536_000
 MAX_PEERS = 1000
 _ACTIONS = {"allow": Action.ALLOW, "deny": Action.DENY, "refer": Action.REFER, "pass": Action.PASS}
 _DEFAULTS = {"deny": Action.DENY, "refer": Action.REFER, "allow": Action.ALLOW}
@@ -58,6 +61,7 @@ class Parsed:
     walls: tuple[Wall, ...] = ()
     #: Segments by name, in the order of the document.
     segments: tuple[tuple[str, Workloads], ...] = ()
+    triggers: tuple[Trigger, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +79,7 @@ def policy_document(document: Field) -> Parsed:
     """Everything in one ``casemate/v1`` document. Raises :class:`PolicyInvalid` with the path."""
     document.mapping({"apiVersion", "kind", "metadata", "spec"}, ["metadata", "spec"])
     meta = document.at("metadata").mapping({"name", "project", "annotations", "labels"}, ["name"])
-    spec = document.at("spec").mapping({"tier", "priority", "segments", "rules", "walls"})
+    spec = document.at("spec").mapping({"tier", "priority", "segments", "rules", "walls", "quarantine"})
     asked = spec.get("tier")
     operator = asked is not None and asked.choice(["operator", "project"]) == "operator"
     project = meta.get("project")
@@ -103,7 +107,11 @@ def policy_document(document: Field) -> Parsed:
     if len({wall.name for wall in found}) != len(found):
         assert walls is not None
         raise walls.fail("two walls have one name")
-    return Parsed(tuple(rules), tuple(audited), found, tuple(scope.segments.items()))
+    given = spec.get("quarantine")
+    if given is not None and not operator:
+        raise given.fail("quarantines by rule are the operator's: tier must be operator")
+    triggers = [_trigger(item, scope) for item in given.items(MAX_TRIGGERS)] if given else []
+    return Parsed(tuple(rules), tuple(audited), found, tuple(scope.segments.items()), tuple(triggers))
 
 
 def _segments(spec: Field, scope: _Scope) -> tuple[list[Rule], list[AuditedSegment]]:
@@ -285,3 +293,20 @@ def _wall(field: Field, scope: _Scope) -> Wall:
     if len(members) < 2:
         raise field.at("members").fail(f"{len(members)} members, a wall needs at least 2")
     return Wall(field.at("name").name(), tuple(members))
+
+
+def _trigger(item: Field, scope: _Scope) -> Trigger:
+    """``name``, ``when`` (over flow events), ``of`` (segments or selectors), ``for`` (seconds), ``reason``."""
+    item.mapping({"name", "when", "of", "for", "reason"}, ["name", "when"])
+    name, when, of, lasts, reason = (item.get(key) for key in ("name", "when", "of", "for", "reason"))
+    assert name is not None
+    assert when is not None
+    picks = tuple(_peer(one, scope, outside=False) for one in of.items(MAX_PEERS, least=1)) if of else None
+    return Trigger(
+        f"{scope.id}:quarantine[{name.name()}]",
+        name.name(),
+        condition(when.text(1024), when.path, FLOW_FACTS),
+        None if picks is None else tuple(pick for pick in picks if isinstance(pick, Workloads)),
+        lasts.integer(1, MAX_QUARANTINE_S) if lasts else 0,
+        reason.text(1000) if reason else "",
+    )

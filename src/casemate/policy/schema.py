@@ -9,7 +9,15 @@ from __future__ import annotations
 from typing import Any
 
 from casemate.policy.conditions import MAX_LENGTH
-from casemate.policy.document import API_VERSION, KIND, MAX_PEERS, MAX_SEGMENTS, MAX_WALLS
+from casemate.policy.document import (
+    API_VERSION,
+    KIND,
+    MAX_PEERS,
+    MAX_QUARANTINE_S,
+    MAX_SEGMENTS,
+    MAX_TRIGGERS,
+    MAX_WALLS,
+)
 from casemate.policy.fields import MAX_LABELS, MAX_RULES, MAX_VALUES
 from casemate.policy.labels import Operator
 from casemate.policy.windows import DAYS
@@ -77,6 +85,13 @@ def _definitions() -> dict[str, Any]:
                                     ("from", "to")), 50),
             "audit": {"type": "boolean"},
         }, ("from", "to", "action")),
+        "trigger": _object({
+            "name": _NAME,
+            "when": {"type": "string", "minLength": 1, "maxLength": MAX_LENGTH, "description": "CEL over flow facts"},
+            "of": _list(_ref("workloads"), MAX_PEERS),
+            "for": {"type": "integer", "minimum": 1, "maximum": MAX_QUARANTINE_S, "description": "seconds"},
+            "reason": {"type": "string", "minLength": 1, "maxLength": 1000},
+        }, ("name", "when")),
         "wall": _object({
             "name": _NAME,
             "members": {
@@ -97,6 +112,7 @@ def policy_schema() -> dict[str, Any]:
         "segments": {"type": "object", "additionalProperties": _ref("segment"), "maxProperties": MAX_SEGMENTS},
         "rules": _list(_ref("rule"), MAX_RULES, 0),
         "walls": _list(_ref("wall"), MAX_WALLS, 0),
+        "quarantine": _list(_ref("trigger"), MAX_TRIGGERS, 0),
     }
     pairs = {"type": "object", "additionalProperties": {"type": "string"}}
     meta = _object({"name": _NAME, "project": _NAME, "labels": pairs, "annotations": pairs}, ("name",))

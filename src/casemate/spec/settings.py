@@ -204,6 +204,12 @@ SETTINGS: tuple[Setting, ...] = (
         "users, or @groups, that may change the operator's policy, answer referrals, quarantine, and release from "
         "walls; root always may",
     ),
+    Setting("grants.metrics", (), "users, or @groups, that may read /metrics; root always may"),
+    Setting("metrics.tls_clients", (), "names of client certificates that may read /metrics over TLS; empty: none"),
+    Setting("telemetry.endpoint", "", "OpenTelemetry collector, http(s)://host:4318; empty: nothing is sent"),
+    Setting("telemetry.interval", 15, "between two exports of metrics: Prometheus' own default", "s", 1, 3600),
+    Setting("telemetry.flows", True, "flow records are sent as logs too, where there is an endpoint"),
+    Setting("telemetry.headers", (), "NAME=VALUE headers of each request, as collectors want them for access"),
     Setting("policy.default", "allow", "allow, deny or refer, where no rule and no segment decides: Kubernetes' own"),
     Setting("policy.answer_lifetime", 300, "how long the kernel keeps an answer to a referral", "s", 0, 86_400),
     Setting("policy.prompt_deadline", 30, "how long a person has to answer; then it is denied", "s", 1, 60),

@@ -27,6 +27,7 @@ pytestmark = [pytest.mark.root, pytest.mark.filterwarnings("default")]
 LEFT_OUT = {
     ("GET", "/v1/events"),
     ("GET", "/v1/stats"),
+    ("GET", "/v1/flows/follow"),
     ("POST", "/v1/images/build-debian"),
     ("POST", "/v1/images/pull"),
     ("POST", "/v1/images/push"),

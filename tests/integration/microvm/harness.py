@@ -114,8 +114,8 @@ SHM = ["nosuid", "noexec", "nodev", "mode=1777", "size=67108864"]
 class Host:
     """The service in a thread, and casemate-vm in front of it."""
 
-    def __init__(self, state: Path, run_folder: Path, shim: Path, uid_offset: int = 0) -> None:
-        self.state, self.folder, self.shim = state, run_folder, shim
+    def __init__(self, state: Path, run_folder: Path, shim: Path, *, pool: int = 0) -> None:
+        self.state, self.folder, self.shim, self.pool = state, run_folder, shim, pool
         self.socket = run_folder / "vm.sock"
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -138,6 +138,7 @@ class Host:
                 "test",
                 argv.Accelerator("tcg"),
                 khz,
+                pool=self.pool,
             )
             async with asyncio.TaskGroup() as group:
                 self.machines = Machines(settings, group)

@@ -164,7 +164,7 @@ def test_the_monitor_and_qemu_hold_no_privilege(host: harness.Host, base_layer: 
     # What is open is the machine's own: memory, state, layer, sockets; nothing of the host's tree.
     opened = {os.readlink(f"/proc/{qemu}/fd/{number}") for number in os.listdir(f"/proc/{qemu}/fd")}
     files = {name for name in opened if name.startswith("/") and not name.startswith("/memfd:")}
-    assert files <= {"/dev/null", "/share", str(base_layer)}
+    assert files <= {"/dev/null", "/dev/net/tun", "/share", str(base_layer)}
     assert host.vm("delete", "--force", "jailed").returncode == 0
     process.wait(20)
 
@@ -196,7 +196,11 @@ def test_what_a_bundle_asks_in_vain_is_refused_and_leaves_nothing(host: harness.
         },
         "neither layers nor a root": {"annotations": {}},
         "ids that make root of the host": {"linux": {"uidMappings": [ROOT_ROW], "gidMappings": [ROOT_ROW]}},
-        "hooks": {"hooks": {"prestart": [{"path": "/bin/true"}]}},
+        "hooks inside": {"hooks": {"startContainer": [{"path": "/bin/true"}]}},
+        "a hook that fails": {"hooks": {"createRuntime": [{"path": "/bin/false"}]}},
+        "a hook that is not there": {"hooks": {"prestart": [{"path": "/nowhere"}]}},
+        "the host's network": {"linux": {"namespaces": [{"type": "pid"}]}},
+        "the host's network by its path": {"linux": {"namespaces": [{"type": "network", "path": "/proc/1/ns/net"}]}},
         "a layer that is not there": {"annotations": {"org.casemate.layers": "/nowhere.sqfs"}},
         "a layer that is none": {"annotations": {"org.casemate.layers": "/etc/services"}},
     }

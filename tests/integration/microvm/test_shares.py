@@ -192,7 +192,7 @@ def test_a_root_that_is_a_folder(host: harness.Host, base_layer: Path, tmp_path:
     assert (root / "a/b/moved").stat().st_uid == 33
     config["root"]["readonly"] = True
     config["process"]["args"] = ["sh", "-c", "echo x > /new 2>/dev/null || echo refused"]
-    assert run(host, "rootro", config).endswith("refused")
+    assert "refused" in run(host, "rootro", config)
     config["root"]["readonly"] = False
     config["annotations"]["org.casemate.rootfs"] = "overlay"
     config["process"]["args"] = ["sh", "-c", "echo x > /new && cat /new"]

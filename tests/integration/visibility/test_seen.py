@@ -254,3 +254,17 @@ def test_whoever_is_killed_comes_back_and_goes_on(site: Site, victim: str) -> No
         )
 
     assert until(seen, 20.0)
+
+
+def test_metrics_are_for_those_who_may(site: Site) -> None:
+    from casemate.cli.wire.client import Client  # noqa: PLC0415
+
+    client = Client(f"unix://{site.daemons.socket}", "default")
+    answer = client.send("GET", "/metrics", [])
+    text = b"".join(answer.chunks).decode()
+    client.close()
+    assert 'casemate_containers{state="running"} 3\n' in text
+    assert "casemate_flows_watching 1\n" in text
+    assert "casemate_dns_up 1\n" in text
+    assert "casemate_hostd_up 1\n" in text
+    assert len({line.split("{")[0].split(" ")[0] for line in text.splitlines() if line[0] != "#"}) > 20

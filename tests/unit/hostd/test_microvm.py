@@ -13,7 +13,7 @@ from casemate.hostd import checks, microvm, pods
 from casemate.hostd.grants import Caller
 from casemate.hostd.state import State
 from casemate.isolation.level import Levels
-from casemate.isolation.microvm import driver, kernel
+from casemate.isolation.microvm import bundles, driver, kernel
 from casemate.isolation.microvm.errors import ShimMissing
 from casemate.network import links, plan
 from casemate.network.links import TapUnavailable
@@ -77,7 +77,7 @@ def test_the_host_bounds_a_machines_cpu_and_not_its_memory() -> None:
     [(0, 256 << 20), (64 << 20, 128 << 20), (80 << 20, 128 << 20), (81 << 20, 256 << 20), (1 << 30, 2 << 30)],
 )
 def test_a_machine_has_room_for_the_limit_and_the_guest(limit: int, size: int) -> None:
-    assert driver.machine_memory(limit, 256 << 20) == size
+    assert bundles.machine_memory(limit, 256 << 20) == size
 
 
 def test_a_host_without_tun_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

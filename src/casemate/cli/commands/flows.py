@@ -28,7 +28,7 @@ def flows(arguments: Arguments, context: Context) -> int:
 
         if not context.json:
             context.write(_line(_TITLES))
-        answer = context.client.send("GET", "/v1/flows", [*pairs, ("follow", "true")])
+        answer = context.client.send("GET", "/v1/flows/follow", pairs)
         for _, event in read_events(answer.chunks):
             row = event if isinstance(event, dict) else {}
             context.write(json.dumps(row) + "\n" if context.json else _flow(row))

@@ -28,6 +28,14 @@ NETWORK = "org.casemate.network"
 CGROUPS = "org.casemate.cgroups"
 #: How a root that is a folder of the host is written to: ``direct`` (what engines expect), or ``overlay``.
 ROOT = "org.casemate.rootfs"
+#: What the guest's kernel and the agent take of a machine's memory, before anything of the user's.
+GUEST_OVERHEAD_BYTES = 48 << 20
+#: Machines come in few sizes, since each size is a template of its own.
+LEAST_MEMORY_BYTES, MOST_MEMORY_BYTES = 128 << 20, 64 << 30
+#: "1": other containers of the pod will join the machine.
+MORE = "org.casemate.more"
+#: A file of hostd's with what the container wrote before it was stopped; put back before anything of it runs.
+WRITABLE = "org.casemate.writable"
 MAX_LAYERS = 127
 #: As in shim/shim.h.
 MAX_MAP_ROWS = 16
@@ -81,6 +89,25 @@ def cgroups(config: Config) -> tuple[str, ...]:
     if len(found) > 16 or not all(part.startswith("/sys/fs/cgroup/") and ".." not in part for part in found):
         raise BundleUnsupported(f"{CGROUPS}: {len(found)} folders, allowed are 16 below /sys/fs/cgroup")
     return found
+
+
+def memory(config: Config, default_bytes: int) -> int:
+    """The machine's memory: what our own driver says, else room for the container's limit."""
+    text = config.annotations.get(MEMORY, "")
+    if text.isdigit() and len(text) < 16:
+        return int(text)
+    limit = config.linux.resources.memory
+    return machine_memory((limit.limit if limit is not None else 0) or 0, default_bytes)
+
+
+def machine_memory(limit_bytes: int, default_bytes: int) -> int:
+    """A machine's memory for a limit (0 or less: none): the limit and the guest's own part, as a power of two."""
+    if limit_bytes <= 0:
+        return default_bytes
+    wanted, size = limit_bytes + GUEST_OVERHEAD_BYTES, LEAST_MEMORY_BYTES
+    while size < wanted and size < MOST_MEMORY_BYTES:
+        size *= 2
+    return size
 
 
 def network(config: Config) -> GuestNetwork | None:

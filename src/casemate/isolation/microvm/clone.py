@@ -42,10 +42,11 @@ async def start(
     qemu: str,
     tap_fd: int | None = None,
     waits: bool = False,
+    more: bool = False,
 ) -> tuple[Monitor, tuple[disks.Extent, ...]]:
     """Start a clone over *layers* (squashfs files, any order); where each lies on its device.
 
-    *waits*: over one layer that :mod:`swap` replaces later.
+    *waits*: over one layer that :mod:`swap` replaces later; *more*: :mod:`join` puts further ones behind them.
     """
     first = argv.FIRST_PASSED_FD
     opened: list[int] = []
@@ -63,17 +64,18 @@ async def start(
             sizes.append((first + 4 + index, os.fstat(number).st_size))
         extents = disks.extents(sizes)
         disk: argv.Switch | None = None
-        if waits:
-            disk, node = argv.WaitingLayers(*disks.waiting_nodes(extents[0].fd)), ""
+        if len(extents) > 1:
+            described = os.memfd_create("layers", os.MFD_CLOEXEC)
+            opened.append(described)
+            os.write(described, disks.descriptor(extents).encode())
+            fds[first + 2] = described
+        if waits or (more and extents):
+            disk, node = argv.WaitingLayers(*disks.stacked_nodes(extents, first + 2)), ""
         elif not extents:
             node = disks.null_node()
         elif len(extents) == 1:
             node = disks.layer_node(extents[0])
         else:
-            described = os.memfd_create("layers", os.MFD_CLOEXEC)
-            opened.append(described)
-            os.write(described, disks.descriptor(extents).encode())
-            fds[first + 2] = described
             node = disks.joined_node(first + 2)
         if tap_fd is not None:
             fds[first + 3] = tap_fd

@@ -57,6 +57,15 @@ def layer_node(only: Extent) -> str:
     )
 
 
+def stacked_nodes(found: Sequence[Extent], descriptor_fd: int) -> tuple[str, str]:
+    """A device whose layers can get others beside them later: what there is now, and the node above that stays."""
+    if len(found) == 1:
+        return waiting_nodes(found[0].fd)
+    file = {"driver": "file", "filename": own_fd(descriptor_fd), "locking": "off"}
+    lower = {"driver": "vmdk", "node-name": "now", "read-only": True, "file": file}
+    return json.dumps(lower), json.dumps({"driver": "raw", "node-name": "layers", "read-only": True, "file": "now"})
+
+
 def waiting_nodes(fd: int) -> tuple[str, str]:
     """A waiting machine's device: one layer for now, below a node that stays when :func:`reopened` replaces it."""
     file = {

@@ -25,14 +25,6 @@ LEAST_QEMU = (7, 2)
 _VERSION = re.compile(r"version (\d+)\.(\d+)")
 #: Of the host's kernel alone. The map of users stays: what the guest writes to a volume is owned through it.
 _HOST_ONLY = ("rootfsPropagation",)
-
-
-#: What the guest's kernel and the agent take of a machine's memory, before anything of the user's.
-GUEST_OVERHEAD_BYTES = 48 << 20
-#: Machines come in few sizes, since each size is a template of its own.
-LEAST_MEMORY_BYTES, MOST_MEMORY_BYTES = 128 << 20, 64 << 30
-
-
 EMULATED = "microvm: no KVM that boots a guest; this machine is emulated (TCG): slower, and no hardware wall"
 
 
@@ -57,7 +49,7 @@ class MicrovmLevel:
         network: Callable[[PodSpec], GuestNetwork | None],
         *,
         inside: Inside | None = None,
-        memory_bytes: int = LEAST_MEMORY_BYTES,
+        memory_bytes: int = bundles.LEAST_MEMORY_BYTES,
         emulated: bool = False,
         cgroups: Callable[[PodSpec], Sequence[str]] = lambda _pod: (),
     ) -> None:
@@ -73,7 +65,7 @@ class MicrovmLevel:
     def memory_bytes(self, pod: PodSpec, container: ContainerSpec | None) -> int:
         """The machine's memory: room for the limit of the pod, else of the container that it is made for."""
         limit = pod.resources.memory_bytes or (container.resources.memory_bytes if container else 0) or 0
-        return machine_memory(limit, self._memory_bytes)
+        return bundles.machine_memory(limit, self._memory_bytes)
 
     def bundle(self, given: BundleInput) -> BundlePlan:
         # The guest has namespaces, capabilities and limits of its own kernel: none is the host's to give.
@@ -93,6 +85,10 @@ class MicrovmLevel:
         annotations[bundles.LAYERS] = ":".join(str(self._layers / f"{layer}.sqfs") for layer in layers)
         annotations[bundles.POD] = given.pod.id
         annotations[bundles.MEMORY] = str(self.memory_bytes(given.pod, given.container))
+        if not is_lone(given.pod, given.container):
+            annotations[bundles.MORE] = "1"
+        if given.writable:
+            annotations[bundles.WRITABLE] = given.writable
         if folders := self._cgroups(given.pod):
             annotations[bundles.CGROUPS] = ":".join(folders)
         network = self._network(given.pod)
@@ -110,14 +106,9 @@ class MicrovmLevel:
         return BundlePlan(plan.config, warnings)
 
 
-def machine_memory(limit_bytes: int, default_bytes: int) -> int:
-    """A machine's memory for a limit (0: none): the limit and the guest's own part, as a power of two."""
-    if not limit_bytes:
-        return default_bytes
-    wanted, size = limit_bytes + GUEST_OVERHEAD_BYTES, LEAST_MEMORY_BYTES
-    while size < wanted and size < MOST_MEMORY_BYTES:
-        size *= 2
-    return size
+def is_lone(pod: PodSpec, container: ContainerSpec | None) -> bool:
+    """Whether *pod* was made for *container* alone (casemated names it so): nothing joins it."""
+    return container is not None and pod.name == f"pod-{container.id[:12]}"
 
 
 def resources(wanted: Resources) -> dict[str, Any]:

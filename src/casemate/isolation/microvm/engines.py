@@ -10,6 +10,7 @@ import json
 import struct
 from collections.abc import Sequence
 
+from casemate.host.cgroups import check_path
 from casemate.isolation.microvm import bundles, frames
 from casemate.isolation.microvm.errors import BundleUnsupported
 from casemate.isolation.microvm.frames import Field, Tag
@@ -32,6 +33,22 @@ def netns(config: Config) -> str:
         "the bundle has no network namespace: a virtual machine cannot share the host's network; "
         "choose another network (`--network bridge`, `--network none`)"
     )
+
+
+def cgroup_path(config: Config) -> str:
+    """The container's cgroup on the host, below the hierarchy's root; empty for our own pods, which name folders.
+
+    A systemd driver writes ``slice:prefix:name``, which stands for a scope in that slice (runc's systemd driver).
+    """
+    text = config.linux.cgroups_path
+    if config.annotations.get(bundles.POD) or not text:
+        return ""
+    parts = text.split(":")
+    if len(parts) == 3:
+        slices = parts[0].removesuffix(".slice").split("-") if parts[0] else ["system"]
+        folders = ["-".join(slices[: count + 1]) + ".slice" for count in range(len(slices))]
+        text = "/".join([*folders, f"{parts[1]}-{parts[2]}.scope" if parts[1] else f"{parts[2]}.scope"])
+    return check_path(text.strip("/"))
 
 
 def check_hooks(hooks: Hooks | None) -> Hooks:

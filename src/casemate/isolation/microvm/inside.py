@@ -8,7 +8,7 @@ from pathlib import Path
 
 from casemate.isolation.level import InnerProcess, InnerUsage
 from casemate.isolation.microvm import frames, guestrows
-from casemate.isolation.microvm.driver import MicrovmLevel
+from casemate.isolation.microvm.driver import MicrovmLevel, is_lone
 from casemate.isolation.microvm.errors import MachineMissing
 from casemate.isolation.microvm.frames import Field, Kind, Tag
 from casemate.isolation.microvm.machine import Machine
@@ -43,7 +43,7 @@ class MicrovmInside:
 
     async def reserve(self, pod: PodSpec, container: ContainerSpec | None, interface: str) -> str:
         """Nothing is waited for: no template is made or read for this."""
-        if not self._machines.pool.count():
+        if not self._machines.pool.count() or not is_lone(pod, container):
             return ""
         template = await self._machines.template(self._level().memory_bytes(pod, container))
         return self._machines.pool.reserve(template, interface) or ""

@@ -53,9 +53,8 @@ async def _replace(machine: Machine, files: Sequence[str], joins: int) -> None:
             await swap.command(monitor, "add-fd", {"fdset-id": first + index}, (number,))
         finally:
             os.close(number)
-    described = os.memfd_create("layers", os.MFD_CLOEXEC)
+    described = swap.description(disks.descriptor(disks.extents(sizes), disks.fdset))
     try:
-        os.write(described, disks.descriptor(disks.extents(sizes), disks.fdset).encode())
         await swap.command(monitor, "add-fd", {"fdset-id": first + len(sizes)}, (described,))
     finally:
         os.close(described)

@@ -16,7 +16,7 @@ from casemate.isolation.microvm.monitor import Monitor
 from casemate.isolation.microvm.records import ContainerRecord, Ids, MachineRecord, Status
 from casemate.spec.errors import LimitExceeded
 
-_OVERLAY_ROOT = 32  # wire.h, FLAG_OVERLAY_ROOT
+_OVERLAY_ROOT, _PARTITIONS = 32, 64  # wire.h, FLAG_OVERLAY_ROOT, FLAG_PARTITIONS
 
 
 @dataclass(slots=True)
@@ -64,6 +64,10 @@ class Machine:
         self._write(msgspec.structs.replace(self.record, next_channel=number + 1))
         return number
 
+    def set_netns(self, inode: int) -> None:
+        if inode:
+            self._write(msgspec.structs.replace(self.record, netns=inode))
+
     def set_layers(self, layers: Sequence[str], joins: int = 0, *, whole: bool = False) -> None:
         """What lies on the block device."""
         self._write(msgspec.structs.replace(self.record, layers=tuple(layers), joins=joins, whole_device=whole))
@@ -80,7 +84,13 @@ class Machine:
         return pidfd.ProcessIdentity(self.record.qemu_pid, self.record.qemu_start_ticks)
 
     async def fill(
-        self, container: str, places: Sequence[Field], opened: Sequence[shares.Opened], *, below: bool = False
+        self,
+        container: str,
+        places: Sequence[Field],
+        opened: Sequence[shares.Opened],
+        *,
+        below: bool = False,
+        more: bool = False,
     ) -> None:
         """Give *container* its folders, and its root: the layers at *places*, or the folder that is named for it."""
         root = shares.root_name(container)
@@ -90,6 +100,8 @@ class Machine:
             await self.monitor.ask(Kind.SHARE, [], error=ShareFailed)
         if any(one.name == root for one in opened):
             found += [frames.text(Tag.SHARE, root), frames.u32(Tag.FLAGS, _OVERLAY_ROOT if below else 0)]
+        elif more:
+            found.append(frames.u32(Tag.FLAGS, _PARTITIONS))
         await self.monitor.ask(Kind.ROOTFS, found, error=RootfsFailed)
 
     def hear(self, message: Message) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from casemate.isolation.microvm import argv, clone, disks, frames, kernel, records, shares, swap, tap, warming
+from casemate.isolation.microvm import argv, clone, disks, frames, join, kernel, records, shares, swap, tap, warming
 from casemate.isolation.microvm.errors import MonitorFailed, NetworkFailed
 from casemate.isolation.microvm.frames import Field, Kind, Tag
 from casemate.isolation.microvm.machine import Machine
@@ -143,15 +143,19 @@ class Machines:
         shared: Sequence[Share] = (),
         below: bool = False,
         given_tap_fd: int | None = None,
+        pod: str = "",
+        more: bool = False,
     ) -> Machine:
         """A configured clone over *layers*, or over the root among *shared* (*below*: under a writable layer).
 
         *ids*: the map of the guest's users, whose first is then QEMU's user; *given_tap_fd*: an engine's tap, which
         stays the caller's. Raises the error of the step that
-        failed, with nothing left behind.
+        failed, with nothing left behind. *pod*: the machine's name, where it is not its container's; *more*: further
+        containers may :meth:`join`.
         """
-        if not _NAME.match(name) or name in self._machines:
-            raise MonitorFailed(f"a machine {name[:80]!r} exists, or the name is not valid")
+        called = pod or name
+        if not _NAME.match(called) or called in self._machines:
+            raise MonitorFailed(f"a machine {called[:80]!r} exists, or the name is not valid")
         template = await self.template(memory_bytes)
         opened = shares.open_all(shared)
         self.pool.busy += 1
@@ -159,22 +163,23 @@ class Machines:
         try:
             waiting = None
             # One that waits has a user of its own, as whom nothing of the pod's may be written on the host.
-            if not shared and given_tap_fd is None:
+            if not shared and given_tap_fd is None and not more:
                 waiting = self.pool.take(template, "" if network is None else network.tap)
             if waiting is not None:
                 machine = waiting
-                extents = await self._hand_out(machine, name, layers, cgroups)
+                extents = await self._hand_out(machine, called, layers, cgroups)
             else:
                 tap_fd = tap.open_tap(network.tap) if network is not None else _copy(given_tap_fd)
-                where = _Where(name, cgroups, ids, tap_fd)
-                machine, extents = await self._clone(template, where, layers)
+                where = _Where(called, cgroups, ids, tap_fd)
+                machine, extents = await self._clone(template, where, layers, more=more)
             await machine.monitor.ask(
                 Kind.CONFIGURE, _configuration(hostname, network), error=NetworkFailed, timeout_s=CLONE_TIMEOUT_S
             )
             if waiting is None:
                 await machine.learn_qemu(ids or SAME_IDS)
             places = [Field(Tag.LAYER, struct.pack("<QQ", one.start, one.sectors)) for one in extents]
-            await machine.fill(name, places, opened, below=below)
+            await machine.fill(name, places, opened, below=below, more=more)
+            machine.set_layers([str(one) for one in layers], whole=not more)
         except BaseException as error:
             if machine is not None:
                 if isinstance(error, CasemateError):
@@ -186,8 +191,23 @@ class Machines:
             shares.close(opened)
         return machine
 
+    async def join(
+        self, machine: Machine, name: str, layers: Sequence[Path], *, shared: Sequence[Share], below: bool = False
+    ) -> None:
+        """Give *machine* a further container *name* over *layers*. What was there goes on when it fails."""
+        opened = shares.open_all(shared)
+        try:
+            extents = await join.add_layers(machine, layers) if layers else ()
+            places = [Field(Tag.LAYER, struct.pack("<QQ", one.start, one.sectors)) for one in extents]
+            await machine.fill(name, places, opened, below=below, more=True)
+        except BaseException:
+            await shares.detach(machine.qemu, [one.name for one in opened])
+            raise
+        finally:
+            shares.close(opened)
+
     async def _clone(
-        self, template: Template, where: _Where, layers: Sequence[Path], *, waits: bool = False
+        self, template: Template, where: _Where, layers: Sequence[Path], *, waits: bool = False, more: bool = False
     ) -> tuple[Machine, tuple[disks.Extent, ...]]:
         """Start a clone; *where*'s tap is closed. Nothing is left when it fails."""
         folder = self.folder / where.name
@@ -203,6 +223,7 @@ class Machines:
                 qemu=self.settings.qemu,
                 tap_fd=where.tap_fd,
                 waits=waits,
+                more=more,
             )
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)

@@ -20,12 +20,13 @@ _SET = {
     "relatime": 1 << 21,
     "strictatime": 1 << 24,
     "lazytime": 1 << 25,
+    "tmpcopyup": 1 << 40,  # ours: wire.h, MOUNT_COPY_UP
 }
 _CLEAR = {"rw": 1, "suid": 2, "dev": 4, "exec": 8, "async": 16, "atime": 1024, "diratime": 2048, "norelatime": 1 << 21}
 #: Propagation means nothing in a guest that shares no mount with anybody; "defaults" says nothing at all.
 _NOTHING = frozenset(
     (
-        *("defaults", "nolazytime", "nostrictatime"),
+        *("defaults", "nolazytime", "nostrictatime", "notmpcopyup"),
         *("private", "rprivate", "slave", "rslave", "shared", "rshared", "unbindable", "runbindable"),
     )
 )

@@ -41,6 +41,8 @@ class ContainerRecord(Struct, frozen=True, forbid_unknown_fields=True):
     annotations: dict[str, str] = {}
     #: The guest takes over what an engine has set up in the waiter's network namespace.
     takes_network: bool = False
+    #: The engine's cgroup of it on the host.
+    cgroup: str = ""
     #: Names of its shares, to be taken away when the machine outlives it.
     shares: tuple[str, ...] = ()
 
@@ -65,6 +67,8 @@ class MachineRecord(Struct, frozen=True, forbid_unknown_fields=True):
     ids: Ids | None = None
     qemu_pid: int = 0
     qemu_start_ticks: int = 0
+    #: The inode of the network namespace that it has taken over; 0 for our own pods.
+    netns: int = 0
 
 
 _DECODER = msgspec.json.Decoder(MachineRecord)

@@ -9,16 +9,17 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
-from casemate.host import seqpacket
+from casemate.host import cgroups, hierarchy, seqpacket
 from casemate.isolation.microvm import (
     bundles,
     config,
+    copying,
     engines,
     frames,
     guestrows,
@@ -34,7 +35,7 @@ from casemate.isolation.microvm.kernelsignals import number_of
 from casemate.isolation.microvm.machine import Machine
 from casemate.isolation.microvm.machines import Machines
 from casemate.isolation.microvm.oci import Config, Process, User, read_process
-from casemate.isolation.microvm.records import ContainerRecord
+from casemate.isolation.microvm.records import SAME_IDS, ContainerRecord, Ids
 from casemate.isolation.seccomp_compile import Compiler
 from casemate.spec.errors import CasemateError, Conflict
 
@@ -116,52 +117,93 @@ class Service:
             raise Conflict(f"container {name} exists")
         wanted = bundles.read(bundle)
         engines.check_hooks(wanted.hooks)
+        cgroup = engines.cgroup_path(wanted)
+        try:
+            await self._make(ask, fds, wanted, cgroup)
+        except BaseException:
+            await _end_cgroup(cgroup)
+            raise
+        return ""
+
+    async def _make(self, ask: Message, fds: list[int], wanted: Config, cgroup: str) -> None:
+        name, bundle = ask.text(Tag.CONTAINER), Path(ask.text(Tag.CWD, 4096))
         if bool(ask.number_of(Tag.FLAGS) & TERMINAL) != wanted.process.terminal or len(fds) not in (2, 4):
             raise BundleUnsupported("process.terminal and the descriptors do not agree")
         contents = bundles.contents(wanted, bundle)
         layers, (shared, names) = bundles.layers(wanted), bundles.shared(wanted, bundle, name)
         program = self._seccomp(wanted)
-        memory = wanted.annotations.get(bundles.MEMORY, "")
         with contextlib.ExitStack() as stack:
-            tap_fd = None
+            tap_fd, netns, waiter = None, 0, ask.number_of(Tag.STATUS)
             if takes_network := engines.netns(wanted) != engines.NONE:
-                tap_fd = await takeover.open_tap(_netns_fd(stack, ask.number_of(Tag.STATUS)))
-                stack.callback(os.close, tap_fd)
-            machine = await self._machines.create(
-                name,
-                layers,
-                hostname=wanted.hostname,
-                memory_bytes=int(memory) if memory.isdigit() else None,
-                network=bundles.network(wanted),
-                cgroups=bundles.cgroups(wanted),
-                ids=bundles.ids(wanted),
-                shared=shared,
-                below=bundles.root_is_below(wanted),
-                given_tap_fd=tap_fd,
-            )
+                netns_fd = _netns_fd(stack, waiter)
+                netns = os.fstat(netns_fd).st_ino
+            below = bundles.root_is_below(wanted)
+            machine = await self._living(wanted, netns)
+            joined = machine is not None
+            host_cgroups = bundles.cgroups(wanted) or _join_cgroup(cgroup, waiter)
+            if machine is not None:
+                _check_same_ids(machine, bundles.ids(wanted))
+                takes_network = False
+                await self._machines.join(machine, name, layers, shared=shared, below=below)
+            else:
+                if takes_network:
+                    tap_fd = await takeover.open_tap(netns_fd)
+                    stack.callback(os.close, tap_fd)
+                machine = await self._machines.create(
+                    name,
+                    layers,
+                    hostname=wanted.hostname,
+                    memory_bytes=bundles.memory(wanted, self._machines.settings.memory_bytes),
+                    network=bundles.network(wanted),
+                    cgroups=host_cgroups,
+                    ids=bundles.ids(wanted),
+                    shared=shared,
+                    below=below,
+                    given_tap_fd=tap_fd,
+                    pod=wanted.annotations.get(bundles.POD, ""),
+                    more=wanted.annotations.get(bundles.MORE) == "1",
+                )
+                machine.set_netns(netns)
         try:
+            await _restore(machine, name, wanted.annotations.get(bundles.WRITABLE, ""))
             channel = machine.next_channel()
             machine.monitor.attach(channel, fds)
             fields = config.create_fields(wanted, name, channel, contents=contents, seccomp=program, shared=names)
             await machine.monitor.ask(Kind.CREATE, fields)
             created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-            pid = ask.number_of(Tag.STATUS)
             record = ContainerRecord(
                 name,
                 str(bundle),
-                pid,
+                waiter,
                 "created",
                 channel,
                 created=created,
                 annotations=wanted.annotations,
                 takes_network=takes_network,
+                cgroup=cgroup,
                 shares=tuple(one.name for one in shared),
             )
             machine.put(record)
         except BaseException:
-            await self._machines.end(machine)
+            if joined:
+                await _leave(machine, name, [one.name for one in shared])
+            else:
+                await self._machines.end(machine)
             raise
-        return ""
+
+    async def _living(self, wanted: Config, netns: int) -> Machine | None:
+        """The machine of the bundle's pod, if it runs: the one that is named, or has taken over the same network.
+
+        So the containers of a pod of Kubernetes' or Podman's share one, and those of ``--network container:NAME``.
+        """
+        machine = self._machines.get(wanted.annotations.get(bundles.POD, ""))
+        if netns:
+            machine = next((one for one in self._machines.all() if one.record.netns == netns), None)
+        if machine is not None and machine.monitor.ended.is_set():
+            # It broke down with all that was in it, whose ends are known.
+            await self._machines.end(machine)
+            return None
+        return machine
 
     def _seccomp(self, wanted: Config) -> bytes:
         profile = wanted.linux.seccomp
@@ -232,9 +274,12 @@ class Service:
     async def _kill(self, ask: Message, _fds: list[int]) -> str:
         machine, one = self._place(ask)
         number = number_of(ask.text(Tag.SIGNAL))
-        if one.status == "stopped":
-            raise Conflict(f"container {one.id} is stopped: process already finished")
         every = ask.number_of(Tag.FLAGS) & ALL
+        if one.status == "stopped":
+            if every:
+                return ""
+            # containerd's shim takes these words for "gone already", and any others for a failure.
+            raise Conflict(f"container {one.id} is stopped: container not running")
         flags = config.ALL_PROCESSES if every else 0
         fields = [frames.text(Tag.CONTAINER, one.id), frames.u32(Tag.SIGNAL, number), frames.u32(Tag.FLAGS, flags)]
         if number == _KILL and one.status == "paused":
@@ -257,8 +302,8 @@ class Service:
         if not machine.record.containers:
             await self._machines.end(machine)
         else:
-            await machine.monitor.ask(Kind.REMOVE, [frames.text(Tag.CONTAINER, one.id)])
-            await shares.detach(machine.qemu, one.shares)
+            await _leave(machine, one.id, one.shares)
+        await _end_cgroup(one.cgroup)
         return after
 
     async def _pause(self, ask: Message, _fds: list[int]) -> str:
@@ -299,6 +344,24 @@ class Service:
         return "\n".join(["PID", *(str(pid) for pid in pids)])
 
 
+async def _leave(machine: Machine, container: str, names: Sequence[str]) -> None:
+    """Take *container* out of a machine that goes on with others."""
+    with contextlib.suppress(AgentFailed):
+        await machine.monitor.ask(Kind.REMOVE, [frames.text(Tag.CONTAINER, container)])
+    await shares.detach(machine.qemu, names)
+
+
+async def _restore(machine: Machine, container: str, path: str) -> None:
+    """Put back what the container wrote before it was stopped, before anything of it runs."""
+    if not path:
+        return
+    number = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        await copying.copy(machine, container, "restore", "/", number)
+    finally:
+        os.close(number)
+
+
 def _netns_fd(stack: contextlib.ExitStack, pid: int) -> int:
     """The network namespace of the waiter *pid*, which must not be our own."""
     try:
@@ -311,11 +374,33 @@ def _netns_fd(stack: contextlib.ExitStack, pid: int) -> int:
     return number
 
 
+def _check_same_ids(machine: Machine, ids: Ids | None) -> None:
+    """Containers that share a machine share its map of users."""
+    if machine.record.ids is not None and machine.record.ids != (ids or SAME_IDS):
+        raise BundleUnsupported("the container's id mappings are not those of the machine that it would join")
+
+
+def _join_cgroup(path: str, waiter: int) -> tuple[str, ...]:
+    """The engine's cgroup on the host, with the waiter in it: where its figures are read. What the machine joins."""
+    if not path:
+        return ()
+    found = hierarchy.detect()
+    found.create(path)
+    found.join(path, waiter)
+    return tuple(found.folders(path))
+
+
+async def _end_cgroup(path: str) -> None:
+    if path:
+        with contextlib.suppress(CasemateError):
+            await cgroups.end(hierarchy.detect(), path)
+
+
 async def _take_network(machine: Machine, one: ContainerRecord) -> None:
     with contextlib.ExitStack() as stack:
         found = await takeover.take(_netns_fd(stack, one.pid))
-    if found is not None:
-        await machine.monitor.ask(Kind.NETWORK, found.fields(), error=NetworkFailed)
+    # Nothing found: the guest's card goes down, and only loopback is left.
+    await machine.monitor.ask(Kind.NETWORK, [] if found is None else found.fields(), error=NetworkFailed)
 
 
 def _hooks_after(one: ContainerRecord, stage: Literal["poststart", "poststop"]) -> list[Field]:

@@ -38,9 +38,8 @@ async def layers(monitor: Monitor, files: Sequence[Path]) -> tuple[disks.Extent,
     name = disks.fdset(extents[0].fd)
     driver = "file"
     if len(extents) > 1:
-        described = os.memfd_create("layers", os.MFD_CLOEXEC)
+        described = description(disks.descriptor(extents, disks.fdset))
         try:
-            os.write(described, disks.descriptor(extents, disks.fdset).encode())
             # QEMU takes a descriptor of a set only when it is open for just what is asked for.
             reading = os.open(f"/proc/self/fd/{described}", os.O_RDONLY | os.O_CLOEXEC)
         finally:
@@ -53,6 +52,16 @@ async def layers(monitor: Monitor, files: Sequence[Path]) -> tuple[disks.Extent,
     await command(monitor, "blockdev-add", disks.swapped_node(name, driver))
     await command(monitor, "blockdev-reopen", {"options": [disks.reopened()]})
     return extents
+
+
+def description(text: str) -> int:
+    """A file with *text* in memory, open for reading alone: QEMU takes a descriptor only for what it is open for."""
+    number = os.memfd_create("layers", os.MFD_CLOEXEC)
+    try:
+        os.write(number, text.encode())
+        return os.open(f"/proc/self/fd/{number}", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        os.close(number)
 
 
 async def command(monitor: Monitor, name: str, arguments: dict[str, Any], fds: Sequence[int] = ()) -> None:

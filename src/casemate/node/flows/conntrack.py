@@ -16,10 +16,14 @@ _HEADERS_BYTES = 20
 TCP, UDP, ICMP, ICMPV6, SCTP = 6, 17, 1, 58, 132
 _WITH_PORTS = frozenset((TCP, UDP, SCTP, 33, 136))
 
-#: Attribute header, nested IP (header, source, destination), nested protocol (header, number, both ports).
-_FAST = struct.Struct("=HH HH HH4s HH4s HH HHBxxx HH2sxx HH2sxx")
-_FAST_SHAPE = (20, 0x8001, 8, 1, 8, 2, 28, 0x8002, 5, 1, 6, 2, 6, 3)
-_TUPLE_BYTES = _FAST.size
+#: Both tuples as they are for TCP, UDP and the like over IPv4: each is an attribute of 52 bytes, and nothing else is so
+#: long. Header, source, destination, protocol, both ports; twice.
+_FAST = struct.Struct(">" + 2 * "I4x4x4s4x4s4x4xB3x4xH2x4xH2x")
+_FAST_ORIGINAL, _FAST_REPLY = 0x34000180, 0x34000280
+_TUPLE_BYTES = 52
+#: What follows when a connection was counted: identifier, status, timeout; counters of both directions; times.
+_FAST_END = struct.Struct(">24x" + 3 * "I4xQ4xQ")
+_FAST_END_SHAPE = (0x1C000980, 0x1C000A80, 0x1C001480)
 _ATTRIBUTE = struct.Struct("=HH")
 _U64 = struct.Struct("!Q")
 
@@ -60,23 +64,16 @@ def parse(data: bytes) -> Seen | None:
     kind = int.from_bytes(data[4:6], "little")
     if kind not in (NEW, DESTROY) or len(data) < _HEADERS_BYTES + 4:
         return None
-    if len(data) >= _HEADERS_BYTES + 2 * _TUPLE_BYTES:
-        first = _fast(data, _HEADERS_BYTES, 0x8001)
-        if first is not None:
-            second = _fast(data, _HEADERS_BYTES + _TUPLE_BYTES, 0x8002)
-            if second is not None:
-                end = _HEADERS_BYTES + _TUPLE_BYTES
-                return Seen(kind == NEW, data[_HEADERS_BYTES:end], first, second, end + _TUPLE_BYTES)
+    if len(data) >= _HEADERS_BYTES + _FAST.size:
+        (one, source, destination, protocol, source_port, port, other, source2, destination2, protocol2, source_port2,
+         port2) = _FAST.unpack_from(data, _HEADERS_BYTES)  # fmt: skip
+        if one == _FAST_ORIGINAL and other == _FAST_REPLY:
+            return Seen(
+                kind == NEW, data[_HEADERS_BYTES : _HEADERS_BYTES + _TUPLE_BYTES],
+                Tuple(source, destination, protocol, source_port, port),
+                Tuple(source2, destination2, protocol2, source_port2, port2), _HEADERS_BYTES + _FAST.size,
+            )  # fmt: skip
     return _slow(data, kind == NEW)
-
-
-def _fast(data: bytes, at: int, kind: int) -> Tuple | None:
-    (size, found, a, b, c, d, source, e, f, destination, g, h, i, j, protocol, k, m, source_port, n, o, port) = (
-        _FAST.unpack_from(data, at)
-    )
-    if (size, found) != (_TUPLE_BYTES, kind) or (a, b, c, d, e, f, g, h, i, j, k, m, n, o) != _FAST_SHAPE:
-        return None
-    return Tuple(source, destination, protocol, int.from_bytes(source_port, "big"), int.from_bytes(port, "big"))
 
 
 def _slow(data: bytes, is_new: bool) -> Seen | None:
@@ -145,6 +142,10 @@ def _walk(data: bytes, at: int, end: int) -> list[tuple[int, int, int]]:
 
 def ending(data: bytes, at: int) -> Ended:
     """What the attributes of *data* from *at* on say of a connection that ended. Raises ``ValueError``."""
+    if len(data) >= at + _FAST_END.size:
+        one, packets_out, bytes_out, other, packets_in, bytes_in, third, began, ended = _FAST_END.unpack_from(data, at)
+        if (one, other, third) == _FAST_END_SHAPE:
+            return Ended(packets_out, bytes_out, packets_in, bytes_in, began, ended)
     counts = [0, 0, 0, 0]
     began = ended = 0
     for kind, low, high in _walk(data, at, len(data)):

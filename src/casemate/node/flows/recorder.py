@@ -53,23 +53,8 @@ _Five = tuple[bytes, bytes, int, int, int]
 class _Flow:
     """A connection under way; *written* once its row is in the ring."""
 
-    __slots__ = (
-        "began",
-        "bytes_first",
-        "destination",
-        "ending",
-        "ends",
-        "number",
-        "port",
-        "protocol",
-        "refused",
-        "source",
-        "source_port",
-        "tls",
-        "via",
-        "waits_since",
-        "written",
-    )  # fmt: skip
+    __slots__ = ("began", "destination", "ending", "ends", "number", "port", "protocol", "refused", "row", "source",
+                 "source_port", "tls", "via", "waits_since", "written")  # fmt: skip
 
     def __init__(self, number: int, began: float, five: _Five, via: str) -> None:
         self.number = number
@@ -82,6 +67,7 @@ class _Flow:
         self.waits_since = 0.0
         self.written = False
         self.ends: tuple[End | None, End | None] = (None, None)
+        self.row = (-1, 0)
 
     @property
     def key(self) -> _Key:
@@ -110,6 +96,7 @@ class Recorder:
         self._asked: dict[int, tuple[_Key, ...]] = {}
         self._question = 0
         self._new: list[NewFlow] = []
+        self._batch = 0
         self._ended: list[EndedFlow] = []
         self._named: list[tuple[int, str, int]] = []
         self._again: list[tuple[int, float, int]] = []
@@ -156,10 +143,20 @@ class Recorder:
             counts = (known.began, *counts[1:])
         self._by_five.pop((known.source, known.destination, known.protocol, known.source_port, known.port), None)
         if known.written:
-            self._ring.stamp += 1
-            self._ended.append(EndedFlow(self._ring.stamp, *counts, known.number))
+            self._finish(known, counts)
         else:
             known.ending = counts
+
+    def _finish(self, flow: _Flow, counts: tuple[float, int, int, int, int]) -> None:
+        """The end of a record that was written: while its row waits to be written, into that row."""
+        batch, place = flow.row
+        if batch == self._batch:
+            self._new[place] = self._new[place]._replace(
+                ended=counts[0], packets_out=counts[1], bytes_out=counts[2], packets_in=counts[3], bytes_in=counts[4]
+            )
+            return
+        self._ring.stamp += 1
+        self._ended.append(EndedFlow(self._ring.stamp, *counts, flow.number))
 
     def _begin(self, seen: Seen, began: float) -> _Flow:
         original, reply = seen.original, seen.reply
@@ -353,6 +350,7 @@ class Recorder:
             )
         )  # fmt: skip
         flow.written = True
+        flow.row = (self._batch, len(self._new) - 1)
         self.recorded += 1
         ring.number = max(ring.number, flow.number)
 
@@ -382,6 +380,7 @@ class Recorder:
         """Write what is pending in one transaction."""
         self._ring.write(self._new, self._ended, named=self._named, again=self._again)
         self._new, self._ended, self._again, self._named = [], [], [], []
+        self._batch += 1
 
     def counters(self) -> Counters:
         return Counters(

@@ -152,6 +152,11 @@ class Flows:
         """A connection was referred, and answered."""
         self._send(what)
 
+    @property
+    def newest_stamp(self) -> int:
+        """The stamp of what was written last, as far as the recorder has told."""
+        return self._stamp
+
     # --- readers ---------------------------------------------------------------------------------------------------
 
     def counters(self) -> FlowCounters:

@@ -15,6 +15,7 @@ from casemate.node.flows.wire import Referred as ToldReferred
 from casemate.node.policy import passages, quarantine
 from casemate.node.policy.referrals import Referrals
 from casemate.node.policy.wallstate import read_bound
+from casemate.node.policy.watching import Watch
 from casemate.policy.identity import Endpoint
 from casemate.policy.windows import minute_of_week, minutes_to_next_border
 from casemate.spec.api.policy import ReferralRow
@@ -31,6 +32,7 @@ class Desk:
         self.core = core
         self.flows = flows
         self.referrals = Referrals(core)
+        self.watch = Watch(core, flows)
         self.referrals.met = self._met
         self.referrals.told = self._told
         self._minute = -1

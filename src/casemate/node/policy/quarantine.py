@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from casemate.node import audit, events
 from casemate.node.core import Caller, Core, report
 from casemate.node.policy import ends, rights, store
+from casemate.node.policy.endpoints import read_workload
 from casemate.node.policy.errors import QuarantineHeld, QuarantineNotFound
 from casemate.node.policy.passages import passages_of
 from casemate.spec.api.policy import (
@@ -78,6 +79,19 @@ async def put(
         core.events.wake()
         await _in_force(core, workload, "quarantine")
     return row
+
+
+async def by_admission(core: Core, pod: str, reason: str) -> QuarantineRow | None:
+    """Admission lets the pod (its id) run cut off; None where it is in quarantine already, or has no network."""
+    await core.policy.load()
+    known = core.policy.workloads.get(pod) or await core.db.read(lambda db: read_workload(db, pod))
+    if known is None:
+        return None
+    core.policy.note(known)
+    try:
+        return await put(core, known.name, Cause("casemated", "admission", reason))
+    except QuarantineHeld:
+        return None
 
 
 async def _in_force(core: Core, workload: str, reason: str, *, label_first: bool = False) -> None:

@@ -38,6 +38,8 @@ MAX_AT_ONCE = 8_192
 #: How long the kernel keeps a refusal: long enough against a flood, short enough for a rule that is just being written.
 DENY_LIFETIME_S = 5
 MAX_WATCHERS = 64
+#: Answers that are looked at again when the rules change; older ones end by their lifetime.
+MAX_GRANTED = 32_768
 #: Rows that wait for one watcher; one that falls behind by more loses the oldest, and is told so by their numbers.
 MAX_BEHIND = 1_000
 _FLUSH_S = 0.1
@@ -94,6 +96,9 @@ class Referrals:
         self._rates = Rates()
         self._decider: Decider | None = None
         self._watchers: set[asyncio.Queue[tuple[ReferralRow, bool]]] = set()
+        #: What rules let pass, with the addresses, so that it can be taken back when they say otherwise.
+        self._granted: OrderedDict[tuple[bytes, bytes, int, int], Connection] = OrderedDict()
+        self._reviewing = False
         self._seen: OrderedDict[tuple[str, str], None] = OrderedDict()
         self.met: Callable[[Endpoint, Endpoint], object] | None = None
         self.told: Callable[[ReferredPacket, ReferralRow], None] | None = None
@@ -107,6 +112,33 @@ class Referrals:
 
     def _changed(self) -> None:
         self._decider = None
+        if self._granted and not self._reviewing:
+            self._reviewing = True
+            self._core.spawn(self._review(), "what was let pass, by the rules of now")
+
+    async def _review(self) -> None:
+        """Answers that the rules would not give any more are forgotten, and what they opened is cut."""
+        now = self._core.clock()
+        keys: list[AnswerKey] = []
+        try:
+            for place, (key, old) in enumerate(list(self._granted.items()), 1):
+                asked = Connection(
+                    ends.at_address(self._core.policy, _address(key[0])), self._destination(key), old.protocol, old.port
+                )
+                decision = self.decider.decide(asked, now, first_contact=False, rate=0)
+                if decision.verdict > Verdict.AUDIT:
+                    keys.append(AnswerKey(*key))
+                    self._granted.pop(key, None)
+                if place % 256 == 0:
+                    await asyncio.sleep(0)
+            if keys:
+                self.counters["taken_back"] += len(keys)
+                await self._core.policy.firewall.forget(keys)
+        except CasemateError:
+            # The kernel could not be told: it is given the whole anew, and forgets all answers.
+            report("answers to referrals could not be taken back")
+        finally:
+            self._reviewing = False
 
     @property
     def decider(self) -> Decider:
@@ -158,14 +190,18 @@ class Referrals:
 
     def connection(self, packet: ReferredPacket) -> Connection:
         """Who is at both ends of *packet*, by address."""
-        policy = self._core.policy
-        source = ends.at_address(policy, _address(packet.source))
-        destination = ends.at_address(policy, _address(packet.destination))
-        if destination.kind is not Kind.POD and policy.planner is not None:
-            # Names hold for the pod whose own answers led there.
-            named = policy.planner.owner(_address(packet.destination), str(_address(packet.source)))
-            destination = ends.outside(_address(packet.destination), named.dns) if named is not None else destination
+        source = ends.at_address(self._core.policy, _address(packet.source))
+        destination = self._destination((packet.source, packet.destination, 0, 0))
         return Connection(source, destination, _PROTOCOLS.get(packet.protocol, Protocol.OTHER), packet.port)
+
+    def _destination(self, key: tuple[bytes, bytes, int, int]) -> Endpoint:
+        policy, address = self._core.policy, _address(key[1])
+        found = ends.at_address(policy, address)
+        if found.kind is not Kind.POD and policy.planner is not None:
+            # Names hold for the pod whose own answers led there.
+            named = policy.planner.owner(address, str(_address(key[0])))
+            return ends.outside(address, named.dns) if named is not None else found
+        return found
 
     async def _judge(self, packet: ReferredPacket, asked: Connection, rate: int) -> None:
         """What needs the store: walls, and whether these two have met."""
@@ -351,9 +387,13 @@ class Referrals:
             self._core.spawn(self._send(), "answers to referrals")
         if asked is None:
             return
-        if answer.allow:
-            self._note_met((asked.source.name, asked.destination.name))
         prompted = bool(number)
+        if answer.allow:
+            for packet in packets if not prompted else ():
+                self._granted[packet.source, packet.destination, packet.protocol, packet.port] = asked
+                if len(self._granted) > MAX_GRANTED:
+                    self._granted.popitem(last=False)
+            self._note_met((asked.source.name, asked.destination.name))
         if not prompted:
             self._next += 1
             number = self._next

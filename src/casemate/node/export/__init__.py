@@ -1,0 +1,1 @@
+"""What is counted and seen, in the forms that other systems read: Prometheus' text, OpenTelemetry's JSON."""

@@ -1,0 +1,214 @@
+"""What a pod may send to get around the firewall, sent: it gets nowhere, and others are not hurt."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import time
+
+import pytest
+from tests.integration.firewall.lab import (
+    ACK,
+    ICMP,
+    MAC_A,
+    OUTSIDE,
+    ROUTER_MAC,
+    TCP,
+    UDP,
+    Lab,
+    Packet,
+    address,
+    endpoint,
+    inside,
+    world,
+)
+
+from casemate.host import conntrack, rtnetlink
+from casemate.hostd.crowding import crowding, is_worth_a_count
+from casemate.hostd.firewall import METADATA
+from casemate.network.firewall import sets
+from casemate.network.firewall.kernel import Change
+from casemate.network.firewall.sets import ALLOW, DENY, REFER, verdict_row
+
+A, B, C, X = "192.168.2.1", "192.168.2.2", "192.168.2.3", "192.168.2.99"
+IDS = {A: 500, B: 501, C: 502}
+WORLD = 600
+
+
+@pytest.fixture
+def open_lab(lab: Lab) -> Lab:
+    """Everything is allowed but TCP port 22 of C: what is stopped is stopped by the guard."""
+    lab.route([*IDS, X])
+    rows = lab.hardware(IDS) + [endpoint(one, number) for one, number in IDS.items()] + [world(WORLD)]
+    rows += [sets.metadata_row(address(one)) for one in METADATA]
+    rows += [verdict_row(2, one, other, 0, 0, 0, ALLOW) for one in IDS.values() for other in (*IDS.values(), WORLD)]
+    rows.append(verdict_row(0, IDS[A], IDS[C], TCP, 22, 22, DENY))
+    lab.make(rows)
+    lab.flush_connections()
+    return lab
+
+
+def counted(lab: Lab, name: str) -> int:
+    return lab.kernel.counters()[name]
+
+
+def test_a_pods_own_address_and_hardware_address_pass_and_no_other(open_lab: Lab) -> None:
+    lab = open_lab
+    assert lab.passes([Packet(A, B)]) == [True]
+    for packet, mac in (
+        (Packet(X, B), None),
+        (Packet(OUTSIDE, B), None),
+        (Packet("127.0.0.1", B), None),
+        (Packet("0.0.0.0", B), None),
+        (Packet(A, B, UDP), rtnetlink.mac_bytes("0e:01:00:00:00:77")),
+        (Packet(A, B, UDP), rtnetlink.mac_bytes(ROUTER_MAC)),
+    ):
+        before = counted(lab, "spoofed")
+        packet.number = 77
+        lab.a.send([packet], mac)
+        assert 77 not in lab.b.numbers()
+        assert counted(lab, "spoofed") == before + 1, packet
+
+
+@pytest.mark.parametrize(
+    ("destination", "counter"),
+    [
+        ("169.254.169.254", "metadata"), ("100.100.100.200", "metadata"), ("168.63.129.16", "metadata"),
+        ("169.254.7.7", "link_local"), ("224.0.0.251", "multicast"), ("239.255.255.250", "multicast"),
+        ("255.255.255.255", "multicast"), ("240.0.0.1", "multicast"),
+    ],
+)  # fmt: skip
+def test_metadata_link_local_and_multicast_are_not_reached(open_lab: Lab, destination: str, counter: str) -> None:
+    before = counted(open_lab, counter)
+    for kind in (TCP, UDP, ICMP):
+        packet = Packet(A, destination, kind, 8)
+        packet.number = 78
+        open_lab.a.send([packet])
+    assert 78 not in open_lab.b.numbers() | open_lab.w.numbers(0.01)
+    assert counted(open_lab, counter) == before + 3
+
+
+def test_ip_options_are_refused(open_lab: Lab) -> None:
+    """Loose source routing to where the pod may not; and an option that says nothing."""
+    route = bytes([131, 7, 4]) + socket.inet_aton(C) + b"\0"
+    for options in (route, b"\x01\x01\x01\x01", bytes([7, 7, 4, 0, 0, 0, 0, 0])):
+        before = counted(open_lab, "options")
+        assert open_lab.passes([Packet(A, B, options=options)]) == [False]
+        assert counted(open_lab, "options") == before + 1
+
+
+def test_fragments_are_judged_as_the_packet_that_they_make(open_lab: Lab) -> None:
+    """The ports in the second fragment, overlaps that write the port over: never through to the port that is closed."""
+    whole = Packet(A, C, TCP, 22, 42_000, payload=bytes(32)).bytes()
+    head, body = whole[:20], whole[20:]
+
+    def part(number: int, offset: int, data: bytes, *, more: bool) -> bytes:
+        field = (offset // 8) | (0x2000 if more else 0)
+        new = head[:2] + struct.pack("!HHH", 20 + len(data), number, field) + head[8:10] + b"\0\0" + head[12:]
+        total = sum(struct.unpack("!10H", new))
+        total = (total & 0xFFFF) + (total >> 16)
+        return new[:10] + struct.pack("!H", ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF) + new[12:] + data
+
+    lying = Packet(A, C, TCP, 80, 42_000, payload=bytes(32)).bytes()[20:]
+    floods = [
+        [part(501, 0, body[:8], more=True), part(501, 8, body[8:], more=False)],
+        [part(502, 0, lying[:16], more=True), part(502, 0, body[:16], more=True), part(502, 16, body[16:], more=False)],
+        [part(503, 8, body[8:], more=False), part(503, 0, body[:8], more=True)],
+        [part(504, 8, body[8:], more=False)],
+    ]
+    frame = rtnetlink.mac_bytes(ROUTER_MAC) + rtnetlink.mac_bytes(MAC_A) + b"\x08\0"
+    for parts in floods:
+        for one in parts:
+            open_lab.a.raw.send(frame + one)
+    seen = [packet for packet in open_lab.b.frames() if packet[9] == TCP]
+    assert not [packet for packet in seen if packet[22:24] == struct.pack("!H", 22)]
+
+
+def test_ipv6_is_refused_as_a_whole(open_lab: Lab) -> None:
+    """Also what hides behind extension headers, and a neighbour's or router's advertisement."""
+    source, destination = bytes.fromhex("fe80" + "00" * 13 + "01"), bytes.fromhex("ff02" + "00" * 13 + "01")
+    bodies = [
+        (6, bytes(20)), (58, bytes([134, 0, *bytes(14)])), (58, bytes([136, 0, *bytes(22)])),
+        (0, bytes([43, 0, *bytes(6)]) + bytes([6, 0, *bytes(6)]) + bytes(20)),
+    ]  # fmt: skip
+    before = counted(open_lab, "ipv6")
+    for protocol, body in bodies:
+        packet = struct.pack("!IHBB16s16s", 6 << 28, len(body), protocol, 255, source, destination) + body
+        open_lab.a.raw.send(rtnetlink.mac_bytes(ROUTER_MAC) + rtnetlink.mac_bytes(MAC_A) + b"\x86\xdd" + packet)
+    time.sleep(0.05)
+    assert counted(open_lab, "ipv6") == before + len(bodies)
+
+
+def test_arp_cannot_take_an_address(open_lab: Lab) -> None:
+    """A says that B's address is at its own hardware address: the router's entry is permanent."""
+    claim = struct.pack("!HHBBH", 1, 0x0800, 6, 4, 2) + rtnetlink.mac_bytes(MAC_A) + socket.inet_aton(B)
+    claim += rtnetlink.mac_bytes(ROUTER_MAC) + socket.inet_aton("169.254.1.1")
+    for to in (rtnetlink.mac_bytes(ROUTER_MAC), b"\xff" * 6):
+        open_lab.a.raw.send(to + rtnetlink.mac_bytes(MAC_A) + b"\x08\x06" + claim)
+    time.sleep(0.05)
+    assert open_lab.passes([Packet(A, B)], at=open_lab.b) == [True]
+
+
+def test_a_tiny_ttl_is_no_way_through(open_lab: Lab) -> None:
+    assert open_lab.passes([Packet(A, B, ttl=1), Packet(A, C, TCP, 22, ttl=2)]) == [False, False]
+
+
+def test_a_flood_of_first_packets_leaves_others_their_way(open_lab: Lab) -> None:
+    flood = [Packet(A, C, TCP, 22, 1024 + n) for n in range(5000)]
+    open_lab.a.send(flood)
+    assert open_lab.passes([Packet(B, C, TCP, 80, source_port=30_000 + n) for n in range(20)]) == [True] * 20
+
+
+def test_a_pod_with_too_many_connections_gets_no_more_and_others_do(open_lab: Lab) -> None:
+    assert all(open_lab.passes([Packet(A, B, UDP, 1000 + n) for n in range(500)]))
+    total = inside(open_lab.router, lambda: conntrack.fill()[0])
+    counts = inside(open_lab.router, conntrack.count_by_source)
+    assert counts[address(A)] == 500
+    assert total >= 500
+    assert open_lab.connect(A, C)
+    found = crowding(counts, total, 1000)
+    assert found == [address(A)]
+    open_lab.change(Change(adds=[sets.address_set_row("crowded", one, 60_000) for one in found]))
+    assert open_lab.passes([Packet(A, B, UDP, 5000), Packet(C, B, UDP, 5000)]) == [False, True]
+    middle = Packet(A, C, TCP, flags=ACK, sequence=1001, acknowledged=5001)
+    assert open_lab.passes([middle]) == [True], "what is open lives on"
+    assert counted(open_lab, "crowded") == 1
+
+
+def test_shares_of_tracked_connections() -> None:
+    assert crowding({b"a": 26, b"b": 25}, 51, 100) == [b"a"]
+    assert crowding({b"a": 13, b"b": 12}, 61, 100) == [b"a"]
+    assert crowding({b"a": 13, b"b": 12}, 60, 100) == []
+    assert is_worth_a_count(26, 100)
+    assert not is_worth_a_count(25, 100)
+
+
+def test_one_pods_flood_of_referrals_leaves_the_others_theirs(lab: Lab) -> None:
+    """The kernel bounds each pod's referrals: beyond its rate it is denied, while another's still come."""
+    lab.route(IDS)
+    rows = lab.hardware(IDS) + [endpoint(one, number) for one, number in IDS.items()]
+    rows += [verdict_row(2, IDS[one], IDS[C], 0, 0, 0, REFER) for one in (A, B)]
+    lab.make(rows)
+    lab.flush_connections()
+    queue = lab.queue()
+    try:
+        lab.a.send([Packet(A, C, UDP, 53, 1024 + n) for n in range(3000)])
+        first = queue.receive(5000)
+        assert 512 <= len(first) < 2000
+        lab.a.send([Packet(B, C, UDP, 53, 1024)])
+        time.sleep(0.05)
+        assert [one.source for one in queue.receive(5000) if one.source == address(B)] == [address(B)]
+        assert counted(lab, "referral_rate") > 1000
+    finally:
+        queue.close()
+        list(lab.a.frames(0.01))
+
+
+def test_without_a_reader_what_is_referred_is_dropped(lab: Lab) -> None:
+    lab.route(IDS)
+    rows = lab.hardware(IDS) + [endpoint(one, number) for one, number in IDS.items()]
+    lab.make([*rows, verdict_row(2, IDS[A], IDS[B], 0, 0, 0, REFER), verdict_row(2, IDS[A], IDS[C], 0, 0, 0, ALLOW)])
+    lab.flush_connections()
+    assert lab.passes([Packet(A, B), Packet(A, C)]) == [False, True]
+    assert lab.connect(A, C, 81)
+    assert lab.passes([Packet(A, C, TCP, 81, flags=ACK, sequence=1001, acknowledged=5001)]) == [True]

@@ -1,0 +1,113 @@
+"""Machines that wait: what is handed out is the pod's alone, and nothing of waiting ones stays when hostd goes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import harness
+import pytest
+from test_machines import gone, qemu_of
+
+pytestmark = pytest.mark.root
+
+WAIT_S = 60.0
+
+
+@pytest.fixture
+def pooled(built: tuple[Path, Path], kernel_state: Path, base_layer: Path) -> Iterator[harness.Host]:
+    """A service of its own, whose pool holds one machine: the first start says what is in demand."""
+    folder = Path(tempfile.mkdtemp(prefix="cm-vp-"))
+    host = harness.Host(kernel_state, folder, built[1], pool=1)
+    host.start()
+    try:
+        ran(host, "first", [base_layer], "true")
+        yield host
+        host.end_all()
+    finally:
+        host.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+    assert host.failure is None
+
+
+def waiting(host: harness.Host) -> tuple[int, int]:
+    """Monitor and QEMU of the machine that waits, once it does."""
+    end = time.monotonic() + WAIT_S
+    assert host.machines is not None
+    while host.machines.pool.count() == 0:
+        assert time.monotonic() < end, "no machine was made ready"
+        time.sleep(0.05)
+    one = host.machines.pool._ready[0].machine.record
+    return one.pid, one.qemu_pid
+
+
+def ran(host: harness.Host, name: str, layers: list[Path], *args: str) -> bytes:
+    """Run a container to its end; what it wrote."""
+    process, folder = start(host, name, layers, *args)
+    process.wait(60)
+    assert (folder / "exits" / name).read_text() == "0", (folder / "log").read_bytes()
+    host.vm("delete", "--force", name)
+    return (folder / "log").read_bytes()
+
+
+def start(host: harness.Host, name: str, layers: list[Path], *args: str) -> tuple[subprocess.Popen[bytes], Path]:
+    """Start a container of a pod of ours, without a network: for an engine's no waiting machine is taken."""
+    config = harness.configuration(layers, *args)
+    config["annotations"] |= {"org.casemate.pod": name}  # type: ignore[operator]
+    process, folder = harness.conmon(host, name, host.bundle(name, config))
+    assert host.vm("start", name).returncode == 0, (folder / "answer").read_text()
+    return process, folder
+
+
+def test_what_is_handed_out_is_the_pods_alone(pooled: harness.Host, base_layer: Path, tmp_path: Path) -> None:
+    monitor, qemu = waiting(pooled)
+    script = "cat /etc/base; ls -d /warm /c /layers 2>/dev/null; hostname; date +%s; cat /proc/sys/kernel/random/uuid"
+    process, folder = start(pooled, "taken", [base_layer], "sh", "-c", f"{script}; sleep 1000")
+    assert qemu_of(pooled, "taken") == qemu, "the machine that waited"
+    text = until(folder / "log", 4)
+    assert text[0] == "base", "the container's own layer stands where the warming one's did"
+    assert text[1] == "guest"
+    assert abs(int(text[2]) - time.time()) < 60
+    assert len(text) == 4, "nothing of ours is to be seen"
+    pooled.vm("delete", "--force", "taken")
+    process.wait(20)
+    assert gone(qemu)
+    assert gone(monitor)
+    # The next one: another machine, other numbers, and several layers this time.
+    waiting(pooled)
+    upper = harness.layer(tmp_path, "upper", {"etc/both": "upper\n"}, busybox=False)
+    output = ran(pooled, "next", [upper, base_layer], "sh", "-c", "cat /etc/both; cat /proc/sys/kernel/random/uuid")
+    assert b"upper" in output
+    assert text[3].encode() not in output
+
+
+def until(log: Path, lines: int) -> list[str]:
+    """The lines of conmon's log, without its stamps, once there are so many."""
+    end = time.monotonic() + WAIT_S
+    while len(found := [line.split(" F ", 1)[-1] for line in log.read_text().splitlines()]) < lines:
+        assert time.monotonic() < end, found
+        time.sleep(0.05)
+    return found
+
+
+def test_a_dead_machine_is_not_handed_out(pooled: harness.Host, base_layer: Path) -> None:
+    _, qemu = waiting(pooled)
+    os.kill(qemu, signal.SIGKILL)
+    assert gone(qemu)
+    assert ran(pooled, "after", [base_layer], "echo", "ok").rstrip().endswith(b"ok")
+
+
+def test_waiting_machines_end_with_hostd_and_strays_with_the_next(pooled: harness.Host) -> None:
+    monitor, qemu = waiting(pooled)
+    pooled.stop()
+    assert gone(qemu)
+    assert gone(monitor)
+    pooled.start()
+    assert pooled.machines is not None
+    assert not list((pooled.folder / "vm").glob("+*"))
