@@ -1,4 +1,4 @@
-"""Notation's signatures and keyless bundles, put at a real registry and verified from the command line and by policy."""
+"""Notation's signatures and keyless bundles at a real registry, verified from the command line and by policy."""
 
 from __future__ import annotations
 

@@ -16,6 +16,8 @@ import pytest
 from tests.integration.registry import running_registry
 from tests.integration.trust.conftest import Casemate, debian_tar, imported
 
+from casemate.trust.freshness.apply import locked
+
 pytestmark = pytest.mark.root
 pytest.importorskip("tuf", reason="missing: tuf")
 
@@ -180,7 +182,5 @@ def test_teams_thresholds_and_signatures_that_wait(casemate: Casemate, site: Sit
 
 
 def test_two_commands_at_one_folder(casemate: Casemate, site: Site) -> None:
-    from casemate.trust.freshness.apply import locked
-
     with locked(str(site.folder)):
         assert refused(casemate, "trust", "show", str(site.folder)) == "trust.repository_busy"
