@@ -17,6 +17,7 @@ from casemate.node.clock import rfc3339
 from casemate.node.core import Caller, Core
 from casemate.node.evidence import ask
 from casemate.node.freshness_jobs import Fresh, RefreshJob, Tag, TagJob
+from casemate.spec.api import AdmissionStep
 from casemate.spec.api.publishers import PublisherList, PublisherRequest, PublisherRow, TagAnswer
 from casemate.spec.errors import CasemateError, Conflict, GrantMissing, InvalidArgument, NotFound
 from casemate.spec.reference import Reference, ReferenceInvalid, parse_reference
@@ -223,21 +224,23 @@ async def published(core: Core, reference: Reference) -> str:
     return (await _meaning(core, source, reference)).digest
 
 
-async def check(core: Core, text: str, row: imagestore.ImageRow) -> None:
+async def check(core: Core, text: str, row: imagestore.ImageRow) -> tuple[AdmissionStep, ...]:
     """Before a new container: the image *row* must be what the tag *text* means. Asks no network.
 
+    The step that admission records; none where nobody is followed for the tag, or no tag is resolved.
     Raises :class:`DigestUnpublished`, and what makes metadata unfit.
     """
     try:
         reference = parse_reference(text)
     except ReferenceInvalid:
-        return  # an id, or a digest: no tag is resolved
+        return ()  # an id, or a digest: no tag is resolved
     if reference.digest is not None or not await core.db.read(lambda db: _has_name(db, str(reference))):
-        return
+        return ()
     source = await _for(core, reference)
     if source is None:
-        return
-    digest = (await _meaning(core, source, reference)).digest
+        return ()
+    meaning = await _meaning(core, source, reference)
+    digest = meaning.digest
     have = (row.manifest_digest, row.the_record().index_digest)
     if digest not in have:
         raise DigestUnpublished(
@@ -245,6 +248,8 @@ async def check(core: Core, text: str, row: imagestore.ImageRow) -> None:
             remedy=f"Fetch it anew: `casemate pull {reference.familiar}`; or run it by its digest.",
             found=row.manifest_digest, published=digest,
         )  # fmt: skip
+    said = f"{meaning.role} signed that {reference.familiar} is {digest}, until {meaning.expires}"
+    return (AdmissionStep(f"publisher {source.name}", "ok", said),)
 
 
 def _has_name(db: sqlite3.Connection, name: str) -> bool:

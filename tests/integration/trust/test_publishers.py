@@ -96,11 +96,13 @@ def test_a_tag_means_what_its_publisher_signed(casemate: Casemate, registry: str
         assert good in casemate.run("trust", "tag", name)
         assert casemate.run("run", "--rm", name, "cat", "/etc/word") == "good"
 
+        assert f"is {good}" in casemate.run("trust", "why", name)
         # Somebody moves the tag at the registry: neither pulled, nor run under that name.
         push(casemate, name, "evil")
         assert refused(casemate, "pull", "--plain-http", name) == "image.digest_unpublished"
         imported(casemate, name, debian_tar(**{"etc/word": b"evil"}))
         assert refused(casemate, "run", "--rm", name, "cat", "/etc/word") == "image.digest_unpublished"
+        assert "publisher shop signed" in casemate.run("trust", "why", name, code=None)
         # By digest nobody resolves a tag, and elsewhere nobody is followed.
         casemate.run("pull", "--quiet", "--plain-http", f"{name.rpartition(':')[0]}@{good}")
 
