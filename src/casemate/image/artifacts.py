@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from urllib.parse import urljoin
 
 import msgspec
@@ -82,23 +83,24 @@ def _fetch(place: Repository, subject: str, wanted: Wanted) -> tuple[Artifact, .
     """In three rounds, each at once as far as it goes: which manifests, the manifests, the blobs."""
     tags = [f"sha256-{digest_hex(subject)}.{suffix}" for suffix in wanted.suffixes]
     listed = _POOL.submit(referrers, place, subject)
-    tagged = list(_POOL.map(lambda name: _manifest(place, name), tags))
+    manifest_of = partial(_manifest, place)
+    tagged = list(_POOL.map(manifest_of, tags))
     names = [row.digest for row in listed.result() if not row.artifact_type or row.artifact_type in wanted.types]
     if len(names) > MAX_ARTIFACTS:
         raise _too_many(subject, len(names), 0)
     found = [row for row in tagged if row is not None]
-    found += [
-        row
-        for row in _POOL.map(lambda name: _manifest(place, name), names)
-        if row is not None and _refers(row[0], subject, wanted)
-    ]
+    found += [row for row in _POOL.map(manifest_of, names) if row is not None and _refers(row[0], subject, wanted)]
     rows = [(row, digest) for manifest, digest in found for row in manifest.layers if row.media_type in wanted.kinds]
     _measure(subject, [row for row, _ in rows])
-    blobs = _POOL.map(lambda pair: place.small_blob(pair[0].digest, pair[0].size, MAX_ARTIFACT_BYTES), rows)
+    blobs = _POOL.map(partial(_blob, place), [row for row, _ in rows])
     return tuple(
         Artifact(row.media_type, blob, digest, row.annotations or {})
         for (row, digest), blob in zip(rows, blobs, strict=True)
     )
+
+
+def _blob(place: Repository, row: Descriptor) -> bytes:
+    return place.small_blob(row.digest, row.size, MAX_ARTIFACT_BYTES)
 
 
 def _measure(subject: str, rows: Sequence[Descriptor]) -> None:
