@@ -20,7 +20,7 @@ from casemate.node.freshness_jobs import Fresh, RefreshJob, Tag, TagJob
 from casemate.spec.api import AdmissionStep
 from casemate.spec.api.publishers import PublisherList, PublisherRequest, PublisherRow, TagAnswer
 from casemate.spec.errors import CasemateError, Conflict, GrantMissing, InvalidArgument, NotFound
-from casemate.spec.reference import Reference, ReferenceInvalid, parse_reference
+from casemate.spec.reference import Reference, ReferenceInvalid, parse_prefix, parse_reference
 from casemate.trust.freshness.resolve import Refreshed, Trusted
 
 #: A pull asks the publisher when what is kept is older than this; the daemon asks of itself every hour.
@@ -98,7 +98,7 @@ async def add(core: Core, request: PublisherRequest, caller: Caller) -> Publishe
     _demand(caller, "to follow a publisher")
     if not request.location.startswith(("http://", "https://", "/")):
         raise InvalidArgument(f"location {request.location[:80]!r} is neither a URL nor an absolute path")
-    prefixes = tuple(_prefix(text) for text in request.repositories)
+    prefixes = tuple(parse_prefix(text) for text in request.repositories)
     source = Source(request.name, request.location, prefixes, request.root.encode())
     known = await core.db.read(_all)
     for other in known:
@@ -119,13 +119,6 @@ async def add(core: Core, request: PublisherRequest, caller: Caller) -> Publishe
     return as_row(source)
 
 
-def _prefix(text: str) -> str:
-    reference = parse_reference(text.rstrip("/"))
-    if reference.digest is not None or ":" in text.rpartition("/")[2]:
-        raise InvalidArgument(f"{text[:80]!r} is an image; a publisher answers for repositories")
-    return f"{reference.registry}/{reference.repository}"
-
-
 async def _fetched(core: Core, source: Source) -> Source:
     job = RefreshJob(location=source.location, trusted=source.trusted, now_s=core.clock())
     answer = await ask(core.evidence_online, job, ONLINE_S)
@@ -133,10 +126,15 @@ async def _fetched(core: Core, source: Source) -> Source:
     return msgspec.structs.replace(source, kept=answer.refreshed, refreshed_at=core.clock(), error="")
 
 
-async def refresh(core: Core, name: str) -> PublisherRow:
-    """Ask the publisher now. What it is caught at (the past, a bad signature) is kept with it and told as an event."""
+async def refresh(core: Core, name: str, older_than_s: float = 0.0) -> PublisherRow:
+    """Ask the publisher now, unless somebody did within *older_than_s*.
+
+    What it is caught at (the past, a bad signature) is kept with it and told as an event.
+    """
     async with core.lock(f"trust-source-{name}"):
         source = await _named(core, name)
+        if core.clock() - source.refreshed_at < older_than_s:
+            return as_row(source)
         try:
             fresh = await _fetched(core, source)
         except CasemateError as error:
@@ -216,7 +214,7 @@ async def published(core: Core, reference: Reference) -> str:
         return ""
     if core.clock() - source.refreshed_at > STALE_S:
         try:
-            await refresh(core, source.name)
+            await refresh(core, source.name, STALE_S)
         except CasemateError as error:
             if not _code(error).startswith(("registry.", "operation.", "image.worker")):
                 raise
