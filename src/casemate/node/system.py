@@ -16,6 +16,7 @@ from casemate.node import audit, database, events, imageremoval, images, imagest
 from casemate.node.core import Caller, Core
 from casemate.node.imagejobs import run_job
 from casemate.node.rows import ALIVE, PodRow, select
+from casemate.node.trust import checkup
 from casemate.spec.api import (
     DiskAnswer,
     DiskRow,
@@ -83,6 +84,7 @@ async def doctor(core: Core) -> DoctorAnswer:
     found += await core.db.read(lambda db: _database(db, core.clock()))
     found += await asyncio.to_thread(_space, core)
     found += await _store(core)
+    found += await checkup.findings(core)
     return DoctorAnswer(tuple(found), all(row.severity != "error" for row in found))
 
 
