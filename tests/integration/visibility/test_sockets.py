@@ -75,7 +75,7 @@ def test_a_log_group_has_one_reader_and_its_holder_no_rights() -> None:
                 "print(int.from_bytes(d[16:20], 'little', signed=True))"
             )
             # "Forget every connection", sent by somebody without privilege through the socket that root opened.
-            done = subprocess.run([sys.executable, "-c", code, str(sockets[0]), command.hex()], pass_fds=sockets[:1],  # noqa: ASYNC221
+            done = subprocess.run([sys.executable, "-c", code, str(sockets[1]), command.hex()], pass_fds=sockets[1:2],  # noqa: ASYNC221
                                   capture_output=True, text=True, check=False, timeout=20)  # fmt: skip
             assert done.stdout.strip() == str(-errno.EPERM), done
         finally:
