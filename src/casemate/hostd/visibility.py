@@ -34,6 +34,8 @@ class Visibility:
     library: Callable[[], nft.Nft]
     names: tuple[socket.socket, socket.socket] | None = None
     watching: bool = False
+    #: Whether the table of names leads to our own sockets.
+    laid: bool = False
     generation: int = -1
     refused: list[str] = field(default_factory=list)
 
@@ -85,7 +87,9 @@ class Visibility:
             log.info("made nftables table inet %s", flowlog.table_name(self._table))
         if self.names is not None:
             port = self.names[0].getsockname()[1]
-            if resolver.ensure(self.library(), self._table, self._prefix, port):
+            if not (self.laid and resolver.is_whole(self._table)):
+                resolver.lay(self.library(), self._table, self._prefix, port)
+                self.laid = True
                 log.info("made nftables table ip %s", resolver.table_name(self._table))
         self.generation = nft.generation()
 
@@ -93,7 +97,7 @@ class Visibility:
         """Make the tables again when somebody flushed them; never returns. A look costs 20 us."""
         with contextlib.suppress(nft.NftFailed, nft.NftMissing):
             # A recorder that an earlier hostd served reads on.
-            self.watching = self.watching or flowlog.is_whole(self.library(), self._table)
+            self.watching = self.watching or flowlog.is_whole(self._table)
         while True:
             await asyncio.sleep(_PERIOD_S)
             if not self.watching and self.names is None:
