@@ -262,6 +262,11 @@ class Recorder:
                 self._referred[five] = message
                 while len(self._referred) > MAX_REFERRED:
                     self._referred.popitem(last=False)
+                if message.verdict == "deny":
+                    source, destination, protocol, source_port, port = five
+                    port = port << 8 if protocol in (ICMP, ICMPV6) else port
+                    self.denied += 1
+                    self._refuse(Tuple(source, destination, protocol, source_port, port), "deny", 0, now)
 
     # --- rulings ---------------------------------------------------------------------------------------------------
 
