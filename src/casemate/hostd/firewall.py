@@ -145,6 +145,9 @@ class Firewall:
             await self._make(body)
             return [f"made the firewall's table inet {self.kernel.spec.table} again: {', '.join(lost)[:300]} was gone"]
 
+    def what_lacks(self) -> list[str]:
+        return self.kernel.what_lacks()
+
     async def _open(self) -> list[str]:
         """The first look after a start: what the kernel has stays when it is what the record says."""
         known = self.record.read()

@@ -200,6 +200,18 @@ def close_ports(context: Context, pod: Pod) -> None:
         context.flows_wait.set()
 
 
+async def keep_firewall(context: Context) -> None:
+    """Make whole what somebody took of the firewall; to see that nobody did takes 20 us while no rule of the host's
+    changes, 2 ms when one did, and no program."""
+    now = nft.generation()
+    if now == context.firewall_generation:
+        return
+    if context.nat.is_as_left() and not context.firewall.what_lacks():
+        context.firewall_generation = now
+        return
+    await ensure_firewall(context)
+
+
 def hold_ended(context: Context, pod_id: str) -> None:
     """New connections to the pod wait no longer: where nothing of it runs, its ports are free."""
     pod = context.state.pods.get(pod_id)

@@ -54,6 +54,7 @@ class Kernel:
     spec: rules.TableSpec
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     _socket: NftSocket = field(default_factory=NftSocket)
+    holding: bool = False
     _destroys: bool = False
     _rules: dict[str, int] = field(default_factory=dict)
 
@@ -81,8 +82,8 @@ class Kernel:
             for one in ALL_SETS:
                 batch.new_set(one)
             rules.add_table(batch, self.spec)
-            _flush_generation(batch)
             rules.add_switch(batch, generation)
+            rules.add_holds(batch, self.spec, self.holding)
             await self._pack(batch, NEW_ELEMENTS, chain(verdict_rows(), rows))
             await self._commit(batch, size)
             self._rules = self._socket.rules(self.spec.table)
@@ -101,6 +102,19 @@ class Kernel:
             await self._commit(batch, change.size)
             if change.generation is not None:
                 self._rules = self._socket.rules(self.spec.table)
+
+    async def set_holding(self, holding: bool) -> None:
+        """Have new connections looked for in the set of held pods, or not: that costs every packet something."""
+        async with self.lock:
+            if self.holding == holding:
+                return
+            batch = Batch(self.spec.table)
+            for name in rules.HOLD_CHAINS:
+                batch.flush_chain(name)
+            rules.add_holds(batch, self.spec, holding)
+            await self._commit(batch, 0)
+            self.holding = holding
+            self._rules = self._socket.rules(self.spec.table)
 
     async def put(self, rows: Sequence[Row]) -> None:
         """Add elements; a timed one that is there begins its time anew."""
@@ -184,6 +198,7 @@ class Kernel:
         if not {one.name for one in ALL_SETS} <= set(self._socket.sets(self.spec.table)):
             return False
         self._rules = found
+        self.holding = found["output"] > 0
         return True
 
     def remove(self) -> bool:
