@@ -21,13 +21,14 @@ _SUBSYSTEM = 10 << 8
 _BEGIN, _END = 0x10, 0x11
 NEW_TABLE, DELETE_TABLE, NEW_CHAIN, NEW_RULE, DELETE_RULE = 0, 2, 3, 6, 8
 NEW_SET, NEW_ELEMENTS, DELETE_ELEMENTS, NEW_OBJECT = 9, 12, 14, 18
-_GET_CHAIN, _GET_RULE, _GET_SET, _GET_ELEMENTS, _GET_OBJECT = 4, 7, 10, 13, 19
+_GET_TABLE, _GET_CHAIN, _GET_RULE, _GET_SET, _GET_ELEMENTS, _GET_OBJECT = 1, 4, 7, 10, 13, 19
 #: Deletes what may be there or not (Linux 6.3).
 DESTROY_ELEMENTS = 30
 _REQUEST, _ACK, _DUMP, _CREATE, _APPEND = 1, 4, 0x300, 0x400, 0x800
 _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
 _SOL_NETLINK, _EXT_ACK = 270, 11
 INET, IPV4 = 1, 2
+FAMILIES = {"inet": INET, "ip": IPV4}
 _INTERRUPTED = 0x10
 _TRIES = 20
 #: An attribute's length is 16 bits; elements are put together up to this.
@@ -259,6 +260,27 @@ class NftSocket:
                     raise NftFailed(f"listing: {errno.errorcode.get(number, str(number))}")
                 found.append(answer[4:])
 
+    def tables(self) -> list[tuple[str, str]]:
+        """(family, name) of every table of the families that we use."""
+        return [
+            (word, _text(dict(attributes(body)).get(1)))
+            for word, family in FAMILIES.items()
+            for body in self.dump(_GET_TABLE, b"", family)
+        ]
+
+    def delete_table(self, family: str, table: str) -> bool:
+        """Delete a table with all in it; False when it is not there."""
+        batch = Batch(table)
+        batch.parts.append(_message(_SUBSYSTEM | DELETE_TABLE, 0, 1, text(1, table), FAMILIES[family]))
+        batch.names.append(f"deleting table {family} {table}")
+        try:
+            self.commit(batch)
+        except NftFailed as error:
+            if error.facts.get("errno") == "ENOENT":
+                return False
+            raise
+        return True
+
     def rules(self, table: str, family: int = INET) -> dict[str, int]:
         """Chains of *table* with the number of their rules; chains without rules are there too."""
         found = dict.fromkeys(self.chains(table, family), 0)
@@ -393,5 +415,23 @@ def policy_and_rules(table: str, family: int, chain: str) -> tuple[int, int]:
     connection = NftSocket()
     try:
         return connection.policy(table, family, chain), connection.rules(table, family).get(chain, 0)
+    finally:
+        connection.close()
+
+
+def tables() -> list[tuple[str, str]]:
+    """(family, name) of every table of the families that we use; by a message, where nft(8) reads every ruleset."""
+    connection = NftSocket()
+    try:
+        return connection.tables()
+    finally:
+        connection.close()
+
+
+def delete_table(family: str, table: str) -> bool:
+    """Delete a table with all in it; False when it is not there."""
+    connection = NftSocket()
+    try:
+        return connection.delete_table(family, table)
     finally:
         connection.close()

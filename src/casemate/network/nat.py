@@ -215,7 +215,7 @@ class Nat:
         done = []
         # inet: the identity firewall's, of the same name.
         for family in ("ip", "inet"):
-            if self.nft.delete_table(family, self.table):
+            if nft_netlink.delete_table(family, self.table):
                 done.append(f"removed nftables table {family} {self.table}")
         for rule in self._forward_rules():
             found = 0
