@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 
 from casemate.host import nft_expressions as e
-from casemate.host.nft import NftFailed
+from casemate.host.nft import Followed, NftFailed
 from casemate.host.nft_netlink import (
     DELETE_ELEMENTS,
     DESTROY_ELEMENTS,
@@ -54,6 +54,7 @@ class Kernel:
     spec: rules.TableSpec
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     _socket: NftSocket = field(default_factory=NftSocket)
+    followed: Followed = field(default_factory=Followed)
     holding: bool = False
     _destroys: bool = False
     _rules: dict[str, int] = field(default_factory=dict)
@@ -164,10 +165,11 @@ class Kernel:
             batch.elements(NEW_ELEMENTS, row.name, [row.element])
 
     async def _commit(self, batch: Batch, rows: int) -> None:
-        if rows > _LARGE_ROWS:
-            await asyncio.to_thread(self._socket.commit, batch)
-        else:
-            self._socket.commit(batch)
+        with self.followed.own_change():
+            if rows > _LARGE_ROWS:
+                await asyncio.to_thread(self._socket.commit, batch)
+            else:
+                self._socket.commit(batch)
 
     def what_lacks(self) -> list[str]:
         """Chains and sets that are not as they were made; nothing when all are. Some 0.3 ms."""
