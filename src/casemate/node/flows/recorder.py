@@ -67,7 +67,7 @@ class _Flow:
         self.waits_since = 0.0
         self.written = False
         self.ends: tuple[End | None, End | None] = (None, None)
-        self.row = (-1, 0)
+        self.row: tuple[int, int] = (-1, 0)
 
     @property
     def key(self) -> _Key:
