@@ -120,6 +120,10 @@ async def the_schema(call: Call) -> object:  # noqa: ARG001 - a handler
     return policy_schema()
 
 
+async def status(call: Call) -> object:
+    return await asking.status(call.core, dict(call.node.referrals.counters))
+
+
 async def identities(call: Call) -> object:
     return await asking.identities(call.core)
 
@@ -157,6 +161,8 @@ ROWS = (
         answer=schema.SuggestAnswer, errors=(413, 503)),
     Row("GET", "/v1/policy/schema", the_schema, "The JSON schema of casemate/v1 Policy", NoQuery,
         answer="application/json"),
+    Row("GET", "/v1/policy/status", status, "What holds, what is held and waits, what was counted", NoQuery,
+        answer=schema.PolicyStatus, errors=(503,)),
     Row("GET", "/v1/identities", identities, "List identities", NoQuery, answer=schema.IdentityList),
     Row("GET", "/v1/walls", walls, "List walls, who is bound, and paths across them", NoQuery, answer=schema.WallList),
     Row("GET", "/v1/walls/report", wall_report, "The evidence of walls", WallQuery, answer=schema.WallReport,

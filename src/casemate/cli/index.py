@@ -68,6 +68,7 @@ ROWS: tuple[tuple[str, str, str, str, str], ...] = (
     ("policy diff", "policy", "DIFF", "Show what applying documents would change", "Policy"),
     ("policy ls", "policy", "LS", "List policy documents", "Policy"),
     ("policy show", "policy", "SHOW", "Print policy documents", "Policy"),
+    ("policy status", "policy", "STATUS", "Show what holds, what waits, and what was counted", "Policy"),
     ("policy rm", "policy", "RM", "Take policy documents out of force", "Policy"),
     ("policy explain", "policy", "EXPLAIN", "Why a connection is allowed or denied", "Policy"),
     ("policy test", "policy", "TEST", "Check that connections have the verdicts that are expected", "Policy"),

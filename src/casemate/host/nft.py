@@ -7,13 +7,14 @@ threads; everything here runs on the loop's thread, which a change blocks for th
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
 import re
 import socket
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from casemate.spec.errors import CasemateError, HostLacks, InvalidArgument
@@ -140,3 +141,24 @@ def generation() -> int:
             return value
         offset += max((size + 3) & ~3, 4)
     raise NftMissing("the kernel did not tell the ruleset's generation")
+
+
+class Followed:
+    """The ruleset's generation at which all was well; our own transactions, and nobody else's, move it on."""
+
+    def __init__(self) -> None:
+        self.at = -1
+
+    def is_now(self) -> bool:
+        """Whether nobody else has changed any rule since; 20 us."""
+        return generation() == self.at
+
+    @contextlib.contextmanager
+    def own_change(self) -> Iterator[None]:
+        """Around one transaction of ours."""
+        before = generation()
+        yield
+        after = generation()
+        # Two steps: somebody else's came in between, and has to be looked at.
+        if before == self.at and after - before in (0, 1):
+            self.at = after

@@ -21,13 +21,16 @@ _SUBSYSTEM = 10 << 8
 _BEGIN, _END = 0x10, 0x11
 NEW_TABLE, DELETE_TABLE, NEW_CHAIN, NEW_RULE, DELETE_RULE = 0, 2, 3, 6, 8
 NEW_SET, NEW_ELEMENTS, DELETE_ELEMENTS, NEW_OBJECT = 9, 12, 14, 18
-_GET_CHAIN, _GET_RULE, _GET_SET, _GET_ELEMENTS, _GET_OBJECT = 4, 7, 10, 13, 19
+_GET_TABLE, _GET_CHAIN, _GET_RULE, _GET_SET, _GET_ELEMENTS, _GET_OBJECT = 1, 4, 7, 10, 13, 19
 #: Deletes what may be there or not (Linux 6.3).
 DESTROY_ELEMENTS = 30
 _REQUEST, _ACK, _DUMP, _CREATE, _APPEND = 1, 4, 0x300, 0x400, 0x800
 _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
 _SOL_NETLINK, _EXT_ACK = 270, 11
 INET, IPV4 = 1, 2
+FAMILIES = {"inet": INET, "ip": IPV4}
+_INTERRUPTED = 0x10
+_TRIES = 20
 #: An attribute's length is 16 bits; elements are put together up to this.
 _MAX_LIST_BYTES = 60_000
 #: One batch is one packet of the kernel's; 64 MiB hold some 800,000 elements.
@@ -225,22 +228,58 @@ class NftSocket:
         finally:
             self._socket.settimeout(_TIMEOUT_S)
 
-    def dump(self, kind: int, body: bytes, family: int = INET) -> Iterator[bytes]:
-        """The bodies of what the kernel lists; nothing where the table is not there."""
+    def dump(self, kind: int, body: bytes, family: int = INET) -> list[bytes]:
+        """The bodies of what the kernel lists; nothing where the table is not there.
+
+        A list that somebody's transaction interrupted is begun again. Raises :class:`NftFailed`.
+        """
+        for _ in range(_TRIES):
+            found = self._dump(kind, body, family)
+            if found is not None:
+                return found
+        raise NftFailed(f"listing: the ruleset changed {_TRIES} times while it was read", errno="EINTR")
+
+    def _dump(self, kind: int, body: bytes, family: int) -> list[bytes] | None:
         self._sequence = (self._sequence + 1) & 0x7FFFFFFF
         self._socket.send(_message(_SUBSYSTEM | kind, _DUMP, self._sequence, body, family))
+        found: list[bytes] = []
+        interrupted = False
         while True:
-            for got, _flags, sequence, answer in messages(self._socket.recv(1 << 18)):
+            for got, flags, sequence, answer in messages(self._socket.recv(1 << 18)):
                 if sequence != self._sequence:
                     continue
+                interrupted = interrupted or bool(flags & _INTERRUPTED)
                 if got == 3:
-                    return
+                    return None if interrupted else found
                 if got == 2:
                     number = -struct.unpack_from("=i", answer)[0]
                     if number == errno.ENOENT:
-                        return
+                        return []
+                    if number in (errno.EINTR, errno.EAGAIN):
+                        return None
                     raise NftFailed(f"listing: {errno.errorcode.get(number, str(number))}")
-                yield answer[4:]
+                found.append(answer[4:])
+
+    def tables(self) -> list[tuple[str, str]]:
+        """(family, name) of every table of the families that we use."""
+        return [
+            (word, _text(dict(attributes(body)).get(1)))
+            for word, family in FAMILIES.items()
+            for body in self.dump(_GET_TABLE, b"", family)
+        ]
+
+    def delete_table(self, family: str, table: str) -> bool:
+        """Delete a table with all in it; False when it is not there."""
+        batch = Batch(table)
+        batch.parts.append(_message(_SUBSYSTEM | DELETE_TABLE, 0, 1, text(1, table), FAMILIES[family]))
+        batch.names.append(f"deleting table {family} {table}")
+        try:
+            self.commit(batch)
+        except NftFailed as error:
+            if error.facts.get("errno") == "ENOENT":
+                return False
+            raise
+        return True
 
     def rules(self, table: str, family: int = INET) -> dict[str, int]:
         """Chains of *table* with the number of their rules; chains without rules are there too."""
@@ -255,6 +294,15 @@ class NftSocket:
     def chains(self, table: str, family: int = INET) -> list[str]:
         rows = (dict(attributes(body)) for body in self.dump(_GET_CHAIN, b"", family))
         return [_text(row.get(3)) for row in rows if _text(row.get(1)) == table]
+
+    def policy(self, table: str, family: int, chain: str) -> int:
+        """The policy of a base chain (0 drop, 1 accept); -1 where there is none."""
+        for body in self.dump(_GET_CHAIN, b"", family):
+            row = dict(attributes(body))
+            if (_text(row.get(1)), _text(row.get(3))) == (table, chain) and 5 in row:
+                value: int = struct.unpack("!I", row[5])[0]
+                return value
+        return -1
 
     def sets(self, table: str) -> list[str]:
         rows = (dict(attributes(body)) for body in self.dump(_GET_SET, text(1, table)))
@@ -358,5 +406,32 @@ def rules(table: str, family: int = INET) -> dict[str, int]:
     connection = NftSocket()
     try:
         return connection.rules(table, family)
+    finally:
+        connection.close()
+
+
+def policy_and_rules(table: str, family: int, chain: str) -> tuple[int, int]:
+    """A base chain's policy (-1 where there is none) and the number of its rules."""
+    connection = NftSocket()
+    try:
+        return connection.policy(table, family, chain), connection.rules(table, family).get(chain, 0)
+    finally:
+        connection.close()
+
+
+def tables() -> list[tuple[str, str]]:
+    """(family, name) of every table of the families that we use; by a message, where nft(8) reads every ruleset."""
+    connection = NftSocket()
+    try:
+        return connection.tables()
+    finally:
+        connection.close()
+
+
+def delete_table(family: str, table: str) -> bool:
+    """Delete a table with all in it; False when it is not there."""
+    connection = NftSocket()
+    try:
+        return connection.delete_table(family, table)
     finally:
         connection.close()

@@ -57,8 +57,6 @@ class Context:
     launchers: dict[tuple[bool, tuple[str, ...]], Launcher] = field(default_factory=dict)
     #: Set by the daemon once the context is there.
     firewall: Firewall = field(init=False)
-    #: The ruleset's generation when the firewall was last looked at.
-    firewall_generation: int = -1
     #: casemated, while it is connected; and whether one went away since the inputs were last looked at.
     peer: ProcessIdentity | None = None
     peer_gone: asyncio.Event = field(default_factory=asyncio.Event)

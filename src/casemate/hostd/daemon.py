@@ -193,7 +193,6 @@ async def serve(settings: Settings, step: Callable[[str], None] | None = None) -
             await _until_asked_to_end(context, server, group, ended)
             machines.cancel()
     finally:
-        context.visibility.close()
         context.nat.close()
         context.firewall.close()
         for launcher in context.launchers.values():

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 
 from casemate.host import conntrack
-from casemate.host.nft import NftFailed
+from casemate.host.nft import Followed, NftFailed
 from casemate.hostd import crowding, firewall_body
 from casemate.hostd import protocol_firewall as wire
 from casemate.hostd.errors import FirewallConflict, ProtocolViolated
@@ -80,6 +80,7 @@ class Firewall:
     on_hold_ended: Callable[[str], None]
     now: InForce = field(default_factory=lambda: InForce(time.time_ns() >> 20, 0))
     repaired: int = 0
+    followed: Followed = field(default_factory=Followed)
     _kernel: Kernel | None = None
     _record: FirewallRecord | None = None
     _referrals: Referrals | None = None
@@ -92,7 +93,7 @@ class Firewall:
     def kernel(self) -> Kernel:
         """The table, its socket and what the kernel knows: looked at when first needed."""
         if self._kernel is None:
-            kernel = Kernel(table_spec(self.settings))
+            kernel = Kernel(table_spec(self.settings), followed=self.followed)
             kernel.probe()
             self._kernel = kernel
         return self._kernel
@@ -144,6 +145,9 @@ class Firewall:
             body, _ = self.record.read() or (_EMPTY, self.now)
             await self._make(body)
             return [f"made the firewall's table inet {self.kernel.spec.table} again: {', '.join(lost)[:300]} was gone"]
+
+    def what_lacks(self) -> list[str]:
+        return self.kernel.what_lacks()
 
     async def _open(self) -> list[str]:
         """The first look after a start: what the kernel has stays when it is what the record says."""

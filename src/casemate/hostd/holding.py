@@ -24,6 +24,8 @@ MAX_HOLDS = 256
 _PACKETS_A_TURN = 256
 _VERDICTS_A_TURN = 1000
 _PERIOD_S = 0.1
+#: One container after another starts anew: the rules stay between them.
+_IDLE_S = 5.0
 
 Key = tuple[bytes, int, int, int]
 
@@ -77,6 +79,7 @@ class Holds:
             raise WrongState(f"{MAX_HOLDS} pods are held already")
         self._by_address[address] = Hold(pod, address, now + wait_s, limit)
         try:
+            await self.kernel.set_holding(True)
             await self.kernel.put([address_set_row("held", address)])
         except BaseException:
             del self._by_address[address]
@@ -152,7 +155,8 @@ class Holds:
         return list(self._by_address)
 
     async def run(self, on_ended: Callable[[str], None]) -> None:
-        """For ever: end the holds whose time is over."""
+        """For ever: end the holds whose time is over; and the looking for held pods, when none has been for a while."""
+        idle_since = 0.0
         while True:
             await asyncio.sleep(_PERIOD_S)
             now = asyncio.get_running_loop().time()
@@ -160,3 +164,8 @@ class Holds:
                 refused = await self._end(hold, accept=False) + hold.refused
                 on_ended(hold.pod)
                 self.emit(HoldEnded(hold.pod, "time", refused))
+            if self._by_address:
+                idle_since = now
+            elif self.kernel.holding and now - idle_since > _IDLE_S:
+                # What was refused has gone through the rules again by now.
+                await self.kernel.set_holding(False)

@@ -146,7 +146,7 @@ async def _keep_firewall(context: Context) -> None:
         if not context.firewall.is_open:
             continue
         try:
-            await pods.ensure_firewall(context)
+            await pods.keep_firewall(context)
         except (CasemateError, OSError) as error:
             log.error("the firewall was not looked at: %s", error)
 

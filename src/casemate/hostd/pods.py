@@ -184,7 +184,8 @@ async def open_ports(context: Context, pod: Pod) -> None:
         return
     await ensure_firewall(context)
     pod.published = True
-    context.nat.publish(link(context, pod))
+    with context.firewall.followed.own_change():
+        context.nat.publish(link(context, pod))
     context.step("pod.ports")
 
 
@@ -193,11 +194,24 @@ def close_ports(context: Context, pod: Pod) -> None:
     network = pod.record.spec.network
     if not network.ports or not pod.published or is_running(pod) or context.firewall.is_held(pod.id):
         return
-    context.nat.unpublish(network.address)
+    with context.firewall.followed.own_change():
+        context.nat.unpublish(network.address)
     pod.published = False
     if any(port.protocol == "udp" for port in network.ports):
         context.stale_flows.add(network.address)
         context.flows_wait.set()
+
+
+async def keep_firewall(context: Context) -> None:
+    """Make whole what somebody took of the firewall; to see that nobody did takes 20 us while no rule of the host's
+    changes, 2 ms when one did, and no program."""
+    now = nft.generation()
+    if now == context.firewall.followed.at:
+        return
+    if context.nat.is_as_left() and not context.firewall.what_lacks():
+        context.firewall.followed.at = now
+        return
+    await ensure_firewall(context)
 
 
 def hold_ended(context: Context, pod_id: str) -> None:
@@ -222,7 +236,7 @@ def idle_ports(context: Context) -> list[str]:
 async def ensure_firewall(context: Context) -> None:
     """Make the firewall's table whole, and look what other programs do to forwarded packets: when any rule of the
     host has changed since the last look (20 us to know), not for each pod (5 ms)."""
-    if nft.generation() == context.firewall_generation:
+    if context.firewall.followed.is_now():
         return
     known = context.firewall.is_open
     done = [*await context.nat.ensure(known_links(context)), *await context.firewall.ensure()]
@@ -230,7 +244,7 @@ async def ensure_firewall(context: Context) -> None:
         log.info("%s", line)
     if known and done:
         context.emit(FirewallRepaired(tuple(done)))
-    context.firewall_generation = nft.generation()
+    context.firewall.followed.at = nft.generation()
 
 
 def all_links(context: Context) -> Iterator[plan.PodLink]:

@@ -17,7 +17,7 @@ class FlowsWatch(Operation, frozen=True, tag="flows.watch"):
 class ResolverListen(Operation, frozen=True, tag="resolver.listen"):
     """Leads port 53 of the pods' gateway to two sockets. Answers Done and both: UDP, and TCP that listens.
 
-    hostd keeps them too, so that the port belongs to nobody else while casemated is away.
+    They are given away: hostd has no socket on any network. Asked again it makes others, and leads to those.
     """
 
 

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import errno
 import logging
-import os
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -32,8 +31,11 @@ class Visibility:
 
     settings: Settings
     library: Callable[[], nft.Nft]
-    names: tuple[socket.socket, socket.socket] | None = None
+    #: The port of the gateway at which the pods' resolver listens; 0 before there is one.
+    names_port: int = 0
     watching: bool = False
+    #: Whether the table of names leads to that port.
+    laid: bool = False
     generation: int = -1
     refused: list[str] = field(default_factory=list)
 
@@ -53,10 +55,11 @@ class Visibility:
                 self._ensure()
                 return Done(), [one.detach() for one in opened]
             case ResolverListen():
-                if self.names is None:
-                    self.names = resolver.listen()
+                names = resolver.listen()
+                self.names_port, self.laid = names[0].getsockname()[1], False
                 self._ensure()
-                return Done(), [os.dup(one.fileno()) for one in self.names]
+                # Given away: hostd itself has no socket on any network.
+                return Done(), [one.detach() for one in names]
 
     async def _open_watch(self) -> list[socket.socket]:
         refused = flowsockets.switch_counting_on()
@@ -83,30 +86,23 @@ class Visibility:
     def _ensure(self) -> None:
         if self.watching and flowlog.ensure(self.library(), self._table, self._prefix):
             log.info("made nftables table inet %s", flowlog.table_name(self._table))
-        if self.names is not None:
-            port = self.names[0].getsockname()[1]
-            if resolver.ensure(self.library(), self._table, self._prefix, port):
-                log.info("made nftables table ip %s", resolver.table_name(self._table))
+        if self.names_port and not (self.laid and resolver.is_whole(self._table)):
+            resolver.lay(self.library(), self._table, self._prefix, self.names_port)
+            self.laid = True
+            log.info("made nftables table ip %s", resolver.table_name(self._table))
         self.generation = nft.generation()
 
     async def keep(self) -> None:
         """Make the tables again when somebody flushed them; never returns. A look costs 20 us."""
         with contextlib.suppress(nft.NftFailed, nft.NftMissing):
             # A recorder that an earlier hostd served reads on.
-            self.watching = self.watching or flowlog.is_whole(self.library(), self._table)
+            self.watching = self.watching or flowlog.is_whole(self._table)
         while True:
             await asyncio.sleep(_PERIOD_S)
-            if not self.watching and self.names is None:
+            if not self.watching and not self.names_port:
                 continue
             try:
                 if nft.generation() != self.generation:
                     self._ensure()
             except (nft.NftFailed, nft.NftMissing, OSError) as error:
                 log.error("the tables of flows and names: %s", error)
-
-    def close(self) -> None:
-        """Close the sockets; the tables stay for who comes next."""
-        for one in self.names or ():
-            with contextlib.suppress(OSError):
-                one.close()
-        self.names = None

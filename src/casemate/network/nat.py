@@ -91,8 +91,8 @@ class Nat:
         self.pool = str(check_pool(pool))
         self._nft: nft.Nft | None = None
         self._generation = -1
-        #: The generation at which FORWARD was last seen to let our packets through.
-        self._open_at = -1
+        #: What iptables' FORWARD was like when it was last seen to let our packets through.
+        self._open_at: tuple[int, int] | None = None
         self._lock = asyncio.Lock()
 
     @property
@@ -134,9 +134,10 @@ class Nat:
             done.append(f"made nftables table ip {self.table} with the published ports of {len(links)} pods")
         if switch_forwarding_on():
             done.append("switched net.ipv4.ip_forward on: pods reach other networks through this host")
-        if nft.generation() != self._open_at and await self._open_forward():
+        if _forward() != self._open_at and await self._open_forward():
             done.append(f"inserted accept rules for {self.prefix}* into iptables' FORWARD chain, whose policy is DROP")
-        self._generation = self._open_at = nft.generation()
+        self._open_at = _forward()
+        self._generation = nft.generation()
         return done
 
     def rebuild(self, links: Sequence[PodLink]) -> None:
@@ -169,8 +170,6 @@ class Nat:
 
     def _follow(self) -> None:
         """Our own change, and nobody else's, moved the generation on."""
-        if self._open_at == self._generation:
-            self._open_at = nft.generation()
         self._generation = nft.generation()
 
     def unpublish(self, address: str) -> int:
@@ -216,7 +215,7 @@ class Nat:
         done = []
         # inet: the identity firewall's, of the same name.
         for family in ("ip", "inet"):
-            if self.nft.delete_table(family, self.table):
+            if nft_netlink.delete_table(family, self.table):
                 done.append(f"removed nftables table {family} {self.table}")
         for rule in self._forward_rules():
             found = 0
@@ -224,8 +223,12 @@ class Nat:
                 found += 1
             if found:
                 done.append(f"removed from iptables' FORWARD chain: {' '.join(rule)}")
-        self._generation = self._open_at = -1
+        self._generation, self._open_at = -1, None
         return done
+
+    def is_as_left(self) -> bool:
+        """Whether nothing needs to be done: our table is whole, and iptables' FORWARD is as it was last seen."""
+        return self.is_whole() and _forward() == self._open_at
 
     async def _open_forward(self) -> bool:
         """Insert our accept rules where iptables' FORWARD drops; True when one was missing."""
@@ -253,6 +256,11 @@ class Nat:
             for chain in self.nft.chains()
             if chain.get("hook") == "forward" and chain.get("policy") == "drop" and not _is_iptables_forward(chain)
         ]
+
+
+def _forward() -> tuple[int, int]:
+    """Policy and number of rules of iptables' FORWARD: whoever changes it changes these; to look takes no program."""
+    return nft_netlink.policy_and_rules("filter", nft_netlink.IPV4, "FORWARD")
 
 
 def _is_iptables_forward(chain: dict[str, Any]) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import socket
 
-from casemate.host import nft
+from casemate.host import nft, nft_netlink
 from casemate.network.plan import GATEWAY, check_prefix
 
 _IP_FREEBIND = 15
@@ -60,15 +60,11 @@ add rule ip {name} lead {asked} tcp dport 53 dnat to {GATEWAY}:{port}
 """
 
 
-def ensure(context: nft.Nft, table: str, prefix: str, port: int) -> bool:
-    """Make the table when it is not whole or leads elsewhere; whether it had to be made."""
-    rows = context.table("ip", table_name(table)) or ()
-    leading = [row for row in rows if "rule" in row and row["rule"]["chain"] == "lead" and f"{port}" in str(row)]
-    if len(leading) == 2 and sum("rule" in row for row in rows) == 3:
-        return False
+def is_whole(table: str) -> bool:
+    """Whether all rules are there; where they lead is known to whoever made them."""
+    return nft_netlink.rules(table_name(table), nft_netlink.IPV4) == {"bound": 1, "lead": 2}
+
+
+def lay(context: nft.Nft, table: str, prefix: str, port: int) -> None:
+    """Make the table, in place of what there is of it."""
     context.run(script(table, prefix, port))
-    return True
-
-
-def remove(context: nft.Nft, table: str) -> bool:
-    return context.delete_table("ip", table_name(table))

@@ -18,7 +18,7 @@ from casemate.policy.bases import Pair
 from casemate.policy.compile import Changed, Compiler, differences
 from casemate.policy.identity import FIRST_BASE, NOBODY, Allocation, Endpoint, Identity, Kind, identity_of
 from casemate.policy.lower import Element, Runs, lower
-from casemate.policy.rules import Blocks, RuleSet, block_groups
+from casemate.policy.rules import Blocks, Rule, RuleSet, block_groups
 from casemate.policy.verdict import Verdict
 from casemate.spec.errors import Conflict
 
@@ -225,9 +225,11 @@ class Planner:
         """Numbers that nobody holds may be given again."""
         self.allocation = self.allocation.release(self.allocation.numbers.keys() - self._uses.keys())
 
-    def replace_rules(self, rules: RuleSet, reason: str = "policy") -> Transaction:
-        """*rules* in place of those in force."""
-        removed, added = differences(self._rules.rules, rules.rules)
+    def replace_rules(
+        self, rules: RuleSet, reason: str = "policy", differ: tuple[list[Rule], list[Rule]] | None = None
+    ) -> Transaction:
+        """*rules* in place of those in force; *differ*: which go and which come, where the caller knows."""
+        removed, added = differ or differences(self._rules.rules, rules.rules)
         cut = any(isinstance(peer, Blocks) for rule in (*removed, *added) for peer in rule.peers)
         changed = Changed()
         before: set[AddressElement] = set()

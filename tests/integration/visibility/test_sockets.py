@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 
 from casemate.host import nft
+from casemate.host.nft_netlink import Batch, NftSocket
 from casemate.hostd.errors import Watched
 from casemate.hostd.protocol_visibility import FlowsWatch
 from casemate.hostd.visibility import Visibility
-from casemate.network import flowlog, resolver
+from casemate.network import flowlog
 from casemate.spec.settings import Settings
 
 pytestmark = pytest.mark.root
@@ -75,7 +76,7 @@ def test_a_log_group_has_one_reader_and_its_holder_no_rights() -> None:
                 "print(int.from_bytes(d[16:20], 'little', signed=True))"
             )
             # "Forget every connection", sent by somebody without privilege through the socket that root opened.
-            done = subprocess.run([sys.executable, "-c", code, str(sockets[0]), command.hex()], pass_fds=sockets[:1],  # noqa: ASYNC221
+            done = subprocess.run([sys.executable, "-c", code, str(sockets[1]), command.hex()], pass_fds=sockets[1:2],  # noqa: ASYNC221
                                   capture_output=True, text=True, check=False, timeout=20)  # fmt: skip
             assert done.stdout.strip() == str(-errno.EPERM), done
         finally:
@@ -84,8 +85,10 @@ def test_a_log_group_has_one_reader_and_its_holder_no_rights() -> None:
 
     try:
         asyncio.run(body())
-        assert flowlog.is_whole(library, settings.text("network.table"))
+        assert flowlog.is_whole(settings.text("network.table"))
     finally:
-        flowlog.remove(library, settings.text("network.table"))
-        resolver.remove(library, settings.text("network.table"))
         library.close()
+        connection, batch = NftSocket(), Batch(flowlog.table_name(settings.text("network.table")))
+        batch.delete_table()
+        connection.commit(batch)
+        connection.close()

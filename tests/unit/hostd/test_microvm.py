@@ -13,7 +13,7 @@ from casemate.hostd import checks, microvm, pods
 from casemate.hostd.grants import Caller
 from casemate.hostd.state import State
 from casemate.isolation.level import Levels
-from casemate.isolation.microvm import bundles, driver, kernel
+from casemate.isolation.microvm import bundles, kernel
 from casemate.isolation.microvm.errors import ShimMissing
 from casemate.network import links, plan
 from casemate.network.links import TapUnavailable

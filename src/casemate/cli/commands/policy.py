@@ -204,6 +204,27 @@ def schema(_: Arguments, context: Context) -> int:
     return 0
 
 
+def status(_: Arguments, context: Context) -> int:
+    answer = object_of(context.client.get("/v1/policy/status"))
+    if context.json:
+        context.answer(answer)
+        return 0
+    state = object_of(answer.get("state"))
+    held = "in force" if state.get("enforced") else f"NOT in force: {state.get('why_not')}"
+    context.write(f"Policy: {clean(held) if state.get('active') else 'none; every pod reaches every other'}\n")
+    for name in ("rules", "endpoints", "identities", "generation", "default"):
+        context.write(f"  {name}: {state.get(name, 0)}\n")
+    for row in rows_of(answer | {"holds": answer.get("holds", [])}, "holds"):
+        text = f"{row.get('waiting')} connections wait, {row.get('refused')} reset, {row.get('left_s'):.1f} s left"
+        context.write(clean(f"Held: {row.get('workload')}: {text}") + "\n")
+    context.write(f"Waiting for an answer: {answer.get('waiting')}\n")
+    for title, name in (("Map elements", "elements"), ("Firewall", "firewall"), ("Referrals", "referrals")):
+        counted = answer.get(name)
+        if isinstance(counted, dict) and counted:
+            context.write(f"{title}: " + ", ".join(f"{key} {count}" for key, count in sorted(counted.items())) + "\n")
+    return 0
+
+
 def identities(arguments: Arguments, context: Context) -> int:
     answer = object_of(context.client.get("/v1/identities"))
     found = rows_of(answer, "identities")
@@ -262,5 +283,6 @@ SUGGEST = Command(
     "[OPTIONS]", suggest, (_SINCE, value("name", "NAME", "What the document is to be called")), 0, 0, (), "",
     ("casemate policy suggest --since 24h > observed.yaml",),
 )  # fmt: skip
+STATUS = Command("", status, (), 0, 0, (), "Whether the firewall has it, what is held, and what was counted.")
 SCHEMA = Command("", schema, (), 0, 0, (), "The JSON schema of casemate/v1 Policy, for editors.")
 IDENTITIES = Command("[OPTIONS]", identities, (FORMAT, switch("quiet", "Only numbers", "q")))

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Pairs = list[tuple[str, str]]
 
 #: The routes whose objects belong to a project.
-_PROJECTED = ("/v1/containers", "/v1/pods", "/v1/volumes", "/v1/stats", "/v1/exec", "/v1/events", "/v1/df")
+_PROJECTED = ("/v1/containers", "/v1/pods", "/v1/volumes", "/v1/stats", "/v1/exec", "/v1/events", "/v1/df", "/v1/flows")
 #: A problem document is below 4 KiB; more is cut.
 MAX_PROBLEM_BYTES = 1 << 20
 

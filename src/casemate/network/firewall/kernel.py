@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 
 from casemate.host import nft_expressions as e
-from casemate.host.nft import NftFailed
+from casemate.host.nft import Followed, NftFailed
 from casemate.host.nft_netlink import (
     DELETE_ELEMENTS,
     DESTROY_ELEMENTS,
@@ -54,6 +54,8 @@ class Kernel:
     spec: rules.TableSpec
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     _socket: NftSocket = field(default_factory=NftSocket)
+    followed: Followed = field(default_factory=Followed)
+    holding: bool = False
     _destroys: bool = False
     _rules: dict[str, int] = field(default_factory=dict)
 
@@ -81,8 +83,8 @@ class Kernel:
             for one in ALL_SETS:
                 batch.new_set(one)
             rules.add_table(batch, self.spec)
-            _flush_generation(batch)
             rules.add_switch(batch, generation)
+            rules.add_holds(batch, self.spec, self.holding)
             await self._pack(batch, NEW_ELEMENTS, chain(verdict_rows(), rows))
             await self._commit(batch, size)
             self._rules = self._socket.rules(self.spec.table)
@@ -101,6 +103,19 @@ class Kernel:
             await self._commit(batch, change.size)
             if change.generation is not None:
                 self._rules = self._socket.rules(self.spec.table)
+
+    async def set_holding(self, holding: bool) -> None:
+        """Have new connections looked for in the set of held pods, or not: that costs every packet something."""
+        async with self.lock:
+            if self.holding == holding:
+                return
+            batch = Batch(self.spec.table)
+            for name in rules.HOLD_CHAINS:
+                batch.flush_chain(name)
+            rules.add_holds(batch, self.spec, holding)
+            await self._commit(batch, 0)
+            self.holding = holding
+            self._rules = self._socket.rules(self.spec.table)
 
     async def put(self, rows: Sequence[Row]) -> None:
         """Add elements; a timed one that is there begins its time anew."""
@@ -150,10 +165,11 @@ class Kernel:
             batch.elements(NEW_ELEMENTS, row.name, [row.element])
 
     async def _commit(self, batch: Batch, rows: int) -> None:
-        if rows > _LARGE_ROWS:
-            await asyncio.to_thread(self._socket.commit, batch)
-        else:
-            self._socket.commit(batch)
+        with self.followed.own_change():
+            if rows > _LARGE_ROWS:
+                await asyncio.to_thread(self._socket.commit, batch)
+            else:
+                self._socket.commit(batch)
 
     def what_lacks(self) -> list[str]:
         """Chains and sets that are not as they were made; nothing when all are. Some 0.3 ms."""
@@ -184,6 +200,7 @@ class Kernel:
         if not {one.name for one in ALL_SETS} <= set(self._socket.sets(self.spec.table)):
             return False
         self._rules = found
+        self.holding = found["output"] > 0
         return True
 
     def remove(self) -> bool:

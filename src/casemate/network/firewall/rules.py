@@ -2,11 +2,12 @@
 
 What a packet meets, in words:
 
-- *guard*, before connection tracking: what a pod sends bears its own hardware address and address, no IP options, and
-  goes neither to link-local addresses (but the gateway) nor to multicast, broadcast or a cloud's metadata service;
-- *hold*, after published ports are translated: the first packets to a pod that is held wait in a queue;
-- *pod*, where a pod's packets are forwarded or come to the host itself: what is no valid packet of a connection is
-  dropped; a connection that was judged under the present generation passes; every other is judged;
+- *guard*, before connection tracking: what a pod sends bears its own hardware address and address;
+- *fresh4*, where a connection begins: no IP options, not to link-local addresses (but the gateway), to multicast,
+  broadcast or a cloud's metadata service;
+- *hold*, after published ports are translated, while a pod is held: the first packets to it wait in a queue;
+- *switch*, where a pod's packets are forwarded or come to the host itself: a connection that was judged under the
+  present generation passes; what is no valid packet of a connection is dropped; every other is judged;
 - *judge*: both ends' identities are looked up (by the tracked connection, so that answers and translated packets are
   judged as their first packet was) and kept in the connection's label; then the verdict, by exact port, interval of
   ports, pair, and the same three for the bases of both identities; nothing: deny.
@@ -23,7 +24,7 @@ from dataclasses import dataclass
 
 from casemate.host import nft_expressions as e
 from casemate.host.nft_netlink import Batch
-from casemate.network.firewall.sets import ALLOW, AUDIT, REFER
+from casemate.network.firewall.sets import ALLOW, AUDIT, PAIR, REFER
 from casemate.network.flowlog import PREFIX, VERDICT_COPY_BYTES
 
 #: Marks that hostd gives back with a queued packet that goes through the chain again; exact values, not bits, so
@@ -90,25 +91,26 @@ def add_table(batch: Batch, spec: TableSpec) -> None:
     ).items():
         for rule in rules:
             batch.new_rule(chain, rule)
-    add_switch(batch, 0)
 
 
 PLAIN_CHAINS = (
     "deny", "passed", "allow", "audit", "audited", "refer", "hold",
-    "verdict", "port_verdict", "icmp_verdict", "other_verdict", "find4", "find6", "judge", "switch", "pod", "guard4",
+    "verdict", "port_verdict", "icmp_verdict", "other_verdict", "find4", "find6",
+    "judge", "decide", "pod", "switch", "to_host", "fresh4", "guard4",
 )  # fmt: skip
 BASE_CHAINS = ("guard", "pre", "forward", "input", "output")
 #: Chains whose rules have the generation in them.
-GENERATION_CHAINS = ("switch", "allow", "audited", "passed")
+GENERATION_CHAINS = ("switch", "decide", "allow", "audited", "passed")
+#: Chains that look for held pods while one is held, and cost nothing while none is.
+HOLD_CHAINS = ("pre", "output")
 
 
 def add_switch(batch: Batch, generation: int) -> None:
     """The rules that know the *generation*; 0: no policy is in force, everything passes. The chains must be empty."""
-    if not generation:
-        batch.new_rule("switch", e.verdict(e.ACCEPT))
-    else:
-        batch.new_rule("switch", _label_word(2, generation) + e.verdict(e.ACCEPT))
-        batch.new_rule("switch", e.verdict(e.GOTO, "judge"))
+    known = _label_word(2, generation) if generation else e.state(e.STATE_ESTABLISHED | e.STATE_RELATED)
+    batch.new_rule("switch", known + e.verdict(e.ACCEPT))
+    batch.new_rule("switch", e.verdict(e.GOTO, "pod"))
+    batch.new_rule("decide", e.verdict(e.GOTO, "judge") if generation else e.verdict(e.ACCEPT))
     for chain, counter, verdict in (
         ("allow", "allowed", ALLOW), ("audited", "audited", AUDIT), ("passed", "answered", REFER),
     ):  # fmt: skip
@@ -131,21 +133,23 @@ def _ours(key: int, prefix: str) -> bytes:
 
 
 def _guard(spec: TableSpec) -> dict[str, list[bytes]]:
-    source, destination = e.payload(e.NETWORK, 12, 4, 2), e.payload(e.NETWORK, 16, 4, 2)
+    """Of every packet: that it bears its pod's own addresses. The rest is looked at where a connection begins."""
+    v4 = bytes([_V4])
+    destination = e.payload(e.NETWORK, 16, 4, 0)
     return {
-        "guard": [
-            _ours(e.META_IIFNAME, spec.prefix) + e.meta(e.META_NFPROTO, 1) + e.compare(1, bytes([_V4]))
-            + e.verdict(e.GOTO, "guard4"),
-            _ours(e.META_IIFNAME, spec.prefix) + counted("ipv6", e.DROP),
-        ],
+        "guard": [_ours(e.META_IIFNAME, spec.prefix) + e.verdict(e.GOTO, "guard4")],
         "guard4": [
-            e.payload(e.LINK, 6, 6, 0) + source + e.lookup("hardware4", 0, absent=True) + counted("spoofed", e.DROP),
+            e.meta(e.META_NFPROTO, 0) + e.compare(0, v4, e.NEQ) + counted("ipv6", e.DROP),
+            e.payload(e.LINK, 6, 6, 0) + e.payload(e.NETWORK, 12, 4, 2) + e.lookup("hardware4", 0, absent=True)
+            + counted("spoofed", e.DROP),
+        ],
+        "fresh4": [
             e.payload(e.NETWORK, 0, 1, 0) + e.masked(0, b"\x0f", b"\x05", e.NEQ) + counted("options", e.DROP),
-            destination + e.lookup("metadata4", 2) + counted("metadata", e.DROP),
-            destination + e.compare(2, spec.gateway, e.NEQ)
-            + e.masked(2, b"\xff\xff\0\0", bytes([169, 254, 0, 0])) + counted("link_local", e.DROP),
+            destination + e.lookup("metadata4", 0) + counted("metadata", e.DROP),
+            destination + e.compare(0, spec.gateway, e.NEQ)
+            + e.masked(0, b"\xff\xff\0\0", bytes([169, 254, 0, 0])) + counted("link_local", e.DROP),
             # 224.0.0.0/3: multicast, reserved, broadcast.
-            destination + e.masked(2, b"\xe0\0\0\0", b"\xe0\0\0\0") + counted("multicast", e.DROP),
+            destination + e.masked(0, b"\xe0\0\0\0", b"\xe0\0\0\0") + counted("multicast", e.DROP),
         ],
     }  # fmt: skip
 
@@ -155,27 +159,24 @@ def _first_packet() -> bytes:
     return e.protocol(_TCP) + e.payload(e.TRANSPORT, 13, 1, 0) + e.masked(0, b"\x17", b"\x02")
 
 
-def _hold(spec: TableSpec) -> dict[str, list[bytes]]:
-    wait = e.count("held") + spec.queue_rule(1)
+def add_holds(batch: Batch, spec: TableSpec, holding: bool) -> None:
+    """The rules of *pre* and *output*, with (*holding*) those that look for held pods. The chains must be empty."""
+    batch.new_rule("pre", _ours(e.META_IIFNAME, spec.prefix) + e.state(e.STATE_NEW) + e.verdict(e.JUMP, "fresh4"))
+    if not holding:
+        return
     to_held4 = e.meta(e.META_NFPROTO, 1) + e.compare(1, bytes([_V4])) + e.payload(e.NETWORK, 16, 4, 0)
     to_held6 = e.meta(e.META_NFPROTO, 1) + e.compare(1, bytes([_V6])) + e.payload(e.NETWORK, 24, 16, 0)
     refused = e.meta(e.META_MARK, 0) + e.compare(0, struct.pack("=I", MARK_REFUSED))
-    return {
-        "pre": [
-            refused + e.protocol(_TCP) + e.count("refused") + e.reject_reset(),
-            refused + e.count("refused") + e.reject_prohibited(),
-            to_held4 + e.lookup("held4", 0) + e.verdict(e.GOTO, "hold"),
-            to_held6 + e.lookup("held6", 0) + e.verdict(e.GOTO, "hold"),
-        ],
-        "output": [
-            _ours(e.META_OIFNAME, spec.prefix) + to_held4 + e.lookup("held4", 0) + e.verdict(e.GOTO, "hold"),
-            _ours(e.META_OIFNAME, spec.prefix) + to_held6 + e.lookup("held6", 0) + e.verdict(e.GOTO, "hold"),
-        ],
-        "hold": [
-            _first_packet() + wait,
-            e.protocol(_TCP, e.NEQ) + e.state(e.STATE_NEW) + wait,
-        ],
-    }  # fmt: skip
+    batch.new_rule("pre", refused + e.protocol(_TCP) + e.count("refused") + e.reject_reset())
+    batch.new_rule("pre", refused + e.count("refused") + e.reject_prohibited())
+    for chain, which in (("pre", b""), ("output", _ours(e.META_OIFNAME, spec.prefix))):
+        batch.new_rule(chain, which + to_held4 + e.lookup("held4", 0) + e.verdict(e.GOTO, "hold"))
+        batch.new_rule(chain, which + to_held6 + e.lookup("held6", 0) + e.verdict(e.GOTO, "hold"))
+
+
+def _hold(spec: TableSpec) -> dict[str, list[bytes]]:
+    wait = e.count("held") + spec.queue_rule(1)
+    return {"hold": [_first_packet() + wait, e.protocol(_TCP, e.NEQ) + e.state(e.STATE_NEW) + wait]}
 
 
 def _pod(spec: TableSpec) -> dict[str, list[bytes]]:
@@ -185,16 +186,16 @@ def _pod(spec: TableSpec) -> dict[str, list[bytes]]:
     new_of = e.state(e.STATE_NEW) + e.meta(e.META_NFPROTO, 1)
     return {
         "forward": [
-            _ours(e.META_IIFNAME, spec.prefix) + e.verdict(e.GOTO, "pod"),
-            _ours(e.META_OIFNAME, spec.prefix) + e.verdict(e.GOTO, "pod"),
+            _ours(e.META_IIFNAME, spec.prefix) + e.verdict(e.GOTO, "switch"),
+            _ours(e.META_OIFNAME, spec.prefix) + e.verdict(e.GOTO, "switch"),
         ],
-        "input": [
-            _ours(e.META_IIFNAME, spec.prefix) + to_gateway + e.protocol(_UDP) + names,
-            _ours(e.META_IIFNAME, spec.prefix) + to_gateway + e.protocol(_TCP) + names,
+        "input": [_ours(e.META_IIFNAME, spec.prefix) + e.verdict(e.GOTO, "to_host")],
+        "to_host": [
+            to_gateway + e.protocol(_UDP) + names,
+            to_gateway + e.protocol(_TCP) + names,
             # Answers to what the host itself began: nothing holds the host back.
-            _ours(e.META_IIFNAME, spec.prefix) + e.tracked(e.CT_DIRECTION, 0) + e.compare(0, b"\1")
-            + e.verdict(e.ACCEPT),
-            _ours(e.META_IIFNAME, spec.prefix) + e.verdict(e.GOTO, "pod"),
+            e.tracked(e.CT_DIRECTION, 0) + e.compare(0, b"\1") + e.verdict(e.ACCEPT),
+            e.verdict(e.GOTO, "switch"),
         ],
         "pod": [
             e.state(e.STATE_INVALID) + counted("invalid", e.DROP),
@@ -202,7 +203,7 @@ def _pod(spec: TableSpec) -> dict[str, list[bytes]]:
             + counted("crowded", e.DROP),
             new_of + e.compare(1, bytes([_V6])) + e.tracked(e.CT_SRC_IP6, 0, e.ORIGINAL) + e.lookup("crowded6", 0)
             + counted("crowded", e.DROP),
-            e.verdict(e.GOTO, "switch"),
+            e.verdict(e.GOTO, "decide"),
         ],
     }  # fmt: skip
 
@@ -248,8 +249,8 @@ def _find(spec: TableSpec) -> dict[str, list[bytes]]:
     zero3, zero7 = e.immediate(3, bytes(4)), e.immediate(7, bytes(4))
     return {
         "find4": [
-            begin + source4 + destination4 + e.lookup("viewed4", 5, into=1) + e.lookup("exact4", 5, into=0) + end,
             begin + source4 + destination4 + e.lookup("exact4", 5, into=0) + e.lookup("exact4", 6, into=1) + end,
+            begin + source4 + destination4 + e.lookup("viewed4", 5, into=1) + e.lookup("exact4", 5, into=0) + end,
             begin + source4 + e.lookup("exact4", 5, into=0) + world4 + e.tracked(e.CT_SRC_IP, 8, e.REPLY) + outside(8)
             + e.lookup("world4", 7, into=1) + end,
             begin + destination4 + e.lookup("exact4", 6, into=1) + world4 + e.tracked(e.CT_SRC_IP, 8, e.ORIGINAL)
@@ -258,8 +259,8 @@ def _find(spec: TableSpec) -> dict[str, list[bytes]]:
         # No room for the old verdict beside two addresses of 16 bytes: an answered connection is referred again when
         # the generation changes.
         "find6": [
-            both6 + e.lookup("viewed6", 4, into=1) + e.lookup("exact6", 4, into=0) + zero3 + end,
             both6 + e.lookup("exact6", 4, into=0) + e.lookup("exact6", 8, into=1) + zero3 + end,
+            both6 + e.lookup("viewed6", 4, into=1) + e.lookup("exact6", 4, into=0) + zero3 + end,
             both6 + e.lookup("exact6", 4, into=0) + zero7 + e.lookup("world6", 7, into=1) + zero3 + end,
             both6 + e.lookup("exact6", 8, into=1) + zero3 + e.lookup("world6", 3, into=0) + zero3 + end,
         ],
@@ -282,10 +283,13 @@ def _verdicts() -> dict[str, list[bytes]]:
     }
     pad = e.immediate(3, bytes(4))
     pair = pad + e.tracked(e.CT_LABELS, 4)
+    # A key cannot begin in the middle of the label: masked, the whole of it is the key.
+    destination = e.mask(8, struct.pack("=4I", 0, 0xFFFFFFFF, 0, 0))
     bases = (
-        e.tracked(e.CT_LABELS, 8) + e.immediate(3, bytes(16)) + e.lookup("egress", 8, into=4)
-        + e.lookup("ingress", 9, into=5)
+        e.tracked(e.CT_LABELS, 8) + e.immediate(3, bytes(16)) + e.lookup("egress", 8, into=4) + destination
+        + e.lookup("ingress", 8, into=5)
     )  # fmt: skip
+    rest = e.immediate(6, bytes([PAIR, 0, 0, 0, 0, 0, 0, 0]))
     places = {
         "port_verdict": e.meta(e.META_L4PROTO, 6) + e.tracked(e.CT_PROTO_SRC, 7, e.REPLY),
         "icmp_verdict": e.immediate(6, bytes([_ICMP, 0, 0, 0])) + e.payload(e.TRANSPORT, 0, 1, 7),
@@ -293,7 +297,9 @@ def _verdicts() -> dict[str, list[bytes]]:
     }
     for chain, place in places.items():
         chains[chain] = [
-            asked + place + _go(name, 3, "verdicts") for asked in (pair, bases) for name in ("port", "range", "pair")
+            asked + at + _go(name, 3, "verdicts")
+            for asked in (pair, bases)
+            for name, at in (("port", place), ("range", place), ("port", rest))
         ]
         chains[chain].append(e.verdict(e.GOTO, "deny"))
     return chains

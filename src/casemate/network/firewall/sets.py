@@ -8,8 +8,9 @@ viewed4, viewed6      viewer's address . address (timed)          identity that 
 world4, world6        0 . interval of addresses                   identity
 port                  0 . source . destination . protocol . port  verdict
 range                 the same, an interval of ports              verdict
-pair                  0 . source . destination                    verdict for the rest of the port space
-egress, ingress       identity                                    the base that is asked where the pair has nothing
+port, protocol 255    the same                                    verdict for the rest of the port space
+egress                identity                                    the base that is asked where the pair has nothing
+ingress               0 . identity . 0 . 0                        the same, of the destination
 answers4, answers6    addresses . protocol . port (timed)         answers to referrals
 verdicts, given       0 . verdict, by number                      the chain of that verdict (of an answer)
 held4, held6          addresses whose new connections wait
@@ -46,6 +47,8 @@ CHAINS = {ALLOW: "allow", AUDIT: "audit", REFER: "refer", HOLD: "deny", DENY: "d
 ANSWER_CHAINS = {ANSWERED: "passed", DENY: "deny"}
 ICMP = 1
 MAX_ICMP_TYPE = 255
+#: In the place of a protocol: every one for which there is nothing else. No packet bears it (IANA: reserved).
+PAIR = 255
 #: Entries of the table that keeps the rate of referrals of each pod.
 _RATES = 65_536
 
@@ -58,9 +61,8 @@ IDENTITY_SETS: tuple[SetSpec, ...] = (
     SetSpec("world6", (_IDENTITY, (_IPV6, 16)), data=_IDENTITY, interval=True),
     SetSpec("port", _PLACE, data=_IDENTITY),
     SetSpec("range", _PLACE, data=_IDENTITY, interval=True),
-    SetSpec("pair", _PLACE[:3], data=_IDENTITY),
     SetSpec("egress", (_IDENTITY,), data=_IDENTITY),
-    SetSpec("ingress", (_IDENTITY,), data=_IDENTITY),
+    SetSpec("ingress", (_IDENTITY,) * 4, data=_IDENTITY),
 )
 OTHER_SETS: tuple[SetSpec, ...] = (
     SetSpec("answers4", ((_IPV4, 4), (_IPV4, 4), (_PROTOCOL, 1), (_SERVICE, 2)), data=_IDENTITY, timed=True),
@@ -83,7 +85,6 @@ TIMED = frozenset(("viewed4", "viewed6"))
 
 _VALUES = {number: value(struct.pack("=I", number)) for number in (*CHAINS, ANSWERED)}
 _place = struct.Struct("=4xIIB3x2s2x").pack
-_pair = struct.Struct("=4xII").pack
 _identity = struct.Struct("=I").pack
 
 
@@ -97,9 +98,9 @@ class Row(NamedTuple):
 def verdict_row(  # noqa: PLR0917 - the fields of one record, in its order
     table: int, source: int, destination: int, protocol: int, first: int, last: int, verdict: int
 ) -> Row:
-    """An element of ``port`` (*table* 0), ``range`` (1) or ``pair`` (2)."""
+    """An element of ``port`` (*table* 0) or ``range`` (1), or (2) of ``port`` for all the rest of a pair."""
     if table == 2:
-        return Row("pair", element(_pair(source, destination), data=_VALUES[verdict]))
+        return Row("port", element(_place(source, destination, PAIR, bytes(2)), data=_VALUES[verdict]))
     key = _place(source, destination, protocol, _port(protocol, first, 0))
     if table == 0:
         return Row("port", element(key, data=_VALUES[verdict]))
@@ -127,7 +128,7 @@ def base_rows(number: int, egress: int, ingress: int) -> tuple[Row, Row]:
     key = _identity(number)
     return (
         Row("egress", element(key, data=value(_identity(egress)))),
-        Row("ingress", element(key, data=value(_identity(ingress)))),
+        Row("ingress", element(bytes(4) + key + bytes(8), data=value(_identity(ingress)))),
     )
 
 

@@ -80,5 +80,5 @@ class Told(FromResolver, frozen=True, tag="told"):
 
 
 ENCODER = msgspec.msgpack.Encoder()
-TO_RESOLVER = msgspec.msgpack.Decoder(Pods | Orders | Laid)
-FROM_RESOLVER = msgspec.msgpack.Decoder(Answered | Refused | Told)
+TO_RESOLVER: msgspec.msgpack.Decoder[Pods | Orders | Laid] = msgspec.msgpack.Decoder(Pods | Orders | Laid)
+FROM_RESOLVER: msgspec.msgpack.Decoder[Answered | Refused | Told] = msgspec.msgpack.Decoder(Answered | Refused | Told)

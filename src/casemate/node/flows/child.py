@@ -72,6 +72,9 @@ class Loop:
             busy = self.recorder.pending or self.recorder.waiting
             ready = {number for number, _ in poller.poll(FLUSH_S * 1000 if busy else 1000)}
             now = time.time()
+            # First what casemated says: a connection that it let through follows upon its word.
+            if CHANNEL in ready and not self._read_channel(now):
+                return
             if EVENTS in ready:
                 self._read_events(now)
             if VERDICTS in ready:
@@ -79,8 +82,6 @@ class Loop:
             if HELLOS in ready:
                 self._read_log(self._hellos, self.recorder.hellos, now)
             self.recorder.ask()
-            if CHANNEL in ready and not self._read_channel(now):
-                return
             self.recorder.expire(now)
             pending = self.recorder.pending
             if pending >= _BATCH_ROWS or (now - self._last_flush >= FLUSH_S or now < self._last_flush):

@@ -67,7 +67,7 @@ class _Flow:
         self.waits_since = 0.0
         self.written = False
         self.ends: tuple[End | None, End | None] = (None, None)
-        self.row = (-1, 0)
+        self.row: tuple[int, int] = (-1, 0)
 
     @property
     def key(self) -> _Key:
@@ -262,6 +262,11 @@ class Recorder:
                 self._referred[five] = message
                 while len(self._referred) > MAX_REFERRED:
                     self._referred.popitem(last=False)
+                if message.verdict == "deny":
+                    source, destination, protocol, source_port, port = five
+                    port = port << 8 if protocol in (ICMP, ICMPV6) else port
+                    self.denied += 1
+                    self._refuse(Tuple(source, destination, protocol, source_port, port), "deny", 0, now)
 
     # --- rulings ---------------------------------------------------------------------------------------------------
 

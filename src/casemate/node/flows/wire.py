@@ -122,5 +122,7 @@ class Progress(FromRecorder, frozen=True, tag="progress"):
 
 
 ENCODER = msgspec.msgpack.Encoder()
-TO_RECORDER = msgspec.msgpack.Decoder(Ends | Names | Rulings | RulesChanged | Referred)
-FROM_RECORDER = msgspec.msgpack.Decoder(Questions | Progress)
+TO_RECORDER: msgspec.msgpack.Decoder[Ends | Names | Rulings | RulesChanged | Referred] = msgspec.msgpack.Decoder(
+    Ends | Names | Rulings | RulesChanged | Referred
+)
+FROM_RECORDER: msgspec.msgpack.Decoder[Questions | Progress] = msgspec.msgpack.Decoder(Questions | Progress)

@@ -26,8 +26,10 @@ from casemate.spec.api.policy import (
     EndText,
     ExplainAnswer,
     ExplainRequest,
+    HoldRow,
     IdentityList,
     IdentityRow,
+    PolicyStatus,
     PortText,
     SimulateAnswer,
     SimulatedFlow,
@@ -149,6 +151,18 @@ async def recorded(core: Core, since: float) -> list[tuple[Connection, int]]:
     if not flows:
         raise FlowsAbsent("no connection was recorded in that time")
     return flows
+
+
+async def status(core: Core, referrals: dict[str, int]) -> PolicyStatus:
+    """What holds and what was counted; raises what hostd answers."""
+    await core.policy.load()
+    seen = await core.policy.firewall.state()
+    workloads = core.policy.workloads
+    holds = tuple(
+        HoldRow(one.pod, workloads[one.pod].name if one.pod in workloads else "", one.waiting, one.refused, one.left_s)
+        for one in seen.holding
+    )
+    return PolicyStatus(core.policy.state(), seen.elements, seen.counters, referrals, seen.waiting, holds)
 
 
 async def identities(core: Core) -> IdentityList:

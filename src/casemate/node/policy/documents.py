@@ -31,8 +31,8 @@ from casemate.spec.api.policy import PolicyApplied, PolicyChange, PolicyDetail, 
 #: Lines of the kernel's transaction, and pairs of identities, that an answer shows.
 MAX_STEPS = 200
 MAX_DIFF_LINES = 2000
-#: Rules times identities up to which a set is looked at as a whole when it is applied: about half a second.
-MAX_LOOK = 500_000
+#: Rules times identities up to which a set is looked at as a whole when it is applied: some ten milliseconds.
+MAX_LOOK = 20_000
 
 
 def text_of(value: object) -> str:
@@ -45,6 +45,18 @@ class _Change:
     put: tuple[Document, ...]
     drop: tuple[str, ...]
     told: tuple[PolicyChange, ...]
+    #: What was in force of those, before.
+    old: dict[str, Document]
+
+    def with_diffs(self) -> tuple[PolicyChange, ...]:
+        """What is told, line by line; YAML of large documents takes a while."""
+        new = {one.key: one for one in self.put}
+        return tuple(
+            one
+            if one.action == "unchanged"
+            else PolicyChange(one.key, one.action, _diff(one.key, self.old.get(one.key), new.get(one.key)))
+            for one in self.told
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +97,7 @@ async def remove(core: Core, keys: Iterable[str], caller: Caller, *, dry_run: bo
         await policy.load_held()
         found = [find(policy, key) for key in keys]
         told = tuple(PolicyChange(one.key, "removed") for one in found)
-        change = _Change((), tuple(one.key for one in found), told)
+        change = _Change((), tuple(one.key for one in found), told, {one.key: one for one in found})
         done = await _change(core, policy, change, caller, dry_run=dry_run)
     return await _told(policy, change, done, dry_run=dry_run)
 
@@ -110,10 +122,11 @@ def _changes(policy: Policy, read: list[Document], *, whole: bool) -> _Change:
             told.append(PolicyChange(one.key, "unchanged"))
             continue
         put.append(one)
-        told.append(PolicyChange(one.key, "changed" if old else "added", _diff(one.key, old, one)))
+        told.append(PolicyChange(one.key, "changed" if old else "added"))
     drop = sorted(policy.documents.keys() - {one.key for one in read}) if whole else []
-    told += [PolicyChange(key, "removed", _diff(key, policy.documents[key], None)) for key in drop]
-    return _Change(tuple(put), tuple(drop), tuple(told))
+    told += [PolicyChange(key, "removed") for key in drop]
+    before = {one.key: policy.documents[one.key] for one in told if one.key in policy.documents}
+    return _Change(tuple(put), tuple(drop), tuple(told), before)
 
 
 def _diff(key: str, old: Document | None, new: Document | None) -> str:
@@ -132,7 +145,7 @@ async def _change(core: Core, policy: Policy, change: _Change, caller: Caller, *
     if dry_run:
         policies = await asyncio.to_thread(together, list(documents.values()))
         transaction, planner = await asyncio.to_thread(_rehearsed, policy, policies)
-        return _Done(transaction, _names(planner.compiler if planner else None), list(documents.values()))
+        return _Done(transaction, _names(planner.compiler if planner else None, transaction), list(documents.values()))
     for one in touched:
         if not one.project:
             rights.demand(caller, f"the operator's document {one.key}")
@@ -154,7 +167,7 @@ async def _change(core: Core, policy: Policy, change: _Change, caller: Caller, *
     rows |= {one.key: _row(one, at, caller.who) for one in change.put}
     transaction, _ = await policy.change_documents(change.put, change.drop, written, lambda: rows)
     core.events.wake()
-    names = _names(policy.planner.compiler if policy.planner and transaction.tightened else None)
+    names = _names(policy.planner.compiler if policy.planner else None, transaction)
     return _Done(transaction, names, list(documents.values()))
 
 
@@ -165,10 +178,11 @@ async def _told(policy: Policy, change: _Change, done: _Done, *, dry_run: bool) 
         return done.names.get(number, "everyone" if not number else str(number))
 
     seen = await asyncio.to_thread(_looked_at, policy, done.documents, change)
+    diffs = await asyncio.to_thread(change.with_diffs)
     transaction = done.transaction
     tightened = tuple(f"{name(one)} to {name(other)}" for one, other in transaction.tightened[:MAX_STEPS])
     return PolicyApplied(
-        dry_run, change.told, tuple(seen.warnings), tuple(seen.crossings), transaction.size, tightened,
+        dry_run, diffs, tuple(seen.warnings), tuple(seen.crossings), transaction.size, tightened,
         tuple(transaction.describe()[:MAX_STEPS]) if dry_run else (), policy.enforced and not dry_run,
         "" if policy.enforced else policy.why_not, policy.firewall.generation,
     )  # fmt: skip
@@ -191,11 +205,11 @@ def _looked_at(policy: Policy, documents: list[Document], change: _Change) -> _S
     All of it is compiled once more for that. Where this would take seconds, only the documents that came are looked
     at, and `policy diff` says the rest.
     """
-    policies = together(documents)
     known = policy.planner.compiler.identities if policy.planner else {}
-    if len(policies.rules) * len(known) > MAX_LOOK and not policies.walls:
+    if len(policy.rules.rules) * len(known) > MAX_LOOK and not any(one.parsed.walls for one in change.put):
         warnings = analysis.warnings_of(together(change.put).rules, known.values())
         return _Seen([*warnings, "the set is large: contradictions were not looked for"], [])
+    policies = together(documents)
     ends = policy.ends(policies.walls)
     _, own = policy.worked_out(policies)
     compiler = compiled(own, ends)
@@ -223,8 +237,11 @@ def _rehearsed(policy: Policy, policies: Policies) -> tuple[Transaction, Planner
     return planner.replace_rules(rules, "rehearsal"), planner
 
 
-def _names(compiler: Compiler | None) -> dict[int, str]:
-    return {number: one.describe() for number, one in compiler.identities.items()} if compiler else {}
+def _names(compiler: Compiler | None, transaction: Transaction) -> dict[int, str]:
+    """The identities whose connections are cut, in words."""
+    wanted = {number for pair in transaction.tightened[:MAX_STEPS] for number in pair}
+    known = compiler.identities if compiler else {}
+    return {number: known[number].describe() for number in wanted if number in known}
 
 
 async def listing(core: Core, project: str) -> PolicyList:

@@ -19,6 +19,8 @@ from casemate.policy.parse import Document, read_documents
 from casemate.policy.source import MAX_BYTES, load_documents
 from casemate.spec.errors import ProgramFailed, RemoteError, TimedOut
 
+#: Up to this the loop itself reads it: some milliseconds.
+TINY_BYTES = 4 << 10
 SMALL_BYTES = 256 << 10
 CHILD_TIMEOUT_S = 60.0
 #: JSON of 32 MiB YAML in flow style is not longer; block style is shorter than its JSON by its brackets and quotes.
@@ -32,6 +34,8 @@ async def read_text(data: bytes, origin: str = "policy") -> list[Document]:
     """
     if len(data) > MAX_BYTES:
         raise PolicyTooLarge(f"{origin} has {len(data)} bytes, allowed are {MAX_BYTES}")
+    if len(data) <= TINY_BYTES:
+        return _read(data, None, origin)
     values = None if len(data) <= SMALL_BYTES else await _decoded(data, origin)
     return await asyncio.to_thread(_read, data, values, origin)
 

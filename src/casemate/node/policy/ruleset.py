@@ -7,13 +7,14 @@ a tier before every document's, which no audit mode reaches.
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from casemate.node.policy.endpoints import QUARANTINE, WALL
 from casemate.policy.identity import Endpoint
 from casemate.policy.labels import EVERYTHING, Operator, Requirement, Selector
-from casemate.policy.parse import Policies
+from casemate.policy.parse import MAX_RULES, Document, Policies
 from casemate.policy.ports import PortMatch
 from casemate.policy.rules import Anyone, Direction, Peer, Rule, RuleSet, Tier, Workloads
 from casemate.policy.verdict import Action
@@ -26,6 +27,8 @@ BOTH = "in-two-members"
 #: Before every document's rule: their priorities begin at 0.
 _QUARANTINE_RANK = -2
 _WALL_RANK = -1
+#: More changed rules than this are put in order all anew.
+MAX_PATCHED = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,3 +133,42 @@ def effective(
         return own, own
     first = sorted(above, key=lambda rule: rule.order)
     return RuleSet((*first, *own.rules), own.audited, own.default), own
+
+
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """Another set of documents, where little is different: the set, both lists of rules, and what differs."""
+
+    policies: Policies
+    rules: RuleSet
+    own: RuleSet
+    removed: list[Rule]
+    added: list[Rule]
+
+
+def patched(
+    policies: Policies, rules: RuleSet, own: RuleSet, gone: Iterable[Document], come: Iterable[Document]
+) -> Patch | None:
+    """The documents *gone* out of *policies* and *come* into them, in time that grows with those alone.
+
+    None where it is not so simple: hours, audited segments, walls, many rules. *rules* and *own* are what
+    :func:`effective` gave for *policies*.
+    """
+    touched = [*gone, *come]
+    removed = [rule for one in gone for rule in one.parsed.rules]
+    added = [rule for one in come for rule in one.parsed.rules]
+    if len(removed) + len(added) > MAX_PATCHED or any(
+        one.parsed.audited or one.parsed.walls or any(rule.windows for rule in one.parsed.rules) for one in touched
+    ):
+        return None
+    out = set(map(id, removed))
+    kept = [rule for rule in policies.rules if id(rule) not in out] if out else list(policies.rules)
+    if len(kept) + len(added) > MAX_RULES:
+        return None
+    ordered = [rule for rule in own.rules if id(rule) not in out] if out else list(own.rules)
+    for rule in added:
+        insort(ordered, rule, key=lambda one: one.order)
+    above = rules.rules[: len(rules.rules) - len(own.rules)]
+    after = RuleSet(tuple(ordered), own.audited, own.default)
+    whole = RuleSet((*above, *ordered), own.audited, own.default) if above else after
+    return Patch(Policies((*kept, *added), policies.audited, policies.walls), whole, after, removed, added)

@@ -17,7 +17,7 @@ from casemate.node.database import Database
 from casemate.node.firewall import Firewall
 from casemate.node.policy import endpoints, store
 from casemate.node.policy.endpoints import Workload
-from casemate.node.policy.ruleset import Passage, effective, wall_labels
+from casemate.node.policy.ruleset import Passage, effective, patched, wall_labels
 from casemate.policy.errors import PolicyInvalid
 from casemate.policy.identity import NOBODY, Allocation, Endpoint
 from casemate.policy.parse import Document, Policies, read_documents, together
@@ -320,11 +320,17 @@ class Policy:
         :attr:`enforced` says so, and it is told when it can be.
         """
         gone, new = set(drop), {one.key: one for one in put}
+        before = (self.documents, self.policies, self.rules, self.own)
+        touched = [self.documents[key] for key in gone | new.keys() if key in self.documents]
         documents = {key: one for key, one in self.documents.items() if key not in gone} | new
-        policies = await asyncio.to_thread(together, list(documents.values()))
-        transaction = await self._planned_rules(policies, documents)
-        result = await self._db.write(written)
-        self.documents, self.policies, self.rows = documents, policies, rows()
+        try:
+            transaction = await self._planned_documents(documents, touched, list(new.values()))
+            result = await self._db.write(written)
+        except BaseException:
+            self.documents, self.policies, self.rules, self.own = before
+            await self._rebuild()
+            raise
+        self.rows = rows()
         await self._keep_numbers()
         try:
             await self._commit(transaction)
@@ -332,25 +338,28 @@ class Policy:
             self.why_not = error.detail
         return transaction, result
 
-    async def _planned_rules(self, policies: Policies, documents: dict[str, Document]) -> Transaction:
-        before = (self.documents, self.policies, self.rules, self.own)
+    async def _planned_documents(
+        self, documents: dict[str, Document], gone: list[Document], come: list[Document]
+    ) -> Transaction:
+        """The planner's step from the documents in force to these; who calls restores what was on failure."""
+        planner = self.planner
+        patch = patched(self.policies, self.rules, self.own, gone, come) if planner is not None else None
+        self.documents = documents
+        if patch is not None and planner is not None and self.active:
+            # A few rules take less than a hop to another thread does.
+            transaction = planner.replace_rules(patch.rules, differ=(patch.removed, patch.added))
+            self.policies, self.rules, self.own = patch.policies, patch.rules, patch.own
+            return transaction
+        policies = await asyncio.to_thread(together, list(documents.values()))
         same_walls = self.policies.walls == policies.walls
-        self.documents, self.policies = documents, policies
-        try:
-            planner = self.planner
-            if planner is None or not self.active or not same_walls:
-                # From or to no policy at all, or who is in which wall has changed: all of it in one replacement.
-                enforced = self.enforced
-                await self._rebuild()
-                self.why_not = "" if enforced else self.why_not
-                return self.planner.whole() if self.planner else _NOTHING
-            rules, own = self.worked_out(policies)
-            transaction = await asyncio.to_thread(planner.replace_rules, rules)
-            self.rules, self.own = rules, own
-        except BaseException:
-            self.documents, self.policies, self.rules, self.own = before
+        self.policies = policies
+        if planner is None or not self.active or not same_walls:
+            # From or to no policy at all, or who is in which wall has changed: all of it in one replacement.
             await self._rebuild()
-            raise
+            return self.planner.whole() if self.planner else _NOTHING
+        rules, own = await asyncio.to_thread(self.worked_out, policies)
+        transaction = await asyncio.to_thread(planner.replace_rules, rules)
+        self.rules, self.own = rules, own
         return transaction
 
     async def reload_rules(self) -> None:

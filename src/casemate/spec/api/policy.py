@@ -44,6 +44,27 @@ class PolicyState(Value, frozen=True):
     counters: dict[str, int] = {}
 
 
+class HoldRow(Value, frozen=True):
+    """A pod that is held while it starts anew: how many connections wait for it, and for how long they still may."""
+
+    pod: str
+    workload: str
+    waiting: int
+    refused: int
+    left_s: float
+
+
+class PolicyStatus(Value, frozen=True):
+    """What holds, what the firewall counted, what waits. Counters are since the daemons started."""
+
+    state: PolicyState
+    elements: dict[str, int]
+    firewall: dict[str, int]
+    referrals: dict[str, int]
+    waiting: int
+    holds: tuple[HoldRow, ...] = ()
+
+
 class PolicyList(Value, frozen=True):
     documents: tuple[PolicyRow, ...]
     state: PolicyState

@@ -14,7 +14,7 @@ from casemate.node.flows.clienthello import server_name
 from casemate.node.flows.query import Wanted
 from casemate.node.flows.recorder import RULING_WAIT_S, Recorder
 from casemate.node.flows.store import Ring
-from casemate.node.flows.wire import End, Ends, Names, Questions, RulesChanged, Ruling, Rulings
+from casemate.node.flows.wire import End, Ends, Names, Questions, Referred, RulesChanged, Ruling, Rulings
 from casemate.spec.api.flows import FlowRow
 from casemate.spec.errors import InvalidArgument
 
@@ -322,3 +322,17 @@ def test_the_service_map_folds_what_is_too_much(tmp_path: Path) -> None:
     assert edges["shop/web", "shop/db"] == 5
     assert edges["shop/web", "world:"] == 60
     assert sum(edges.values()) == 105
+
+
+def test_what_was_referred_says_who_answered(tmp_path: Path) -> None:
+    table = Table(tmp_path)
+    table.rule = Ruling("refer", "ask", 300, 301)
+    table.recorder.told(Referred(WEB, DB, 6, 7, 80, "allow", "ask", "0:root: fine"), 1.0)
+    table.recorder.connection(event(WEB, DB, 7, 80), 1.1)
+    table.recorder.told(Referred(WEB, DB, 6, 8, 80, "deny", "ask", "deadline"), 1.2)
+    table.recorder.verdicts(logged(packet(WEB, DB, 8, 80)), 1.3)
+    rows = table.settle()
+    assert [(row.verdict, row.note, row.times) for row in rows] == [
+        ("referred", "0:root: fine", 1),
+        ("deny", "deadline", 2),
+    ]
