@@ -93,7 +93,8 @@ class Service:
             words, more = (answer, []) if isinstance(answer, str) else ("", answer)
             number = 0
         except CasemateError as error:
-            words = f"{error.detail} ({error.code})"
+            # In one line: of a runtime's words its supervisor's reader keeps the last.
+            words = " | ".join(f"{error.detail} ({error.code})".splitlines())
         except OSError as error:
             number, words = error.errno or errno.EIO, str(error)
         text = words.encode("utf-8", "replace")[:_MAX_ANSWER_BYTES]
@@ -224,7 +225,7 @@ class Service:
             raise Conflict(f"container {one.id} is {one.status}; stop it first, or use --force")
         after = answers.hooks_after(one, "poststop")
         machine.drop(one.id)
-        if not machine.record.containers:
+        if not machine.record.containers and not machine.starting:
             await self._machines.end(machine)
         else:
             await making.leave(machine, one.id, one.shares)
