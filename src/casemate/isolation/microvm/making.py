@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -45,6 +46,7 @@ async def make(machines: Machines, order: Order) -> None:
     contents = bundles.contents(wanted, order.bundle)
     shared, names = bundles.shared(wanted, order.bundle, name)
     machine, joined, takes_network = await _machine(machines, order, shared)
+    machine.starting.add(name)
     try:
         await _restore(machine, name, wanted.annotations.get(bundles.WRITABLE, ""))
         channel = machine.next_channel()
@@ -75,6 +77,8 @@ async def make(machines: Machines, order: Order) -> None:
         else:
             await machines.end(machine)
         raise
+    finally:
+        machine.starting.discard(name)
 
 
 async def _machine(machines: Machines, order: Order, shared: Sequence[Share]) -> tuple[Machine, bool, bool]:
@@ -88,7 +92,13 @@ async def _machine(machines: Machines, order: Order, shared: Sequence[Share]) ->
         host_cgroups = bundles.cgroups(wanted) or _join_cgroup(order.cgroup, order.waiter)
         if machine is not None:
             _check_same_ids(machine, bundles.ids(wanted))
-            await machines.join(machine, name, layers, shared=shared, below=below)
+            # From now on the end of the last that is in it is not the machine's.
+            machine.starting.add(name)
+            try:
+                await machines.join(machine, name, layers, shared=shared, below=below)
+            except BaseException:
+                machine.starting.discard(name)
+                raise
             return machine, True, False
         tap_fd = None
         if netns_fd is not None:
@@ -105,11 +115,19 @@ async def _machine(machines: Machines, order: Order, shared: Sequence[Share]) ->
             shared=shared,
             below=below,
             given_tap_fd=tap_fd,
-            pod=wanted.annotations.get(bundles.POD, ""),
+            pod=wanted.annotations.get(bundles.POD, "") or _free_name(machines, name),
             more=wanted.annotations.get(bundles.MORE) == "1",
         )
-        machine.set_netns(netns)
+        if netns or order.cgroup:
+            machine.set_engine(netns, order.cgroup)
         return machine, False, netns_fd is not None
+
+
+def _free_name(machines: Machines, container: str) -> str:
+    """The container's name, unless a machine that it was the first of still goes by it."""
+    if machines.get(container) is None:
+        return container
+    return f"{container[:50]}.{secrets.token_hex(6)}"
 
 
 async def _living(machines: Machines, wanted: Config, netns: int) -> Machine | None:

@@ -115,7 +115,7 @@ class Service:
     async def _create(self, ask: Message, fds: list[int]) -> str:
         name = config.check_id(ask.text(Tag.CONTAINER))
         bundle = Path(ask.text(Tag.CWD, 4096))
-        if self._machines.find(name) is not None or self._machines.get(name) is not None:
+        if self._machines.find(name) is not None:
             raise Conflict(f"container {name} exists")
         wanted = bundles.read(bundle)
         engines.check_hooks(wanted.hooks)
@@ -227,9 +227,12 @@ class Service:
         machine.drop(one.id)
         if not machine.record.containers and not machine.starting:
             await self._machines.end(machine)
+            await making.end_cgroup(machine.record.cgroup)
         else:
             await making.leave(machine, one.id, one.shares)
-        await making.end_cgroup(one.cgroup)
+        # That of the first is the machine's, too, for as long as there is one.
+        if one.cgroup != machine.record.cgroup:
+            await making.end_cgroup(one.cgroup)
         return after
 
     async def _pause(self, ask: Message, _fds: list[int]) -> str:
