@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args, get_type_hints
+
 import pytest
 
 pytest.importorskip("cryptography", reason="missing: cryptography")
@@ -22,8 +24,6 @@ def test_holders_of_keys_have_names_of_their_own() -> None:
 
 
 def test_every_outcome_has_an_exit_code() -> None:
-    outcomes = VerifyAnswer.__annotations__["outcome"]
-    for outcome, code in signatures.EXIT_CODES.items():
-        assert f'"{outcome}"' in outcomes
-        assert code not in (1, 125, 126, 127)
-    assert outcomes.count('"') == 2 * len(signatures.EXIT_CODES)
+    outcomes = get_args(get_type_hints(VerifyAnswer)["outcome"])
+    assert set(outcomes) == set(signatures.EXIT_CODES)
+    assert not set(signatures.EXIT_CODES.values()) & {1, 125, 126, 127}
