@@ -116,6 +116,10 @@ static int one_mount(int root, const struct mount_request *m, int early)
 		is_file = stat(source, &status) == 0 && !S_ISDIR(status.st_mode);
 	}
 	unsigned long copied_read_only = m->flags & MOUNT_COPY_UP ? MS_RDONLY : 0;
+	/* What is not in the image has neither content nor a mode of its own to be copied. */
+	int there = m->flags & MOUNT_COPY_UP ? open_inside(root, m->target, O_PATH) : -1;
+	if (there >= 0)
+		close(there);
 	int error = target_inside(root, m->target, is_file, target, sizeof target, &fd);
 	if (error)
 		return error;
@@ -126,7 +130,7 @@ static int one_mount(int root, const struct mount_request *m, int early)
 	else if (mount(m->source, target, m->type, flags & ~copied_read_only, *m->data ? m->data : NULL) < 0)
 		error = errno;
 	/* `fd` is what lies below the new mount; the path leads to the mount. */
-	if (!error && m->flags & MOUNT_COPY_UP)
+	if (!error && there >= 0)
 		error = copy_below(root, m, fd, flags);
 	close(fd);
 	/* Flags of a bind are taken only by a remount; the path is resolved anew, now to what was mounted. */

@@ -103,12 +103,42 @@ static int execute(const struct request *r)
 	return found;
 }
 
+/* Whether there is a program to execute at all: engines are told when the container is made, as by other runtimes. Root
+ * looks here; what its user may not execute is found when it is tried. A name relative to the working directory waits. */
+static int find_program(const struct request *r)
+{
+	char path[4096];
+	const char *name = r->args[0], *list = path_variable(r);
+	struct stat status;
+
+	if (strchr(name, '/')) {
+		if (*name != '/')
+			return 0;
+		if (stat(name, &status) < 0)
+			return errno;
+		return S_ISREG(status.st_mode) && status.st_mode & 0111 ? 0 : EACCES;
+	}
+	while (*list) {
+		size_t length = strcspn(list, ":");
+		if (length + strlen(name) + 2 <= sizeof path) {
+			snprintf(path, sizeof path, "%.*s/%s", (int)length, length ? list : ".", name);
+			if (stat(path, &status) == 0 && S_ISREG(status.st_mode) && status.st_mode & 0111)
+				return 0;
+		}
+		list += length;
+		list += *list == ':';
+	}
+	return ENOENT;
+}
+
 /* Both kinds of child end here: terminal, message "set up", the word to start, identity, execve. */
 _Noreturn static void finish(const struct request *r, int channel, int wait_for_start)
 {
 	const char *why = "terminal";
 	int master = -1, code, error;
 
+	if (wait_for_start && (error = find_program(r)))
+		fail(channel, error, "execve");
 	setsid();
 	if (r->flags & FLAG_TERMINAL && (error = open_terminal(r, &master)))
 		fail(channel, error, why);

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,19 +26,16 @@ results: dict[tuple[str, str], str] = {}
 
 
 @pytest.fixture(scope="session")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemons]:
+def pair() -> Iterator[Daemons]:
     """Both daemons, casemate-vm and the guest agent built from this checkout, and an image."""
     settings: dict[str, str] = {}
     if shutil.which("gcc") and shutil.which("make"):
-        build = tmp_path_factory.mktemp("built")
+        # Not pytest's folder, which another run of pytest's closes to others: casemated reads the agent.
+        build = Path(tempfile.mkdtemp(prefix="casemate-built-"))
+        build.chmod(0o755)
         for part in ("guest", "shim"):
             command = ["make", "-s", "-C", str(ROOT / part), f"BUILD={build / part}"]
             subprocess.run(command, capture_output=True, timeout=180, check=True)
-        for folder in (build, *build.parents):
-            if folder != Path("/tmp"):
-                folder.chmod(folder.stat().st_mode | 0o055)
-            else:
-                break
         settings = {
             "CASEMATE_MICROVM_SHIM": str(build / "shim/casemate-vm"),
             "CASEMATE_MICROVM_AGENT": str(build / "guest/agent"),
@@ -45,6 +43,8 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemons]:
     with running_daemons(**settings) as daemons:
         daemons.import_busybox()
         yield daemons
+    if settings:
+        shutil.rmtree(Path(settings["CASEMATE_MICROVM_SHIM"]).parents[1], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -28,7 +28,7 @@ from casemate.hostd.state import Container, Pod, changed
 from casemate.hostd.watching import forget, wait_ended, watch
 from casemate.isolation import conmon
 from casemate.isolation.bundle import BundleInput
-from casemate.isolation.level import IsolationLevel
+from casemate.isolation.level import IsolationLevel, LevelLacks
 from casemate.network import links
 from casemate.spec.errors import CasemateError, ProgramFailed, TimedOut
 from casemate.spec.workload import ContainerSpec
@@ -82,6 +82,8 @@ async def prepare(context: Context, pod: Pod, container: Container) -> list[str]
     if not pods.is_built(context, pod):
         warnings += await pods.build(context, pod, spec)
         pods.set_phase(context, pod, "ready")
+    if not level.features.shares_sandbox:
+        _check_alone(pod, container, level)
     if level.features.takes_address and pod.record.spec.network.mode == "pod":
         await links.give_address(pods.link(context, pod))
     binds, said = await mounting.mount(context, pod, container)
@@ -108,9 +110,23 @@ async def prepare(context: Context, pod: Pod, container: Container) -> list[str]
     # image runs before the start, so nothing has run without its limits.
     if level.features.cgroup:
         path = f"{context.pod_cgroup(pod.id)}/{spec.id}"
-        warnings += context.cgroups.set_limits(path, pods.limits(spec.resources, pids=level.features.pids_limit))
+        pids = level.features.pids_limit
+        warnings += context.cgroups.set_limits(path, pods.limits(spec.resources, pids=pids))
+        if not pids and spec.resources.pids not in (None, -1, context.settings.number("limits.pids")):
+            warnings.append(f"pids: level {level.name} cannot limit the number of processes")
     context.step("container.limited")
     return list(warnings)
+
+
+def _check_alone(pod: Pod, container: Container, level: IsolationLevel) -> None:
+    """Refuse a second container beside one that lives: it would be behind a wall of its own, without the network."""
+    for other in pod.containers.values():
+        if other is not container and other.record.phase in ("created", "running"):
+            raise LevelLacks(
+                f"pod {pod.record.spec.name} runs container {other.record.spec.name}, "
+                f"and at level {level.name} a pod runs one container at a time",
+                remedy="Run it in a pod of its own, or in a pod at level namespace or microvm.",
+            )
 
 
 async def _supervise(context: Context, container: Container, level: IsolationLevel) -> None:
@@ -214,7 +230,8 @@ async def retire(context: Context, pod: Pod, container: Container) -> None:
     if level is None:
         pass  # the level is gone from this host, and what it had with it
     elif level.features.state_is_files:
-        remove_small(Path(level.runtime.root) / container.id)
+        for path in level.runtime.state_files(container.id):
+            remove_small(Path(path))
     elif level.inside is None or level.inside.knows(container.id):
         await context.launcher(level.runtime).run(level.runtime.delete(container.id))
     await cgroups.end(context.cgroups, f"{context.pod_cgroup(pod.id)}/{container.id}")

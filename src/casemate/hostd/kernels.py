@@ -25,7 +25,9 @@ async def handle(context: Context, operation: KernelOperation, fds: list[int]) -
                 raise ProtocolViolated(f"{len(fds)} descriptors; this operation takes kernel and initramfs")
             image, initramfs = fds
             await in_own_thread(
-                lambda: kernel.adopt(folder, operation.version, image, initramfs, operation.lacks, operation.agent),
+                lambda: kernel.adopt(
+                    folder, operation.version, image, initramfs, lacks=operation.lacks, agent=operation.agent
+                ),
                 timeout_s=_COPY_TIMEOUT_S,
             )
         case KernelUse():

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from casemate.host import cgroups, loop, mounts, probes
-from casemate.hostd import containers, pods
+from casemate.hostd import containers, microvm, pods
 from casemate.hostd.context import Context
 from casemate.hostd.processes import conmons, kill_conmon
 from casemate.hostd.protocol import Finding, Prune
@@ -51,7 +51,7 @@ async def find_settled(context: Context) -> list[Leftover]:
 def find(context: Context) -> list[Leftover]:
     """Every leftover, in the order in which they can be removed: processes, mounts, then the rest."""
     found: list[Leftover] = []
-    for look in (_processes, _mounts, _pins, _cgroups, _interfaces, _ports, _devices, _folders, _records):
+    for look in (_processes, _machines, _mounts, _pins, _cgroups, _interfaces, _ports, _devices, _folders, _records):
         found.extend(look(context))
     return found
 
@@ -64,6 +64,13 @@ def _processes(context: Context) -> Iterator[Leftover]:
                 f"conmon {pid} of container {container[:12]}",
                 partial(kill_conmon, pid, context.folders.run, container),
             )
+
+
+def _machines(context: Context) -> Iterator[Leftover]:
+    if context.machines is None:
+        return
+    for machine in microvm.strays(context):
+        yield Leftover("machine", machine.record.name[:12], partial(context.machines.end, machine))
 
 
 def _mounts(context: Context) -> Iterator[Leftover]:
@@ -228,6 +235,9 @@ async def prune(context: Context, operation: Prune) -> list[Finding]:
             found.append(_done(one.kind, one.which, operation.dry_run))
         except (CasemateError, OSError) as error:
             found.append(Finding(one.kind, "error", f"{one.which} was not removed: {error}", left_over=True))
+    if operation.templates:
+        for key in await microvm.prune_templates(context, dry_run=operation.dry_run):
+            found.append(_done("template of micro-VMs", key, operation.dry_run))
     if not operation.dry_run:
         for layer in context.layers.unmount_unused():
             found.append(_done("unused layer mount", layer[:12], False))

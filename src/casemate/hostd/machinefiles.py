@@ -55,11 +55,7 @@ async def _save(machine: Machine, container: str, path: Path) -> None:
     number = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         await copying.save(machine, container, number, _LARGER * machine.record.memory_bytes)
-        empty = os.fstat(number).st_size <= _EMPTY_BYTES
-        if empty:
-            path.unlink(missing_ok=True)
-        else:
-            temporary.rename(path)
+        _put(number, temporary, path)
     except OSError as error:
         raise DiskFull(f"what the container wrote cannot be kept: {error.strerror}", path=str(path)) from error
     finally:
@@ -82,6 +78,14 @@ async def stream(context: Context, pod: Pod, container: Container, operation: St
             await copying.copy(lent, container.id, work, path, data)
             if work == "extract":
                 await _save(lent, container.id, kept(context, pod, container))
+
+
+def _put(number: int, temporary: Path, path: Path) -> None:
+    """Let what was saved take the place of what was kept before; nothing of it where nothing was written."""
+    if os.fstat(number).st_size <= _EMPTY_BYTES:
+        path.unlink(missing_ok=True)
+    else:
+        temporary.rename(path)
 
 
 def _work(operation: Streamed) -> tuple[copying.Work, str]:

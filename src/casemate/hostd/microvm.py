@@ -23,6 +23,7 @@ from casemate.isolation.microvm import accelerate, argv, driver, kernel
 from casemate.isolation.microvm import service as vm_service
 from casemate.isolation.microvm.errors import KernelMissing, ShimMissing
 from casemate.isolation.microvm.inside import MicrovmInside
+from casemate.isolation.microvm.machine import Machine
 from casemate.isolation.microvm.machines import FIRST_UID, Machines, Settings
 from casemate.isolation.microvm.tap import GuestNetwork
 from casemate.network.plan import GATEWAY
@@ -189,6 +190,35 @@ async def find_host(context: Context) -> Host:
     measured = await programs.run([shim, "tsc"], timeout_s=_TSC_TIMEOUT_S)
     program = programs.find_program(qemu)
     return Host(shim, program, version, int(measured.stdout), argv.Accelerator("tcg"))
+
+
+async def prune_templates(context: Context, *, dry_run: bool) -> list[str]:
+    """Remove the templates, which the next start makes anew; machines that run keep their memory. What went.
+
+    None while a start is under way, which needs one.
+    """
+    machines = context.machines
+    if machines is None or machines.pool.busy:
+        return []
+    if dry_run:
+        return machines.templates.names()
+    await machines.pool.close()
+    return [] if machines.pool.busy else machines.templates.prune()
+
+
+def strays(context: Context) -> list[Machine]:
+    """Machines of no container and no pod that hostd knows; those of other engines are theirs."""
+    machines = context.machines
+    if machines is None:
+        return []
+    state, ours = context.state, f"{context.folders.containers}/"
+    found = []
+    for one in machines.all():
+        held = one.record.containers
+        known = one.record.name in (state.pods.keys() | state.containers.keys())
+        if not known and not one.record.netns and all(container.bundle.startswith(ours) for container in held):
+            found.append(one)
+    return found
 
 
 def state_folder(context: Context) -> Path:

@@ -246,7 +246,8 @@ class Operations:
         if container.record.phase not in ("created", "running") or process is None:
             raise WrongState(f"container {container.record.spec.name} does not run", phase=container.record.phase)
         level = context.levels.find(pod.record.spec.level)
-        if level.features.processes == "runtime":
+        # KILL is the host's where its cgroup holds all: a sandbox that is paused takes no signal.
+        if level.features.processes == "runtime" and not (operation.signal == 9 and level.features.cgroup):
             argv = level.runtime.kill(container.id, operation.signal, every=operation.all_processes)
             await context.launcher(level.runtime).run(argv)
             return Done()
@@ -269,7 +270,7 @@ class Operations:
             raise WrongState(f"container {container.record.spec.name} does not run", phase=container.record.phase)
         path = f"{context.pod_cgroup(pod.id)}/{container.id}"
         level = context.levels.find(pod.record.spec.level)
-        if level.features.processes == "runtime":
+        if level.features.processes == "runtime" and not level.features.cgroup:
             if observing.is_paused(context, pod, container) == frozen:
                 raise WrongState(f"container {container.record.spec.name} is {'' if frozen else 'not '}paused")
             argv = level.runtime.pause(container.id) if frozen else level.runtime.resume(container.id)
@@ -287,11 +288,13 @@ class Operations:
         path = f"{context.pod_cgroup(pod.id)}/{container.id}"
         level = context.levels.get(pod.record.spec.level)
         warnings: list[str] = []
-        if level is not None and level.inside is not None:
-            if container.record.phase == "running":
-                warnings = await level.inside.update(container.id, new)
-        elif context.cgroups.exists(path):
-            warnings = context.cgroups.set_limits(path, pods.limits(new))
+        if level is not None and level.inside is not None and container.record.phase == "running":
+            warnings = await level.inside.update(container.id, new)
+        if (level is None or level.features.cgroup) and context.cgroups.exists(path):
+            pids = level is None or level.features.pids_limit
+            warnings += context.cgroups.set_limits(path, pods.limits(new, pids=pids))
+            if new.pids is not None and not pids:
+                warnings.append("pids: this level cannot limit the number of processes")
         record = msgspec.structs.replace(container.record, spec=msgspec.structs.replace(spec, resources=both))
         container.record = record
         context.records.write_container(record)

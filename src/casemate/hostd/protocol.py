@@ -79,6 +79,8 @@ class Prune(Operation, frozen=True, tag="prune"):
 
     pods: Annotated[tuple[Id, ...], Meta(max_length=2000)] | None = None
     dry_run: bool = False
+    #: The templates of micro-VMs too, which are made anew when one is started.
+    templates: bool = False
 
 
 # --- layers and volumes -----------------------------------------------------------------------------------------

@@ -166,5 +166,7 @@ def sync(paths: list[Path]) -> None:
 
 
 def remove_small(folder: Path) -> None:
-    """Remove a folder of a few files of ours, without a mount in it."""
+    """Remove a folder of a few files of ours, without a mount in it; or a file."""
     shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        folder.unlink()

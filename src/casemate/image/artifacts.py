@@ -9,7 +9,9 @@ Sources: OCI distribution-spec v1.1 ("Listing Referrers", "Referrers Tag Schema"
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from urllib.parse import urljoin
 
 import msgspec
@@ -30,6 +32,8 @@ from casemate.image.registry import Repositories, Repository
 from casemate.spec.errors import InvalidArgument
 from casemate.spec.ids import check_digest, digest_hex
 
+#: At one place at a time; its threads keep their connections, and start when the first question comes.
+_POOL = ThreadPoolExecutor(max_workers=4, thread_name_prefix="referring")
 #: A manifest of 50 signatures with their certificates as annotations has 400 KiB.
 MAX_MANIFEST_BYTES = 1 << 20
 #: Rows of a list of referrers that are looked at, wanted or not: an image's scans and SBOMs stand there too.
@@ -66,28 +70,6 @@ class ReferrerList(msgspec.Struct, frozen=True, rename="camel"):
     media_type: str = media.OCI_INDEX
 
 
-class Basket:
-    """Counts what was taken; raises :class:`ArtifactLimit` before more is fetched."""
-
-    def __init__(self, subject: str, wanted: Wanted) -> None:
-        self.subject = subject
-        self.wanted = wanted
-        self.artifacts: list[Artifact] = []
-        self._bytes = 0
-
-    def reserve(self, descriptors: Iterable[Descriptor]) -> None:
-        """Room for *descriptors*, by their stated sizes (a blob that is longer is refused when it is read)."""
-        rows = list(descriptors)
-        self._bytes += sum(row.size for row in rows)
-        largest = max((row.size for row in rows), default=0)
-        count = len(self.artifacts) + len(rows)
-        if count > MAX_ARTIFACTS or largest > MAX_ARTIFACT_BYTES or self._bytes > MAX_TOTAL_BYTES:
-            raise ArtifactLimit(
-                f"{self.subject} bears at least {count} signatures and attestations of {self._bytes} bytes; "
-                f"{MAX_ARTIFACTS} of at most {MAX_ARTIFACT_BYTES} and together {MAX_TOTAL_BYTES} bytes are looked at"
-            )
-
-
 def fetch(places: Repositories, subject: str, wanted: Wanted) -> tuple[Artifact, ...]:
     """Every wanted blob that refers to the manifest *subject* (a digest). None at all is an empty tuple, no error.
 
@@ -98,34 +80,61 @@ def fetch(places: Repositories, subject: str, wanted: Wanted) -> tuple[Artifact,
 
 
 def _fetch(place: Repository, subject: str, wanted: Wanted) -> tuple[Artifact, ...]:
-    basket = Basket(subject, wanted)
-    for suffix in wanted.suffixes:
-        _take_manifest(place, basket, f"sha256-{digest_hex(subject)}.{suffix}", is_referrer=False)
-    for referrer in referrers(place, subject):
-        if not referrer.artifact_type or referrer.artifact_type in wanted.types:
-            _take_manifest(place, basket, referrer.digest, is_referrer=True)
-    return tuple(basket.artifacts)
+    """In three rounds, each at once as far as it goes: which manifests, the manifests, the blobs."""
+    tags = [f"sha256-{digest_hex(subject)}.{suffix}" for suffix in wanted.suffixes]
+    listed = _POOL.submit(referrers, place, subject)
+    manifest_of = partial(_manifest, place)
+    tagged = list(_POOL.map(manifest_of, tags))
+    names = [row.digest for row in listed.result() if not row.artifact_type or row.artifact_type in wanted.types]
+    if len(names) > MAX_ARTIFACTS:
+        raise _too_many(subject, len(names), 0)
+    found = [row for row in tagged if row is not None]
+    found += [row for row in _POOL.map(manifest_of, names) if row is not None and _refers(row[0], subject, wanted)]
+    rows = [(row, digest) for manifest, digest in found for row in manifest.layers if row.media_type in wanted.kinds]
+    _measure(subject, [row for row, _ in rows])
+    blobs = _POOL.map(partial(_blob, place), [row for row, _ in rows])
+    return tuple(
+        Artifact(row.media_type, blob, digest, row.annotations or {})
+        for (row, digest), blob in zip(rows, blobs, strict=True)
+    )
 
 
-def _take_manifest(place: Repository, basket: Basket, name: str, *, is_referrer: bool) -> None:
+def _blob(place: Repository, row: Descriptor) -> bytes:
+    return place.small_blob(row.digest, row.size, MAX_ARTIFACT_BYTES)
+
+
+def _measure(subject: str, rows: Sequence[Descriptor]) -> None:
+    """By their stated sizes, before any is fetched (a blob that is longer is refused when it is read)."""
+    total = sum(row.size for row in rows)
+    if len(rows) > MAX_ARTIFACTS or total > MAX_TOTAL_BYTES or any(row.size > MAX_ARTIFACT_BYTES for row in rows):
+        raise _too_many(subject, len(rows), total)
+
+
+def _too_many(subject: str, count: int, size_bytes: int) -> ArtifactLimit:
+    return ArtifactLimit(
+        f"{subject} bears {count} signatures and attestations of {size_bytes} bytes; "
+        f"{MAX_ARTIFACTS} of at most {MAX_ARTIFACT_BYTES} and together {MAX_TOTAL_BYTES} bytes are looked at"
+    )
+
+
+def _manifest(place: Repository, name: str) -> tuple[ArtifactManifest, str] | None:
+    """The manifest *name* (a tag or a digest) with its digest; None when there is none."""
     try:
         data, _, digest = place.manifest(name, MAX_MANIFEST_BYTES)
     except ImageNotFound:
-        return
+        return None
     except ManifestTooLarge as error:
-        raise ArtifactLimit(f"{basket.subject}: {error.detail}") from error
-    manifest = decode_artifact(data, f"manifest {name} of {place}")
-    if is_referrer:
-        # Whoever may push can put any row into the list: the manifest itself must name the image.
-        if manifest.subject is None or manifest.subject.digest != basket.subject:
-            return
-        if (manifest.artifact_type or manifest.config.media_type) not in basket.wanted.types:
-            return
-    rows = [row for row in manifest.layers if row.media_type in basket.wanted.kinds]
-    basket.reserve(rows)
-    for row in rows:
-        blob = place.small_blob(row.digest, row.size, MAX_ARTIFACT_BYTES)
-        basket.artifacts.append(Artifact(row.media_type, blob, digest, row.annotations or {}))
+        raise ArtifactLimit(error.detail) from error
+    return decode_artifact(data, f"manifest {name} of {place}"), digest
+
+
+def _refers(manifest: ArtifactManifest, subject: str, wanted: Wanted) -> bool:
+    """Whoever may push can put any row into the list: the manifest itself must name the image."""
+    return (
+        manifest.subject is not None
+        and manifest.subject.digest == subject
+        and (manifest.artifact_type or manifest.config.media_type) in wanted.types
+    )
 
 
 def decode_artifact(data: bytes, what: str) -> ArtifactManifest:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from casemate.isolation.bundle import BundleInput, BundlePlan
-from casemate.spec.errors import HostLacks
+from casemate.spec.errors import HostLacks, InvalidArgument
 from casemate.spec.workload import ContainerSpec, Level, PodSpec, Resources
 
 
@@ -20,6 +20,12 @@ class LevelUnavailable(HostLacks):
     code = "isolation.level_unavailable"
     title = "The host cannot run this isolation level"
     remedy = "`casemate system doctor` says what is missing; or choose another --isolation."
+
+
+class LevelLacks(InvalidArgument):
+    code = "isolation.level_lacks"
+    title = "This isolation level does not have what was asked for"
+    remedy = "docs/reference/levels.md lists what each level has; choose another --isolation."
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +42,8 @@ class Runtime:
     version: str = ""
     hide_unified: bool = False
     cover_at_start: tuple[str, ...] = ()
+    #: What a container leaves below *root*, with its id for ``{}``; of interest where ``Features.state_is_files``.
+    state: tuple[str, ...] = ("{}",)
 
     @property
     def name(self) -> str:
@@ -44,6 +52,9 @@ class Runtime:
     @property
     def global_arguments(self) -> tuple[str, ...]:
         return ("--root", self.root, *self.arguments)
+
+    def state_files(self, container: str) -> tuple[str, ...]:
+        return tuple(f"{self.root}/{one.replace('{}', container)}" for one in self.state)
 
     def start(self, container: str) -> tuple[str, ...]:
         return (self.program, *self.global_arguments, "start", container)
@@ -72,7 +83,8 @@ class Features:
     *namespaces*: the pod's namespaces are the host kernel's. *rootfs*: the root is mounted on the host, else the
     runtime takes the layers. *network*: the pod's end of its link is a veth in a namespace, or a tap.
     *takes_address*: the sandbox takes the address off the veth and asks by ARP itself: the address must be given
-    back before each start, and questions for the gateway be answered. *pids_limit*: the container's cgroup counts
+    back before each start, and questions for the gateway be answered. *shares_sandbox*: several containers of a pod
+    run at a time. *pids_limit*: the container's cgroup counts
     its own processes alone, so that a limit on them means what the user meant. *cgroup*: the container's cgroup on
     the host holds everything of it, so limits go there.
     """
@@ -83,6 +95,7 @@ class Features:
     rootfs: bool = True
     network: Literal["veth", "tap"] = "veth"
     takes_address: bool = False
+    shares_sandbox: bool = True
     pids_limit: bool = True
     cgroup: bool = True
 

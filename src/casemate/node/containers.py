@@ -47,7 +47,7 @@ NAME_TRIES = 24
 async def create(core: Core, request: ContainerRequest, caller: Caller) -> ContainerCreated:
     """Write the record of a new container (and of its pod); the host is not touched."""
     found = await core.db.read(lambda db: imagestore.find(db, request.image))
-    await freshness.check(core, request.image, found)
+    published = await freshness.check(core, request.image, found)
     platform = found.the_record().platform
     platforms.check_asked(platform, request.platform, request.image)
     await platforms.check_runs(platform, request.image)
@@ -55,6 +55,7 @@ async def create(core: Core, request: ContainerRequest, caller: Caller) -> Conta
     wanted, by_name = await _level(core, request)
     candidate = Candidate(found.manifest_digest, request.image, request.project, wanted)
     admission, level = await trust.decide(core, found, candidate, asked_by_name=by_name)
+    admission = msgspec.structs.replace(admission, steps=(*published, *admission.steps))
     await pods.check_level(core, level)
     id_ = core.new_id()
     fresh = _Fresh(core, request, image, admission, level, caller, id_)

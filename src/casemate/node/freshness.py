@@ -17,9 +17,10 @@ from casemate.node.clock import rfc3339
 from casemate.node.core import Caller, Core
 from casemate.node.evidence import ask
 from casemate.node.freshness_jobs import Fresh, RefreshJob, Tag, TagJob
+from casemate.spec.api import AdmissionStep
 from casemate.spec.api.publishers import PublisherList, PublisherRequest, PublisherRow, TagAnswer
 from casemate.spec.errors import CasemateError, Conflict, GrantMissing, InvalidArgument, NotFound
-from casemate.spec.reference import Reference, ReferenceInvalid, parse_reference
+from casemate.spec.reference import Reference, ReferenceInvalid, parse_prefix, parse_reference
 from casemate.trust.freshness.resolve import Refreshed, Trusted
 
 #: A pull asks the publisher when what is kept is older than this; the daemon asks of itself every hour.
@@ -97,7 +98,7 @@ async def add(core: Core, request: PublisherRequest, caller: Caller) -> Publishe
     _demand(caller, "to follow a publisher")
     if not request.location.startswith(("http://", "https://", "/")):
         raise InvalidArgument(f"location {request.location[:80]!r} is neither a URL nor an absolute path")
-    prefixes = tuple(_prefix(text) for text in request.repositories)
+    prefixes = tuple(parse_prefix(text) for text in request.repositories)
     source = Source(request.name, request.location, prefixes, request.root.encode())
     known = await core.db.read(_all)
     for other in known:
@@ -118,13 +119,6 @@ async def add(core: Core, request: PublisherRequest, caller: Caller) -> Publishe
     return as_row(source)
 
 
-def _prefix(text: str) -> str:
-    reference = parse_reference(text.rstrip("/"))
-    if reference.digest is not None or ":" in text.rpartition("/")[2]:
-        raise InvalidArgument(f"{text[:80]!r} is an image; a publisher answers for repositories")
-    return f"{reference.registry}/{reference.repository}"
-
-
 async def _fetched(core: Core, source: Source) -> Source:
     job = RefreshJob(location=source.location, trusted=source.trusted, now_s=core.clock())
     answer = await ask(core.evidence_online, job, ONLINE_S)
@@ -132,10 +126,15 @@ async def _fetched(core: Core, source: Source) -> Source:
     return msgspec.structs.replace(source, kept=answer.refreshed, refreshed_at=core.clock(), error="")
 
 
-async def refresh(core: Core, name: str) -> PublisherRow:
-    """Ask the publisher now. What it is caught at (the past, a bad signature) is kept with it and told as an event."""
+async def refresh(core: Core, name: str, older_than_s: float = 0.0) -> PublisherRow:
+    """Ask the publisher now, unless somebody did within *older_than_s*.
+
+    What it is caught at (the past, a bad signature) is kept with it and told as an event.
+    """
     async with core.lock(f"trust-source-{name}"):
         source = await _named(core, name)
+        if core.clock() - source.refreshed_at < older_than_s:
+            return as_row(source)
         try:
             fresh = await _fetched(core, source)
         except CasemateError as error:
@@ -215,7 +214,7 @@ async def published(core: Core, reference: Reference) -> str:
         return ""
     if core.clock() - source.refreshed_at > STALE_S:
         try:
-            await refresh(core, source.name)
+            await refresh(core, source.name, STALE_S)
         except CasemateError as error:
             if not _code(error).startswith(("registry.", "operation.", "image.worker")):
                 raise
@@ -223,21 +222,23 @@ async def published(core: Core, reference: Reference) -> str:
     return (await _meaning(core, source, reference)).digest
 
 
-async def check(core: Core, text: str, row: imagestore.ImageRow) -> None:
+async def check(core: Core, text: str, row: imagestore.ImageRow) -> tuple[AdmissionStep, ...]:
     """Before a new container: the image *row* must be what the tag *text* means. Asks no network.
 
+    The step that admission records; none where nobody is followed for the tag, or no tag is resolved.
     Raises :class:`DigestUnpublished`, and what makes metadata unfit.
     """
     try:
         reference = parse_reference(text)
     except ReferenceInvalid:
-        return  # an id, or a digest: no tag is resolved
+        return ()  # an id, or a digest: no tag is resolved
     if reference.digest is not None or not await core.db.read(lambda db: _has_name(db, str(reference))):
-        return
+        return ()
     source = await _for(core, reference)
     if source is None:
-        return
-    digest = (await _meaning(core, source, reference)).digest
+        return ()
+    meaning = await _meaning(core, source, reference)
+    digest = meaning.digest
     have = (row.manifest_digest, row.the_record().index_digest)
     if digest not in have:
         raise DigestUnpublished(
@@ -245,6 +246,8 @@ async def check(core: Core, text: str, row: imagestore.ImageRow) -> None:
             remedy=f"Fetch it anew: `casemate pull {reference.familiar}`; or run it by its digest.",
             found=row.manifest_digest, published=digest,
         )  # fmt: skip
+    said = f"{meaning.role} signed that {reference.familiar} is {digest}, until {meaning.expires}"
+    return (AdmissionStep(f"publisher {source.name}", "ok", said),)
 
 
 def _has_name(db: sqlite3.Connection, name: str) -> bool:

@@ -281,9 +281,8 @@ async def kill(core: Core, reference: str, project: str, request: KillRequest, c
 
     row = await core.db.write(begin)
     core.events.wake()
+    # hostd thaws a paused one that is to be killed.
     await ask(core.hostd, ContainerKill(row.id, number), Done)
-    if number == KILL and row.status == "paused":
-        await ask(core.hostd, ContainerUnpause(row.id), Done)  # on cgroup v1 a frozen process does not die
 
 
 async def restart(core: Core, reference: str, project: str, request: StopRequest, caller: Caller) -> None:

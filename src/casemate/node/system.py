@@ -16,6 +16,7 @@ from casemate.node import audit, database, events, imageremoval, images, imagest
 from casemate.node.core import Caller, Core
 from casemate.node.imagejobs import run_job
 from casemate.node.rows import ALIVE, PodRow, select
+from casemate.node.trust import checkup
 from casemate.spec.api import (
     DiskAnswer,
     DiskRow,
@@ -33,6 +34,7 @@ API_VERSION = "1"
 #: Below this share of free space the doctor warns.
 LOW_SPACE = 0.05
 MAX_PRUNE_PODS = 2000
+_TEMPLATE = "template of micro-VMs"
 
 
 def version(core: Core) -> VersionAnswer:
@@ -82,6 +84,7 @@ async def doctor(core: Core) -> DoctorAnswer:
     found += await core.db.read(lambda db: _database(db, core.clock()))
     found += await asyncio.to_thread(_space, core)
     found += await _store(core)
+    found += await checkup.findings(core)
     return DoctorAnswer(tuple(found), all(row.severity != "error" for row in found))
 
 
@@ -182,8 +185,13 @@ async def prune(core: Core, request: PruneRequest, caller: Caller) -> Removed:
             removed.append(f"container {id_}")
     pods = tuple(row.id for row in await core.db.read(lambda db: select(db, PodRow, "")))
     known = pods if len(pods) <= MAX_PRUNE_PODS else None
-    answer = await ask(core.hostd, Prune(known, dry_run=request.dry_run), Findings, timeout_s=120.0)
-    removed += [f"{f.check}: {f.detail}" for f in answer.findings if f.left_over]
+    answer = await ask(
+        core.hostd,
+        Prune(known, dry_run=request.dry_run, templates=not request.left_overs_only),
+        Findings,
+        timeout_s=120.0,
+    )
+    removed += [f"{f.check}: {f.detail}" for f in answer.findings if f.left_over or f.check == _TEMPLATE]
     removed += [f"layer {hex_}" for hex_ in await imageremoval.remove_unknown_layers(core, dry_run=request.dry_run)]
     if not request.left_overs_only:
         gone = await imageremoval.prune(core, caller, everything=request.all_images, dry_run=request.dry_run)

@@ -103,6 +103,20 @@ def parse_reference(text: str) -> Reference:
     )
 
 
+def parse_prefix(text: str) -> str:
+    """A prefix of repositories, whole: ``registry.example`` (all of it), ``registry.example/team``, ``team/app``.
+
+    Raises :class:`ReferenceInvalid`, also for what names a tag or a digest.
+    """
+    plain = text.rstrip("/")
+    if "/" not in plain and ("." in plain or ":" in plain or plain == "localhost"):
+        return parse_reference(f"{plain}/x").registry
+    reference = parse_reference(plain)
+    if reference.digest is not None or ":" in plain.rpartition("/")[2]:
+        raise ReferenceInvalid(f"{text[:80]!r} names an image; a prefix names repositories")
+    return f"{reference.registry}/{reference.repository}"
+
+
 def _split_registry(name: str, text: str) -> tuple[str, str]:
     first, slash, rest = name.partition("/")
     is_host = slash and ("." in first or ":" in first or first == "localhost" or first.lower() != first)

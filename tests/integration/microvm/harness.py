@@ -239,7 +239,7 @@ def install_kernel(kernels: Path, package: Path, agent: Path) -> None:
         version, image, modules = asyncio.run(guestkernel.unpack(package, folder))
         made = guestkernel.prepare(version, image, modules, agent, folder)
         with made.kernel.open("rb") as one, made.initramfs.open("rb") as other:
-            kernel.adopt(kernels, made.version, one.fileno(), other.fileno(), made.lacks, made.agent)
+            kernel.adopt(kernels, made.version, one.fileno(), other.fileno(), lacks=made.lacks, agent=made.agent)
 
 
 @contextmanager

@@ -13,6 +13,8 @@ from pathlib import Path
 import harness
 import pytest
 
+from casemate.isolation.microvm.errors import HostdUnreachable
+
 pytestmark = pytest.mark.root
 
 
@@ -236,7 +238,9 @@ def test_no_hostd_is_a_clear_error(host: harness.Host) -> None:
         check=False,
     )
     assert done.returncode == 1
-    assert "is casemate-hostd running?" in done.stderr
+    assert "is casemate-hostd running? `systemctl start casemate-hostd`" in done.stderr
+    assert HostdUnreachable.code in done.stderr
+    assert "microvm.hostd_unreachable" in done.stderr
 
 
 def test_nothing_is_left_at_the_end(host: harness.Host) -> None:

@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import select
+import shutil
 import signal
 import subprocess
 import time
@@ -164,13 +165,16 @@ def test_layers_are_joined_with_whiteouts(host: harness.Host, base_layer: Path, 
     assert output(folder).split() == ["base", "upper", "new"]
 
 
-def test_a_command_that_is_not_there(host: harness.Host, base_layer: Path) -> None:
-    process, _ = harness.conmon(host, "nocmd", host.bundle("nocmd", harness.configuration([base_layer], "nothing")))
-    started = host.vm("start", "nocmd")
-    assert started.returncode == 1
-    assert "executable file not found in $PATH" in started.stderr
-    assert host.vm("delete", "--force", "nocmd").returncode == 0
-    process.wait(30)
+@pytest.mark.parametrize(
+    ("command", "words"), [("nothing", "executable file not found in $PATH"), ("/etc/base", "permission denied")]
+)
+def test_a_command_that_is_none_is_told_when_the_container_is_made(
+    host: harness.Host, base_layer: Path, command: str, words: str
+) -> None:
+    _, folder = harness.conmon(host, "nocmd", host.bundle("nocmd", harness.configuration([base_layer], command)))
+    assert words in (folder / "answer").read_text()
+    assert host.vm("state", "nocmd").returncode == 1
+    shutil.rmtree(folder)
 
 
 @pytest.mark.parametrize("word", ["TERM", "15", "SIGTERM"])

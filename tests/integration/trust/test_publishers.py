@@ -16,6 +16,8 @@ import pytest
 from tests.integration.registry import running_registry
 from tests.integration.trust.conftest import Casemate, debian_tar, imported
 
+from casemate.trust.freshness.apply import locked
+
 pytestmark = pytest.mark.root
 pytest.importorskip("tuf", reason="missing: tuf")
 
@@ -94,11 +96,13 @@ def test_a_tag_means_what_its_publisher_signed(casemate: Casemate, registry: str
         assert good in casemate.run("trust", "tag", name)
         assert casemate.run("run", "--rm", name, "cat", "/etc/word") == "good"
 
+        assert f"is {good}" in casemate.run("trust", "why", name)
         # Somebody moves the tag at the registry: neither pulled, nor run under that name.
         push(casemate, name, "evil")
         assert refused(casemate, "pull", "--plain-http", name) == "image.digest_unpublished"
         imported(casemate, name, debian_tar(**{"etc/word": b"evil"}))
         assert refused(casemate, "run", "--rm", name, "cat", "/etc/word") == "image.digest_unpublished"
+        assert "publisher shop signed" in casemate.run("trust", "why", name, code=None)
         # By digest nobody resolves a tag, and elsewhere nobody is followed.
         casemate.run("pull", "--quiet", "--plain-http", f"{name.rpartition(':')[0]}@{good}")
 
@@ -180,7 +184,5 @@ def test_teams_thresholds_and_signatures_that_wait(casemate: Casemate, site: Sit
 
 
 def test_two_commands_at_one_folder(casemate: Casemate, site: Site) -> None:
-    from casemate.trust.freshness.apply import locked
-
     with locked(str(site.folder)):
         assert refused(casemate, "trust", "show", str(site.folder)) == "trust.repository_busy"

@@ -76,12 +76,12 @@ def until(casemate: Casemate, status: str) -> dict[str, object]:
         time.sleep(0.1)
 
 
-def told(casemate: Casemate, action: str) -> list[dict[str, object]]:
+def told(casemate: Casemate, action: str, id_: str) -> list[dict[str, object]]:
     """Events of the container, once there is one of *action*."""
     deadline = time.monotonic() + WAIT_S
     while True:
         rows = [
-            row for row in casemate.daemons.client.events(follow=False) if row.action == action and row.name == "one"
+            row for row in casemate.daemons.client.events(follow=False) if row.action == action and row.subject == id_
         ]
         if rows:
             return [row.facts for row in rows]
@@ -93,7 +93,8 @@ def told(casemate: Casemate, action: str) -> list[dict[str, object]]:
 def test_an_advisory_appears(casemate: Casemate, image: str, tmp_path: Path, does: str, status: str) -> None:
     feed(casemate, tmp_path, REPAIRED)
     casemate.run("trust", "policy", "apply", policy(casemate, tmp_path, does))
-    id_ = running(casemate, image)
+    # Without a network of its own there is nothing to cut off: it is frozen.
+    id_ = running(casemate, image, "--network", "none")
     feed(casemate, tmp_path)
     found = until(casemate, status)
     facts = [
@@ -102,7 +103,7 @@ def test_an_advisory_appears(casemate: Casemate, image: str, tmp_path: Path, doe
         if row.action == "judged" and row.subject == id_
     ]
     if does == "report":
-        facts = told(casemate, "judged")
+        facts = told(casemate, "judged", id_)
         found = state(casemate)
         assert found["summary"]["status"] == "running"  # type: ignore[index]
     assert facts[-1]["answer"] == "refuse"
@@ -112,23 +113,35 @@ def test_an_advisory_appears(casemate: Casemate, image: str, tmp_path: Path, doe
     assert found["admission"]["answer"] == "refuse"  # type: ignore[index]
     if does == "quarantine":
         assert found["summary"]["labels"]["casemate/quarantine"] == "quarantine"  # type: ignore[index]
-        assert told(casemate, "policy")[-1]["done"] == "frozen: feed debian changed"
+        assert told(casemate, "policy", id_)[-1]["done"] == "frozen: feed debian changed"
         casemate.run("unpause", "one")  # root holds the grant
         assert "casemate/quarantine" not in str(state(casemate)["summary"])
     if does == "stop":
         assert casemate.ended("start", "one").returncode != 0
 
 
+def test_a_quarantine_cuts_off_and_is_released_by_a_person(casemate: Casemate, image: str, tmp_path: Path) -> None:
+    feed(casemate, tmp_path, REPAIRED)
+    casemate.run("trust", "policy", "apply", policy(casemate, tmp_path, "quarantine"))
+    id_ = running(casemate, image)
+    feed(casemate, tmp_path)
+    assert told(casemate, "policy", id_)[-1]["done"] == "cut off in the network: feed debian changed"
+    assert state(casemate)["summary"]["status"] == "running"  # type: ignore[index]
+    assert "default/one" in casemate.run("quarantine", "ls")
+    casemate.run("quarantine", "release", "one", "--reason", "looked into")
+    assert "default/one" not in casemate.run("quarantine", "ls")
+
+
 def test_a_restart_policy_does_not_bring_back_what_is_refused(casemate: Casemate, image: str, tmp_path: Path) -> None:
     feed(casemate, tmp_path, REPAIRED)
     casemate.run("trust", "policy", "apply", policy(casemate, tmp_path, "report"))
     loop = "while [ ! -e /tmp/end ]; do sleep 0.1; done"
-    casemate.run("run", "-d", "--restart", "always", "--name", "one", image, "sh", "-c", loop)
+    id_ = casemate.run("run", "-d", "--restart", "always", "--name", "one", image, "sh", "-c", loop).strip()
     feed(casemate, tmp_path)
-    told(casemate, "judged")
+    told(casemate, "judged", id_)
     casemate.run("exec", "one", "touch", "/tmp/end")
     until(casemate, "exited")
-    assert told(casemate, "refuse")[-1]["code"] == "trust.refused"
+    assert told(casemate, "refuse", id_)[-1]["code"] == "trust.refused"
 
 
 def test_a_dry_run_says_what_would_change_and_changes_nothing(casemate: Casemate, image: str, tmp_path: Path) -> None:

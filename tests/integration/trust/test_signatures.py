@@ -11,6 +11,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import msgspec
 import pytest
 from tests.integration.daemons import SOURCE, rootfs_tar, running_daemons
 from tests.integration.registry import running_registry
-from tests.integration.trust.conftest import Casemate, debian_tar, imported
+from tests.integration.trust.conftest import Casemate, debian_tar, imported, tracker
 
 from casemate.node.evidence_jobs import CheckJob
 from casemate.node.freshness_jobs import TagJob
@@ -377,3 +378,43 @@ def test_containerd_s_verifier_lets_in_what_the_policy_does(
         assert judged(other, *asked)[0] == 0  # the rule `rest` asks nobody
     code, reason = judged(casemate, *asked, host=f"unix://{tmp_path}/nobody.sock")
     assert (code, "could not judge" in reason) == (1, True)
+
+
+def test_a_signed_statement_settles_a_finding(
+    casemate: Casemate, registry: str, pushed: str, keys: Path, tmp_path: Path
+) -> None:
+    """OpenVEX counts out of an attestation by whom the rule names, and by nobody else."""
+    pytest.importorskip("cel", reason="missing: common-expression-language")
+    pytest.importorskip("cvss", reason="missing: cvss")
+    today = datetime.now(UTC).date().isoformat()
+    casemate.run("feed", "import", "debian-tracker", str(tracker(tmp_path)), "--date", today, "--name", "vexed")
+    predicate = tmp_path / "vex.json"
+    rows = [
+        {
+            "vulnerability": {"name": name},
+            "status": "not_affected",
+            "justification": "vulnerable_code_not_in_execute_path",
+        }
+        for name in ("CVE-2026-1000", "CVE-2026-1001")
+    ]
+    predicate.write_text(json.dumps({"@context": "https://openvex.dev/ns/v0.2.0", "statements": rows}))
+    apply_policy(casemate, tmp_path, keys, f"{registry}/team", "alice")
+    policy = tmp_path / "policy.yaml"
+    rule = 'vex: [alice], grades: [{name: any, when: "size(findings) > 0", then: refuse}], threshold: 1'
+    policy.write_text(policy.read_text().replace("threshold: 1", rule))
+    casemate.run("trust", "policy", "apply", str(policy))
+    words = ("--passphrase-file", str(keys / "words"))
+    attested = ("--type", "openvex", "--predicate", str(predicate), pushed)
+    try:
+        casemate.run("trust", "sign", "--plain-http", "--key", str(keys / "alice.key"), pushed)
+        casemate.run("trust", "attest", "--plain-http", *words, "--key", str(keys / "bob.key"), *attested)
+        casemate.run("rmi", pushed)
+        casemate.run("pull", "--quiet", "--plain-http", pushed)
+        done = casemate.ended("--json", "run", "--rm", pushed, "true")
+        assert "any: size(findings) > 0" in json.loads(done.stderr.splitlines()[-1])["detail"]
+        casemate.run("trust", "attest", "--plain-http", "--key", str(keys / "alice.key"), *attested)
+        assert casemate.run("run", "--rm", pushed, "echo", "ran") == "ran\n"
+        assert "settled by signed VEX" in casemate.run("trust", "why", pushed)
+    finally:
+        casemate.ended("trust", "policy", "rm", "signed")
+        casemate.ended("feed", "rm", "vexed")

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.integration.daemons import SOURCE
+from tests.terminal import Terminal
 
 pkcs11 = pytest.importorskip("pkcs11", reason="missing: python-pkcs11")
 
@@ -156,3 +159,59 @@ def test_a_key_of_a_kind_that_is_not_used() -> None:
         )
     with pytest.raises(KeyInvalid):
         open_token_key("pkcs11:token=spare;object=odd", Asked(), MODULE)
+
+
+def run(*argv: str, code: int = 0) -> str:
+    """The command line, which finds the token by the library's own settings."""
+    command = [sys.executable, "-m", "casemate.cli.main", *argv]
+    kept = {name: os.environ[name] for name in ("PATH", "SOFTHSM2_CONF")}
+    done = subprocess.run(
+        command, capture_output=True, check=False, timeout=60, env={**kept, "PYTHONPATH": str(SOURCE)}
+    )  # fmt: skip
+    assert done.returncode == code, (argv, done.stdout.decode(), done.stderr.decode())
+    return (done.stdout if code == 0 else done.stderr).decode()
+
+
+def test_root_and_targets_keys_on_a_token_from_the_command_line(tmp_path: Path) -> None:
+    """Root's key wants the PIN at each use; nothing is published without either."""
+    (tmp_path / "pin").write_text(f"{PIN}\n")
+    (tmp_path / "wrong").write_text("111111")
+    site = str(tmp_path / "site")
+    run("trust", "key", "new", "--no-passphrase", str(tmp_path / "online"))
+    for label in ("careful", "signing"):
+        key = open_token_key(f"pkcs11:token=release;object={label}", Asked(), MODULE)
+        (tmp_path / f"{label}.pub").write_text(key.public_pem)
+        key.close()
+    token = ("--module", MODULE, "--pin-file", str(tmp_path / "pin"))
+    root, targets = "pkcs11:token=release;x-piv-slot=9c", "pkcs11:token=release;object=signing"
+    online = ("--key", str(tmp_path / "online.key"))
+    roles = ("--root", str(tmp_path / "careful.pub"), "--targets", str(tmp_path / "signing.pub"),
+             "--online", str(tmp_path / "online.pub"))  # fmt: skip
+    told = run("trust", "init", *token, "--key", root, "--key", targets, *online, *roles, site)
+    assert "published 1.root.json" in told
+    digest = "sha256:" + "ab" * 32
+    image = ("registry.example/app:1", "--digest", digest)
+    assert "nothing was published" in run("trust", "publish", *online, site, *image)
+    told = run("trust", "countersign", *token, "--key", targets, *online, site)
+    assert "published targets.json" in told
+    assert digest in run("trust", "show", site)
+    pin = ("--module", MODULE, "--pin-file", str(tmp_path / "wrong"))
+    wrong = run("--json", "trust", "publish", *pin, "--key", targets, *online, site, *image, code=125)
+    assert "trust.pin_wrong" in wrong
+    listed = run("trust", "key", "tokens", "--module", MODULE, "--pin-file", str(tmp_path / "pin"))
+    assert "x-piv-slot" in listed or "9c" in listed
+
+
+def test_the_pin_is_asked_for_at_the_terminal() -> None:
+    command = [sys.executable, "-m", "casemate.cli.main", "trust", "key", "tokens", "--module", MODULE]
+    kept = {name: os.environ[name] for name in ("PATH", "SOFTHSM2_CONF")}
+    terminal = Terminal(command, {**kept, "PYTHONPATH": str(SOURCE), "TERM": "xterm"})
+    terminal.until(b"PIN of ")
+    terminal.until(b": ")
+    first = b"release" if b"PIN of release" in terminal.seen else b"spare"
+    terminal.type(f"{PIN}\n".encode())
+    terminal.until(b"PIN of " + (b"spare" if first == b"release" else b"release") + b": ")
+    terminal.type(f"{PIN}\n".encode())
+    assert terminal.finish() == 0
+    assert PIN.encode() not in terminal.seen
+    assert b"careful" in terminal.seen

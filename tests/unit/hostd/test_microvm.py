@@ -13,7 +13,7 @@ from casemate.hostd import checks, microvm, pods
 from casemate.hostd.grants import Caller
 from casemate.hostd.state import State
 from casemate.isolation.level import Levels
-from casemate.isolation.microvm import bundles, driver, kernel
+from casemate.isolation.microvm import bundles, kernel
 from casemate.isolation.microvm.errors import ShimMissing
 from casemate.network import links, plan
 from casemate.network.links import TapUnavailable
@@ -52,7 +52,7 @@ def test_a_kernel_with_another_agent_is_not_used(tmp_path: Path) -> None:
     context = SimpleNamespace(id_shift=0, levels=levels, settings=Settings({"microvm.agent": str(agent)}))
     machines = SimpleNamespace(settings=SimpleNamespace(state=tmp_path))
     with agent.open("rb") as file:
-        kernel.adopt(tmp_path / "kernels", "6.1", file.fileno(), file.fileno(), (), "0" * 64)
+        kernel.adopt(tmp_path / "kernels", "6.1", file.fileno(), file.fileno(), agent="0" * 64)
     microvm.refresh(context, machines)  # type: ignore[arg-type]
     assert "another version of the agent" in levels.describe()["microvm"]
     agent.unlink()

@@ -132,20 +132,13 @@ def key_add(arguments: Arguments, context: Context) -> int:
 
 
 def delegate(arguments: Arguments, context: Context) -> int:
+    from casemate.spec.reference import parse_prefix
     from casemate.trust.freshness.publisher import RoleKeys
 
     _, role, *paths = arguments.words
     keys = RoleKeys(tuple(_public(path) for path in paths), _number(arguments, "threshold", 1, len(paths)))
-    prefixes = [_repository(text) for text in arguments.texts("repository")]
+    prefixes = [parse_prefix(text) for text in arguments.texts("repository")]
     return _change(arguments, context, _keys(arguments), lambda publisher: publisher.delegate(role, prefixes, keys))
-
-
-def _repository(text: str) -> str:
-    """A prefix as the metadata have it: with its registry."""
-    from casemate.spec.reference import parse_reference
-
-    found = parse_reference(text.rstrip("/"))
-    return f"{found.registry}/{found.repository}"
 
 
 def _keyid(text: str) -> str:

@@ -14,8 +14,7 @@ from typing import Any
 
 from casemate.isolation import oci
 from casemate.isolation.bundle import BundleInput, BundlePlan
-from casemate.isolation.level import Features, Inside, Runtime
-from casemate.spec.errors import InvalidArgument
+from casemate.isolation.level import Features, Inside, LevelLacks, Runtime
 from casemate.spec.workload import Level
 
 #: In the words of runsc's own list of flags: what we give where it exists, and why.
@@ -32,14 +31,10 @@ _FLAGS: tuple[tuple[str, str, str], ...] = (
 #: Covered while `runsc start` runs: one that asks whether a network namespace is the host's by looking for
 #: net/core/rmem_default (2022) takes every namespace of a kernel since 6.13 for that, which shows it in each.
 COVERED = "/proc/sys/net"
+#: A container's state: removed with its sandbox dead, without `runsc delete`, which fails for one that was paused.
+STATE = ("{}_sandbox:{}.state", "{}_sandbox:{}.lock")
 #: gVisor has its own of each; what a host's namespace would share does not exist in it.
 _OWN_NAMESPACES = ("pid", "ipc", "uts", "mount")
-
-
-class LevelLacks(InvalidArgument):
-    code = "isolation.level_lacks"
-    title = "This isolation level does not have what was asked for"
-    remedy = "docs/reference/levels.md lists what each level has; choose another --isolation."
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,14 +70,17 @@ def runtime(program: Program, platform: str, root: str, *, cover: bool) -> Runti
     """runsc's command line with *platform*; its state in the folder *root*."""
     arguments = tuple(f"--{name}={value}" for name, value, _why in _FLAGS if name in program.flags)
     covered = (COVERED,) if cover else ()
-    return Runtime(program.path, root, (f"--platform={platform}", *arguments), program.version, cover_at_start=covered)
+    arguments = (f"--platform={platform}", *arguments)
+    return Runtime(program.path, root, arguments, program.version, cover_at_start=covered, state=STATE)
 
 
 class GvisorLevel:
     """Containers in a runsc sandbox of their pod's own."""
 
     name: Level = "gvisor"
-    features = Features(processes="runtime", state_is_files=False, takes_address=True, pids_limit=False)
+    features = Features(
+        processes="runtime", state_is_files=True, takes_address=True, shares_sandbox=False, pids_limit=False
+    )
 
     def __init__(self, runtime: Runtime, summary: str, inside: Inside | None = None) -> None:
         self.runtime = runtime
@@ -108,6 +106,7 @@ def check(given: BundleInput) -> None:
         "the host's ipc": pod.host_ipc,
         "devices of the host": bool(container.devices),
         "privileged containers": container.security.privileged,
+        "a kernel setting (--sysctl)": bool(container.sysctls),
     }
     for what, is_asked in asked.items():
         if is_asked:

@@ -22,6 +22,7 @@ from casemate.spec.workload import ContainerSpec, PodSpec, Resources
 
 _STATE_BYTES = 4 << 20
 _MAX_ROWS, _MAX_COMMAND = 1000, 512
+_COLUMNS = ("UID", "PID", "PPID", "C", "TTY", "STIME", "TIME", "CMD")
 _ANSWER_BYTES, _TIMEOUT_S = 1 << 20, 20.0
 _TIME = re.compile(r"(?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+(?:\.\d+)?)s)?(?:(\d+(?:\.\d+)?)ms)?\Z")
 
@@ -45,7 +46,8 @@ class GvisorInside:
         return self._state(container).exists()
 
     def is_paused(self, container: str) -> bool:
-        return self._read(container).get("status") == "paused"
+        group = self._group(container)
+        return group is not None and self._cgroups.exists(group) and self._cgroups.is_frozen(group)
 
     def _read(self, container: str) -> dict[str, Any]:
         try:
@@ -91,7 +93,7 @@ class GvisorInside:
                 os.close(number)
 
     async def processes(self, container: str) -> list[InnerProcess]:
-        argv = [self._runtime.program, *self._runtime.global_arguments, "ps", "-format", "json", container]
+        argv = [self._runtime.program, *self._runtime.global_arguments, "ps", "-format", "table", container]
         done = await programs.run(argv, timeout_s=_TIMEOUT_S, max_output_bytes=_ANSWER_BYTES)
         return read_processes(done.stdout, time.time())
 
@@ -123,33 +125,40 @@ def _is_gofer(pid: object, container: str) -> bool:
 
 
 def read_processes(data: bytes, now: float) -> list[InnerProcess]:
-    """What ``runsc ps -format json`` printed; raises :class:`AnswerBroken`."""
-    try:
-        rows = json.loads(data)
-        if not isinstance(rows, list):
-            raise TypeError(f"{type(rows).__name__} where a list belongs")
-        return [_process(row, now) for row in rows[:_MAX_ROWS]]
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise AnswerBroken(f"runsc ps: {error}") from error
+    """What ``runsc ps`` printed as a table; raises :class:`AnswerBroken` when it is none.
+
+    A process's name is its own choice and may hold a line's end: what is no row is passed over.
+    """
+    lines = data.decode("utf-8", "replace").split("\n")
+    if tuple(lines[0].split()) != _COLUMNS:
+        raise AnswerBroken(f"runsc ps began with {lines[0][:200]!r}")
+    found = []
+    for line in lines[1 : _MAX_ROWS + 1]:
+        words = line.split(None, len(_COLUMNS) - 1)
+        with contextlib.suppress(ValueError):
+            if len(words) == len(_COLUMNS):
+                found.append(_process(words, now))
+    return found
 
 
-def _process(row: dict[str, Any], now: float) -> InnerProcess:
-    cpu_s = _seconds(str(row.get("time", "")))
+def _process(words: list[str], now: float) -> InnerProcess:
+    uid, pid, ppid, _cpu, tty, started, time_, command = words
     return InnerProcess(
-        pid=_number(row["pid"]),
-        ppid=_number(row["ppid"]),
-        uid=_number(row["uid"]),
-        cpu_ns=int(cpu_s * 1e9),
-        started_at=_started(str(row.get("stime", "")), now),
-        tty=str(row.get("tty", "?"))[:32],
-        command=str(row["cmd"])[:_MAX_COMMAND],
+        pid=_number(pid),
+        ppid=_number(ppid),
+        uid=_number(uid),
+        cpu_ns=int(_seconds(time_) * 1e9),
+        started_at=_started(started, now),
+        tty=tty[:32],
+        command=command[:_MAX_COMMAND],
     )
 
 
-def _number(value: object) -> int:
-    if not isinstance(value, int) or not 0 <= value <= 0xFFFF_FFFF:
-        raise ValueError(f"{str(value)[:40]!r} is not a number of 32 bits")
-    return value
+def _number(text: str) -> int:
+    """A number of 32 bits; ``ValueError`` for anything else."""
+    if not (text.isascii() and text.isdigit() and len(text) <= 10) or int(text) > 0xFFFF_FFFF:
+        raise ValueError(text)
+    return int(text)
 
 
 def _seconds(text: str) -> float:

@@ -137,7 +137,12 @@ def _load(kept: Path, key: list[str]) -> Found | None:
         if "program" not in one:
             return Found(None, str(one["why"]))
         runtime = Runtime(
-            one["program"], one["root"], tuple(one["arguments"]), one["version"], cover_at_start=tuple(one["cover"])
+            one["program"],
+            one["root"],
+            tuple(one["arguments"]),
+            one["version"],
+            cover_at_start=tuple(one["cover"]),
+            state=driver.STATE,
         )
         return Found(runtime, str(one["why"]))
     except (OSError, ValueError, KeyError, TypeError, CasemateError):

@@ -84,3 +84,11 @@ class MachineMissing(NotFound):
     code = "microvm.container_missing"
     title = "No container of this name runs in a micro-VM"
     remedy = "`casemate-vm list` shows those that do."
+
+
+class HostdUnreachable(HostLacks):
+    """Said by casemate-vm itself (shim/ask.c), which engines start whether or not hostd runs."""
+
+    code = "microvm.hostd_unreachable"
+    title = "casemate-vm cannot reach casemate-hostd, which does its work"
+    remedy = "Run `systemctl start casemate-hostd`; only root may ask it."

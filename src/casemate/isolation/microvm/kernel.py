@@ -41,7 +41,7 @@ class GuestKernel:
 
 
 def adopt(
-    kernels: Path, version: str, kernel_fd: int, initramfs_fd: int, lacks: Sequence[str] = (), agent: str = ""
+    kernels: Path, version: str, kernel_fd: int, initramfs_fd: int, *, lacks: Sequence[str] = (), agent: str = ""
 ) -> GuestKernel:
     """Copy two files to ``<kernels>/<version>``, whole or not at all; a version that is there is replaced.
 

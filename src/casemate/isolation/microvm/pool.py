@@ -144,7 +144,7 @@ class Pool:
             template = self._template
             try:
                 one = await self.make(template)
-            except CasemateError as error:
+            except (CasemateError, OSError) as error:
                 log.warning("no micro-VM could be made ready: %s", error)
                 await asyncio.sleep(_AGAIN_S)
                 return

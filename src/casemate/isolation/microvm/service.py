@@ -28,7 +28,13 @@ from casemate.isolation.microvm import (
     shares,
     takeover,
 )
-from casemate.isolation.microvm.errors import AgentFailed, BundleUnsupported, MachineMissing, NetworkFailed
+from casemate.isolation.microvm.errors import (
+    AgentFailed,
+    BundleUnsupported,
+    MachineMissing,
+    MonitorFailed,
+    NetworkFailed,
+)
 from casemate.isolation.microvm.frames import Field, Kind, Message, Tag
 from casemate.isolation.microvm.inside import limit_fields
 from casemate.isolation.microvm.kernelsignals import number_of
@@ -169,7 +175,10 @@ class Service:
             channel = machine.next_channel()
             machine.monitor.attach(channel, fds)
             fields = config.create_fields(wanted, name, channel, contents=contents, seccomp=program, shared=names)
-            await machine.monitor.ask(Kind.CREATE, fields)
+            try:
+                await machine.monitor.ask(Kind.CREATE, fields)
+            except AgentFailed as error:
+                raise _command_error(error) from error
             created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
             record = ContainerRecord(
                 name,
@@ -345,8 +354,10 @@ class Service:
 
 
 async def _leave(machine: Machine, container: str, names: Sequence[str]) -> None:
-    """Take *container* out of a machine that goes on with others."""
-    with contextlib.suppress(AgentFailed):
+    """Take *container* out of a machine that goes on with others, or has just ended with them."""
+    if machine.monitor.ended.is_set():
+        return
+    with contextlib.suppress(AgentFailed, MonitorFailed):
         await machine.monitor.ask(Kind.REMOVE, [frames.text(Tag.CONTAINER, container)])
     await shares.detach(machine.qemu, names)
 

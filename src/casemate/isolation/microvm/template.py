@@ -216,10 +216,14 @@ class Templates:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(mode=0o700)
         manifest: dict[str, object] = {"format": FORMAT, "made_at": time.time()}
-        for name, number in (("memory", memory), ("state", state)):
-            manifest[name] = _copy_out(number, temporary / name)
-        durable.write_atomic(temporary / "manifest.json", json.dumps(manifest).encode())
-        temporary.rename(self._folder / key)
+        try:
+            for name, number in (("memory", memory), ("state", state)):
+                manifest[name] = _copy_out(number, temporary / name)
+            durable.write_atomic(temporary / "manifest.json", json.dumps(manifest).encode())
+            temporary.rename(self._folder / key)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
         durable.sync_folder(self._folder)
 
 

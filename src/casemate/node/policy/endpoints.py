@@ -24,6 +24,8 @@ from casemate.spec.api import Admission, ContainerRequest, PodRequest
 OWN = "casemate/"
 LEVEL = "casemate/level"
 GRADE = "casemate/grade"
+#: Where admission wants the workload (the trust policy's ``segment``).
+SEGMENT = "casemate/segment"
 QUARANTINE = "casemate/quarantine"
 WALL = "casemate/wall."
 #: What Kubernetes calls a namespace by; a project is a namespace here.
@@ -104,6 +106,9 @@ def workload_of(pod: PodRow, inside: Iterable[ContainerRow]) -> Workload | None:
     if grades:
         # Several images in one pod: the pod is what the least trusted of them is, and says so.
         own[GRADE] = grades[0] if len(grades) == 1 else "mixed"
+    segments = sorted({segment for row in rows if (segment := _segment(row))})
+    if segments:
+        own[SEGMENT] = segments[0] if len(segments) == 1 else "mixed"
     lone = rows[0] if pod.implicit and rows else None
     name = workload_name(pod.project, pod, lone.name if lone else "")
     endpoint = Endpoint(
@@ -120,6 +125,15 @@ def _grade(row: ContainerRow) -> str:
         return "unknown"
     grade = getattr(admission, "grade", "") or admission.answer
     return grade if _VALUE.match(grade) else "unknown"
+
+
+def _segment(row: ContainerRow) -> str:
+    """The segment that admission named, as a label's value; empty where it named none."""
+    try:
+        segment = _ADMISSION.decode(row.admission).segment
+    except msgspec.MsgspecError:
+        return "unknown"
+    return segment if _VALUE.match(segment) else "unknown"
 
 
 def addresses_of(pod: PodRow) -> tuple[Address, ...]:

@@ -1,8 +1,8 @@
 """What is done with a container that runs and would not be admitted so any more.
 
 *report*: nothing but the event. *restart*: at the stronger level, anew from its verified image (what it wrote into its
-own layer is lost; volumes stay). *quarantine*: walled off in the network by whoever registered for that; frozen where
-nobody did, which is stronger and keeps its memory. *stop*. What cannot be done as asked is done harder.
+own layer is lost; volumes stay). *quarantine*: cut off in the network; frozen where it has no network of its own, or
+the firewall cannot be reached. *stop*. What cannot be done as asked is done harder.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from casemate.hostd.client import ask
 from casemate.hostd.protocol import ContainerPause, ContainerRemove, Done
 from casemate.node import audit, events, journal, lifecycle, pods
 from casemate.node.core import SELF, Core, report
+from casemate.node.policy.quarantine import by_admission
 from casemate.node.removal import REMOVE_TIMEOUT_S
 from casemate.node.rows import ALIVE, ContainerRow, PodRow, encode, select, update
 from casemate.node.trust.rechecks import QUARANTINE_LABEL
@@ -108,14 +109,14 @@ async def recover(core: Core) -> None:
 
 
 async def _quarantine(core: Core, row: ContainerRow, admission: Admission) -> str:
-    segment = admission.segment or admission.quarantine or "quarantine"
-    if QUARANTINE_LABEL in row.the_labels():
+    """Cut off in the network, its memory and its work kept; frozen where the network cannot do that."""
+    if await _cut_off(core, row, admission):
+        return "cut off in the network"
+    workload = core.policy.workloads.get(row.pod)
+    is_cut_off = workload is not None and core.policy.enforced and workload.name in core.policy.quarantines
+    if is_cut_off or QUARANTINE_LABEL in row.the_labels():
         return ""
-    labels = row.the_labels() | {QUARANTINE_LABEL: segment}
-    if core.trust.quarantine is not None:
-        await core.trust.quarantine(row.id, segment, admission.reason[:500])
-        await core.db.write(lambda db: update(db, ContainerRow, row.id, labels=encode(labels)))
-        return f"quarantined in {segment}"
+    labels = row.the_labels() | {QUARANTINE_LABEL: admission.segment or admission.quarantine or "quarantine"}
     if row.status != "paused":
         await ask(core.hostd, ContainerPause(row.id), Done)
 
@@ -125,6 +126,19 @@ async def _quarantine(core: Core, row: ContainerRow, admission: Admission) -> st
 
     await core.db.write(frozen)
     return "frozen"
+
+
+async def _cut_off(core: Core, row: ContainerRow, admission: Admission) -> bool:
+    """Whether the workload was put in quarantine now, and the firewall has it."""
+    try:
+        held = await by_admission(core, row.pod, f"trust rule {admission.policy}: {admission.reason}"[:500])
+    except CasemateError:
+        report(f"container {row.name} cannot be cut off in the network")
+        return False
+    if held is None or not core.policy.enforced:
+        report(f"container {row.name} is not cut off in the network: {core.policy.why_not or 'it has none'}")
+        return False
+    return True
 
 
 def _told(db: sqlite3.Connection, core: Core, row: ContainerRow, admission: Admission, done: str) -> None:

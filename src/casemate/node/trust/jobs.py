@@ -133,7 +133,7 @@ def decode_job(data: bytes) -> Job:
         raise TrustChildFailed(f"a job of {len(data)} bytes; {MAX_JOB_BYTES} are allowed")
     try:
         return _JOBS.decode(data)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise TrustChildFailed(f"the job cannot be read: {error}") from error
 
 
@@ -141,5 +141,5 @@ def decode_message(line: bytes) -> Message:
     """One line of the child; raises :class:`TrustChildFailed` for anything else."""
     try:
         return _MESSAGES.decode(line)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise TrustChildFailed(f"the trust child wrote a line that is no message: {error}") from error

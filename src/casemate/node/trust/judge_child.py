@@ -45,7 +45,7 @@ def answer(judge: Judge, data: bytes) -> Answer:
         return _do(judge, JOBS.decode(data))
     except CasemateError as error:
         return Failure(error.to_problem())
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, ValueError) as error:  # ValueError: text that is no UTF-8, a day that is none
         return Failure(TrustChildFailed(f"the job cannot be read: {error}").to_problem())
     except (MemoryError, RecursionError, OSError) as error:
         return Failure(TrustChildFailed(f"{type(error).__name__}: {error}").to_problem())

@@ -48,8 +48,8 @@ class Used(msgspec.Struct, frozen=True):
     image: str
     digest: str
     status: str
+    pod: str
     level: Level
-    admission: bytes
 
     @property
     def key(self) -> tuple[str, str, str, Level]:
@@ -87,9 +87,12 @@ async def rematch(core: Core, reason: str) -> int:
     changed = 0
     for row in used:
         admission = found.get(row.key, NO_POLICY) if policy is not None else NO_POLICY
-        if await core.db.write(lambda db, r=row, a=admission: _keep(db, core, r, a, reason)):  # type: ignore[misc]
+        before = await core.db.write(lambda db, r=row, a=admission: _keep(db, core, r, a, reason))  # type: ignore[misc]
+        if before is not None:
             changed += 1
             core.changes.tell(row.id)
+            if row.status in ALIVE and (before.answer, before.segment) != (admission.answer, admission.segment):
+                await core.policy.pod_up(row.pod)  # what admission says of it are labels that rules may select by
         if row.status in ALIVE and actions.violates(admission, row.level):
             core.spawn(actions.act(core, row.id, admission, reason), f"what the policy wants of {row.name}")
     core.events.wake()
@@ -99,8 +102,8 @@ async def rematch(core: Core, reason: str) -> int:
 def in_use(db: sqlite3.Connection) -> list[Used]:
     """Every container, with the level of its pod."""
     query = (
-        "SELECT c.id, c.name, c.project, c.image, c.image_digest, c.status, coalesce(p.level, 'namespace'), "
-        "c.admission FROM containers c JOIN pods p ON p.id = c.pod ORDER BY c.created_at"
+        "SELECT c.id, c.name, c.project, c.image, c.image_digest, c.status, c.pod, "
+        "coalesce(p.level, 'namespace') FROM containers c JOIN pods p ON p.id = c.pod ORDER BY c.created_at"
     )
     return [Used(*row) for row in db.execute(query)]
 
@@ -145,14 +148,14 @@ async def _judged(core: Core, policy: TrustPolicy, subjects: Sequence[Subject]) 
     return answer.rows
 
 
-def _keep(db: sqlite3.Connection, core: Core, used: Used, admission: Admission, reason: str) -> bool:
-    """Keep the answer with the container; an event where it says something else than before."""
+def _keep(db: sqlite3.Connection, core: Core, used: Used, admission: Admission, reason: str) -> Admission | None:
+    """Keep the answer with the container, and write an event, where it is another than before; the one before."""
     rows = select(db, ContainerRow, "WHERE id=?", used.id)
     if not rows:
-        return False
+        return None
     before = msgspec.json.decode(rows[0].admission, type=Admission)
     if tells(before) == tells(admission):
-        return False
+        return None
     record(db, rows[0], admission)
     at = core.clock()
     does = admission.running if used.status in ALIVE and actions.violates(admission, used.level) else "nothing"
@@ -165,7 +168,7 @@ def _keep(db: sqlite3.Connection, core: Core, used: Used, admission: Admission, 
         db, at, SELF.who, "container.judge", used.id, answer=admission.answer, name=used.name, rule=admission.policy,
         because=reason, does=does,
     )  # fmt: skip
-    return True
+    return before
 
 
 def tells(admission: Admission) -> tuple[object, ...]:

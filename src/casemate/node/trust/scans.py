@@ -47,6 +47,7 @@ async def scan(core: Core, reference: str, form: ReportForm) -> Answer:
         state=core.settings.text("paths.state"), digest=row.manifest_digest, name=reference, layers=layers,
         today=today(core), created=rfc3339(core.clock()), version=__version__, form=form,
         max_feed_age_days=core.settings.number("feed.max_age_days"),
+        ignores=core.trust.policy.ignores if core.trust.policy is not None else (),
     )  # fmt: skip
     for attempt in range(ATTEMPTS):
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from casemate.node.warm import Warm
@@ -13,8 +12,6 @@ if TYPE_CHECKING:
 
 #: As :data:`casemate.node.trust.judge_jobs.MAX_MESSAGE_BYTES`, which is not loaded before there is a policy.
 MAX_MESSAGE_BYTES = 64 << 20
-#: Walls a container off: (container's id, segment, reason).
-Quarantine = Callable[[str, str, str], Awaitable[None]]
 
 
 class TrustState:
@@ -29,8 +26,6 @@ class TrustState:
         #: Policy, keys, feeds or the day changed: everything in use is to be judged anew.
         self.changed = asyncio.Event()
         self.reason = ""
-        #: None: nothing in the network can wall a single container off; it is frozen instead.
-        self.quarantine: Quarantine | None = None
 
     def change(self, reason: str) -> None:
         """Have all images in use judged anew."""

@@ -7,12 +7,12 @@ import sqlite3
 import msgspec
 
 from casemate.image.errors import ImageNotFound
-from casemate.node import imagestore, lookup, pods
+from casemate.node import freshness, imagestore, lookup, pods
 from casemate.node.core import Core
 from casemate.node.errors import ContainerNotFound
 from casemate.node.rows import ContainerRow
 from casemate.node.trust.admission import consider, origin
-from casemate.spec.api import Admission
+from casemate.spec.api import Admission, AdmissionStep
 from casemate.spec.api.trust import TrustWhy
 from casemate.spec.errors import CasemateError
 from casemate.spec.workload import Level
@@ -50,6 +50,11 @@ async def _image(core: Core, name: str, project: str) -> TrustWhy:
             f"neither a container nor an image here is called {name[:200]!r}", remedy=error.instance_remedy
         ) from error
     now = await consider(core, found, Candidate(found.manifest_digest, name, project, "namespace"))
+    try:
+        now = msgspec.structs.replace(now, steps=(*await freshness.check(core, name, found), *now.steps))
+    except CasemateError as error:
+        step = AdmissionStep("publisher", "refuse", str(error.detail)[:600])
+        now = msgspec.structs.replace(now, answer="refuse", reason=step.evidence, steps=(step, *now.steps))
     repository = now.repository or await _repository(core, found, name)
     return TrustWhy("image", name, name, found.manifest_digest, repository, now)
 

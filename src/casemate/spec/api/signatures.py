@@ -35,7 +35,7 @@ class VerifyAuthority(Value, frozen=True):
 
 
 class VerifyIdentity(Value, frozen=True):
-    """Who signs without a kept key. *identity* may end in ``*``; *trusted_root*: JSON, empty for the public instance's."""
+    """Who signs without a kept key. *identity* may end in ``*``; *trusted_root*: JSON, empty: the public instance's."""
 
     name: SignerName
     identity: Annotated[str, Meta(min_length=1, max_length=2048)]
@@ -77,7 +77,10 @@ class AttestationRow(Value, frozen=True):
 
 class VerifyAnswer(Value, frozen=True):
     """*outcome*: ``verified``; ``unsigned``: it bears nothing; ``no_match``: nothing by these signers; ``too_few``;
-    ``attestation_missing``; ``not_asked``: the policy's rule for it wants no signature. *refused*: why a document did not count. *fetched_at*: when the documents were fetched."""
+    ``attestation_missing``; ``not_asked``: the policy's rule for it wants no signature.
+
+    *refused*: why a document did not count. *fetched_at*: when the documents were fetched.
+    """
 
     reference: str
     repository: str

@@ -117,7 +117,7 @@ class Publisher:
         for name, data in files.items():
             role = name.removeprefix(STAGED).removesuffix(".json")
             if role in TOP or _ROLE.match(role):
-                (self._new if name.startswith(STAGED) else self._old)[role] = _parse(data, name)
+                (self._new if name.startswith(STAGED) else self._old)[role] = _of_role(_parse(data, name), role, name)
 
     # what people do
 
@@ -215,7 +215,10 @@ class Publisher:
 
     def _row(self, role: str) -> RoleRow:
         signed = self._latest(role).signed
-        delegated = self._latest(self._delegator_of(role)).signed.get_delegated_role(role)
+        delegator = self._latest(self._delegator_of(role))
+        if not _delegated(delegator, role):
+            raise RepositoryInvalid(f"{role}.json is there, and nobody says who may sign it")
+        delegated = delegator.signed.get_delegated_role(role)
         targets = getattr(signed, "targets", {})
         return RoleRow(
             role, signed.version, signed.expires.isoformat(), tuple(delegated.keyids), delegated.threshold,
@@ -470,6 +473,15 @@ def _api() -> Any:
     except ImportError as error:
         raise HostLacks("the Python package tuf is not installed", remedy="pip install 'tuf>=7,<8'") from error
     return api
+
+
+def _of_role(metadata: Metadata[Any], role: str, name: str) -> Metadata[Any]:
+    """*metadata*, when they are of the kind that *role* has."""
+    kind = role if role in TOP else "targets"
+    delegations = getattr(metadata.signed, "delegations", None)
+    if metadata.signed.type != kind or (delegations is not None and delegations.roles is None):
+        raise RepositoryInvalid(f"{name} holds metadata of the kind {metadata.signed.type!r}, or hashed bins")
+    return metadata
 
 
 def _parse(data: bytes, name: str) -> Metadata[Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import msgspec
@@ -272,7 +272,7 @@ def _percent(data: bytes) -> str:
 
 
 @contextlib.contextmanager
-def _translated(token: str) -> Iterator[None]:
+def _translated(token: str) -> Generator[None]:
     """The library's errors as ours."""
     import pkcs11  # noqa: PLC0415 - lazily
 

@@ -72,17 +72,17 @@ def _spdx(document: dict[str, Any]) -> Iterator[str]:
 
 def _package(text: str) -> Package | None:
     match = _PURL.match(text)
-    if match is None or match[1] not in PACKAGE_TYPES:
+    kind = next((name for name in PACKAGE_TYPES if match is not None and name == match[1]), None)
+    if match is None or kind is None:
         return None
-    kind = next(name for name in PACKAGE_TYPES if name == match[1])
     path, version = unquote(match[2]).strip("/"), unquote(match[3])
     name = path
     if kind in ("deb", "rpm", "apk"):
         name = path.rpartition("/")[2]
     elif kind == "maven":
         name = ":".join(path.rsplit("/", 1))
-    pairs = dict(part.partition("=")[::2] for part in (match[4] or "").split("&"))
-    source, _, source_version = unquote(pairs.get("upstream", "")).partition("@")
+    upstream = next((part[9:] for part in (match[4] or "").split("&") if part.startswith("upstream=")), "")
+    source, _, source_version = unquote(upstream).partition("@")
     values = (name, version, source, source_version)
     if any(_CONTROL.search(value) or len(value) > min(MAX_NAME_CHARS, MAX_VERSION_CHARS) for value in values):
         return None

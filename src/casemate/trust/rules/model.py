@@ -15,7 +15,7 @@ from casemate.trust.rules.condition import Condition, compiled
 from casemate.trust.signature import notation
 from casemate.trust.signature.keyless import KeylessSigner, check_signer
 from casemate.trust.signature.keys import load_public_key
-from casemate.trust.signature.verify import MAX_SIGNERS, CertificateSigner, KeySigner, Signer
+from casemate.trust.signature.verify import MAX_SIGNERS, KeySigner, Signer
 
 #: From the weakest to the strongest.
 LEVELS: tuple[Level, ...] = ("namespace", "gvisor", "microvm")
@@ -154,7 +154,7 @@ def check_signers(policy: TrustPolicy) -> None:
             load_public_key(signer.key.encode())
         elif isinstance(signer, KeylessSigner):
             check_signer(signer)
-        elif isinstance(signer, CertificateSigner):
+        else:
             notation.TrustStore(signer.name, signer.roots.encode())
 
 

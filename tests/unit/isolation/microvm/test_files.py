@@ -33,7 +33,9 @@ def prepared(tmp_path: Path) -> kernel.GuestKernel:
     (tmp_path / "agent").write_bytes(b"agent")
     made = guestkernel.prepare("6.1.0-1", tmp_path / "vmlinuz", modules(tmp_path / "m"), tmp_path / "agent", tmp_path)
     with made.kernel.open("rb") as one, made.initramfs.open("rb") as other:
-        return kernel.adopt(tmp_path / "kernels", made.version, one.fileno(), other.fileno(), made.lacks, made.agent)
+        return kernel.adopt(
+            tmp_path / "kernels", made.version, one.fileno(), other.fileno(), lacks=made.lacks, agent=made.agent
+        )
 
 
 def test_a_kernel_is_prepared_and_found(tmp_path: Path) -> None:
@@ -88,7 +90,7 @@ def test_the_kernel_that_was_chosen_is_taken_and_falls_back(tmp_path: Path) -> N
     prepared(tmp_path)
     kernels = tmp_path / "kernels"
     with (tmp_path / "vmlinuz").open("rb") as file:
-        kernel.adopt(kernels, "6.2.0-2", file.fileno(), file.fileno(), ("9p",))
+        kernel.adopt(kernels, "6.2.0-2", file.fileno(), file.fileno(), lacks=("9p",))
     assert kernel.chosen(kernels).version == "6.2.0-2"
     assert kernel.lacks_of(kernels, "6.2.0-2") == ("9p",)
     assert kernel.use(kernels, "6.1.0-1").version == "6.1.0-1"

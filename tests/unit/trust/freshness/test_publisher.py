@@ -258,3 +258,22 @@ def test_a_raised_threshold_waits_for_the_second_signature() -> None:
     assert {"2.root.json", "targets.json"} <= set(change.published)
     assert site.resolve(APP).digest == ONE
     assert site.by("targets", "online").publish(APP, TWO, 7).published == ()
+
+
+def test_a_kill_between_two_files_shows_no_client_a_mixture() -> None:
+    """Whatever part of a change was written: a client gets the old digest or an error, and the next command heals it."""
+    for count in range(8):
+        site = Site()
+        keys = RoleKeys((KEYS["team"].public_pem,))
+        site.done(site.by("targets", "online", "team").delegate("team", ["registry.example/team"], keys))
+        site.done(site.by("team", "targets", "online").publish(TEAM_APP, ONE, 7))
+        site.resolve(TEAM_APP)
+        change = site.by("team", "online").publish(TEAM_APP, TWO, 7)
+        for name, data in list(change.files.items())[:count]:
+            site.done(Change({name: data}, (), {}))
+        try:
+            assert site.resolve(TEAM_APP).digest in (ONE, TWO)
+        except (FreshnessInvalid, FreshnessRollback):
+            assert 0 < count < len(change.files)
+        site.done(site.by("team", "online").publish(TEAM_APP, TWO, 7))
+        assert site.resolve(TEAM_APP).digest == TWO

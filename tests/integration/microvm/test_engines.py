@@ -1,0 +1,224 @@
+"""casemate-vm below Debian's Podman, Docker and containerd, and below Kubernetes' CRI: not one of them is changed.
+
+The four are asked the same things: output, exit codes, standard input, a terminal, exec, a volume both ways, a
+published port, stop and kill, and that nothing is left. Each test has its engine for itself.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import cri
+import engines
+import harness
+import pytest
+
+pytestmark = pytest.mark.root
+
+SERVE = "echo up; while true; do echo served by $(hostname) | nc -l -p 8080; done"
+
+#: A server that sees the end of our input before it has read its own answers nothing: asked until it does.
+ASK = 'for i in $(seq 40); do x=$(nc 127.0.0.1 8080 </dev/null) && [ "$x" ] && break; sleep 0.2; done; echo "$x"'
+
+
+@pytest.fixture
+def at(host: harness.Host) -> Iterator[engines.Place]:
+    # Beside the machines' folder, whose name is short: sockets' names have at most 107 bytes.
+    folder = Path(f"{host.folder}-e")
+    folder.mkdir()
+    try:
+        with engines.place(folder, host) as made:
+            yield made
+        assert host.machines is not None
+        assert [one.record for one in host.machines.all()] == []
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def need(*programs: str) -> None:
+    for program in programs:
+        if shutil.which(program) is None and not Path(program).exists():
+            pytest.skip(f"missing: {program}")
+
+
+def judge(at: engines.Place, run: Callable[..., object], flags: list[str], network: list[str]) -> None:
+    """What Podman's and Docker's command lines have in common."""
+
+    def ask(*words: str, stdin: str | None = None) -> tuple[int, str, str]:
+        done = run(*words, stdin=stdin)
+        return done.returncode, done.stdout, done.stderr  # type: ignore[attr-defined]
+
+    start = ["run", *flags]
+    code, out, err = ask(
+        *start, "--rm", *network, engines.IMAGE, "sh", "-c", "echo out; echo err >&2; uname -r; exit 7"
+    )
+    assert code == 7, err
+    assert out.split("\n")[0] == "out"
+    assert "err" in err
+    # The kernel is the guest's.
+    assert out.split("\n")[1] != Path("/proc/sys/kernel/osrelease").read_text().strip()
+    assert ask(*start, "--rm", "-i", *network, engines.IMAGE, "cat", stdin="through\n")[1] == "through\n"
+    code, _, err = ask(*start, "--rm", *network, engines.IMAGE, "no-such-program")
+    assert (code, "executable file not found" in err) == (127, True), err
+    assert ask(*start, "--rm", *network, engines.IMAGE, "/etc/passwd")[0] == 126
+    words = [*run.words, "run", *flags, "--rm", "-it", *network, engines.IMAGE]  # type: ignore[attr-defined]
+    code, shown = at.at_a_terminal(*words, "sh", "-c", "tty; sleep 1; stty size; exit 5")
+    assert code == 5, shown
+    assert "/dev/pts/0" in shown
+    assert "31 77" in shown
+    volume = at.folder / "volume"
+    volume.mkdir()
+    (volume / "from-host").write_text("host\n")
+    more = ["-d", "--name", "life", "-p", "127.0.0.1:18090:8080", "-v", f"{volume}:/data", "-v", f"{volume}:/fixed:ro"]
+    more += ["--hostname", "lively", "--read-only", "--tmpfs", "/scratch", "--env", "ONE=1", "--workdir", "/tmp"]
+    more += ["--ulimit", "nofile=200:300", "--cap-drop", "all", "--user", "33:33", "--pids-limit", "50", *network]
+    code, out, err = ask(*start, *more, engines.IMAGE, "sh", "-c", SERVE)
+    assert code == 0, err
+    script = "id -u; echo $ONE; pwd; ulimit -n; cat /data/from-host; touch /x; echo s > /scratch/s || exit 99; exit 3"
+    code, out, err = ask("exec", "life", "sh", "-c", script)
+    assert code == 3, err
+    assert out.split() == ["33", "1", "/tmp", "200", "host"]
+    assert "Read-only" in err
+    assert ask("exec", "--user", "0", "life", "sh", "-c", "echo guest > /data/from-guest")[0] == 0
+    assert (volume / "from-guest").read_text() == "guest\n"
+    assert ask("exec", "life", "sh", "-c", "echo x > /fixed/x")[0] != 0
+    (volume / "later").write_text("later\n")
+    assert ask("exec", "life", "cat", "/fixed/later")[1] == "later\n"
+    assert ask("exec", "-i", "life", "cat", stdin="exec in")[1] == "exec in"
+    code, shown = at.at_a_terminal(*run.words, "exec", "-it", "life", "sh", "-c", "tty; exit 4")  # type: ignore[attr-defined]
+    assert (code, "/dev/pts/" in shown) == (4, True), shown
+    assert at.fetch(18090) == "served by lively\n"
+    assert "up" in ask("logs", "life")[1]
+    assert ask("pause", "life")[0] == 0
+    assert "aused" in ask("ps", "--all")[1]
+    assert ask("unpause", "life")[0] == 0
+    (at.folder / "copied").write_text("copied\n")
+    assert ask("exec", "life", "cat", "/etc/kept")[1] == "of the image\n"
+    assert ask("kill", "life")[0] == 0
+    assert ask("wait", "life")[1].strip() == "137"
+    assert ask("rm", "life")[0] == 0
+
+
+def test_podman(at: engines.Place) -> None:
+    need("podman", "conmon", "/usr/lib/cni/bridge")
+    with engines.podman(at) as run:
+        judge(at, run, [], [])
+        # A pod of two: one machine, one network; the infra container is one of them.
+        assert (
+            run(
+                "pod", "create", "--name", "two", "--infra-image", engines.IMAGE, "--infra-command", "/bin/cat"
+            ).returncode
+            == 0
+        )
+        one = run("run", "-d", "--pod", "two", "--name", "one", engines.IMAGE, "sh", "-c", SERVE)
+        assert one.returncode == 0, one.stderr
+        other = run("run", "--rm", "--pod", "two", engines.IMAGE, "sh", "-c", ASK)
+        assert other.stdout == "served by two\n", other.stderr
+        assert at.host.machines is not None
+        assert len(at.host.machines.all()) == 1
+        assert run("pod", "rm", "--force", "--time", "0", "two").returncode == 0
+        # User namespaces of the engine's: what the guest's root writes is the mapped id's.
+        volume = at.folder / "mapped"
+        volume.mkdir()
+        volume.chmod(0o777)
+        mapped = ["--uidmap", "0:700000:65536", "--gidmap", "0:700000:65536", "--network", "none"]
+        made = run(
+            "run", "--rm", *mapped, "-v", f"{volume}:/data", engines.IMAGE, "sh", "-c", "echo x > /data/x; id -u"
+        )
+        assert made.stdout == "0\n", made.stderr
+        assert (volume / "x").stat().st_uid == 700_000
+
+
+def test_docker(at: engines.Place) -> None:
+    need("dockerd", "docker", "containerd", "iptables")
+    with engines.dockerd(at) as run:
+        judge(at, run, ["--runtime", "casemate"], ["--network", "cmt"])
+        made = run(
+            "run", "-d", "--name", "stays", "--runtime", "casemate", "--network", "none", engines.IMAGE, "sleep", "1000"
+        )
+        assert made.returncode == 0, made.stderr
+        # What is written is in the engine's own layer: cp, diff and a second start know it.
+        assert run("exec", "stays", "sh", "-c", "echo kept > /root/made").returncode == 0
+        assert "A /root/made" in run("diff", "stays").stdout
+        run("cp", "stays:/root/made", str(at.folder / "taken"))
+        assert (at.folder / "taken").read_text() == "kept\n"
+        stats = json.loads(run("stats", "--no-stream", "--format", "{{json .}}", "stays").stdout)
+        assert 5 < float(stats["MemUsage"].split("MiB")[0]) < 200, stats
+        assert "eth0: <BROADCAST>" in run("exec", "stays", "ip", "link").stdout
+        assert run("restart", "--time", "0", "stays").returncode == 0
+        assert run("exec", "stays", "cat", "/root/made").stdout == "kept\n"
+
+
+def test_containerd(at: engines.Place) -> None:
+    need("containerd", "ctr", "containerd-shim-runc-v2")
+    with engines.containerd(at) as own:
+        archive = engines.oci_archive(own, engines.IMAGE, ["/bin/sh"])
+        ctr = ["ctr", "-a", own / "sock"]
+        assert at.run(*ctr, "images", "import", archive).returncode == 0
+        start = [*ctr, "run", "--runtime", "io.containerd.runc.v2", "--runc-binary", at.runtime]
+        done = at.run(
+            *start, "--rm", engines.IMAGE, "one", "sh", "-c", "echo out; read x; echo $x; exit 6", stdin="in\n"
+        )
+        assert (done.returncode, done.stdout) == (6, "out\nin\n"), done.stderr
+        code, shown = at.at_a_terminal(*start, "--rm", "-t", engines.IMAGE, "tty", "sh", "-c", "tty; exit 3")
+        assert (code, "/dev/pts/0" in shown) == (3, True), shown
+        volume = at.folder / "volume"
+        volume.mkdir()
+        bind = f"type=bind,src={volume},dst=/data,options=rbind:rw"
+        done = at.run(*start, "-d", "--mount", bind, engines.IMAGE, "life", "sleep", "1000")
+        assert done.returncode == 0, done.stderr
+        task = [*ctr, "task"]
+        done = at.run(*task, "exec", "--exec-id", "x", "life", "sh", "-c", "echo guest > /data/x; exit 9")
+        assert done.returncode == 9, done.stderr
+        assert (volume / "x").read_text() == "guest\n"
+        assert at.run(*task, "pause", "life").returncode == 0
+        assert "PAUSED" in at.run(*task, "ls").stdout
+        assert at.run(*task, "resume", "life").returncode == 0
+        figures = at.run(*task, "metrics", "life").stdout
+        assert "memory.usage_in_bytes" in figures or "memory.usage" in figures
+        assert at.run(*task, "kill", "-s", "KILL", "life").returncode == 0
+        engines.until(lambda: "STOPPED" in at.run(*task, "ls").stdout, "the task does not stop")
+        assert at.run(*task, "rm", "life").returncode in (0, 137)
+        assert at.run(*ctr, "container", "rm", "life").returncode == 0
+
+
+def test_kubernetes_cri(at: engines.Place) -> None:
+    """A pod of two containers by the runtime handler: one machine, one network, a published port, logs, exec."""
+    need("containerd", "ctr", "curl", "/usr/lib/cni/portmap")
+    with engines.containerd(at) as own:
+        ctr, socket = ["ctr", "-a", own / "sock", "-n", "k8s.io"], own / "sock"
+        for name, command in ((engines.IMAGE, ["/bin/sh"]), ("localhost/pause:1", ["/bin/sleep", "100000"])):
+            assert at.run(*ctr, "images", "import", engines.oci_archive(own, name, command)).returncode == 0
+        f = cri.field
+        port = f(2, 8080) + f(3, 18091) + f(4, "127.0.0.1")
+        meta = f(1, "pod") + f(2, "uid") + f(3, "default")
+        sandbox = f(1, meta) + f(2, "pod-host") + f(3, str(own / "logs")) + f(5, port)
+        pod = cri.text(cri.call(socket, "RuntimeService/RunPodSandbox", f(1, sandbox) + f(2, "casemate")), 1)
+
+        def container(name: str, *command: str) -> str:
+            config = f(1, f(1, name)) + f(2, f(1, engines.IMAGE)) + b"".join(f(3, word) for word in command)
+            config += f(11, f"{name}.log")
+            made = cri.call(socket, "RuntimeService/CreateContainer", f(1, pod) + f(2, config) + f(3, sandbox))
+            cri.call(socket, "RuntimeService/StartContainer", f(1, cri.text(made, 1)))
+            return cri.text(made, 1)
+
+        first, second = container("first", "sh", "-c", SERVE), container("second", "sleep", "1000")
+        assert at.host.machines is not None
+        assert len(at.host.machines.all()) == 1
+        script = f"hostname; {ASK}; exit 3"
+        words = b"".join(f(2, word) for word in ("sh", "-c", script))
+        done = cri.call(socket, "RuntimeService/ExecSync", f(1, second) + words + f(3, 30))
+        assert (cri.text(done, 1), done[3]) == ("pod-host\nserved by pod-host\n", [3])
+        assert at.fetch(18091) == "served by pod-host\n"
+        assert "stdout F up" in (own / "logs/first.log").read_text()
+        for one in (first, second):
+            cri.call(socket, "RuntimeService/StopContainer", f(1, one))
+            status = cri.parse(cri.call(socket, "RuntimeService/ContainerStatus", f(1, one))[1][0])  # type: ignore[arg-type]
+            # CONTAINER_EXITED, and its code.
+            assert (status[3], status[7]) == ([2], [137])
+            cri.call(socket, "RuntimeService/RemoveContainer", f(1, one))
+        cri.call(socket, "RuntimeService/StopPodSandbox", f(1, pod))
+        cri.call(socket, "RuntimeService/RemovePodSandbox", f(1, pod))

@@ -1,0 +1,167 @@
+"""The rest of the command line: run, spec, events, update, features, hooks, logs; and what is in mountinfo."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import harness
+import pytest
+
+pytestmark = pytest.mark.root
+
+
+def run(host: harness.Host, name: str, config: Any, *flags: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    bundle = host.bundle(name, config)
+    return host.vm("run", "--bundle", str(bundle), *flags, name, **{"input": "", **options})
+
+
+def test_run_is_create_start_wait_and_delete(host: harness.Host, base_layer: Path) -> None:
+    config = harness.configuration([base_layer], "sh", "-c", "cat; echo err >&2; exit 5")
+    done = run(host, "ran", config, input="through\n")
+    assert (done.returncode, done.stdout, done.stderr) == (5, "through\n", "err\n")
+    assert host.vm("state", "ran").returncode == 1
+    detached = run(host, "ran2", harness.configuration([base_layer], "sleep", "1000"), "--detach", capture_output=False)
+    assert detached.returncode == 0
+    assert host.state_of("ran2")["status"] == "running"
+    assert host.vm("delete", "--force", "ran2").returncode == 0
+
+
+def test_run_ends_with_the_signal_that_it_gets(host: harness.Host, base_layer: Path) -> None:
+    script = "trap 'exit 44' TERM; echo ready; while true; do sleep 0.1; done"
+    bundle = host.bundle("signalled", harness.configuration([base_layer], "sh", "-c", script))
+    command = [str(host.shim), "--socket", str(host.socket), "run", "--bundle", str(bundle), "signalled"]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        process.terminate()
+        assert process.wait(30) == 44
+
+
+def test_what_spec_writes_runs(host: harness.Host, base_layer: Path, tmp_path: Path) -> None:
+    assert host.vm("spec", "--bundle", str(tmp_path)).returncode == 0
+    assert host.vm("spec", "--bundle", str(tmp_path)).returncode == 1
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["root"] == {"path": "rootfs", "readonly": True}
+    config["process"] |= {"terminal": False, "args": ["sh", "-c", "hostname; ls /sys/fs/cgroup/cgroup.procs"]}
+    config["process"]["env"] = ["PATH=/bin"]
+    config["annotations"] = {"org.casemate.layers": str(base_layer)}
+    done = run(host, "specified", config)
+    assert done.stdout == "casemate\n/sys/fs/cgroup/cgroup.procs\n", done.stderr
+
+
+def test_features_are_json(host: harness.Host) -> None:
+    found = json.loads(host.vm("features").stdout)
+    assert found["hooks"] == ["prestart", "createRuntime", "poststart", "poststop"]
+    assert "rbind" in found["mountOptions"]
+
+
+def test_events_and_live_limits(host: harness.Host, base_layer: Path, tmp_path: Path) -> None:
+    config: Any = harness.configuration([base_layer], "sleep", "1000")
+    assert run(host, "limited", config, "--detach", capture_output=False).returncode == 0
+    try:
+        before = json.loads(host.vm("events", "--stats", "limited").stdout)
+        assert (before["type"], before["id"]) == ("stats", "limited")
+        assert before["data"]["pids"]["current"] == 1
+        assert before["data"]["cpu"]["usage"]["total"] > 0
+        assert host.vm("update", "--memory", "33554432", "--pids-limit", "7", "limited").returncode == 0
+        document = tmp_path / "resources.json"
+        document.write_text('{"cpu": {"quota": 50000, "period": 100000}}')
+        assert host.vm("update", "--resources", str(document), "limited").returncode == 0
+        read = "cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/pids.max /sys/fs/cgroup/cpu.max"
+        found = host.vm("exec", "limited", "sh", "-c", f"mount -t cgroup2 x /tmp; {read} 2>&1")
+        after = json.loads(host.vm("events", "--stats", "limited").stdout)["data"]
+        assert after["pids"]["limit"] == 7, found.stdout
+        assert host.vm("update", "limited").returncode == 1
+        assert host.vm("update", "--memory", "lots", "limited").returncode == 1
+    finally:
+        assert host.vm("delete", "--force", "limited").returncode == 0
+
+
+def test_exec_as_a_user_with_variables(host: harness.Host, base_layer: Path) -> None:
+    assert (
+        run(host, "users", harness.configuration([base_layer], "sleep", "1000"), "-d", capture_output=False).returncode
+        == 0
+    )
+    script = "id -u; id -g; echo $ONE$TWO; pwd"
+    flags = ["--user", "12:34", "--env", "ONE=1", "-e", "TWO=2", "--cwd", "/etc"]
+    assert host.vm("exec", *flags, "users", "sh", "-c", script).stdout.split() == ["12", "34", "12", "/etc"]
+    assert host.vm("exec", "--user", "www", "users", "true").returncode == 1
+    assert host.vm("kill", "--all", "users", "KILL").returncode == 0
+    assert host.vm("delete", "--force", "users").returncode == 0
+
+
+def test_hooks_get_the_state_and_run_in_their_order(host: harness.Host, base_layer: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    script = tmp_path / "hook"
+    script.write_text(f'#!/bin/sh\n(echo "$1 $ONE $(readlink /proc/self/ns/net)"; cat; echo) >> {log}\n')
+    script.chmod(0o755)
+
+    def hook(name: str) -> list[dict[str, Any]]:
+        return [{"path": str(script), "args": ["hook", name], "env": [f"ONE={name}", "PATH=/usr/bin:/bin"]}]
+
+    config: Any = harness.configuration([base_layer], "sleep", "1000")
+    config["annotations"]["our"] = 'a "word"'
+    config["hooks"] = {name: hook(name) for name in ("poststop", "prestart", "poststart", "createRuntime")}
+    assert run(host, "hooked", config, "-d", capture_output=False).returncode == 0
+    pid = host.state_of("hooked")["pid"]
+    inside = os.readlink(f"/proc/{pid}/ns/net")
+    assert inside != os.readlink("/proc/self/ns/net")
+    assert host.vm("delete", "--force", "hooked").returncode == 0
+    lines = log.read_text().splitlines()
+    outside = os.readlink("/proc/self/ns/net")
+    names = ["prestart", "createRuntime", "poststart", "poststop"]
+    assert [line for line in lines if not line.startswith("{")] == [f"{name} {name} {outside}" for name in names]
+    states = [json.loads(line) for line in lines if line.startswith("{")]
+    assert [one["status"] for one in states] == ["creating", "creating", "running", "stopped"]
+    assert [one["pid"] for one in states] == [pid, pid, pid, 0]
+    assert {one["id"] for one in states} == {"hooked"}
+    assert states[0]["annotations"]["our"] == 'a "word"'
+    assert states[0]["bundle"] == str(host.folder / "bundles/hooked")
+
+
+def test_a_hook_that_never_ends_is_ended(host: harness.Host, base_layer: Path) -> None:
+    config: Any = harness.configuration([base_layer], "true")
+    config["hooks"] = {"createRuntime": [{"path": "/bin/sleep", "args": ["sleep", "1000"], "timeout": 1}]}
+    done = run(host, "slowhook", config)
+    assert done.returncode == 1
+    assert "did not end within 1 s" in done.stderr
+    assert not (host.folder / "vm/slowhook").exists()
+
+
+def test_the_log_is_what_containerd_reads(host: harness.Host, tmp_path: Path) -> None:
+    log = tmp_path / "log.json"
+    done = host.vm("--root", "/x", "--debug", "--log", str(log), "--log-format", "json", "state", "no-such")
+    assert done.returncode == 1
+    entry = json.loads(log.read_text())
+    assert (entry["level"], "does not exist" in entry["msg"] or "container id" in entry["msg"]) == ("error", True)
+
+
+def test_mountinfo_lists_the_bundles_mounts_in_order(host: harness.Host, base_layer: Path, tmp_path: Path) -> None:
+    config: Any = harness.configuration([base_layer], "cat", "/proc/self/mountinfo")
+    shutil.copytree(tmp_path, tmp_path / "shared")
+    bind = {"destination": "/data", "type": "bind", "source": str(tmp_path / "shared"), "options": ["rbind"]}
+    for order in (1, len(config["mounts"])):
+        one = config | {"mounts": [*config["mounts"]]}
+        one["mounts"].insert(order, bind)
+        one["mounts"].append({"destination": "/last", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid"]})
+        shown = [line.split()[4] for line in run(host, "mounts", one).stdout.splitlines()]
+        wanted = [mount["destination"] for mount in one["mounts"]]
+        assert [place for place in shown if place in wanted] == wanted
+
+
+def test_copy_up_keeps_what_the_image_has(host: harness.Host, tmp_path: Path) -> None:
+    layer = harness.layer(tmp_path, "full", {"data/deep/file": "content\n", "data/file": "x\n"})
+    script = (
+        "cat /data/deep/file; touch /data/new && ls /data; stat -c %a /fresh; touch /fixed/x 2>/dev/null || ls /fixed"
+    )
+    config: Any = harness.configuration([layer], "sh", "-c", script)
+    for target, *options in (("/data", "rw"), ("/fresh", "rw"), ("/fixed", "ro")):
+        mount = {"destination": target, "type": "tmpfs", "source": "tmpfs", "options": [*options, "tmpcopyup"]}
+        config["mounts"].append(mount)
+    done = run(host, "copied", config)
+    assert done.stdout.split() == ["content", "deep", "file", "new", "1777"], done.stderr

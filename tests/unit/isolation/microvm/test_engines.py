@@ -1,0 +1,192 @@
+"""What engines ask beside the container: namespaces, cgroups, hooks, limits; and what netlink says of a network."""
+
+from __future__ import annotations
+
+import json
+import socket
+import struct
+
+import pytest
+
+from casemate.host.cgroups import CgroupFailed
+from casemate.host.rtnetlink import Link, RouteSocket, attribute
+from casemate.isolation.level import InnerUsage
+from casemate.isolation.microvm import bundles, engines, mountflags, reports, takeover
+from casemate.isolation.microvm.errors import BundleUnsupported, NetworkFailed
+from casemate.isolation.microvm.frames import Tag
+from casemate.isolation.microvm.oci import Config, Hook, Hooks, Linux, MemoryLimit, Namespace, Process, Resources
+from casemate.spec.workload import Resources as Wanted
+
+PLAIN = Process(args=("x",))
+
+
+def config(*namespaces: Namespace, cgroup: str = "", hooks: Hooks | None = None, **annotations: str) -> Config:
+    linux = Linux(namespaces=namespaces, cgroups_path=cgroup)
+    return Config(process=PLAIN, linux=linux, hooks=hooks, annotations=annotations)
+
+
+def test_network_namespaces() -> None:
+    assert engines.netns(config(Namespace("network", "/run/netns/x"))) == "/run/netns/x"
+    assert engines.netns(config(Namespace("network"))) == engines.NEW
+    assert engines.netns(config(**{bundles.POD: "p"})) == engines.NONE
+    with pytest.raises(BundleUnsupported) as caught:
+        engines.netns(config(Namespace("pid")))
+    assert "cannot share the host's network" in caught.value.detail
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ("", ""),
+        ("/docker/abc", "docker/abc"),
+        ("system.slice:docker:abc", "system.slice/docker-abc.scope"),
+        ("machine-deep.slice:libpod:abc", "machine.slice/machine-deep.slice/libpod-abc.scope"),
+        (":cri-containerd:abc", "system.slice/cri-containerd-abc.scope"),
+    ],
+)
+def test_cgroups_of_engines(text: str, path: str) -> None:
+    assert engines.cgroup_path(config(cgroup=text)) == path
+    assert engines.cgroup_path(config(cgroup=text, **{bundles.POD: "p"})) == ""
+
+
+@pytest.mark.parametrize("text", ["/../../etc", "a//b", "a\nb", "/".join("x" * 9)])
+def test_cgroups_that_are_refused(text: str) -> None:
+    with pytest.raises(CgroupFailed):
+        engines.cgroup_path(config(cgroup=text))
+
+
+def test_hooks_for_casemate_vm() -> None:
+    hook = Hook("/bin/h", ("h", "a b"), ("A=1",), 7)
+    fields = engines.prepared("c", "/b", config(Namespace("network"), hooks=Hooks(prestart=(hook, Hook("/bin/i")))))
+    head = json.loads(fields[0].value.decode() + '"pid": 1, "status": "creating"}')
+    assert head == {
+        "ociVersion": "1.0.2",
+        "id": "c",
+        "bundle": "/b",
+        "annotations": {},
+        "pid": 1,
+        "status": "creating",
+    }
+    found = [one.value for one in fields if one.tag == Tag.HOOK]
+    assert found[0] == struct.pack("<III", 7, 2, 1) + b"/bin/h\0h\0a b\0A=1\0"
+    assert found[1] == struct.pack("<III", 120, 0, 0) + b"/bin/i\0"
+
+
+@pytest.mark.parametrize(
+    "hooks",
+    [
+        Hooks(create_container=(Hook("/x"),)),
+        Hooks(start_container=(Hook("/x"),)),
+        Hooks(prestart=(Hook("x"),)),
+        Hooks(poststop=(Hook("/x", ("a\0b",)),)),
+        Hooks(poststart=(Hook("/x"),) * 65),
+    ],
+)
+def test_hooks_that_are_refused(hooks: Hooks) -> None:
+    with pytest.raises(BundleUnsupported):
+        engines.check_hooks(hooks)
+
+
+@pytest.mark.parametrize(
+    ("limit", "size"),
+    [(None, 128), (-1, 128), (0, 128), (64 << 20, 128), (128 << 20, 256), (512 << 20, 1024), (1 << 62, 65_536)],
+)
+def test_a_machine_has_room_for_its_containers_limit(limit: int | None, size: int) -> None:
+    linux = Linux(resources=Resources(memory=MemoryLimit(limit)))
+    assert bundles.memory(Config(process=PLAIN, linux=linux), 128 << 20) == size << 20
+    assert bundles.memory(config(**{bundles.MEMORY: "5"}), 1) == 5
+
+
+def test_update_by_document_and_by_flag() -> None:
+    document = '{"memory": {"limit": 100}, "cpu": {"quota": 50000, "period": 100000}, "pids": {"limit": 9}, "x": 1}'
+    assert reports.wanted(document, []) == Wanted(memory_bytes=100, cpu_millis=500, pids=9)
+    assert reports.wanted(document, ["memory=7", "pids-limit=-1"]) == Wanted(memory_bytes=7, cpu_millis=500, pids=-1)
+    assert reports.wanted("", ["cpu-quota=20000"]) == Wanted(cpu_millis=200)
+    for words in (["memory=x"], ["swap=1"], ["memory=" + "1" * 30]):
+        with pytest.raises(BundleUnsupported):
+            reports.wanted("", words)
+    for text in ("{", "[]", '{"memory": 1}'):
+        with pytest.raises(BundleUnsupported):
+            reports.wanted(text, [])
+
+
+def test_an_event_has_the_form_that_tools_read() -> None:
+    usage = InnerUsage(1, 2, 3, 4, 5, 6, 7)
+    found = json.loads(reports.event("c", usage))
+    assert (found["type"], found["id"]) == ("stats", "c")
+    assert found["data"]["cpu"]["usage"]["total"] == 1
+    assert found["data"]["memory"]["usage"] == {"usage": 2, "limit": 3}
+    assert found["data"]["pids"] == {"current": 4, "limit": 5}
+
+
+def test_copy_up_is_a_flag_of_ours_and_no_option_of_the_file_system() -> None:
+    assert mountflags.parse(["rw", "tmpcopyup", "size=1m"]) == (1 << 40, "size=1m")
+    assert mountflags.parse(["notmpcopyup"]) == (0, "")
+
+
+LINK = Link(2, "eth0", 1450, "02:11:22:33:44:55", True)
+FOUR, SIX = socket.inet_pton(socket.AF_INET, "10.1.2.3"), socket.inet_pton(socket.AF_INET6, "fd00::3")
+LOCAL = socket.inet_pton(socket.AF_INET6, "fe80::1")
+
+
+def address(family: int, bits: int, scope: int, index: int, packed: bytes, kind: int = 2) -> bytes:
+    return struct.pack("=BBBBi", family, bits, 0, scope, index) + attribute(kind, packed)
+
+
+def route(family: int, bits: int, index: int, *, protocol: int = 3, table: int = 254, **parts: bytes) -> bytes:
+    body = struct.pack("=8BI", family, bits, 0, 0, table, protocol, 0, 1, 0)
+    body += attribute(4, struct.pack("=i", index))
+    for name, kind in (("to", 1), ("by", 5)):
+        body += attribute(kind, parts[name]) if name in parts else b""
+    return body
+
+
+def test_addresses_of_the_one_interface() -> None:
+    answers = [
+        address(socket.AF_INET, 24, 0, 2, FOUR),
+        address(socket.AF_INET6, 64, 0, 2, SIX, kind=1),
+        address(socket.AF_INET6, 64, 253, 2, LOCAL, kind=1),
+        address(socket.AF_INET, 8, 0, 1, b"\x7f\0\0\1"),
+        address(socket.AF_INET, 8, 0, 2, b"\x7f\0"),
+    ]
+    assert takeover.read_addresses(answers, 2) == (takeover.Address(FOUR, 24), takeover.Address(SIX, 64))
+
+
+def test_routes_but_for_the_kernels_own() -> None:
+    by = bytes((10, 1, 2, 1))
+    answers = [
+        route(socket.AF_INET, 0, 2, by=by),
+        route(socket.AF_INET, 24, 2, protocol=2, to=FOUR),
+        route(socket.AF_INET, 24, 2, table=255, to=FOUR),
+        route(socket.AF_INET, 24, 9, to=FOUR),
+        route(socket.AF_INET, 32, 2, to=by),
+    ]
+    found = takeover.read_routes(answers, 2)
+    assert found == (takeover.Route(bytes(4), 0, by), takeover.Route(by, 32, b""))
+    fields = takeover.Found(LINK, (), found, ()).fields()
+    told = [one.value for one in fields if one.tag == Tag.ROUTE]
+    # The route on the link stands first: the other leads through it.
+    assert told == [bytes([32, 0]) + by + bytes(4), bytes([0, 1]) + bytes(4) + by]
+
+
+def test_neighbours_that_were_set_by_hand() -> None:
+    def neighbour(state: int, index: int = 2, mac: bytes = b"\2" * 6) -> bytes:
+        return (
+            struct.pack("=BBHiHBB", socket.AF_INET, 0, 0, index, state, 0, 0) + attribute(1, FOUR) + attribute(2, mac)
+        )
+
+    answers = [neighbour(0x80), neighbour(0x02), neighbour(0x80, 3), neighbour(0x80, mac=b"\2")]
+    assert takeover.read_neighbours(answers, 2) == (takeover.Neighbour(FOUR, b"\2" * 6),)
+
+
+def test_more_than_a_guest_is_told() -> None:
+    class Many(RouteSocket):
+        def __init__(self) -> None:
+            pass
+
+        def request(self, kind: int, flags: int, body: bytes, what: str) -> list[bytes]:
+            assert flags == 0x300
+            return [address(socket.AF_INET, 24, 0, 2, FOUR)] * 129 if kind == 22 else []
+
+    with pytest.raises(NetworkFailed):
+        takeover.observe(Many(), LINK)
