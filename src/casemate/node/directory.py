@@ -15,14 +15,12 @@ from typing import NamedTuple
 import msgspec
 
 from casemate.node.addresses import address_text
-from casemate.node.core import Core
+from casemate.node.core import Core, report
 from casemate.node.errors import TooMany
 from casemate.node.rows import ALIVE
 
 #: Labels that are shown beside a name: as much as fits a line.
 MAX_LABELS_CHARS = 256
-#: Events that come close together are looked at together.
-_GATHER_S = 0.01
 _RETRY_S = 1.0
 _QUERY = """
 SELECT p.id, p.project, p.name, p.implicit, p.address, p.request, c.id, c.name, c.labels, c.status
@@ -87,6 +85,10 @@ class Directory:
                     if row.kind in ("container", "pod") and not row.action.startswith("exec"):
                         await self.refresh(row.subject)
             except TooMany:
+                await asyncio.sleep(_RETRY_S)
+            except Exception:
+                # Stale names would mislead everybody: everything is read again.
+                report("the directory of addresses failed, and begins anew")
                 await asyncio.sleep(_RETRY_S)
 
     async def refresh(self, subject: str) -> None:

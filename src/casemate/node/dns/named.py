@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from casemate.node.core import report
 from casemate.node.policy.state import Policy
 from casemate.policy.identity import Endpoint, Kind
-from casemate.policy.rules import Names, name_matches
+from casemate.policy.rules import Names, RuleSet, name_matches
 from casemate.spec.errors import CasemateError
 
 #: Addresses that one pod may hold under names of rules, and lifetimes at most: beyond, the oldest go.
@@ -34,20 +34,26 @@ class Named:
         self._held: dict[str, dict[str, dict[str, float]]] = {}
         #: When the kernel forgets each, if nothing is done.
         self._kernel: dict[tuple[str, str], float] = {}
+        #: The rules that were looked through last, and what they name.
+        self._patterns: tuple[RuleSet, tuple[str, ...]] | None = None
         policy.changed.append(self._kernel.clear)
 
     def patterns(self) -> tuple[str, ...]:
         """Every name that a rule in force speaks of."""
         if not self._policy.active:
             return ()
+        rules = self._policy.rules
+        if self._patterns is not None and self._patterns[0] is rules:
+            return self._patterns[1]
         found = {
             pattern
-            for rule in self._policy.rules.rules
+            for rule in rules.rules
             for peer in rule.peers
             if isinstance(peer, Names)
             for pattern in peer.patterns
         }
-        return tuple(sorted(found))
+        self._patterns = (rules, tuple(sorted(found)))
+        return self._patterns[1]
 
     async def answered(self, viewer: str, name: str, addresses: Iterable[tuple[str, int]]) -> None:
         """*viewer* is about to be told; when this returns the kernel knows."""
