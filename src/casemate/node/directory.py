@@ -17,6 +17,7 @@ import msgspec
 from casemate.node.addresses import address_text
 from casemate.node.core import Core, report
 from casemate.node.errors import TooMany
+from casemate.node.events import last_number
 from casemate.node.rows import ALIVE
 
 #: Labels that are shown beside a name: as much as fits a line.
@@ -74,9 +75,11 @@ class Directory:
 
     async def run(self) -> None:
         """Follow the store's events; never returns."""
-        last: int | None = None
+        last = 0
         while True:
             try:
+                # Before it is read: what happens meanwhile is looked at twice, not missed.
+                last = max(last, await self._core.db.read(last_number))
                 await self.load()
                 async for row in self._core.events.watch(after=last, since=0.0, until=float("inf"), follow=True):
                     if row is None:

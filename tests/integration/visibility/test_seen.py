@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.fuzz.packets import client_hello
+from tests.fuzz.packets import client_hello, query
 from tests.integration.daemons import running_daemons
 from tests.integration.system.site import IMAGE, Site
 
@@ -150,6 +150,26 @@ def test_the_rest_of_the_world_is_asked_with_care(site: Site, outside: Outside) 
     assert until(lambda: "dns_refused" in site("events", "--since", "5m", "--no-follow").stdout.decode())
     inside(site, "web", "nslookup web; nslookup nothing")
     assert not {"web", "nothing"} & set(outside.asked), "names without a dot are told to nobody"
+
+
+TCP = """
+import socket, sys
+data = bytes.fromhex(sys.argv[1])
+s = socket.create_connection(("169.254.1.1", 53), 5)
+for _ in range(2):
+    s.sendall(len(data).to_bytes(2, "big") + data)
+    size = int.from_bytes(s.recv(2, socket.MSG_WAITALL), "big")
+    print(s.recv(size, socket.MSG_WAITALL).hex())
+"""
+
+
+def test_over_tcp_too_and_two_questions_on_one_connection(site: Site) -> None:
+    pid = site("inspect", "--format", "{{.State.Pid}}", "web").stdout.decode().strip()
+    done = subprocess.run(["nsenter", "-t", pid, "-n", "/usr/bin/python3", "-c", TCP, query("db").hex()],
+                          capture_output=True, text=True, check=True, timeout=20)  # fmt: skip
+    answers = [message.read_answer(bytes.fromhex(line)) for line in done.stdout.split()]
+    wanted = ipaddress.ip_address(address(site, "db")).packed
+    assert [[packed for packed, _ in answer.addresses()] for answer in answers] == [[wanted]] * 2
 
 
 def test_a_silent_resolver_holds_up_nobody_else(site: Site, outside: Outside) -> None:
