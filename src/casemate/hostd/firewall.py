@@ -316,7 +316,8 @@ class Firewall:
             return
         rows = [sets.answer_row(one.source, one.destination, one.protocol, one.port) for one in operation.keys]
         await self.kernel.take(rows)
-        await conntrack.forget_pairs([(one.source, one.destination) for one in operation.keys])
+        if operation.cut:
+            await conntrack.forget_pairs([(one.source, one.destination) for one in operation.keys])
 
     def _observe(self) -> wire.FirewallState:
         counters: dict[str, int] = {"repaired": self.repaired}
