@@ -172,6 +172,35 @@ def test_over_tcp_too_and_two_questions_on_one_connection(site: Site) -> None:
     assert [[packed for packed, _ in answer.addresses()] for answer in answers] == [[wanted]] * 2
 
 
+FLOOD = """
+import socket, sys
+head, tail = bytes.fromhex(sys.argv[1]), bytes.fromhex(sys.argv[2])
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+print("up", flush=True)
+for number in range(20000):
+    s.sendto(head + bytes([8]) + b"%08d" % number + tail, ("169.254.1.1", 53))
+print("done", flush=True)
+"""
+
+
+def test_a_flood_from_one_pod_is_cut_short_in_the_kernel(site: Site, outside: Outside) -> None:
+    pid = site("inspect", "--format", "{{.State.Pid}}", "web").stdout.decode().strip()
+    whole = query("00000000.flood.example.org")
+    argv = ["nsenter", "-t", pid, "-n", "/usr/bin/python3", "-c", FLOOD, whole[:12].hex(), whole[21:].hex()]
+    outside.held["calm.example.org"] = "192.0.2.9"
+    with subprocess.Popen(argv, stdout=subprocess.PIPE) as flood:
+        assert flood.stdout is not None
+        assert flood.stdout.readline() == b"up\n"
+        assert "192.0.2.9" in inside(site, "other", "nslookup calm.example.org")
+        assert flood.stdout.readline() == b"done\n"
+    assert "192.0.2.9" in inside(site, "other", "nslookup calm.example.org")
+    table = f"{site.daemons.scope.table}_names"
+    listed = subprocess.run(["nft", "-j", "list", "chain", "ip", table, "bound"], capture_output=True, check=True)
+    rules = [row["rule"] for row in json.loads(listed.stdout)["nftables"] if "rule" in row]
+    dropped = [part["counter"]["packets"] for rule in rules for part in rule["expr"] if "counter" in part]
+    assert dropped[0] > 1000
+
+
 def test_a_silent_resolver_holds_up_nobody_else(site: Site, outside: Outside) -> None:
     slow = subprocess.Popen(site.argv("exec", "web", "nslookup", "silent.example.org"), env=site.environment,
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
