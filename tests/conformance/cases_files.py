@@ -1,5 +1,7 @@
 """The root file system, what is mounted in it, volumes, and files copied in and out."""
 
+# ruff: noqa: E501 - a script and what it prints stand in one line
+
 from __future__ import annotations
 
 import io

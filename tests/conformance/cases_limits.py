@@ -1,5 +1,7 @@
 """Limits, signals, pausing, statistics."""
 
+# ruff: noqa: E501 - a script and what it prints stand in one line
+
 from __future__ import annotations
 
 import json

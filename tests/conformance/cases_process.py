@@ -1,5 +1,7 @@
 """Processes: how they begin, what they are given, how they end."""
 
+# ruff: noqa: E501 - a script and what it prints stand in one line
+
 from __future__ import annotations
 
 import hashlib

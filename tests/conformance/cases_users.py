@@ -1,5 +1,7 @@
 """Users, groups, capabilities and what a container may not do."""
 
+# ruff: noqa: E501 - a script and what it prints stand in one line
+
 from __future__ import annotations
 
 from tests.conformance.case import box_prints, case, run_prints

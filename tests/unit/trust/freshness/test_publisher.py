@@ -261,7 +261,7 @@ def test_a_raised_threshold_waits_for_the_second_signature() -> None:
 
 
 def test_a_kill_between_two_files_shows_no_client_a_mixture() -> None:
-    """Whatever part of a change was written: a client gets the old digest or an error, and the next command heals it."""
+    """Whatever part of a change was written: a client gets the old digest or an error; the next command heals it."""
     for count in range(8):
         site = Site()
         keys = RoleKeys((KEYS["team"].public_pem,))
