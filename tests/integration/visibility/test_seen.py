@@ -258,6 +258,16 @@ def test_a_map_of_it_all(site: Site) -> None:
     assert json.loads(site("--json", "flows", "map").stdout)["edges"]
 
 
+def test_the_sdk_has_it_too(site: Site) -> None:
+    client = site.daemons.client
+    rows = client.flows(source="web", target="db", limit=2).flows
+    assert rows
+    assert all((row.source.name, row.destination.name) == ("web", "db") for row in rows)
+    assert client.flow_map().edges
+    stream = client.follow_flows(target="db", since="1h")
+    assert next(iter(stream)).destination.name == "db"
+
+
 def test_following_shows_what_happens_now(site: Site) -> None:
     with subprocess.Popen(site.argv("--json", "flows", "-f", "--to", "db"), env=site.environment,
                           stdout=subprocess.PIPE) as stream:  # fmt: skip
