@@ -131,8 +131,8 @@ def restart_keeps_files(chamber: Chamber) -> None:
 @case("process.restart_policy", "--restart on-failure:2")
 def restart_policy(chamber: Chamber) -> None:
     with chamber.started("--restart", "on-failure:2", script="echo again; exit 3") as name:
-        until(lambda: chamber.cm("logs", name).stdout == b"again\n" * 3, 40)
-        until(lambda: chamber.state(name) == "exited", 40)
+        until(lambda: chamber.cm("logs", name).stdout == b"again\n" * 3, 2)
+        until(lambda: chamber.state(name) == "exited", 2)
 
 
 @case("process.concurrent", "four at a time")

@@ -148,9 +148,20 @@ class Chamber:
             self.cm("rm", "-f", "-v", self._box)
 
 
-def until(done: Callable[[], bool], timeout_s: float = 20.0) -> None:
+#: How long a case waits for something: less where it is known that it will not come.
+PATIENCE_S, LITTLE_PATIENCE_S = 20.0, 3.0
+_patience_s = PATIENCE_S
+
+
+def be_patient(seconds: float) -> None:
+    """How long :func:`until` waits from now on."""
+    global _patience_s  # noqa: PLW0603 - one case runs at a time, and its helpers are plain functions
+    _patience_s = seconds
+
+
+def until(done: Callable[[], bool], factor: float = 1.0) -> None:
     """Wait for *done*."""
-    deadline = time.monotonic() + timeout_s
+    deadline = time.monotonic() + _patience_s * factor
     while not done():
         assert time.monotonic() < deadline, "it did not come to pass"
         time.sleep(0.05)

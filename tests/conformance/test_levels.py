@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tests.conformance import cases_exec, cases_files, cases_limits, cases_pods, cases_process, cases_users
 from tests.conformance.case import CASES
-from tests.conformance.chamber import Chamber
+from tests.conformance.chamber import LITTLE_PATIENCE_S, PATIENCE_S, Chamber, be_patient
 from tests.conformance.conftest import LEVELS
 from tests.conformance.exceptions import EXCEPTIONS
 
@@ -33,6 +33,7 @@ def test_case(level: str, case: str, chambers: dict[str, Chamber], missing: dict
         pytest.skip(f"missing: level {level}: {missing[level]}")
     chamber = chambers[level]
     chamber.folder = tmp_path
+    be_patient(LITTLE_PATIENCE_S if (level, case) in EXCEPTIONS else PATIENCE_S)
     CASES[case].check(chamber)
 
 
