@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.integration.leaks import Scope, new_scope
+from tests.integration.leaks import Scope, clean, new_scope
 
 from casemate.sdk import ApiAway, Client, Transport
 
@@ -203,6 +203,8 @@ def running_daemons(**settings: str) -> Iterator[Daemons]:
         yield daemons
     finally:
         daemons.close()
+        # Their tables and rules of iptables stay with hosts; a host with hundreds of tests' would be slow for all.
+        clean(daemons.scope)
         _clean(folder)
 
 

@@ -11,7 +11,7 @@ from msgspec import Meta
 
 from casemate.api.routing import Call, NoQuery, Project, Row
 from casemate.api.streams import HEARTBEAT, event_stream, sse
-from casemate.node import audit, system
+from casemate.node import audit, system, watched
 from casemate.node.clock import parse_time
 from casemate.node.events import Events
 from casemate.spec import api as schema
@@ -47,7 +47,8 @@ async def info(call: Call) -> object:
 
 
 async def doctor(call: Call) -> object:
-    return await system.doctor(call.core)
+    answer = await system.doctor(call.core)
+    return msgspec.structs.replace(answer, findings=(*answer.findings, *watched.findings(call.node)))
 
 
 async def disk(call: Call) -> object:

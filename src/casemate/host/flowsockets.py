@@ -26,8 +26,8 @@ _NETFILTER = 12
 _SOL_NETLINK, _ADD_MEMBERSHIP = 270, 1
 _GROUP_NEW, _GROUP_DESTROY = 1, 3
 _SO_RCVBUFFORCE, _SO_ATTACH_FILTER, _SO_LOCK_FILTER = 33, 26, 44
-#: About 20,000 events of 768 bytes (the kernel counts a message with its bookkeeping): 0.4 s at 50,000 a second.
-RECEIVE_BYTES = 16 << 20
+#: About 40,000 events of 768 bytes (the kernel counts a message with its bookkeeping): 0.8 s at 50,000 a second.
+RECEIVE_BYTES = 32 << 20
 
 # struct sock_filter: code, jump if true, jump if false, constant.
 _LD_IMM, _LDX_IMM, _LD_WORD, _LD_IND, _TAX, _AND, _JEQ, _RET = 0x00, 0x01, 0x20, 0x40, 0x07, 0x54, 0x15, 0x06

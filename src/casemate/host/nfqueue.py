@@ -1,7 +1,7 @@
 """Packets that the kernel's firewall holds for us: a queue bound, its packets' addresses and ports read, verdicts sent.
 
 Only fixed header fields are read, with bounds: who, whom, protocol, ports; nothing of what is in the packet. Why our
-own: decision 0085.
+own: decision 0087.
 Source: linux/netfilter/nfnetlink_queue.h; RFC 791, 8200, 9293, 768, 9260, 792, 4443.
 """
 

@@ -27,7 +27,7 @@ from casemate.hostd.firewall_body import Body
 from casemate.hostd.firewall_record import FirewallRecord, InForce
 from casemate.hostd.folders import Folders
 from casemate.hostd.holding import Holds
-from casemate.hostd.protocol import AnyAnswer, AnyEvent, Done
+from casemate.hostd.protocol import AnyAnswer, AnyEvent, Done, Finding
 from casemate.hostd.referrals import Referrals
 from casemate.hostd.state import State
 from casemate.network import flowlog, plan
@@ -80,6 +80,8 @@ class Firewall:
     on_hold_ended: Callable[[str], None]
     now: InForce = field(default_factory=lambda: InForce(time.time_ns() >> 20, 0))
     repaired: int = 0
+    #: Why a packet queue is not read; empty when all are.
+    unread: str = ""
     followed: Followed = field(default_factory=Followed)
     _kernel: Kernel | None = None
     _record: FirewallRecord | None = None
@@ -146,6 +148,20 @@ class Firewall:
             await self._make(body)
             return [f"made the firewall's table inet {self.kernel.spec.table} again: {', '.join(lost)[:300]} was gone"]
 
+    def finding(self) -> Finding:
+        """The doctor's line."""
+        if not self._opened.is_set():
+            return Finding("firewall", "ok", "made with the first pod or the first policy")
+        if self.unread:
+            remedy = "End what else reads these packet queues, and restart casemate-hostd."
+            return Finding("firewall", "error", f"nothing can be referred or held: {self.unread}", remedy)
+        lost = self.kernel.what_lacks()
+        if lost:
+            return Finding("firewall", "warning", f"{', '.join(lost)[:200]} is gone, and made again within a second")
+        policy = f"policy in force, state {self.now.generation}" if self.now.rules else "no policy is in force"
+        again = f"; made again {self.repaired} times after others changed it" if self.repaired else ""
+        return Finding("firewall", "ok", f"table inet {self.kernel.spec.table}, {policy}{again}")
+
     def what_lacks(self) -> list[str]:
         return self.kernel.what_lacks()
 
@@ -168,6 +184,7 @@ class Firewall:
             except (CasemateError, OSError) as error:
                 # Nothing opens without a reader: what would be referred or held is dropped by the kernel.
                 log.error("no connection can be referred or held: %s", error)
+                self.unread = str(error)
         self._opened.set()
         return made
 
@@ -316,7 +333,8 @@ class Firewall:
             return
         rows = [sets.answer_row(one.source, one.destination, one.protocol, one.port) for one in operation.keys]
         await self.kernel.take(rows)
-        await conntrack.forget_pairs([(one.source, one.destination) for one in operation.keys])
+        if operation.cut:
+            await conntrack.forget_pairs([(one.source, one.destination) for one in operation.keys])
 
     def _observe(self) -> wire.FirewallState:
         counters: dict[str, int] = {"repaired": self.repaired}

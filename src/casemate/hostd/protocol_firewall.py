@@ -110,12 +110,14 @@ class AnswerKey(Value, frozen=True, array_like=True):
 
 
 class FirewallForget(Operation, frozen=True, tag="firewall.forget"):
-    """Cached answers to referrals are forgotten: those of *keys*, whose open connections are cut, or all of them.
+    """Cached answers to referrals are forgotten: those of *keys*, whose open connections are cut (unless *cut* is
+    False), or all of them.
 
     Answers Done.
     """
 
     keys: Annotated[tuple[AnswerKey, ...], Meta(max_length=MAX_BATCH)] | None = None
+    cut: bool = True
 
 
 class PodHold(Operation, frozen=True, tag="firewall.hold"):

@@ -36,6 +36,8 @@ _MAX_RULES = 64
 _FORWARD_SYSCTL = "/proc/sys/net/ipv4/ip_forward"
 #: Base chains that must be there for the table to be whole.
 _CHAINS = {"raw", "pre", "out", "post", "forward"}
+_DROP, _FORWARD_HOOK = 0, 2
+_IPTABLES = ("ip", "filter", "FORWARD")
 _ANY = "0.0.0.0"  # noqa: S104 - the value, not a bind
 
 
@@ -232,7 +234,7 @@ class Nat:
 
     async def _open_forward(self) -> bool:
         """Insert our accept rules where iptables' FORWARD drops; True when one was missing."""
-        if not any(_is_iptables_forward(chain) for chain in self.nft.chains()):
+        if _forward()[0] != _DROP:
             return False
         changed = False
         for rule in self._forward_rules():
@@ -252,20 +254,15 @@ class Nat:
     def forward_obstacles(self) -> list[str]:
         """Base chains of others that drop forwarded packets by policy and are not iptables' own; for the doctor."""
         return [
-            f"{chain['family']} {chain['table']} {chain['name']}"
-            for chain in self.nft.chains()
-            if chain.get("hook") == "forward" and chain.get("policy") == "drop" and not _is_iptables_forward(chain)
+            f"{one.family} {one.table} {one.name}"
+            for one in nft_netlink.base_chains()
+            if one.hook == _FORWARD_HOOK and one.policy == _DROP and (one.family, one.table, one.name) != _IPTABLES
         ]
 
 
 def _forward() -> tuple[int, int]:
     """Policy and number of rules of iptables' FORWARD: whoever changes it changes these; to look takes no program."""
     return nft_netlink.policy_and_rules("filter", nft_netlink.IPV4, "FORWARD")
-
-
-def _is_iptables_forward(chain: dict[str, Any]) -> bool:
-    where = (chain["family"], chain["table"], chain["name"])
-    return where == ("ip", "filter", "FORWARD") and chain.get("policy") == "drop"
 
 
 async def _iptables(action: str, rule: Sequence[str], *, check: bool = False) -> bool:

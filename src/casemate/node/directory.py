@@ -15,14 +15,13 @@ from typing import NamedTuple
 import msgspec
 
 from casemate.node.addresses import address_text
-from casemate.node.core import Core
+from casemate.node.core import Core, report
 from casemate.node.errors import TooMany
+from casemate.node.events import last_number
 from casemate.node.rows import ALIVE
 
 #: Labels that are shown beside a name: as much as fits a line.
 MAX_LABELS_CHARS = 256
-#: Events that come close together are looked at together.
-_GATHER_S = 0.01
 _RETRY_S = 1.0
 _QUERY = """
 SELECT p.id, p.project, p.name, p.implicit, p.address, p.request, c.id, c.name, c.labels, c.status
@@ -76,9 +75,11 @@ class Directory:
 
     async def run(self) -> None:
         """Follow the store's events; never returns."""
-        last: int | None = None
+        last = 0
         while True:
             try:
+                # Before it is read: what happens meanwhile is looked at twice, not missed.
+                last = max(last, await self._core.db.read(last_number))
                 await self.load()
                 async for row in self._core.events.watch(after=last, since=0.0, until=float("inf"), follow=True):
                     if row is None:
@@ -87,6 +88,10 @@ class Directory:
                     if row.kind in ("container", "pod") and not row.action.startswith("exec"):
                         await self.refresh(row.subject)
             except TooMany:
+                await asyncio.sleep(_RETRY_S)
+            except Exception:
+                # Stale names would mislead everybody: everything is read again.
+                report("the directory of addresses failed, and begins anew")
                 await asyncio.sleep(_RETRY_S)
 
     async def refresh(self, subject: str) -> None:

@@ -74,11 +74,11 @@ class Firewall:
         for start in range(0, len(answers), wire.MAX_BATCH):
             await ask(self._hostd, wire.FirewallAnswer(tuple(answers[start : start + wire.MAX_BATCH])), Done)
 
-    async def forget(self, keys: Sequence[wire.AnswerKey] | None = None) -> None:
-        """Cached answers of *keys* (None: all) hold no longer, and connections that they opened are cut."""
+    async def forget(self, keys: Sequence[wire.AnswerKey] | None = None, *, cut: bool = True) -> None:
+        """Cached answers of *keys* (None: all) hold no longer; with *cut*, connections that *keys* opened end."""
         for start in range(0, len(keys or ()) or 1, wire.MAX_BATCH):
             part = None if keys is None else tuple(keys[start : start + wire.MAX_BATCH])
-            await ask(self._hostd, wire.FirewallForget(part), Done)
+            await ask(self._hostd, wire.FirewallForget(part, cut), Done)
 
     async def hold(self, pod: str, *, wait_s: int = 30, limit: int = 16_384) -> None:
         """New connections to *pod* wait, at most *wait_s* and *limit* of them; then they are reset."""

@@ -126,7 +126,13 @@ class Sidecar:
             if not data:
                 self._drop()
                 return
-            self._on_message(data)
+            try:
+                self._on_message(data)
+            except Exception:
+                # A child reads what strangers send: what it says is no more believed than they are.
+                report(f"a child (pid {self.pid}) said what it may not say, and is ended")
+                self._drop()
+                return
 
     def _drop(self) -> None:
         gone, self._socket = self._socket, None

@@ -22,6 +22,7 @@ from casemate.sdk.errors import ApiBroken
 from casemate.sdk.transport import Pairs, Transport
 from casemate.sdk.websocket import WebSocket
 from casemate.spec import api as schema
+from casemate.spec.api.flows import FlowList, FlowMap, FlowRow
 
 T = TypeVar("T")
 
@@ -158,6 +159,22 @@ class Client:
             if event == "event":
                 yield self._decode(data, schema.EventRow)
 
+    def flows(self, **query: object) -> FlowList:
+        """Who talked to whom; *query* are the parameters of ``GET /v1/flows`` (``source`` and ``target`` for its
+        ``from`` and ``to``).
+        """
+        return self._get("/v1/flows", FlowList, _flow_pairs(query))
+
+    def follow_flows(self, **query: object) -> Iterator[FlowRow]:
+        """Who talks to whom, as it happens: each connection when it begins, and when it ends."""
+        for event, data in self.events_of("/v1/flows/follow", _flow_pairs(query)):
+            if event == "flow":
+                yield self._decode(data, FlowRow)
+
+    def flow_map(self, **query: object) -> FlowMap:
+        """The service map."""
+        return self._get("/v1/flows/map", FlowMap, _flow_pairs(query))
+
     def events_of(self, path: str, query: Pairs = ()) -> Iterator[tuple[str, bytes]]:
         """(event, data) of a stream of server-sent events."""
         rest = b""
@@ -203,3 +220,8 @@ class Client:
 
 def _text(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _flow_pairs(query: dict[str, object]) -> Pairs:
+    names = {"source": "from", "target": "to"}
+    return [(names.get(key, key), _text(value)) for key, value in query.items()]

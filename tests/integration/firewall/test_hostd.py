@@ -11,16 +11,21 @@ import select
 import socket
 import struct
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TypeVar
 
 import pytest
 from tests.integration.hostd.driver import Client, Hostd, Refused, running
+from tests.integration.leaks import new_scope
 
 from casemate.host import netns
+from casemate.host.nfqueue import PacketQueue
 from casemate.hostd import protocol
 from casemate.hostd import protocol_firewall as wire
+from casemate.hostd.firewall import first_queue
 from casemate.node.firewall import pack, sealed
 from casemate.policy.lower import Element, Table
 from casemate.policy.plan import AddressElement, Transaction
@@ -291,6 +296,37 @@ def test_somebodys_flush_is_repaired_within_a_second(
         subprocess.run(["nft", "flush", "chain", "inet", table, "judge"], check=True)
         event = client.event(wire.FirewallRepaired)
         assert "chain judge" in event.what[0]
+
+
+def test_the_doctor_says_what_holds(hostd: Hostd, client: Client, pods: tuple[PodSpec, PodSpec]) -> None:
+    client.call(wire.FirewallReplace(whole(pods)))
+    lines = {one.check: one for one in client.call(protocol.Doctor()).findings}
+    assert lines["firewall"].severity == "ok"
+    assert "policy in force" in lines["firewall"].detail
+
+
+def test_a_queue_that_somebody_else_reads_denies_and_is_told() -> None:
+    with tempfile.TemporaryDirectory(prefix="cm-hostd-") as folder:
+        scope = new_scope(Path(folder))
+        taken = PacketQueue(first_queue(scope.table), 16)
+        one = Hostd(scope)
+        try:
+            client = one.up()
+            pods = one.pod(), one.pod()
+            for pod in pods:
+                client.call(protocol.PodCreate(pod))
+            lines = {found.check: found for found in client.call(protocol.Doctor()).findings}
+            assert lines["firewall"].severity == "error"
+            client.call(wire.FirewallReplace(whole(pods, between(Verdict.REFER))))
+            with listen(one, pods[1]):
+                assert connect(one, *pods, timeout_s=0.2) == "waiting"
+                assert not taken.receive(0)
+            for pod in pods:
+                client.call(protocol.PodRemove(pod.id, force=True))
+            client.close()
+        finally:
+            taken.close()
+            one.clean()
 
 
 def test_a_killed_hostd_leaves_the_firewall_as_it_was_and_goes_on(

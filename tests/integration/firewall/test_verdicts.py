@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import shutil
+import subprocess
+
 import pytest
 from tests.integration.firewall.lab import (
     ACK,
@@ -15,6 +19,7 @@ from tests.integration.firewall.lab import (
     Packet,
     address,
     endpoint,
+    inside,
     world,
 )
 
@@ -98,6 +103,28 @@ def test_where_a_pair_has_nothing_its_bases_are_asked(lab: Lab) -> None:
     lab.flush_connections()
     asked = {(B, 80): True, (B, 95): True, (B, 81): False, (C, 80): True}
     assert lab.passes([Packet(A, one, TCP, port) for one, port in asked]) == list(asked.values())
+
+
+def test_nft_can_list_the_table(lab: Lab) -> None:
+    """Its listing of the whole host ends with the first table that it cannot say in its words."""
+    if shutil.which("nft") is None:
+        pytest.skip("missing: nft")
+    for generation in (0, 7):
+        viewed = sets.address_row(True, address(B), address(B), viewer=address(A), number=9, lifetime_ms=60_000)
+        rows = [verdict_row(table, 300, 301, TCP, 80, 80 + table % 2, ALLOW) for table in (0, 1, 2)]
+        rows += [
+            *sets.base_rows(300, 1, 2),
+            viewed,
+            sets.answer_row(address(A), address(B), TCP, 80, lifetime_ms=60_000),
+        ]
+        lab.make(base(lab, *rows), generation)
+        asyncio.run(lab.kernel.set_holding(True))
+        listing = inside(
+            lab.router, lambda: subprocess.run(["nft", "list", "ruleset"], capture_output=True, check=True)
+        )
+        asyncio.run(lab.kernel.set_holding(False))
+        assert b"Error" not in listing.stderr
+        assert b"chain port_verdict" in listing.stdout
 
 
 def test_the_outside_has_identities_by_interval_and_by_name(lab: Lab) -> None:

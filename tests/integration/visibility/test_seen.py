@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.fuzz.packets import client_hello
+from tests.fuzz.packets import client_hello, query
 from tests.integration.daemons import running_daemons
 from tests.integration.system.site import IMAGE, Site
 
@@ -152,6 +152,55 @@ def test_the_rest_of_the_world_is_asked_with_care(site: Site, outside: Outside) 
     assert not {"web", "nothing"} & set(outside.asked), "names without a dot are told to nobody"
 
 
+TCP = """
+import socket, sys
+data = bytes.fromhex(sys.argv[1])
+s = socket.create_connection(("169.254.1.1", 53), 5)
+for _ in range(2):
+    s.sendall(len(data).to_bytes(2, "big") + data)
+    size = int.from_bytes(s.recv(2, socket.MSG_WAITALL), "big")
+    print(s.recv(size, socket.MSG_WAITALL).hex())
+"""
+
+
+def test_over_tcp_too_and_two_questions_on_one_connection(site: Site) -> None:
+    pid = site("inspect", "--format", "{{.State.Pid}}", "web").stdout.decode().strip()
+    done = subprocess.run(["nsenter", "-t", pid, "-n", "/usr/bin/python3", "-c", TCP, query("db").hex()],
+                          capture_output=True, text=True, check=True, timeout=20)  # fmt: skip
+    answers = [message.read_answer(bytes.fromhex(line)) for line in done.stdout.split()]
+    wanted = ipaddress.ip_address(address(site, "db")).packed
+    assert [[packed for packed, _ in answer.addresses()] for answer in answers] == [[wanted]] * 2
+
+
+FLOOD = """
+import socket, sys
+head, tail = bytes.fromhex(sys.argv[1]), bytes.fromhex(sys.argv[2])
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+print("up", flush=True)
+for number in range(20000):
+    s.sendto(head + bytes([8]) + b"%08d" % number + tail, ("169.254.1.1", 53))
+print("done", flush=True)
+"""
+
+
+def test_a_flood_from_one_pod_is_cut_short_in_the_kernel(site: Site, outside: Outside) -> None:
+    pid = site("inspect", "--format", "{{.State.Pid}}", "web").stdout.decode().strip()
+    whole = query("00000000.flood.example.org")
+    argv = ["nsenter", "-t", pid, "-n", "/usr/bin/python3", "-c", FLOOD, whole[:12].hex(), whole[21:].hex()]
+    outside.held["calm.example.org"] = "192.0.2.9"
+    with subprocess.Popen(argv, stdout=subprocess.PIPE) as flood:
+        assert flood.stdout is not None
+        assert flood.stdout.readline() == b"up\n"
+        assert "192.0.2.9" in inside(site, "other", "nslookup calm.example.org")
+        assert flood.stdout.readline() == b"done\n"
+    assert "192.0.2.9" in inside(site, "other", "nslookup calm.example.org")
+    table = f"{site.daemons.scope.table}_names"
+    listed = subprocess.run(["nft", "-j", "list", "chain", "ip", table, "bound"], capture_output=True, check=True)
+    rules = [row["rule"] for row in json.loads(listed.stdout)["nftables"] if "rule" in row]
+    dropped = [part["counter"]["packets"] for rule in rules for part in rule["expr"] if "counter" in part]
+    assert dropped[0] > 1000
+
+
 def test_a_silent_resolver_holds_up_nobody_else(site: Site, outside: Outside) -> None:
     slow = subprocess.Popen(site.argv("exec", "web", "nslookup", "silent.example.org"), env=site.environment,
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
@@ -207,6 +256,16 @@ def test_a_map_of_it_all(site: Site) -> None:
     assert ">db<" in text
     assert "http://" not in text.replace("http://www.w3.org/2000/svg", ""), "it loads nothing"
     assert json.loads(site("--json", "flows", "map").stdout)["edges"]
+
+
+def test_the_sdk_has_it_too(site: Site) -> None:
+    client = site.daemons.client
+    rows = client.flows(source="web", target="db", limit=2).flows
+    assert rows
+    assert all((row.source.name, row.destination.name) == ("web", "db") for row in rows)
+    assert client.flow_map().edges
+    stream = client.follow_flows(target="db", since="1h")
+    assert next(iter(stream)).destination.name == "db"
 
 
 def test_following_shows_what_happens_now(site: Site) -> None:

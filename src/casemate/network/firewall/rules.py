@@ -289,11 +289,11 @@ def _verdicts() -> dict[str, list[bytes]]:
         e.tracked(e.CT_LABELS, 8) + e.immediate(3, bytes(16)) + e.lookup("egress", 8, into=4) + destination
         + e.lookup("ingress", 8, into=5)
     )  # fmt: skip
-    rest = e.immediate(6, bytes([PAIR, 0, 0, 0, 0, 0, 0, 0]))
+    rest = e.immediate(6, bytes([PAIR, 0, 0, 0])) + e.immediate(7, bytes(4))
     places = {
         "port_verdict": e.meta(e.META_L4PROTO, 6) + e.tracked(e.CT_PROTO_SRC, 7, e.REPLY),
         "icmp_verdict": e.immediate(6, bytes([_ICMP, 0, 0, 0])) + e.payload(e.TRANSPORT, 0, 1, 7),
-        "other_verdict": e.immediate(6, bytes(8)),
+        "other_verdict": e.immediate(6, bytes(4)) + e.immediate(7, bytes(4)),
     }
     for chain, place in places.items():
         chains[chain] = [

@@ -126,6 +126,7 @@ class Serving:
                     resolver.forwarder.servers = servers
                     resolver.cache.clear()
                 resolver.watched = message.watched
+                resolver.watch_all = message.watch_all
                 resolver.guard = Guard(self._pool, message.rebind_allowed)
             case Laid():
                 resolver.laid(message)

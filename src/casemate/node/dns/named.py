@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 
 from casemate.node.core import report
 from casemate.node.policy.state import Policy
 from casemate.policy.identity import Endpoint, Kind
-from casemate.policy.rules import Names, name_matches
+from casemate.policy.plan import Planner
+from casemate.policy.rules import Names, RuleSet, name_matches
 from casemate.spec.errors import CasemateError
 
 #: Addresses that one pod may hold under names of rules, and lifetimes at most: beyond, the oldest go.
@@ -28,30 +30,38 @@ _LOOK_S = 1.0
 class Named:
     """What pods were told under names of rules."""
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Policy, now: Callable[[], float] = time.monotonic) -> None:
         self._policy = policy
-        #: By viewer and address: pattern -> until when (the loop's time).
+        self._now = now
+        #: The planner that was told; another one has to be told all of it.
+        self._planner: Planner | None = None
+        #: By viewer and address: pattern -> until when (seconds of the clock).
         self._held: dict[str, dict[str, dict[str, float]]] = {}
         #: When the kernel forgets each, if nothing is done.
         self._kernel: dict[tuple[str, str], float] = {}
-        policy.changed.append(self._kernel.clear)
+        #: The rules that were looked through last, and what they name.
+        self._patterns: tuple[RuleSet, tuple[str, ...]] | None = None
 
     def patterns(self) -> tuple[str, ...]:
         """Every name that a rule in force speaks of."""
         if not self._policy.active:
             return ()
+        rules = self._policy.rules
+        if self._patterns is not None and self._patterns[0] is rules:
+            return self._patterns[1]
         found = {
             pattern
-            for rule in self._policy.rules.rules
+            for rule in rules.rules
             for peer in rule.peers
             if isinstance(peer, Names)
             for pattern in peer.patterns
         }
-        return tuple(sorted(found))
+        self._patterns = (rules, tuple(sorted(found)))
+        return self._patterns[1]
 
     async def answered(self, viewer: str, name: str, addresses: Iterable[tuple[str, int]]) -> None:
         """*viewer* is about to be told; when this returns the kernel knows."""
-        now = asyncio.get_running_loop().time()
+        now = self._now()
         matching = [pattern.lower().rstrip(".") for pattern in self.patterns() if name_matches(pattern, name)]
         held = self._held.setdefault(viewer, {})
         for address, ttl_s in addresses:
@@ -98,19 +108,25 @@ class Named:
         """Take out what has run out; never returns."""
         while True:
             await asyncio.sleep(_LOOK_S)
-            now = asyncio.get_running_loop().time()
-            late = [
-                (viewer, address)
-                for viewer, held in self._held.items()
-                for address, patterns in held.items()
-                if not patterns or min(patterns.values()) <= now or (viewer, address) not in self._kernel
-            ]
-            for viewer, address in late:
-                try:
-                    await self._lay(viewer, address, now)
-                except CasemateError:
-                    report(f"{address} as seen by {viewer} could not be taken out of the firewall")
-                    break
+            try:
+                await self.look()
+            except CasemateError:
+                report("answers to names could not be taken out of the firewall; it is tried again")
+
+    async def look(self) -> None:
+        """Take out what has run out, and lay anew what a new planner does not know."""
+        now = self._now()
+        if self._policy.planner is not self._planner:
+            self._planner = self._policy.planner
+            self._kernel.clear()
+        late = [
+            (viewer, address)
+            for viewer, held in self._held.items()
+            for address, patterns in held.items()
+            if not patterns or min(patterns.values()) <= now or (viewer, address) not in self._kernel
+        ]
+        for viewer, address in late:
+            await self._lay(viewer, address, now)
 
 
 def _name(viewer: str, address: str) -> str:

@@ -17,6 +17,7 @@ from casemate.node.dns.wire import (
     ENCODER,
     FROM_RESOLVER,
     MAX_PODS,
+    MAX_WATCHED_BYTES,
     Answered,
     Counters,
     Laid,
@@ -32,6 +33,8 @@ from casemate.spec.errors import CasemateError
 
 MODULE = "casemate.node.dns.child"
 _FIRST_DELAY_S, _MAX_DELAY_S = 0.2, 5.0
+#: Entries of network.rebind_allowed that are heard.
+MAX_REBIND_ALLOWED = 100
 #: How often the host's resolv.conf is looked at.
 _LOOK_S = 5.0
 #: One event for a refused answer in so long for each pod and name: a program asks again and again.
@@ -133,9 +136,12 @@ class Names:
 
     def _give_orders(self) -> None:
         settings = self._core.settings
+        watched = self.named.patterns()
+        too_many = sum(map(len, watched)) + 5 * len(watched) > MAX_WATCHED_BYTES
         orders = Orders(
-            upstream_servers(settings), self.named.patterns(), tuple(settings.texts("network.rebind_allowed"))
-        )
+            upstream_servers(settings), () if too_many else watched,
+            settings.texts("network.rebind_allowed")[:MAX_REBIND_ALLOWED], too_many,
+        )  # fmt: skip
         if orders != self._orders:
             self._orders = orders
             self._send(orders)

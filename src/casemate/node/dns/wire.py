@@ -7,6 +7,8 @@ import msgspec
 from casemate.spec.workload import Value
 
 MAX_MESSAGE_BYTES = 128 << 10
+#: Of the names in rules in one message; beyond, every answer waits.
+MAX_WATCHED_BYTES = 64 << 10
 #: Pods of one message, so that its bytes stay below that: a pod has a few names of at most 128 characters.
 MAX_PODS = 100
 
@@ -24,11 +26,15 @@ class Pods(ToResolver, frozen=True, tag="pods"):
 
 
 class Orders(ToResolver, frozen=True, tag="orders"):
-    """*servers* to ask, in order (address, or address#port). *watched*: names in rules, whose answers wait."""
+    """*servers* to ask, in order (address, or address#port). *watched*: names in rules, whose answers wait.
+
+    *watch_all*: there are too many to say; every answer waits.
+    """
 
     servers: tuple[str, ...]
     watched: tuple[str, ...] = ()
     rebind_allowed: tuple[str, ...] = ()
+    watch_all: bool = False
 
 
 class Laid(ToResolver, frozen=True, tag="laid"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable, Sequence
 
-from casemate.node.flows.wire import Question, Ruling
+from casemate.node.flows.wire import MAX_RULE_BYTES, Question, Ruling, bounded
 from casemate.node.policy.ends import at_address, outside
 from casemate.node.policy.state import Policy
 from casemate.policy.cells import cell_at
@@ -40,7 +40,7 @@ def _judged(planner: Planner, question: Question) -> Ruling:
     protocol = _PROTOCOLS.get(question.protocol, Protocol.OTHER)
     port = question.port if protocol is not Protocol.OTHER else 0
     decision = cell_at(planner.compiler.cells(*pair), place(protocol, port)).decision
-    return Ruling(decision.verdict.word, decision.rule, *pair)
+    return Ruling(decision.verdict.word, bounded(decision.rule, MAX_RULE_BYTES), *pair)
 
 
 def connections(policy: Policy, flows: Iterable[tuple[FlowRow, int]]) -> list[tuple[Connection, int]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import sqlite3
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from casemate.node.clock import rfc3339
@@ -110,9 +111,14 @@ def connect(path: str) -> sqlite3.Connection:
 
 def _in_network(address: str, network: str) -> bool:
     try:
-        return ipaddress.ip_address(address) in ipaddress.ip_network(network)
+        return ipaddress.ip_address(address) in _network(network)
     except ValueError:
         return False
+
+
+@lru_cache(maxsize=64)
+def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    return ipaddress.ip_network(text)
 
 
 def last(db: sqlite3.Connection, wanted: Wanted, limit: int) -> list[FlowRow]:

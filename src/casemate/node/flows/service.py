@@ -21,6 +21,9 @@ from casemate.node.flows.recorder import batches
 from casemate.node.flows.wire import (
     ENCODER,
     FROM_RECORDER,
+    MAX_LABELS_BYTES,
+    MAX_NOTE_BYTES,
+    MAX_RULE_BYTES,
     Counters,
     End,
     Ends,
@@ -32,6 +35,7 @@ from casemate.node.flows.wire import (
     RulesChanged,
     Ruling,
     Rulings,
+    bounded,
 )
 from casemate.node.sidecar import Sidecar, close_all
 from casemate.policy.identity import Connection
@@ -150,7 +154,8 @@ class Flows:
 
     def referred(self, what: Referred) -> None:
         """A connection was referred, and answered."""
-        self._send(what)
+        rule, note = bounded(what.rule, MAX_RULE_BYTES), bounded(what.note, MAX_NOTE_BYTES)
+        self._send(msgspec.structs.replace(what, rule=rule, note=note))
 
     @property
     def newest_stamp(self) -> int:
@@ -235,4 +240,5 @@ class Flows:
 
 
 def _end(entry: Entry) -> End:
-    return End(entry.address, "pod", entry.project, entry.name, entry.pod, 0, entry.labels_text())
+    labels = bounded(entry.labels_text(), MAX_LABELS_BYTES)
+    return End(entry.address, "pod", entry.project, entry.name, entry.pod, 0, labels)

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import msgspec
-from msgspec import Meta
 
 from casemate.spec.workload import Value
 
 #: Below the default send buffer with room for the kernel's own; larger lists go in several messages.
 MAX_MESSAGE_BYTES = 128 << 10
-#: Items of one message, so that its bytes stay below that.
-MAX_ITEMS = 400
+#: Items of one message, so that its bytes stay below that: an end has at most some 560, a ruling 500.
+MAX_ITEMS = 200
+MAX_RULE_BYTES, MAX_NOTE_BYTES, MAX_LABELS_BYTES = 250, 200, 256
 
-Text = Annotated[str, Meta(max_length=1024)]
+
+def bounded(text: str, size: int) -> str:
+    """*text*, cut where its UTF-8 would be longer than *size* bytes."""
+    return text if len(text) * 4 <= size else text.encode("utf-8", "replace")[:size].decode("utf-8", "ignore")
 
 
 class End(Value, frozen=True, array_like=True):

@@ -17,12 +17,13 @@ from casemate.node.policy.referrals import Referrals
 from casemate.node.policy.wallstate import read_bound
 from casemate.node.policy.watching import Watch
 from casemate.policy.identity import Endpoint
+from casemate.policy.parse import Policies
 from casemate.policy.windows import minute_of_week, minutes_to_next_border
 from casemate.spec.api.policy import ReferralRow
 from casemate.spec.errors import CasemateError
 
 #: How often the clock is looked at where there are hours to keep: it may be set while we sleep.
-TICK_S = 5.0
+TICK_S = 1.0
 
 
 class Desk:
@@ -35,7 +36,8 @@ class Desk:
         self.watch = Watch(core, flows)
         self.referrals.met = self._met
         self.referrals.told = self._told
-        self._minute = -1
+        #: The minute and the documents that were looked at last.
+        self._seen: tuple[int, Policies] = (-1, Policies())
 
     async def load(self) -> None:
         """Everything from the store; before hostd's first event and the first request."""
@@ -84,11 +86,13 @@ class Desk:
     async def look_at_the_clock(self) -> None:
         """Bring the rules of this minute in force, wherever the clock came from (a border, or somebody set it)."""
         policy = self.core.policy
-        windows = [window for rule in policy.policies.rules for window in rule.windows]
         minute = minute_of_week(self.core.clock())
-        if minute == self._minute or minutes_to_next_border(windows, minute) is None:
+        if minute == self._seen[0] and policy.policies is self._seen[1]:
             return
-        self._minute = minute
+        self._seen = (minute, policy.policies)
+        windows = [window for rule in policy.policies.rules for window in rule.windows]
+        if minutes_to_next_border(windows, minute) is None:
+            return
         async with policy.lock:
             await policy.rules_again("another hour")
 

@@ -120,6 +120,7 @@ class Referrals:
         """Answers that the rules would not give any more are forgotten, and what they opened is cut."""
         now = self._core.clock()
         keys: list[AnswerKey] = []
+        asked_anew: list[AnswerKey] = []
         try:
             for place, (key, old) in enumerate(list(self._granted.items()), 1):
                 asked = Connection(
@@ -129,11 +130,16 @@ class Referrals:
                 if decision.verdict > Verdict.AUDIT:
                     keys.append(AnswerKey(*key))
                     self._granted.pop(key, None)
+                elif not self.decider.relevant(asked).lasting:
+                    # It may stay open; the next one is asked about the hour, the rate.
+                    asked_anew.append(AnswerKey(*key))
                 if place % 256 == 0:
                     await asyncio.sleep(0)
             if keys:
                 self.counters["taken_back"] += len(keys)
                 await self._core.policy.firewall.forget(keys)
+            if asked_anew:
+                await self._core.policy.firewall.forget(asked_anew, cut=False)
         except CasemateError:
             # The kernel could not be told: it is given the whole anew, and forgets all answers.
             report("answers to referrals could not be taken back")

@@ -200,12 +200,19 @@ class Policy:
         self._tell()
 
     async def _commit(self, transaction: Transaction, lifetime_s: int = 0) -> None:
-        """One change to the kernel; all of it anew where hostd has something else than we think."""
-        if not self.enforced:
-            await self._replace()
-            return
-        if not transaction.size:
-            return
+        """One change to the kernel; all of it anew where hostd has something else than we think.
+
+        Whoever works by the rules is told in any case: that the kernel sees no difference does not mean there is none.
+        """
+        try:
+            if not self.enforced:
+                await self._replace()
+            elif transaction.size:
+                await self._change(transaction, lifetime_s)
+        finally:
+            self._tell()
+
+    async def _change(self, transaction: Transaction, lifetime_s: int) -> None:
         try:
             await self.firewall.change(transaction, lifetime_s=lifetime_s)
         except CasemateError as error:
@@ -213,7 +220,6 @@ class Policy:
             if error.to_problem().get("status") != 409:
                 raise
             await self._replace()
-        self._tell()
 
     def _tell(self) -> None:
         for told in self.changed:

@@ -20,10 +20,12 @@ from casemate.node.clock import rfc3339
 from casemate.node.core import Caller, Core
 from casemate.node.policy import rights
 from casemate.node.policy.documents import compiled
+from casemate.node.policy.endpoints import WALL
 from casemate.node.policy.errors import WallNotFound
 from casemate.node.policy.ruleset import standing
 from casemate.node.policy.wallstate import Binding, Line, append, entries, read_bound
 from casemate.policy import analysis
+from casemate.policy.addresses import Address
 from casemate.policy.errors import PolicyInvalid, WallBreached
 from casemate.policy.identity import Endpoint, Kind
 from casemate.policy.walls import History, Reached, Wall, connect
@@ -167,9 +169,21 @@ async def release(core: Core, request: WallRelease, caller: Caller, workload: st
         await core.db.write(work, durable=True)
         del bound[request.wall]
     core.events.wake()
-    # What was allowed under the old binding must be asked again: answers that the kernel holds, and what they opened.
+    # What was allowed under the old binding must be asked again: what is open, and answers that the kernel holds.
     if core.policy.active:
+        await core.policy.firewall.cut(_between(core, workload, request.wall, member))
         await core.policy.firewall.forget()
+
+
+def _between(core: Core, workload: str, wall: str, member: str) -> list[tuple[Address, Address]]:
+    """Both ways between *workload* and everybody of *member*, by address."""
+    policy = core.policy
+    own = policy.workload(workload)
+    label = (f"{WALL}{wall}", member)
+    theirs = [address for end in policy.ends() if label in end.labels for address in end.addresses]
+    mine = own.endpoint.addresses if own is not None else ()
+    pairs = [(one, other) for one in mine for other in theirs if one.version == other.version]
+    return [*pairs, *((other, one) for one, other in pairs)]
 
 
 def renamed(db: sqlite3.Connection, core: Core, names: tuple[str, str], who: str) -> None:

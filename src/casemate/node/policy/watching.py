@@ -65,7 +65,8 @@ class Watch:
         self._counted: OrderedDict[int, int] = OrderedDict()
         self._decider: Decider | None = None
         self._wake = asyncio.Event()
-        self._minute = (0, 0)
+        #: The minute, and how many were cut off in it.
+        self._minute: tuple[int, int] = (0, 0)
         core.policy.changed.append(self._changed)
 
     def _changed(self) -> None:
@@ -153,7 +154,7 @@ class Watch:
     async def _fire(self, trigger: Trigger, asked: Connection, facts: dict[str, Any]) -> None:
         core = self._core
         minute = int(core.clock() // 60)
-        count = self._minute[1] + 1 if self._minute[0] == minute else 1
+        count: int = 1 + (self._minute[1] if self._minute[0] == minute else 0)
         self._minute = (minute, count)
         told = ", ".join(f"{name} {facts[name]}" for name in ("ports", "peers", "denied", "rate"))
         reason = f"{trigger.reason or trigger.name}: {asked.describe()} ({told})"

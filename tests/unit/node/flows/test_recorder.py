@@ -14,7 +14,23 @@ from casemate.node.flows.clienthello import server_name
 from casemate.node.flows.query import Wanted
 from casemate.node.flows.recorder import RULING_WAIT_S, Recorder
 from casemate.node.flows.store import Ring
-from casemate.node.flows.wire import End, Ends, Names, Questions, Referred, RulesChanged, Ruling, Rulings
+from casemate.node.flows.wire import (
+    ENCODER,
+    MAX_ITEMS,
+    MAX_LABELS_BYTES,
+    MAX_MESSAGE_BYTES,
+    MAX_NOTE_BYTES,
+    MAX_RULE_BYTES,
+    End,
+    Ends,
+    Names,
+    Questions,
+    Referred,
+    RulesChanged,
+    Ruling,
+    Rulings,
+    bounded,
+)
 from casemate.spec.api.flows import FlowRow
 from casemate.spec.errors import InvalidArgument
 
@@ -336,3 +352,12 @@ def test_what_was_referred_says_who_answered(tmp_path: Path) -> None:
         ("referred", "0:root: fine", 1),
         ("deny", "deadline", 2),
     ]
+
+
+def test_full_messages_fit_the_channel() -> None:
+    """Each item as long as it may be, in letters that take most bytes; names are ASCII by their own rule."""
+    wide = "\N{GRINNING FACE}" * 300
+    end = End("f" * 39, "world", "p" * 64, "n" * 128, "i" * 64, 1 << 24, bounded(wide, MAX_LABELS_BYTES))
+    ruling = Ruling("referred", bounded(wide, MAX_RULE_BYTES), 1 << 24, 1 << 24, bounded(wide, MAX_NOTE_BYTES))
+    for message in (Ends((end,) * MAX_ITEMS), Rulings(1 << 40, (ruling,) * MAX_ITEMS)):
+        assert len(ENCODER.encode(message)) <= MAX_MESSAGE_BYTES

@@ -75,6 +75,8 @@ class Notes:
                 raise self.failing.pop(0)
             self.generation += 1
             return Answered(wire.FirewallChanged(self.generation))
+        if isinstance(operation, wire.FlowsCut):
+            return Answered(wire.Cut(len(operation.pairs)))
         if isinstance(operation, wire.PodRelease):
             return Answered(wire.Released(3, 0))
         return Answered(Done())

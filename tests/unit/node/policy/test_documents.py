@@ -136,7 +136,7 @@ def test_bad_documents_change_nothing(play: Callable[..., None]) -> None:
         before = dict(site.core.policy.documents)
         for text, error, word in (
             (b"a: [", PolicyInvalid, ":1:"),
-            (SHOP.replace(b"action: allow", b"action: alow"), PolicyInvalid, "line 10"),
+            (SHOP.replace(b"action: allow", b"action: permit"), PolicyInvalid, "line 10"),
             (SHOP.replace(b"action: allow", b"action: allow, when: 'x ='"), ConditionInvalid, "line 10"),
             (b"apiVersion: v1\nkind: Secret\nmetadata: {name: x}", PolicyInvalid, "not known"),
             (b"[1]", PolicyInvalid, "no policy document"),

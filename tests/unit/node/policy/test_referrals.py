@@ -65,6 +65,24 @@ def test_rules_decide_first_and_last_as_long_as_their_facts(play: Callable[..., 
     play(scene)
 
 
+def test_other_conditions_count_though_the_kernel_sees_no_difference(play: Callable[..., None]) -> None:
+    async def scene(site: Site) -> None:
+        referrals = await _referring(site)
+        referrals.on_referred(wire.Referred((packet(1, 1, 2, 80),)))
+        assert await _settled(site, 1) == [wire.ReferralAnswer(1, True, 300)]
+        done = await site.apply(REFER.replace(b'== "web"', b'== "nothing"'))
+        assert done.elements == 0
+        # What was let pass is taken back, and the next one is for a person.
+        async with asyncio.timeout(10):
+            while not site.notes.of(wire.FirewallForget):
+                site.notes.told.clear()
+                await site.notes.told.wait()
+        referrals.on_referred(wire.Referred((packet(2, 1, 2, 80),)))
+        assert len((await referrals.listing(10)).waiting) == 1
+
+    play(scene)
+
+
 def test_a_person_is_asked_and_nobody_else_waits(play: Callable[..., None]) -> None:
     async def scene(site: Site) -> None:
         referrals = await _referring(site)

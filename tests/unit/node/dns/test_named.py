@@ -1,0 +1,98 @@
+"""Answers under names of rules: laid before they are told, renewed, and gone with their lifetime or their pod."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+from casemate.node.dns.named import GRACE_S, MAX_OF_ONE, Named
+from casemate.policy.identity import Endpoint
+from casemate.policy.parse import parse
+
+POLICY = b"""
+apiVersion: casemate/v1
+kind: Policy
+metadata: {name: p}
+spec:
+  segments: {s: {select: {}, default: deny}}
+  rules:
+    - {from: [{segment: s}], to: [{names: [api.example.org, "*.cdn.example.org"]}], ports: [tcp/443], action: allow}
+"""
+POD = "10.209.0.2"
+
+
+class Kept:
+    """What the planner and the kernel would hold."""
+
+    def __init__(self) -> None:
+        self.active = True
+        self.planner: Any = object()
+        self.rules = parse(POLICY, "test").in_force(0)
+        self.ends: dict[str, tuple[Endpoint, str, int]] = {}
+        self.laid: list[tuple[str, bool]] = []
+
+    async def name(self, end: Endpoint, viewer: str, lifetime_s: int, *, again: bool) -> bool:
+        self.ends[end.name] = (end, viewer, lifetime_s)
+        self.laid.append((end.name, again))
+        return True
+
+    async def unname(self, name: str) -> None:
+        self.ends.pop(name, None)
+
+
+def test_patterns_not_names_and_lifetimes() -> None:
+    async def body() -> None:
+        kept, clock = Kept(), SimpleNamespace(now=100.0)
+        named = Named(kept, lambda: clock.now)  # type: ignore[arg-type]
+        assert named.patterns() == ("*.cdn.example.org", "api.example.org")
+        await named.answered(POD, "a1.cdn.example.org", [("192.0.2.1", 60)])
+        await named.answered(POD, "b2.cdn.example.org", [("192.0.2.1", 90), ("192.0.2.2", 60)])
+        ends = {end.addresses[0].compressed: (end.dns, viewer, life) for end, viewer, life in kept.ends.values()}
+        both = frozenset({"*.cdn.example.org"})
+        assert ends == {"192.0.2.1": (both, POD, 90 + GRACE_S), "192.0.2.2": (both, POD, 60 + GRACE_S)}
+        clock.now += 61
+        await named.look()
+        assert [end.addresses[0].compressed for end, _, _ in kept.ends.values()] == ["192.0.2.1"]
+        clock.now += 30
+        await named.look()
+        assert not kept.ends
+
+    asyncio.run(body())
+
+
+def test_the_same_answer_again_renews_the_kernels_timer_only_when_it_must() -> None:
+    async def body() -> None:
+        kept, clock = Kept(), SimpleNamespace(now=100.0)
+        named = Named(kept, lambda: clock.now)  # type: ignore[arg-type]
+        await named.answered(POD, "api.example.org", [("192.0.2.1", 300)])
+        clock.now += 1
+        await named.answered(POD, "api.example.org", [("192.0.2.1", 299)])
+        clock.now += 100
+        await named.answered(POD, "api.example.org", [("192.0.2.1", 300)])
+        assert [again for _, again in kept.laid] == [True, False, True]
+        await named.look()
+        await named.look()
+        # The first look meets a planner that it did not know; the second has nothing to do.
+        assert len(kept.laid) == 4
+        kept.planner = object()
+        await named.look()
+        assert len(kept.laid) == 5, "a new planner is told all"
+
+    asyncio.run(body())
+
+
+def test_a_pod_that_is_gone_holds_nothing_and_one_pod_holds_a_bounded_number() -> None:
+    async def body() -> None:
+        kept, clock = Kept(), SimpleNamespace(now=100.0)
+        named = Named(kept, lambda: clock.now)  # type: ignore[arg-type]
+        for number in range(MAX_OF_ONE + 10):
+            clock.now += 0.001
+            await named.answered(POD, "api.example.org", [(f"192.0.{number // 250}.{number % 250}", 300)])
+        assert len(kept.ends) == MAX_OF_ONE
+        assert f"name:{POD}:192.0.0.0" not in kept.ends, "the oldest goes"
+        named.viewer_gone(POD)
+        await named.look()
+        assert not kept.ends
+
+    asyncio.run(body())
