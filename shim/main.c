@@ -167,6 +167,8 @@ int main(int argc, char **argv)
 
 	if (argc > 1 && !strcmp(argv[1], "monitor"))
 		return monitor_main(argc - 1, argv + 1);
+	if (argc > 2 && !strcmp(argv[1], "runsc"))
+		runsc_main(argv + 2);
 	if (argc > 1 && !strcmp(argv[1], "tsc"))
 		return tsc_main();
 	if (socket)

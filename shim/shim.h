@@ -114,6 +114,9 @@ _Noreturn void waiter_run(const struct stdio *stdio);
 /* monitor.c */
 int monitor_main(int argc, char **argv);
 
+/* runsc.c */
+_Noreturn void runsc_main(char **argv);
+
 /* tsc.c */
 int tsc_main(void);
 

@@ -58,7 +58,9 @@ box_prints(
 
 
 def capabilities(chamber: Chamber, *flags: str) -> int:
-    line = chamber.run(*flags, script="grep CapEff /proc/self/status").stdout
+    done = chamber.run(*flags, script="grep CapEff /proc/self/status")
+    assert done.returncode == 0, done
+    line = done.stdout
     return int(line.split()[1], 16)
 
 

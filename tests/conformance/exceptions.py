@@ -5,5 +5,39 @@ docs/reference/levels.md has the same list; a test holds the two together.
 
 from __future__ import annotations
 
+_POD = "a pod runs one container at a time: conmon cannot supervise a second one in a runsc sandbox"
+_STATUS = "/proc/self/status does not show it"
+_THREADS = "the sandbox's own threads would be counted"
+
 #: (level, case): reason.
-EXCEPTIONS: dict[tuple[str, str], str] = {}
+EXCEPTIONS: dict[tuple[str, str], str] = {
+    ("gvisor", "tty.is_one"): "the terminal is the host's: it works as one and has no name below /dev/pts",
+    (
+        "gvisor",
+        "mount.tmpfs_nosuid",
+    ): "/proc/mounts does not show the flag; set-uid programs gain nothing in gVisor at all",
+    ("gvisor", "mount.sparse"): "its files count blocks by their size",
+    ("gvisor", "mount.dev_mqueue"): "gVisor has no POSIX message queues",
+    ("gvisor", "mount.proc"): "the mount has no source of that name",
+    ("gvisor", "mount.order"): "runsc mounts in an order of its own",
+    ("gvisor", "limit.pids"): _THREADS,
+    ("gvisor", "limit.update_pids"): _THREADS,
+    ("gvisor", "limit.memory_child"): "memory is the sandbox's: beyond the limit it ends as a whole",
+    ("gvisor", "stats.top"): "runsc knows names of programs, not command lines",
+    ("gvisor", "network.sysctl"): "refused: runsc passes over kernel settings",
+    ("gvisor", "process.signals_are_default"): _STATUS,
+    ("gvisor", "security.no_new_privs"): _STATUS,
+    ("gvisor", "security.no_new_privs_exec"): _STATUS,
+    ("gvisor", "security.privileged"): "refused: gVisor has no privilege to give",
+    ("gvisor", "pod.localhost"): _POD,
+    ("gvisor", "pod.address"): _POD,
+    ("gvisor", "pod.hostname"): _POD,
+    ("gvisor", "pod.files"): _POD,
+    ("gvisor", "pod.processes"): _POD,
+    ("gvisor", "pod.one_ends"): _POD,
+    ("gvisor", "pod.one_again"): _POD,
+    ("gvisor", "pod.three"): _POD,
+    ("gvisor", "pod.stop_and_start"): _POD,
+    ("gvisor", "pod.volume"): _POD,
+    ("gvisor", "pod.limit_of_one"): _POD,
+}

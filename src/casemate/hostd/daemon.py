@@ -27,6 +27,7 @@ from casemate.hostd.server import Server
 from casemate.hostd.state import State
 from casemate.hostd.visibility import Visibility
 from casemate.isolation import observe, runtime
+from casemate.isolation.gvisor import driver
 from casemate.isolation.gvisor import probe as gvisor
 from casemate.isolation.gvisor.driver import GvisorLevel
 from casemate.isolation.gvisor.inside import GvisorInside
@@ -150,7 +151,9 @@ async def _add_gvisor(context: Context, first_id: int) -> None:
         context.levels.lack("gvisor", found.why)
         return
     inside = GvisorInside(found.runtime, context.cgroups, settings.text("cgroup.parent"))
-    context.levels.add(GvisorLevel(found.runtime, f"runsc {found.runtime.version}: {found.why}", inside))
+    shim = settings.text("microvm.shim")
+    started = driver.wrapped(found.runtime, shim) if os.access(shim, os.X_OK) else found.runtime
+    context.levels.add(GvisorLevel(started, f"runsc {found.runtime.version}: {found.why}", inside))
 
 
 def _uid_of(name: str) -> int:

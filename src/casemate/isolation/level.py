@@ -44,6 +44,8 @@ class Runtime:
     cover_at_start: tuple[str, ...] = ()
     #: What a container leaves below *root*, with its id for ``{}``; of interest where ``Features.state_is_files``.
     state: tuple[str, ...] = ("{}",)
+    #: What stands before the global arguments: *program* is then one that starts the runtime.
+    before: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -51,7 +53,7 @@ class Runtime:
 
     @property
     def global_arguments(self) -> tuple[str, ...]:
-        return ("--root", self.root, *self.arguments)
+        return (*self.before, "--root", self.root, *self.arguments)
 
     def state_files(self, container: str) -> tuple[str, ...]:
         return tuple(f"{self.root}/{one.replace('{}', container)}" for one in self.state)

@@ -8,6 +8,7 @@ the same veth, the same anti-spoofing and the same rules as at every level (deci
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -72,6 +73,11 @@ def runtime(program: Program, platform: str, root: str, *, cover: bool) -> Runti
     covered = (COVERED,) if cover else ()
     arguments = (f"--platform={platform}", *arguments)
     return Runtime(program.path, root, arguments, program.version, cover_at_start=covered, state=STATE)
+
+
+def wrapped(runtime: Runtime, shim: str) -> Runtime:
+    """*runtime* started by casemate-vm (*shim*): conmon's ``exec --tty`` is a flag that runsc lacks."""
+    return dataclasses.replace(runtime, program=shim, before=("runsc", runtime.program))
 
 
 class GvisorLevel:

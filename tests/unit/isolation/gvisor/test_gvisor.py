@@ -72,6 +72,12 @@ def test_only_flags_that_exist_are_given() -> None:
     assert driver.runtime(old, "ptrace", "/r", cover=True).cover_at_start == ("/proc/sys/net",)
 
 
+def test_started_by_casemate_vm_its_command_line_stands_behind_its_own() -> None:
+    runtime = driver.wrapped(Runtime("/usr/bin/runsc", "/r", ("--platform=ptrace",)), "/x/casemate-vm")
+    words = ("/x/casemate-vm", "runsc", "/usr/bin/runsc", "--root", "/r", "--platform=ptrace", "start", "c")
+    assert runtime.start("c") == words
+
+
 def test_the_user_namespace_is_new_and_the_network_is_the_pods() -> None:
     plan = GvisorLevel(Runtime("/runsc", "/r"), "").bundle(wanted())
     linux = plan.config["linux"]
