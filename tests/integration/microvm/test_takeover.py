@@ -1,0 +1,116 @@
+"""A network namespace that somebody else has set up, taken over by the guest: all of it, both ways, both families."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+from collections.abc import Iterator
+from typing import Any
+
+import harness
+import pytest
+
+pytestmark = pytest.mark.root
+
+NUMBER = os.getpid() % 250 + 1
+NETNS, HERE = f"cmk-{NUMBER}", f"cmk{NUMBER}"
+GUEST, GATEWAY = f"198.19.{NUMBER}.2", f"198.19.{NUMBER}.1"
+GUEST6, GATEWAY6 = f"fd00:{NUMBER:x}::2", f"fd00:{NUMBER:x}::1"
+MAC = f"02:11:00:00:{NUMBER:02x}:02"
+
+
+def ip(*words: str, inside: bool = False) -> None:
+    subprocess.run(["ip", *(["-n", NETNS] if inside else []), *words], check=True, timeout=20)
+
+
+@pytest.fixture
+def prepared() -> Iterator[None]:
+    ip("netns", "add", NETNS)
+    try:
+        ip("link", "add", HERE, "type", "veth", "peer", "name", "eth0", "netns", NETNS)
+        for words in (["addr", "add", f"{GATEWAY}/24"], ["addr", "add", f"{GATEWAY6}/64", "nodad"]):
+            ip(*words, "dev", HERE)
+        ip("link", "set", HERE, "up")
+        ip("link", "set", "eth0", "address", MAC, "mtu", "1380", inside=True)
+        for words in (["addr", "add", f"{GUEST}/24"], ["addr", "add", f"{GUEST6}/64", "nodad"]):
+            ip(*words, "dev", "eth0", inside=True)
+        ip("link", "set", "eth0", "up", inside=True)
+        ip("route", "add", "default", "via", GATEWAY, inside=True)
+        ip("route", "add", "203.0.113.0/24", "dev", "eth0", inside=True)
+        ip("-6", "route", "add", "default", "via", GATEWAY6, inside=True)
+        ip("neigh", "add", "203.0.113.9", "lladdr", "02:00:00:00:00:99", "nud", "permanent", "dev", "eth0", inside=True)
+        yield
+    finally:
+        # The interface in the namespace goes with its peer here.
+        subprocess.run(["ip", "link", "delete", HERE], check=False, capture_output=True)
+        ip("netns", "delete", NETNS)
+
+
+def configuration(host: harness.Host, layer: Any) -> Any:
+    config: Any = harness.configuration([layer], "sleep", "1000")
+    config["linux"]["namespaces"] = [
+        {"type": "pid"},
+        {"type": "mount"},
+        {"type": "network", "path": f"/run/netns/{NETNS}"},
+    ]
+    return config
+
+
+def test_everything_that_is_set_is_the_guests(host: harness.Host, base_layer: Any, prepared: None) -> None:
+    bundle = host.bundle("taken", configuration(host, base_layer))
+    quiet: Any = {"capture_output": False, "stdin": subprocess.DEVNULL}
+    assert host.vm("run", "--detach", "--bundle", str(bundle), "taken", **quiet).returncode == 0
+    try:
+        shown = host.vm("exec", "taken", "sh", "-c", "ip addr show eth0; ip route; ip -6 route; ip neigh").stdout
+        for words in (
+            "mtu 1380",
+            MAC,
+            f"inet {GUEST}/24",
+            f"inet6 {GUEST6}/64",
+            f"default via {GATEWAY} ",
+            f"default via {GATEWAY6} ",
+            "203.0.113.0/24",
+            "203.0.113.9 dev eth0 lladdr 02:00:00:00:00:99",
+        ):
+            assert words in shown, shown
+        for here, there in ((GATEWAY, GUEST), (GATEWAY6, GUEST6)):
+            family = socket.AF_INET6 if ":" in here else socket.AF_INET
+            with socket.create_server((here, 0), family=family) as server:
+                server.settimeout(20)
+                command = f"echo from the guest | nc {here} {server.getsockname()[1]}"
+                words = [str(host.shim), "--socket", str(host.socket), "exec", "taken", "sh", "-c", command]
+                with subprocess.Popen(words, stdin=subprocess.DEVNULL) as sender:
+                    connection, peer = server.accept()
+                    with connection:
+                        assert peer[0] == there
+                        assert connection.recv(100) == b"from the guest\n"
+                    assert sender.wait(20) == 0
+        # What the namespace's own kernel would answer never sees a packet.
+        assert host.vm("exec", "taken", "cat", "/proc/sys/kernel/osrelease").stdout.strip() != os.uname().release
+    finally:
+        assert host.vm("delete", "--force", "taken").returncode == 0
+
+
+def test_two_interfaces_are_refused_and_nothing_is_left(host: harness.Host, base_layer: Any, prepared: None) -> None:
+    ip("link", "add", f"{HERE}b", "type", "veth", "peer", "name", "eth1", "netns", NETNS)
+    ip("link", "set", "eth1", "up", inside=True)
+    bundle = host.bundle("many", configuration(host, base_layer))
+    done = host.vm(
+        "create",
+        "--bundle",
+        str(bundle),
+        "many",
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        capture_output=False,
+    )
+    assert done.returncode == 0
+    started = host.vm("start", "many")
+    assert started.returncode == 1
+    assert "has 2 interfaces (eth0, eth1)" in started.stderr.replace("eth1, eth0", "eth0, eth1")
+    assert "microvm.network" in started.stderr
+    assert host.vm("delete", "--force", "many").returncode == 0
+    ip("link", "delete", f"{HERE}b")
+    shown = subprocess.run(["ip", "-n", NETNS, "-br", "link"], capture_output=True, text=True, check=True).stdout
+    assert "casemate0" not in shown
