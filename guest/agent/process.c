@@ -379,10 +379,11 @@ void process_reap(void)
 			p->ended = 1;
 			p->status = WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
 			p->oom = was_oom_killed(p->container);
+			/* Before the waiter hears of it: whoever looks when that has ended finds why. */
+			report(i);
 			if (p->stream >= 0)
 				stream_ended(p->stream, p->status);
 			p->stream = -1;
-			report(i);
 			/* An exec's row is free now; a container's stays until it is removed. */
 			if (p->id[0])
 				forget(i);

@@ -183,7 +183,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("microvm.qemu", "qemu-system-x86_64", "QEMU: a name that is looked for in PATH, or a path"),
     Setting(
         "microvm.memory_bytes",
-        128 << 20,
+        256 << 20,
         "memory of a machine whose pod and containers have no limit; what is never touched costs nothing",
         "bytes",
         128 << 20,

@@ -74,7 +74,7 @@ def test_the_host_bounds_a_machines_cpu_and_not_its_memory() -> None:
 
 @pytest.mark.parametrize(
     ("limit", "size"),
-    [(0, 256 << 20), (64 << 20, 128 << 20), (80 << 20, 128 << 20), (81 << 20, 256 << 20), (1 << 30, 2 << 30)],
+    [(0, 256 << 20), (16 << 20, 128 << 20), (32 << 20, 128 << 20), (33 << 20, 256 << 20), (1 << 30, 2 << 30)],
 )
 def test_a_machine_has_room_for_the_limit_and_the_guest(limit: int, size: int) -> None:
     assert bundles.machine_memory(limit, 256 << 20) == size

@@ -28,8 +28,9 @@ NETWORK = "org.casemate.network"
 CGROUPS = "org.casemate.cgroups"
 #: How a root that is a folder of the host is written to: ``direct`` (what engines expect), or ``overlay``.
 ROOT = "org.casemate.rootfs"
-#: What the guest's kernel and the agent take of a machine's memory, before anything of the user's.
-GUEST_OVERHEAD_BYTES = 48 << 20
+#: Of a machine's memory, what kernel and agent take (40 MiB) and what must be left beside the user's limit: with
+#: less the guest reads its programs' pages again and again and does not come to kill what reached the limit.
+GUEST_OVERHEAD_BYTES = 96 << 20
 #: Machines come in few sizes, since each size is a template of its own.
 LEAST_MEMORY_BYTES, MOST_MEMORY_BYTES = 128 << 20, 64 << 30
 #: "1": other containers of the pod will join the machine.

@@ -25,6 +25,7 @@ LEAST_QEMU = (7, 2)
 _VERSION = re.compile(r"version (\d+)\.(\d+)")
 #: Of the host's kernel alone. The map of users stays: what the guest writes to a volume is owned through it.
 _HOST_ONLY = ("rootfsPropagation",)
+_LEAST_ROOM_BYTES = 32 << 20
 EMULATED = "microvm: no KVM that boots a guest; this machine is emulated (TCG): slower, and no hardware wall"
 
 
@@ -78,7 +79,8 @@ class MicrovmLevel:
             linux.pop(key, None)
         # The guest has no user but its own, and no network namespace but the machine's.
         linux["namespaces"] = [{"type": kind} for kind in ("pid", "ipc", "uts", "mount", "cgroup")]
-        linux["resources"] |= resources(given.container.resources)
+        size = self.memory_bytes(given.pod, given.container)
+        linux["resources"] |= resources(given.container.resources, size)
         annotations = plan.config.setdefault("annotations", {})
         # Lowest first in the specification of a container, uppermost first in an overlay's options; each once.
         layers = dict.fromkeys(reversed(given.container.layers))
@@ -111,13 +113,18 @@ def is_lone(pod: PodSpec, container: ContainerSpec | None) -> bool:
     return container is not None and pod.name == f"pod-{container.id[:12]}"
 
 
-def resources(wanted: Resources) -> dict[str, Any]:
-    """The OCI resources of *wanted* that the agent sets on the container's cgroup in the guest."""
+def resources(wanted: Resources, machine_bytes: int) -> dict[str, Any]:
+    """The OCI resources of *wanted* that the agent sets on the container's cgroup in a guest of *machine_bytes*.
+
+    There is a limit in any case: a guest that runs out of memory as a whole reads its programs' pages again and again,
+    and does not come to kill anybody (under emulation for minutes).
+    """
     found: dict[str, Any] = {}
     if wanted.pids is not None and wanted.pids > 0:
         found["pids"] = {"limit": wanted.pids}
-    if wanted.memory_bytes:
-        found["memory"] = {"limit": wanted.memory_bytes}
+    room = max(machine_bytes - bundles.GUEST_OVERHEAD_BYTES - machine_bytes // 64, _LEAST_ROOM_BYTES)
+    # An update may have gone beyond the machine that the first start made.
+    found["memory"] = {"limit": wanted.memory_bytes or room}
     if wanted.cpu_millis:
         found["cpu"] = {"quota": wanted.cpu_millis * 100, "period": 100_000}
     return found

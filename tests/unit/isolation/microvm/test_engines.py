@@ -89,7 +89,7 @@ def test_hooks_that_are_refused(hooks: Hooks) -> None:
 
 @pytest.mark.parametrize(
     ("limit", "size"),
-    [(None, 128), (-1, 128), (0, 128), (64 << 20, 128), (128 << 20, 256), (512 << 20, 1024), (1 << 62, 65_536)],
+    [(None, 128), (-1, 128), (0, 128), (32 << 20, 128), (128 << 20, 256), (512 << 20, 1024), (1 << 62, 65_536)],
 )
 def test_a_machine_has_room_for_its_containers_limit(limit: int | None, size: int) -> None:
     linux = Linux(resources=Resources(memory=MemoryLimit(limit)))
