@@ -6,12 +6,14 @@ docs/reference/levels.md has the same list; a test holds the two together.
 from __future__ import annotations
 
 _POD = "a pod runs one container at a time: conmon cannot supervise a second one in a runsc sandbox"
+_TTY = "the terminal is the host's: it works as one and has no name below /dev/pts"
 _STATUS = "/proc/self/status does not show it"
 _THREADS = "the sandbox's own threads would be counted"
 
 #: (level, case): reason.
 EXCEPTIONS: dict[tuple[str, str], str] = {
-    ("gvisor", "tty.is_one"): "the terminal is the host's: it works as one and has no name below /dev/pts",
+    ("gvisor", "tty.is_one"): _TTY,
+    ("gvisor", "tty.exec"): _TTY,
     (
         "gvisor",
         "mount.tmpfs_nosuid",
