@@ -200,14 +200,13 @@ static int wait_forwarding(pid_t waiter)
 	sigfillset(&all);
 	sigprocmask(SIG_BLOCK, &all, NULL);
 	int signals = signalfd(-1, &all, SFD_CLOEXEC);
-	for (;;) {
-		if (read(signals, &information, sizeof information) != sizeof information)
-			continue;
-		if (information.ssi_signo != SIGCHLD)
+	/* Looked at before each wait: it may have ended before its signal was held for us. */
+	while (waitpid(waiter, &status, WNOHANG) != waiter) {
+		if (read(signals, &information, sizeof information) == sizeof information &&
+		    information.ssi_signo != SIGCHLD)
 			kill(waiter, (int)information.ssi_signo);
-		else if (waitpid(waiter, &status, WNOHANG) == waiter)
-			return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
 	}
+	return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
 }
 
 void command_run(const struct options *o)
