@@ -44,16 +44,17 @@ static void set_up(const char *name)
 }
 
 /* As in every pod of the host's kernel: no IPv6 beside the rules for IPv4; and what programs are used to doing with
- * CAP_NET_BIND_SERVICE and CAP_NET_RAW, which containers do not have: ports below 1024, ping. */
-static void network_defaults(void)
+ * CAP_NET_BIND_SERVICE and CAP_NET_RAW, which containers do not have: ports below 1024, ping. And memory is promised as on a
+ * large host: what counts is the limit, when it is touched, not how small the machine is that was made for it. */
+static void kernel_defaults(void)
 {
-	static const char *const settings[][2] = { { "ipv6/conf/all/disable_ipv6", "1" },
-		{ "ipv6/conf/default/disable_ipv6", "1" }, { "ipv4/ip_unprivileged_port_start", "0" },
-		{ "ipv4/ping_group_range", "0 2147483647" } };
+	static const char *const settings[][2] = { { "net/ipv6/conf/all/disable_ipv6", "1" },
+		{ "net/ipv6/conf/default/disable_ipv6", "1" }, { "net/ipv4/ip_unprivileged_port_start", "0" },
+		{ "net/ipv4/ping_group_range", "0 2147483647" }, { "vm/overcommit_memory", "1" } };
 	char path[96];
 
 	for (size_t i = 0; i < sizeof settings / sizeof *settings; i++) {
-		snprintf(path, sizeof path, "/proc/sys/net/%s", settings[i][0]);
+		snprintf(path, sizeof path, "/proc/sys/%s", settings[i][0]);
 		write_file(path, settings[i][1], strlen(settings[i][1]));
 	}
 }
@@ -82,7 +83,7 @@ void boot_mounts(void)
 	must_mount("casemate", "/shares", "tmpfs", MS_NOSUID | MS_NODEV, "mode=0700,size=64k");
 	mount(NULL, "/shares", NULL, MS_SHARED, NULL);
 	/* The card too, before the template is saved: its receive buffers are then not made in every clone. */
-	network_defaults();
+	kernel_defaults();
 	set_up("lo");
 	set_up("eth0");
 }
