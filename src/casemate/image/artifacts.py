@@ -90,10 +90,11 @@ def fetch(places: Repositories, subject: str, wanted: Wanted) -> tuple[Artifact,
 def _fetch(place: Repository, subject: str, wanted: Wanted) -> tuple[Artifact, ...]:
     """In three rounds, each at once as far as it goes: which manifests, the manifests, the blobs."""
     tags = [f"sha256-{digest_hex(subject)}.{suffix}" for suffix in wanted.suffixes]
-    listed = _POOL.submit(referrers, place, subject)
+    listed = _POOL.submit(referrers, place, subject) if wanted.types else None
     manifest_of = partial(_manifest, place)
     tagged = list(_POOL.map(manifest_of, tags))
-    names = [row.digest for row in listed.result() if not row.artifact_type or row.artifact_type in wanted.types]
+    rows_listed = listed.result() if listed is not None else []
+    names = [row.digest for row in rows_listed if not row.artifact_type or row.artifact_type in wanted.types]
     if len(names) > MAX_ARTIFACTS:
         raise _too_many(subject, len(names), 0)
     found = [row for row in tagged if row is not None]

@@ -19,6 +19,9 @@ WANTED = Wanted(
     ("sig", "att"), (*BUNDLE_TYPES, ARTIFACT_TYPE), (SIMPLE_SIGNING, DSSE_TYPE, *BUNDLE_TYPES, ENVELOPE_TYPE)
 )
 
+#: What most images bear, for a first look: two requests in the place of seven.
+FIRST = Wanted(("sig",), (), (SIMPLE_SIGNING,))
+
 
 class CheckJob(msgspec.Struct, frozen=True, tag="check", kw_only=True):
     """Check what vouches for an image.
@@ -38,6 +41,10 @@ class CheckJob(msgspec.Struct, frozen=True, tag="check", kw_only=True):
     predicates: tuple[str, ...] = ()
     #: Keep what was fetched beside the image.
     keep: bool = False
+    #: So many of these signers are all that is asked for: where the first look at the registry finds them (and the
+    #: image is not here, where everything is to be kept), nothing more is fetched. 0: everything is.
+    enough: int = 0
+    counting: tuple[str, ...] = ()
 
 
 class ResolveJob(msgspec.Struct, frozen=True, tag="resolve", kw_only=True):

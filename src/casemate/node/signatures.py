@@ -76,12 +76,12 @@ async def _subjects(core: Core, digest: str) -> tuple[str, ...]:
 
 async def _check(
     core: Core, reference: str, subjects: tuple[str, ...], signers: Sequence[Signer], endpoints: Endpoints | None, *,
-    predicates: tuple[str, ...] = (),
+    predicates: tuple[str, ...] = (), enough: int = 0, counting: tuple[str, ...] = (),
 ) -> Checked:  # fmt: skip
     job = CheckJob(
         state=core.settings.text("paths.state"), reference=reference, subjects=subjects, endpoints=endpoints,
         max_manifest_bytes=core.settings.number("image.max_manifest_bytes"), signers=tuple(signers), now_s=core.clock(),
-        keep=True, predicates=predicates,
+        keep=True, predicates=predicates, enough=enough, counting=counting,
     )  # fmt: skip
     answer = await _ask(core, job, online=endpoints is not None)
     assert isinstance(answer, Checked)
@@ -129,7 +129,8 @@ async def verify(core: Core, request: VerifyRequest) -> VerifyAnswer:
         reference = parse_reference(request.reference)
         endpoints = images.endpoints(core, request.auth, reference.registry, plain_http=request.plain_http)
         published = await freshness.published(core, reference)
-        checked = await _check(core, str(reference), (), signers, endpoints)
+        enough = 0 if attestations else threshold
+        checked = await _check(core, str(reference), (), signers, endpoints, enough=enough, counting=tuple(wanted))
         if published and checked.digest != published:
             raise DigestUnpublished(
                 f"{reference.familiar} leads to {checked.digest} at the registry; its publisher signed {published}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import http.server
 import json
@@ -10,8 +11,10 @@ import signal
 import socket
 import subprocess
 import sys
+import tarfile
 import threading
 import time
+import zipfile
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -219,3 +222,39 @@ def test_who_may_not(casemate: Casemate) -> None:
     done = subprocess.run(command, capture_output=True, text=True, env={"PYTHONPATH": str(SOURCE)}, check=False)
     assert done.stdout.split() == ["access.grant_missing"] * 4, done
     assert casemate.ended("trust", "policy", "show", "none", "--json").stderr.count(b'"trust.policy_not_found"') == 1
+
+
+RECORD = {
+    "id": "GHSA-1",
+    "modified": f"{TODAY}T00:00:00Z",
+    "affected": [
+        {
+            "package": {"ecosystem": "PyPI", "name": "requests"},
+            "ranges": [{"type": "ECOSYSTEM", "events": [{"introduced": "0"}, {"fixed": "2.31.0"}]}],
+        }
+    ],
+}
+
+
+def test_what_an_export_may_come_as(casemate: Casemate, tmp_path: Path) -> None:
+    folder = tmp_path / "osv/PyPI"
+    folder.mkdir(parents=True)
+    (folder / "GHSA-1.json").write_text(json.dumps(RECORD))
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        archive.write(folder / "GHSA-1.json", "GHSA-1.json")
+    with tarfile.open(tmp_path / "all.tar.xz", "w:xz") as packed:
+        packed.add(folder, "PyPI")
+    (tmp_path / "one.json.gz").write_bytes(gzip.compress(json.dumps(RECORD).encode()))
+    for number, origin in enumerate((tmp_path / "osv", tmp_path / "all.zip", tmp_path / "all.tar.xz",
+                                     tmp_path / "one.json.gz")):  # fmt: skip
+        told = casemate.run("feed", "import", "osv", str(origin), "--name", f"osv-{number}")
+        assert told == f"osv-{number}: 1 rows of {TODAY}\n"
+    data = (tmp_path / "all.zip").read_bytes()
+    casemate.run("feed", "import", "osv", "-", "--name", "piped", stdin=data)
+    digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
+    casemate.run("feed", "import", "osv", "-", "--name", "piped", "--digest", digest, stdin=data)
+    done = casemate.ended("feed", "import", "osv", "-", "--digest", digest, stdin=data + b"x")
+    assert b"hashes to" in done.stderr
+    for junk in (b"", b"{", b"[]", data[:-30], b"\x1f\x8b" + b"x" * 50, b"\xfd7zXZ\x00" + b"x" * 50):
+        assert casemate.ended("feed", "import", "osv", "-", stdin=junk).returncode == 125, junk
+    assert names(casemate) == ["osv-0", "osv-1", "osv-2", "osv-3", "piped"]

@@ -86,6 +86,10 @@ def test_sign_then_verify_then_offline(casemate: Casemate, pushed: str, keys: Pa
 
     # What is here was imported, so nothing was fetched with it; signing kept what it pushed.
     casemate.run("rmi", pushed)
+    # It is not here, so nothing has to be kept: the first look that finds enough is the last.
+    first = verify(casemate, 0, "--key", alice, pushed)
+    assert {row["kind"] for row in first["signatures"]} == {"cosign-simple"}
+    assert first["documents"] == 2
     casemate.run("pull", "--quiet", "--plain-http", pushed)
     stored = verify(casemate, 0, "--offline", "--key", alice, "--key", bob, "--threshold", "2", pushed)
     assert stored["source"] == "stored"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -36,6 +36,9 @@ LOOK_S = 3600.0
 RETRY_S = 60.0
 #: 500 images of one message take some seconds.
 BATCH_S = 600.0
+#: Digest, name, project, level: what is the same for these is judged once.
+Key = tuple[str, str, str, Level]
+_ADMISSION = msgspec.json.Decoder(Admission)
 NO_POLICY = Admission("admit", "no policy")
 
 
@@ -52,7 +55,7 @@ class Used(msgspec.Struct, frozen=True):
     level: Level
 
     @property
-    def key(self) -> tuple[str, str, str, Level]:
+    def key(self) -> Key:
         """Containers of one key are judged once."""
         return self.digest, self.image, self.project, self.level
 
@@ -84,19 +87,29 @@ async def rematch(core: Core, reason: str) -> int:
         return 0
     policy = core.trust.policy
     found = await judge_all(core, policy, used) if policy is not None else {}
-    changed = 0
-    for row in used:
-        admission = found.get(row.key, NO_POLICY) if policy is not None else NO_POLICY
+    news = await core.db.read(lambda db: _news(db, used, found))
+    for row in news:
+        admission = found.get(row.key, NO_POLICY)
         before = await core.db.write(lambda db, r=row, a=admission: _keep(db, core, r, a, reason))  # type: ignore[misc]
-        if before is not None:
-            changed += 1
-            core.changes.tell(row.id)
-            if row.status in ALIVE and (before.answer, before.segment) != (admission.answer, admission.segment):
-                await core.policy.pod_up(row.pod)  # what admission says of it are labels that rules may select by
-        if row.status in ALIVE and actions.violates(admission, row.level):
-            core.spawn(actions.act(core, row.id, admission, reason), f"what the policy wants of {row.name}")
+        core.changes.tell(row.id)
+        is_other = before is not None and (before.answer, before.segment) != (admission.answer, admission.segment)
+        if row.status in ALIVE and is_other:
+            await core.policy.pod_up(row.pod)  # what admission says of it are labels that rules may select by
+    for row in used:
+        if row.status in ALIVE and row.key in found and actions.violates(found[row.key], row.level):
+            core.spawn(actions.act(core, row.id, found[row.key], reason), f"what the policy wants of {row.name}")
     core.events.wake()
-    return changed
+    return len(news)
+
+
+def _news(db: sqlite3.Connection, used: Sequence[Used], found: Mapping[Key, Admission]) -> list[Used]:
+    """Those of *used* of which something else is said now than what is kept with them."""
+    kept = dict(db.execute("SELECT id, admission FROM containers").fetchall())
+    return [
+        row
+        for row in used
+        if row.id in kept and tells(_ADMISSION.decode(kept[row.id])) != tells(found.get(row.key, NO_POLICY))
+    ]
 
 
 def in_use(db: sqlite3.Connection) -> list[Used]:
@@ -108,15 +121,13 @@ def in_use(db: sqlite3.Connection) -> list[Used]:
     return [Used(*row) for row in db.execute(query)]
 
 
-async def judge_all(
-    core: Core, policy: TrustPolicy, used: Sequence[Used]
-) -> dict[tuple[str, str, str, Level], Admission]:
+async def judge_all(core: Core, policy: TrustPolicy, used: Sequence[Used]) -> dict[Key, Admission]:
     """The admission of each key of *used* by *policy*. What cannot be judged is refused, with the reason."""
     from casemate.node.trust.judge_jobs import MAX_SUBJECTS  # noqa: PLC0415 - nothing of it is loaded without a policy
 
     keys = list(dict.fromkeys(row.key for row in used))
-    found: dict[tuple[str, str, str, Level], Admission] = {}
-    subjects: list[tuple[tuple[str, str, str, Level], Subject]] = []
+    found: dict[Key, Admission] = {}
+    subjects: list[tuple[Key, Subject]] = []
     for number, key in enumerate(keys):
         try:
             subjects.append((key, await _subject(core, policy, key, str(number))))
@@ -130,7 +141,7 @@ async def judge_all(
     return found
 
 
-async def _subject(core: Core, policy: TrustPolicy, key: tuple[str, str, str, Level], name: str) -> Subject:
+async def _subject(core: Core, policy: TrustPolicy, key: Key, name: str) -> Subject:
     digest, image, project, level = key
     try:
         row = await core.db.read(lambda db: imagestore.find(db, digest))
@@ -153,7 +164,7 @@ def _keep(db: sqlite3.Connection, core: Core, used: Used, admission: Admission, 
     rows = select(db, ContainerRow, "WHERE id=?", used.id)
     if not rows:
         return None
-    before = msgspec.json.decode(rows[0].admission, type=Admission)
+    before = _ADMISSION.decode(rows[0].admission)
     if tells(before) == tells(admission):
         return None
     record(db, rows[0], admission)
