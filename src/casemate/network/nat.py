@@ -251,11 +251,11 @@ class Nat:
             ["-o", f"{self.prefix}+", *answers, *comment, "-j", "ACCEPT"],
         ]
 
-    def forward_obstacles(self) -> list[str]:
+    def forward_obstacles(self, chains: Sequence[nft_netlink.BaseChain] | None = None) -> list[str]:
         """Base chains of others that drop forwarded packets by policy and are not iptables' own; for the doctor."""
         return [
             f"{one.family} {one.table} {one.name}"
-            for one in nft_netlink.base_chains()
+            for one in (nft_netlink.base_chains() if chains is None else chains)
             if one.hook == _FORWARD_HOOK and one.policy == _DROP and (one.family, one.table, one.name) != _IPTABLES
         ]
 
