@@ -104,13 +104,14 @@ def import_ours(archive: Path) -> None:
 
 
 @contextlib.contextmanager
-def docker(folder: Path, archive: Path) -> Iterator[list[str]]:
-    """A Docker engine of its own in *folder*; yields the client's argument list. The image is ``bench:1``."""
+def docker(folder: Path, archive: Path, *more: str) -> Iterator[list[str]]:
+    """A Docker engine of its own in *folder*; yields the client's argument list. The image is ``bench:1``. *more*:
+    further arguments of dockerd."""
     socket = folder / "docker.sock"
     log = (folder / "dockerd.log").open("wb")
     daemon = subprocess.Popen(
         ["dockerd", "--data-root", str(folder / "data"), "--exec-root", str(folder / "exec"),
-         "--host", f"unix://{socket}", "--pidfile", str(folder / "dockerd.pid")],
+         "--host", f"unix://{socket}", "--pidfile", str(folder / "dockerd.pid"), *more],
         stdout=log, stderr=log,
     )  # fmt: skip
     client = ["docker", "--host", f"unix://{socket}"]

@@ -152,6 +152,8 @@ const char *jail_enter(const struct jail *jail)
 	/* After the change of user, which clears it. */
 	if (prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0) < 0)
 		return "death signal";
+	if (seccomp_enter() < 0)
+		return "system calls";
 	return NULL;
 }
 

@@ -149,6 +149,9 @@ int jail_add_map(struct id_map *map, const char *text);
 int jail_inner(struct jail *jail);
 /* In the parent, before it drops anything: writes the child's maps. NULL, or the step that failed. */
 const char *jail_map(const struct jail *jail, pid_t child, int maps);
+/* seccomp.c */
+int seccomp_enter(void);
+int seccomp_count(void);
 /* In the monitor itself, once QEMU runs. */
 const char *jail_drop(const struct jail *jail);
 

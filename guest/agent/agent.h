@@ -141,6 +141,7 @@ void control_ready(void);
 int configure(const struct wire_message *frame, const char **why);
 
 /* network.c */
+int network_remove(const char **why);
 int network_set(const struct wire_message *frame, const char **why);
 
 /* rootfs.c */

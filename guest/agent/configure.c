@@ -41,6 +41,8 @@ static int set_clock(uint64_t nanoseconds)
 	return clock_settime(CLOCK_REALTIME, &now) < 0 ? errno : 0;
 }
 
+static int no_card;
+
 static int take(const struct wire_field *field, uint64_t *clock, int *seeded, const char **why)
 {
 	switch (field->tag) {
@@ -63,6 +65,9 @@ static int take(const struct wire_field *field, uint64_t *clock, int *seeded, co
 	case TAG_ADDRESS:
 	case TAG_GATEWAY:
 		return 0; /* network.c's */
+	case TAG_FLAGS:
+		no_card = field->length == 4 && wire_u32(field->bytes) & FLAG_NO_CARD;
+		return field->length == 4 ? 0 : EINVAL;
 	default:
 		return EINVAL;
 	}
@@ -70,6 +75,7 @@ static int take(const struct wire_field *field, uint64_t *clock, int *seeded, co
 
 int configure(const struct wire_message *frame, const char **why)
 {
+	no_card = 0;
 	struct wire_field field;
 	size_t offset = 0;
 	uint64_t clock = 0;
@@ -86,5 +92,7 @@ int configure(const struct wire_message *frame, const char **why)
 		return EINVAL;
 	*why = "the clock cannot be set";
 	error = set_clock(clock);
-	return error ? error : network_set(frame, why);
+	if (!error)
+		error = network_set(frame, why);
+	return error || !no_card ? error : network_remove(why);
 }

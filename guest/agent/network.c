@@ -3,6 +3,7 @@
 #include <linux/neighbour.h>
 #include <linux/rtnetlink.h>
 #include <net/if.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -225,4 +226,19 @@ int network_set(const struct wire_message *frame, const char **why)
 		error = apply(fd, index, &f, why);
 	close(fd);
 	return error;
+}
+
+/* The card of a machine that has no network goes from the guest: its driver lets go of it. */
+int network_remove(const char **why)
+{
+	char target[128], path[64];
+
+	*why = "the network device cannot be taken away";
+	snprintf(path, sizeof path, "/sys/class/net/%s/device", card);
+	ssize_t length = readlink(path, target, sizeof target - 1);
+	if (length < 0)
+		return errno == ENOENT ? 0 : errno;
+	target[length] = 0;
+	const char *name = strrchr(target, '/') ? strrchr(target, '/') + 1 : target;
+	return write_file("/sys/bus/virtio/drivers/virtio_net/unbind", name, strlen(name));
 }

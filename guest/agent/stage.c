@@ -157,6 +157,23 @@ _Noreturn static void finish(const struct request *r, int channel, int wait_for_
 	fail(channel, error, "execve");
 }
 
+/* A working directory that the image does not have is made, as the field's runtimes do it. */
+static void make_folders(const char *path)
+{
+	char part[4096];
+
+	for (size_t i = 1; path[0] == '/' && i < sizeof part; i++) {
+		if (path[i] && path[i] != '/')
+			continue;
+		memcpy(part, path, i);
+		part[i] = 0;
+		if (mkdir(part, 0755) < 0 && errno != EEXIST)
+			return;
+		if (!path[i])
+			return;
+	}
+}
+
 _Noreturn static void enter(const struct request *r, int channel, int early)
 {
 	const char *why = "root";
@@ -172,6 +189,7 @@ _Noreturn static void enter(const struct request *r, int channel, int early)
 	if (fchdir(root) < 0 || syscall(SYS_pivot_root, ".", ".") < 0 || umount2(".", MNT_DETACH) < 0 || chdir("/") < 0)
 		fail(channel, errno, "change of root");
 	close(root);
+	make_folders(r->cwd);
 	if ((error = mounts_hide(r, &why)))
 		fail(channel, error, why);
 	finish(r, channel, 1);

@@ -124,6 +124,7 @@ enum {
 	FLAG_READ_ONLY_ROOT = 8,
 	FLAG_ALL_PROCESSES = 16,
 	FLAG_OVERLAY_ROOT = 32,
+	FLAG_NO_CARD = 128,   /* of CONFIGURE */
 	FLAG_PARTITIONS = 64, /* further containers will have layers on the same device */
 };
 

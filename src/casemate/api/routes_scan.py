@@ -15,6 +15,8 @@ from casemate.api.errors import BodyTooLarge
 from casemate.api.routes_images import accepted
 from casemate.api.routing import Call, NoQuery, Row
 from casemate.node.trust import feeds, scans
+from casemate.node.trust.admission import said_of
+from casemate.node.trust.jobs import Answer
 from casemate.spec import api as schema
 from casemate.spec.api.scan import FeedKindText, FeedList, FeedUpdateRequest, ScanAnswer
 from casemate.spec.errors import DiskFull
@@ -57,11 +59,15 @@ class ImportQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 async def scan(call: Call) -> object:
     query: ScanQuery = call.query
-    found = await call.until_gone(scans.scan(call.core, query.ref, query.format))
+    found = await call.until_gone(_scanned(call, query))
     if query.format == "json":
         return Response(bytes(memoryview(found.value)), media_type="application/json")
     headers = {"content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; sandbox"}
     return Response(found.text.encode(), headers=headers, media_type=_MEDIA[query.format])
+
+
+async def _scanned(call: Call, query: ScanQuery) -> Answer:
+    return await scans.scan(call.core, query.ref, query.format, await said_of(call.core, query.ref))
 
 
 async def list_feeds(call: Call) -> object:

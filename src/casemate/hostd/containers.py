@@ -106,6 +106,8 @@ async def prepare(context: Context, pod: Pod, container: Container) -> list[str]
     (context.folders.bundle(spec.id) / "config.json").write_bytes(json.dumps(plan.config).encode())
     context.step("container.bundle")
     await _supervise(context, container, level)
+    if level.inside is not None:
+        await level.inside.created(spec)
     # After the runtime has joined the cgroup: crun 1.8 takes v1's memory limits away when it does. Nothing of the
     # image runs before the start, so nothing has run without its limits.
     if level.features.cgroup:

@@ -76,7 +76,15 @@ def fetch(places: Repositories, subject: str, wanted: Wanted) -> tuple[Artifact,
     Raises :class:`ArtifactLimit`, :class:`ManifestInvalid`, and what a registry fails with: "could not be asked" must
     never look like "there is none".
     """
-    return places.first(lambda place: _fetch(place, subject, wanted))
+    for mirror in places.places[:-1]:
+        # A mirror that has the image need not have its signatures: only the registry itself can say that there is none.
+        try:
+            found = _fetch(mirror, subject, wanted)
+        except RegistryError:
+            continue
+        if found:
+            return found
+    return _fetch(places.places[-1], subject, wanted)
 
 
 def _fetch(place: Repository, subject: str, wanted: Wanted) -> tuple[Artifact, ...]:

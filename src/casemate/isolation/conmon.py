@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 
 from casemate.isolation.level import Runtime
-from casemate.spec.errors import CasemateError, CommandNotExecutable, CommandNotFound, ProgramFailed
+from casemate.spec.errors import CasemateError, CommandNotExecutable, CommandNotFound, ProgramFailed, error_classes
 
 #: What conmon says through its pipe is a pid, or the runtime's last words.
 MAX_ANSWER_BYTES = 64 << 10
@@ -110,6 +111,10 @@ def runtime_error(message: str) -> CasemateError:
     Only words about the command itself count: a bind mount's "no such file or directory" is no missing command.
     """
     words = _last_line(message)
+    named = _named_error(words)
+    if named is not None:
+        return named
+    words = words[:_MAX_WORDS]
     lowered = words.lower()
     about_command = any(
         mark in lowered
@@ -130,9 +135,31 @@ def runtime_error(message: str) -> CasemateError:
     return ProgramFailed(f"the OCI runtime failed: {words or 'it said nothing'}", program="runtime")
 
 
+#: casemate-vm ends its words with the code of its error.
+_CODE = re.compile(r" \((microvm\.[a-z_]{1,40})\)\Z")
+_MAX_WORDS = 1000
+
+
+def _named_error(words: str) -> CasemateError | None:
+    """The error whose code ends *words*, when it is one of the micro-VMs' that says more than "it failed"."""
+    found = _CODE.search(words)
+    if found is None:
+        return None
+    detail = words[: found.start()].rpartition("casemate-vm: ")[2]
+    if detail.startswith("exec: "):
+        return None  # about the command: engines and we tell it by its words
+    for kind in error_classes():
+        if kind.code == found[1]:
+            return kind(detail if len(detail) <= _MAX_DETAIL else f"{detail[:1000]} ... {detail[-1000:]}")
+    return None
+
+
+_MAX_DETAIL = 2000
+
+
 def _last_line(message: str) -> str:
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     last = lines[-1] if lines else ""
     # runc's log form: time="..." level=error msg="..."
     _, mark, rest = last.partition('msg="')
-    return (rest.rstrip('"').replace('\\"', '"') if mark else last)[:1000]
+    return rest.rstrip('"').replace('\\"', '"') if mark else last

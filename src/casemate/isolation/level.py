@@ -146,6 +146,10 @@ class Inside(Protocol):
         """The interface of a sandbox that waits and fits, which the caller renames to *interface*; empty for none."""
         ...
 
+    async def created(self, container: ContainerSpec) -> None:
+        """What is left to do between the runtime's create and its start."""
+        ...
+
     async def prepare(self, pod: PodSpec, container: ContainerSpec) -> list[str]:
         """What must be there before the runtime is started and takes longer than a start may; warnings."""
         ...

@@ -243,6 +243,8 @@ def summary(row: ContainerRow, pod: PodRow) -> ContainerSummary:
 
 async def inspect(core: Core, reference: str, project: str) -> ContainerDetail:
     """Everything about one container."""
+    welcome = core.hostd.welcome
+    offered = {} if welcome is None else welcome.levels
 
     def work(db: sqlite3.Connection) -> ContainerDetail:
         row = lookup.container(db, reference, project)
@@ -256,6 +258,7 @@ async def inspect(core: Core, reference: str, project: str) -> ContainerDetail:
             admission=msgspec.json.decode(row.admission, type=Admission),
             pid=row.pid, conmon_pid=row.conmon_pid, first_id=pod.first_id, oom_killed=bool(row.oom_killed),
             reason=row.reason, warnings=row.the_warnings(), execs=tuple(e.id for e in execs),
+            level_detail=offered.get(pod.the_spec().level, ""),
         )  # fmt: skip
 
     return await core.db.read(work)

@@ -25,7 +25,7 @@ from casemate.node.policy.state import Policy
 from casemate.node.policy.wallstate import Walls
 from casemate.node.resolve import Image
 from casemate.node.trust.state import TrustState
-from casemate.node.warm import MAX_MESSAGE_BYTES, Warm
+from casemate.node.warm import MAX_MESSAGE_BYTES, Warm, WarmSeveral
 from casemate.policy.identity import Connection
 from casemate.spec.api import WaitAnswer
 from casemate.spec.ids import id_from_bytes
@@ -35,6 +35,8 @@ from casemate.trust.admission import Admitter, no_policy
 #: Exit codes of removed containers that ``wait`` still answers, and resolved images kept in memory.
 MAX_REMEMBERED = 1024
 MAX_IMAGES = 32
+#: Registries and publishers that are asked at one time; 60 MB each while they are.
+ONLINE_CHILDREN = 4
 
 
 FlowsBetween = Callable[[float], Awaitable[Iterable[tuple[Connection, int]]]]
@@ -110,7 +112,7 @@ class Core:
         self.random_bytes = random_bytes
         self.admitter = admitter
         #: Children that check signatures, with and without a registry; each starts when it is asked.
-        self.evidence_online = Warm("casemate.node.evidence_child", MAX_MESSAGE_BYTES)
+        self.evidence_online = WarmSeveral("casemate.node.evidence_child", MAX_MESSAGE_BYTES, ONLINE_CHILDREN)
         self.evidence_offline = Warm("casemate.node.evidence_child", MAX_MESSAGE_BYTES)
         self.trust = TrustState()
         self.events = Events(db)

@@ -7,11 +7,11 @@ import msgspec
 from casemate.image.errors import WorkerFailed
 from casemate.image.jobs import Failure
 from casemate.node.evidence_jobs import ANSWERS, EvidenceJob, Good
-from casemate.node.warm import Warm
+from casemate.node.warm import Warm, WarmSeveral
 from casemate.spec.errors import RemoteError
 
 
-async def ask(child: Warm, job: EvidenceJob, timeout_s: float) -> Good:
+async def ask(child: Warm | WarmSeveral, job: EvidenceJob, timeout_s: float) -> Good:
     """The child's answer; its problem as an error."""
     data = await child.ask(msgspec.json.encode(job), timeout_s)
     try:

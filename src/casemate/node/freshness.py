@@ -39,19 +39,16 @@ class PublisherNotFound(NotFound):
 
 
 class Source(msgspec.Struct, frozen=True):
-    """A row of the store. *kept* None: nothing was fetched yet, *root* is all that is believed."""
+    """A row of the store, without what the publisher showed (:func:`_shown`). *root*: what was believed at first."""
 
     name: str
     location: str
     repositories: tuple[str, ...]
     root: bytes
-    kept: Refreshed | None = None
     refreshed_at: float = 0.0
     error: str = ""
-
-    @property
-    def trusted(self) -> Trusted:
-        return self.kept.trusted if self.kept is not None else Trusted(self.root)
+    expires: str = ""
+    versions: dict[str, int] = {}
 
     def covers(self, repository: str) -> int:
         """The length of the longest of its prefixes that *repository* is below, else -1."""
@@ -59,14 +56,22 @@ class Source(msgspec.Struct, frozen=True):
 
 
 _SOURCE = msgspec.json.Decoder(Source)
+_SHOWN = msgspec.json.Decoder(Refreshed)
 
 
 def _all(db: sqlite3.Connection) -> list[Source]:
     return [_SOURCE.decode(row) for (row,) in db.execute("SELECT row FROM trust_sources ORDER BY name")]
 
 
-def _put(db: sqlite3.Connection, source: Source) -> None:
-    db.execute("INSERT OR REPLACE INTO trust_sources VALUES (?, ?)", (source.name, msgspec.json.encode(source)))
+def _shown(db: sqlite3.Connection, name: str) -> Refreshed | None:
+    """What the publisher *name* showed last, verified; None where nothing was fetched yet."""
+    found = db.execute("SELECT shown FROM trust_shown WHERE name=?", (name,)).fetchone()
+    return _SHOWN.decode(found[0]) if found is not None else None
+
+
+def _put(db: sqlite3.Connection, source: Source, shown: bytes) -> None:
+    db.execute("INSERT INTO trust_sources VALUES (?, ?)", (source.name, msgspec.json.encode(source)))
+    db.execute("INSERT INTO trust_shown VALUES (?, ?)", (source.name, shown))
 
 
 async def _named(core: Core, name: str) -> Source:
@@ -106,11 +111,11 @@ async def add(core: Core, request: PublisherRequest, caller: Caller) -> Publishe
             raise Conflict(f"publisher {other.name} is followed for {', '.join(other.repositories)[:200]}")
     if len(known) >= MAX_PUBLISHERS:
         raise Conflict(f"{MAX_PUBLISHERS} publishers are followed already")
-    source = await _fetched(core, source)
+    source, shown = await _fetched(core, source, Trusted(source.root))
     at = core.clock()
 
     def work(db: sqlite3.Connection) -> None:
-        _put(db, source)
+        _put(db, source, shown)
         audit.append(
             db, at, caller.who, "trust.source.add", source.name, location=source.location, repositories=list(prefixes)
         )
@@ -119,11 +124,16 @@ async def add(core: Core, request: PublisherRequest, caller: Caller) -> Publishe
     return as_row(source)
 
 
-async def _fetched(core: Core, source: Source) -> Source:
-    job = RefreshJob(location=source.location, trusted=source.trusted, now_s=core.clock())
+async def _fetched(core: Core, source: Source, trusted: Trusted) -> tuple[Source, bytes]:
+    """The source after it was asked, and what it showed, as it is stored."""
+    job = RefreshJob(location=source.location, trusted=trusted, now_s=core.clock())
     answer = await ask(core.evidence_online, job, ONLINE_S)
     assert isinstance(answer, Fresh)
-    return msgspec.structs.replace(source, kept=answer.refreshed, refreshed_at=core.clock(), error="")
+    fresh = answer.refreshed
+    row = msgspec.structs.replace(
+        source, refreshed_at=core.clock(), error="", expires=fresh.expires, versions=fresh.versions
+    )
+    return row, msgspec.json.encode(fresh)
 
 
 async def refresh(core: Core, name: str, older_than_s: float = 0.0) -> PublisherRow:
@@ -135,14 +145,15 @@ async def refresh(core: Core, name: str, older_than_s: float = 0.0) -> Publisher
         source = await _named(core, name)
         if core.clock() - source.refreshed_at < older_than_s:
             return as_row(source)
+        known = await core.db.read(lambda db: _shown(db, name))
         try:
-            fresh = await _fetched(core, source)
+            fresh, shown = await _fetched(core, source, known.trusted if known is not None else Trusted(source.root))
         except CasemateError as error:
             failed = msgspec.structs.replace(source, error=f"{_code(error)}: {error.detail}"[:400])
             await core.db.write(lambda db: _failed(db, core, failed))
             core.events.wake()
             raise
-        await core.db.write(lambda db: _update(db, fresh))
+        await core.db.write(lambda db: _update(db, fresh, shown))
     return as_row(fresh)
 
 
@@ -155,10 +166,12 @@ def _failed(db: sqlite3.Connection, core: Core, source: Source) -> None:
     events.add(db, core.clock(), "trust", source.name, "refresh-failed", name=source.name, reason=source.error)
 
 
-def _update(db: sqlite3.Connection, source: Source) -> None:
+def _update(db: sqlite3.Connection, source: Source, shown: bytes | None = None) -> None:
     """Only a publisher that is still followed."""
     row = msgspec.json.encode(source)
-    db.execute("UPDATE trust_sources SET row=? WHERE name=?", (row, source.name))
+    done = db.execute("UPDATE trust_sources SET row=? WHERE name=?", (row, source.name))
+    if done.rowcount and shown is not None:
+        db.execute("INSERT OR REPLACE INTO trust_shown VALUES (?, ?)", (source.name, shown))
 
 
 async def remove(core: Core, name: str, caller: Caller) -> None:
@@ -177,10 +190,9 @@ async def listing(core: Core) -> PublisherList:
 
 
 def as_row(source: Source) -> PublisherRow:
-    kept = source.kept
     return PublisherRow(
         source.name, source.location, source.repositories, rfc3339(source.refreshed_at) if source.refreshed_at else "",
-        kept.expires if kept else "", kept.versions if kept else {}, source.error,
+        source.expires, source.versions, source.error,
     )  # fmt: skip
 
 
@@ -196,8 +208,10 @@ async def tag(core: Core, text: str) -> TagAnswer:
 
 async def _meaning(core: Core, source: Source, reference: Reference) -> Tag:
     target = f"{reference.registry}/{reference.repository}:{reference.tag}"
-    files = source.kept.files if source.kept is not None else {}
-    job = TagJob(target=target, trusted=source.trusted, files=files, now_s=core.clock())
+    shown = await core.db.read(lambda db: _shown(db, source.name))
+    if shown is None:
+        raise PublisherNotFound(f"publisher {source.name} is followed no more", name=source.name)
+    job = TagJob(target=target, trusted=shown.trusted, files=shown.files, now_s=core.clock())
     answer = await ask(core.evidence_offline, job, OFFLINE_S)
     assert isinstance(answer, Tag)
     return answer

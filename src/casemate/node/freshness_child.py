@@ -61,10 +61,13 @@ class Shown(Mapping[str, bytes]):
             raise RegistryUnavailable(
                 f"{self._location}/{name}: {error.strerror}", remedy="The user casemate has to be able to read it."
             ) from error
-        with os.fdopen(descriptor, "rb") as stream:
-            if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise FreshnessInvalid(f"{self._location}/{name} is no file")
-            return stream.read(MAX_FILE_BYTES + 1)
+            with os.fdopen(descriptor, "rb", closefd=False) as stream:
+                return stream.read(MAX_FILE_BYTES + 1)
+        finally:
+            os.close(descriptor)
 
 
 def refreshed(client: Client, job: RefreshJob) -> Fresh:

@@ -233,9 +233,17 @@ CREATE TABLE image_origins (
 ) STRICT, WITHOUT ROWID;
 """
 
-#: Publishers of signed metadata that are followed, with what they showed last (JSON of node.freshness.Source).
+#: Publishers of signed metadata that are followed (JSON of node.freshness.Source).
 _PUBLISHERS = """
 CREATE TABLE trust_sources (name TEXT PRIMARY KEY, row BLOB NOT NULL) STRICT, WITHOUT ROWID;
 """
 
-MIGRATIONS: tuple[str, ...] = (_FIRST, _PODS_LISTED, _POLICY, _TRUST, _PUBLISHERS)
+#: What a publisher showed may have megabytes; it is read only when a tag of its is resolved.
+_PUBLISHERS_SHOWN = """
+CREATE TABLE trust_shown (
+    name TEXT PRIMARY KEY REFERENCES trust_sources (name) ON DELETE CASCADE,
+    shown BLOB NOT NULL
+) STRICT;
+"""
+
+MIGRATIONS: tuple[str, ...] = (_FIRST, _PODS_LISTED, _POLICY, _TRUST, _PUBLISHERS, _PUBLISHERS_SHOWN)

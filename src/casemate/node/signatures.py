@@ -8,9 +8,9 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Sequence
 
-from casemate.image.errors import ImageNotFound
+from casemate.image.errors import DigestUnpublished, ImageNotFound
 from casemate.image.jobs import Endpoints
-from casemate.node import audit, events, images, imagestore
+from casemate.node import audit, events, freshness, images, imagestore
 from casemate.node.clock import rfc3339
 from casemate.node.core import Caller, Core
 from casemate.node.evidence import ask
@@ -120,12 +120,21 @@ async def verify(core: Core, request: VerifyRequest) -> VerifyAnswer:
     if wanted and threshold > len(wanted):
         raise InvalidArgument(f"a threshold of {threshold} with {len(wanted)} signers can never be met")
     if request.offline:
-        reference, subjects = await _stored(core, request.reference)
+        reference, row = await _stored(core, request.reference)
+        await freshness.check(core, request.reference, row)
+        index = row.the_record().index_digest
+        subjects = (row.manifest_digest, index) if index else (row.manifest_digest,)
         checked = await _check(core, str(reference), subjects, signers, None)
     else:
         reference = parse_reference(request.reference)
         endpoints = images.endpoints(core, request.auth, reference.registry, plain_http=request.plain_http)
+        published = await freshness.published(core, reference)
         checked = await _check(core, str(reference), (), signers, endpoints)
+        if published and checked.digest != published:
+            raise DigestUnpublished(
+                f"{reference.familiar} leads to {checked.digest} at the registry; its publisher signed {published}",
+                found=checked.digest, published=published,
+            )  # fmt: skip
     return _answer(reference, checked, wanted, threshold, attestations)
 
 
@@ -141,13 +150,12 @@ def _of_policy(core: Core, text: str) -> tuple[tuple[Signer, ...], list[str], in
     return policy.signers, list(rule.signers), rule.threshold, rule.attestations
 
 
-async def _stored(core: Core, text: str) -> tuple[Reference, tuple[str, ...]]:
-    """The reference and the subjects of an image that is here."""
+async def _stored(core: Core, text: str) -> tuple[Reference, imagestore.ImageRow]:
+    """An image that is here, and its reference."""
 
-    def work(db: sqlite3.Connection) -> tuple[Reference, tuple[str, ...]]:
+    def work(db: sqlite3.Connection) -> tuple[Reference, imagestore.ImageRow]:
         row = imagestore.find(db, text)
         names = imagestore.names_of(db, row.manifest_digest)
-        index = row.the_record().index_digest
         try:
             reference = parse_reference(text)
             if names and str(reference) not in names and reference.digest is None:
@@ -156,7 +164,7 @@ async def _stored(core: Core, text: str) -> tuple[Reference, tuple[str, ...]]:
             if not names:
                 raise
             reference = parse_reference(names[0])
-        return reference, (row.manifest_digest, index) if index else (row.manifest_digest,)
+        return reference, row
 
     return await core.db.read(work)
 

@@ -34,6 +34,11 @@ class Warm:
         self._process: asyncio.subprocess.Process | None = None
         self._timer: asyncio.TimerHandle | None = None
 
+    @property
+    def waiting(self) -> int:
+        """Jobs under way and those that wait for it."""
+        return self._waiting
+
     async def ask(self, job: bytes, timeout_s: float) -> bytes:
         """The answer to *job*. Raises :class:`TimedOut` and :class:`WorkerFailed`; cancelling ends the child."""
         if self._waiting >= MAX_WAITING:
@@ -99,3 +104,18 @@ class Warm:
         if self._timer is not None:
             self._timer.cancel()
         await self._end()
+
+
+class WarmSeveral:
+    """Some children of one kind: what waits for a slow peer holds up nobody else. Each starts when it is needed."""
+
+    def __init__(self, module: str, max_message_bytes: int, count: int) -> None:
+        self._children = [Warm(module, max_message_bytes) for _ in range(count)]
+
+    async def ask(self, job: bytes, timeout_s: float) -> bytes:
+        """As :meth:`Warm.ask`, of the child with the least to do; of those that are idle, of the first."""
+        return await min(self._children, key=lambda child: child.waiting).ask(job, timeout_s)
+
+    async def close(self) -> None:
+        for child in self._children:
+            await child.close()

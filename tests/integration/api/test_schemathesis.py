@@ -31,6 +31,12 @@ LEFT_OUT = {
     ("POST", "/v1/images/build-debian"),
     ("POST", "/v1/images/pull"),
     ("POST", "/v1/images/push"),
+    # They ask a registry, a publisher or a mirror that is not there, and wait for it: 20 s an example.
+    ("POST", "/v1/trust/verify"),
+    ("POST", "/v1/trust/resolve"),
+    ("POST", "/v1/trust/attach"),
+    ("POST", "/v1/trust/sources"),
+    ("POST", "/v1/feeds/update"),
     ("GET", "/v1/containers/{ref}/attach"),
     ("GET", "/v1/exec/{id}/attach"),
     ("GET", "/v1/doctor"),

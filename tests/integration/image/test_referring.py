@@ -15,6 +15,7 @@ import pytest
 from bad_registry import INDEX, MANIFEST, Image, Registry, digest, reply
 
 from casemate.image.artifacts import fetch
+from casemate.image.attach import Attachment, attach
 from casemate.image.errors import (
     ArtifactLimit,
     DigestMismatch,
@@ -26,6 +27,7 @@ from casemate.image.errors import (
 from casemate.image.garbage import collect_garbage
 from casemate.image.http import Client
 from casemate.image.jobs import Endpoints, PullJob
+from casemate.image.manifest import Descriptor
 from casemate.image.patience import Patience
 from casemate.image.pull import pull
 from casemate.image.referring import Artifact, Referring, Wanted, keep, kept, path_of
@@ -176,6 +178,25 @@ def test_a_referrer_of_another_image_does_not_count(client, registry, subject):
     assert ask(client, registry) == ()
 
 
+def test_a_mirror_without_signatures_does_not_speak_for_the_registry(client, registry):
+    serve_blobs(registry, b"one")
+    serve(registry, f"{TAG}.sig", manifest([row(b"one")]))
+    mirror = Registry(Image())
+    endpoints = Endpoints(insecure=(registry.host, mirror.host), mirrors=(f"{registry.host}={mirror.host}",))
+    places = Repositories(client, parse_reference(f"{registry.host}/a/b"), endpoints)
+    try:
+        assert [one.data for one in fetch(places, SUBJECT, WANTED)] == [b"one"]
+        assert mirror.requests
+        mirror.hook = lambda request: reply(request, 500) is None
+        assert [one.data for one in fetch(places, SUBJECT, WANTED)] == [b"one"]
+        registry.hook = lambda request: reply(request, 503) is None
+        mirror.hook = lambda request: False
+        with pytest.raises(RegistryUnavailable):  # nobody who could know says that there is none
+            fetch(places, SUBJECT, WANTED)
+    finally:
+        mirror.close()
+
+
 def test_a_registry_that_fails_is_not_one_without_signatures(client, registry):
     def hook(request):
         reply(request, 503)
@@ -232,3 +253,39 @@ def test_a_kept_file_that_was_changed_and_its_end(tmp_path):
     assert kept(store, SUBJECT, "a/b") == value
     collect_garbage(store, ())
     assert kept(store, SUBJECT, "a/b") is None
+
+
+@pytest.mark.parametrize("lists", [True, False])
+def test_who_keeps_the_list_of_referrers(client, registry, lists):
+    """A registry with the referrers API says so by a header; for one without, the client writes the fallback tag."""
+    put = {}
+
+    def hook(request):
+        length = int(request.headers.get("Content-Length", 0))
+        body = request.rfile.read(length)
+        if request.command == "HEAD":
+            reply(request, 404)
+        elif request.command == "POST":
+            reply(request, 202, headers={"Location": "/v2/a/b/blobs/uploads/1"})
+        elif request.command == "PUT":
+            put[request.path.partition("?")[0].rpartition("/")[2]] = body
+            is_manifest = "/manifests/sha256:" in request.path
+            reply(request, 201, headers={"OCI-Subject": SUBJECT} if lists and is_manifest else {})
+        else:
+            return False
+        return True
+
+    registry.hook = hook
+    place = Repositories(client, parse_reference(f"{registry.host}/a/b"), Endpoints(insecure=(registry.host,))).places[
+        0
+    ]
+    attachment = Attachment(KIND, b"signature", {"x": "y"}, type="application/x-type", on_manifest={"a": "b"})
+    name = attach(place, Descriptor(SUBJECT, 8, MANIFEST), attachment)
+    written = json.loads(put[name])
+    assert written["subject"] == {"mediaType": MANIFEST, "digest": SUBJECT, "size": 8}
+    assert written["layers"][0]["annotations"] == {"x": "y"}
+    assert (TAG in put) == (not lists)
+    if not lists:
+        (listed,) = json.loads(put[TAG])["manifests"]
+        assert (listed["digest"], listed["artifactType"]) == (name, "application/x-type")
+        assert listed["annotations"] == {"a": "b"}

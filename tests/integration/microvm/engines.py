@@ -101,6 +101,8 @@ def image(folder: Path) -> Path:
     (root / "etc/passwd").write_text("root:x:0:0::/root:/bin/sh\nwww:x:33:33::/:/bin/sh\n")
     (root / "etc/group").write_text("root:x:0:\nwww:x:33:\n")
     (root / "etc/kept").write_text("of the image\n")
+    (root / "bin/pause").write_text("#!/bin/sh\nexec sleep 100000\n")
+    (root / "bin/pause").chmod(0o755)
     out = folder / "image.tar"
     subprocess.run(["tar", "-C", str(root), "--owner=0", "--group=0", "-cf", str(out), "."], check=True)
     return out

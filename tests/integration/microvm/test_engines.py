@@ -109,7 +109,7 @@ def test_podman(at: engines.Place) -> None:
         # A pod of two: one machine, one network; the infra container is one of them.
         assert (
             run(
-                "pod", "create", "--name", "two", "--infra-image", engines.IMAGE, "--infra-command", "/bin/cat"
+                "pod", "create", "--name", "two", "--infra-image", engines.IMAGE, "--infra-command", "/bin/pause"
             ).returncode
             == 0
         )
@@ -119,6 +119,10 @@ def test_podman(at: engines.Place) -> None:
         assert other.stdout == "served by two\n", other.stderr
         assert at.host.machines is not None
         assert len(at.host.machines.all()) == 1
+        # The first to have come may go and come again: the machine is the pod's, not its.
+        infra = run("ps", "--all", "--quiet", "--filter", "name=infra").stdout.strip()
+        assert run("kill", infra).returncode == 0
+        assert run("exec", "one", "hostname").stdout == "two\n"
         assert run("pod", "rm", "--force", "--time", "0", "two").returncode == 0
         # User namespaces of the engine's: what the guest's root writes is the mapped id's.
         volume = at.folder / "mapped"

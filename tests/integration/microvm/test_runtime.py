@@ -165,3 +165,54 @@ def test_copy_up_keeps_what_the_image_has(host: harness.Host, tmp_path: Path) ->
         config["mounts"].append(mount)
     done = run(host, "copied", config)
     assert done.stdout.split() == ["content", "deep", "file", "new", "1777"], done.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "script", "shown"),
+    [
+        ({"linux": {"sysctl": {"kernel.msgmax": "9000", "net.ipv4.ip_forward": "1"}}}, "MSG", ["9000", "1"]),
+        (
+            {"linux": {"devices": [{"path": "/dev/mine", "type": "c", "major": 1, "minor": 3, "fileMode": 0o640}]}},
+            "stat -c '%F %a %t %T' /dev/mine",
+            ["character", "special", "file", "640", "1", "3"],
+        ),
+        ({"process": {"oomScoreAdj": 321}}, "cat /proc/self/oom_score_adj", ["321"]),
+        (
+            {"process": {"user": {"uid": 7, "gid": 8, "umask": 0o27, "additionalGids": [9, 10]}}},
+            "umask; id -G",
+            ["0027", "8", "9", "10"],
+        ),
+        ({"process": {"cwd": "/etc", "env": ["PATH=/bin", "A=b c"]}}, "pwd; echo $A", ["/etc", "b", "c"]),
+        ({"hostname": "named"}, "hostname", ["named"]),
+        (
+            {"mounts+": {"destination": "/m", "type": "tmpfs", "source": "x", "options": ["ro", "noexec", "size=1m"]}},
+            "touch /m/x || grep ' /m ' /proc/mounts | cut -d' ' -f3,4",
+            ["tmpfs", "ro,noexec,relatime,size=1024k,inode64"],
+        ),
+        (
+            {"mounts+": {"destination": "/c", "type": "cgroup", "source": "x", "options": ["ro"]}},
+            "ls /c/cgroup.events",
+            ["/c/cgroup.events"],
+        ),
+        (
+            {"linux": {"namespaces": [{"type": "mount"}, {"type": "network"}]}},
+            "[ $$ -gt 1 ] && echo the pod\\'s",
+            ["the", "pod's"],
+        ),
+    ],
+    ids=["sysctl", "device", "oom", "user", "cwd", "hostname", "tmpfs", "cgroup", "no pid namespace"],
+)
+def test_fields_of_a_bundle(
+    host: harness.Host, base_layer: Path, change: dict[str, Any], script: str, shown: list[str]
+) -> None:
+    words = script.replace("MSG", "cat /proc/sys/kernel/msgmax /proc/sys/net/ipv4/ip_forward")
+    config: Any = harness.configuration([base_layer], "sh", "-c", words)
+    for key, value in change.items():
+        if key == "mounts+":
+            config["mounts"].append(value)
+        elif isinstance(value, dict):
+            config[key] |= value
+        else:
+            config[key] = value
+    done = run(host, "field", config)
+    assert done.stdout.split() == shown, done.stderr

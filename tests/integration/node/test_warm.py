@@ -15,7 +15,7 @@ from casemate.image.errors import WorkerFailed
 from casemate.image.jobs import Failure
 from casemate.node.evidence import ask
 from casemate.node.evidence_jobs import Checked, CheckJob
-from casemate.node.warm import MAX_MESSAGE_BYTES, Warm
+from casemate.node.warm import MAX_MESSAGE_BYTES, Warm, WarmSeveral
 from casemate.spec.errors import RemoteError, TimedOut
 
 CHILD = "casemate.node.evidence_child"
@@ -103,6 +103,32 @@ def test_one_that_is_idle_ends(tmp_path: Path) -> None:
         await gone(first)
         await ask(child, job(tmp_path), 60)
         await child.close()
+
+    asyncio.run(work())
+
+
+def test_one_that_is_slow_holds_up_nobody_else(tmp_path: Path) -> None:
+    async def work() -> None:
+        children = WarmSeveral(CHILD, MAX_MESSAGE_BYTES, 2)
+        await ask(children, job(tmp_path), 60)
+        slow, other = children._children
+        os.kill(pid_of(slow), signal.SIGSTOP)
+        ended: list[str] = []
+
+        async def hang() -> None:
+            try:
+                await children.ask(msgspec.json.encode(job(tmp_path)), 3)
+            except TimedOut:
+                ended.append("hung")
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(hang())
+            await asyncio.sleep(0)
+            for _ in range(3):
+                assert isinstance(await ask(children, job(tmp_path), 60), Checked)
+            assert pid_of(other)
+        assert ended == ["hung"]
+        await children.close()
 
     asyncio.run(work())
 

@@ -103,6 +103,9 @@ def test_a_tag_means_what_its_publisher_signed(casemate: Casemate, registry: str
         imported(casemate, name, debian_tar(**{"etc/word": b"evil"}))
         assert refused(casemate, "run", "--rm", name, "cat", "/etc/word") == "image.digest_unpublished"
         assert "publisher shop signed" in casemate.run("trust", "why", name, code=None)
+        key = ("--key", site.pub("team"), name)
+        assert refused(casemate, "trust", "verify", "--plain-http", *key) == "image.digest_unpublished"
+        assert refused(casemate, "trust", "verify", "--offline", *key) == "image.digest_unpublished"
         # By digest nobody resolves a tag, and elsewhere nobody is followed.
         casemate.run("pull", "--quiet", "--plain-http", f"{name.rpartition(':')[0]}@{good}")
 

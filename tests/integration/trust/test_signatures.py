@@ -415,6 +415,12 @@ def test_a_signed_statement_settles_a_finding(
         casemate.run("trust", "attest", "--plain-http", "--key", str(keys / "alice.key"), *attested)
         assert casemate.run("run", "--rm", pushed, "echo", "ran") == "ran\n"
         assert "settled by signed VEX" in casemate.run("trust", "why", pushed)
+        scanned = casemate.json("image", "scan", pushed)
+        assert isinstance(scanned, dict)
+        assert not scanned.get("findings")
+        assert casemate.ended("image", "scan", "--fail-on", "low", pushed).returncode == 0
+        assert len(scanned["settled"]) == 4
+        assert "Settled: CVE-2026-1000 in openssl: not_affected by alice" in casemate.run("image", "scan", pushed)
     finally:
         casemate.ended("trust", "policy", "rm", "signed")
         casemate.ended("feed", "rm", "vexed")

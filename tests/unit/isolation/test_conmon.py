@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from casemate.isolation import conmon
 from casemate.isolation.level import Runtime
+from casemate.isolation.microvm.errors import AgentFailed, RootfsFailed, TemplateFailed
 from casemate.spec.errors import CasemateError, CommandNotExecutable, CommandNotFound, ProgramFailed
 
 
@@ -26,6 +27,12 @@ from casemate.spec.errors import CasemateError, CommandNotExecutable, CommandNot
         ('msg="exec: \\"/x\\": permission denied"', CommandNotExecutable),
         ("error stat'ing file `/dev/mqueue`: No such file or directory", ProgramFailed),
         ("mount `x` to `y`: Permission denied", ProgramFailed),
+        ("casemate-vm: rootfs: mount of a layer: Invalid argument (microvm.rootfs)", RootfsFailed),
+        ("x\ncasemate-vm: no word within 90 s; console: a | b (microvm.template)", TemplateFailed),
+        ("casemate-vm: " + "x" * 9000 + " (microvm.agent)", AgentFailed),
+        ("casemate-vm: exec: executable file not found in $PATH (microvm.agent)", CommandNotFound),
+        ("casemate-vm: something (microvm.no_such_code)", ProgramFailed),
+        ("casemate-vm: something (settings.invalid)", ProgramFailed),
         ("", ProgramFailed),
     ],
 )

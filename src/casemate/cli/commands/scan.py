@@ -57,7 +57,7 @@ def _code(found: dict[str, object], least: str | None, only_fixable: bool) -> in
     """The exit code: see the page of the command."""
     if least is not None:
         bound = SEVERITIES.index(least)
-        for row in rows_of(found, "findings"):
+        for row in rows_of(found | {"findings": found.get("findings", [])}, "findings"):
             severity = str(row.get("severity", "unknown"))
             if row.get("ignored") or (only_fixable and not row.get("fixed")) or severity not in SEVERITIES:
                 continue
@@ -81,6 +81,8 @@ def told(found: dict[str, object], everything: bool) -> str:
     elif found.get("end_of_life"):
         text += f"Repaired by its maker until {clean(str(found['end_of_life']))}\n"
     text += _upgrades(found, everything) + _layers(found) + _rest(found)
+    for line in _texts(found, "settled")[:MAX_SHOWN]:
+        text += f"Settled: {clean(line)}\n"
     for gap in _texts(found, "gaps"):
         text += coloured(f"Not judged: {clean(gap)}\n", "31", 1)
     for warning in _texts(found, "warnings"):

@@ -24,9 +24,10 @@ def verify(arguments: Arguments, context: Context) -> int:
     from casemate.cli.asked.quantities import whole
 
     request: dict[str, object] = {"reference": arguments.words[0]}
-    keys = [{"name": _stem(path), "key": _pem(path)} for path in arguments.texts("key")]
+    names = _names([*arguments.texts("key"), *arguments.texts("authority")])
+    keys = [{"name": names[path], "key": _pem(path)} for path in arguments.texts("key")]
     authorities = [
-        {"name": _stem(path), "roots": _pem(path), "level": arguments.text("level") or "strict",
+        {"name": names[path], "roots": _pem(path), "level": arguments.text("level") or "strict",
          "subject": arguments.text("subject") or ""}
         for path in arguments.texts("authority")
     ]  # fmt: skip
@@ -74,10 +75,14 @@ def _registry(arguments: Arguments, request: dict[str, object]) -> dict[str, obj
     return request
 
 
-def _stem(path: str) -> str:
-    """How the holder of a key is called: the file's name without its ending."""
-    name = path.rpartition("/")[2]
-    return name.rpartition(".")[0] or name
+def _names(paths: list[str]) -> dict[str, str]:
+    """How the holder of each key is called: the file's name without its ending, or the path where two have one name."""
+    found: dict[str, str] = {}
+    for path in paths:
+        name = path.rpartition("/")[2]
+        stem = name.rpartition(".")[0] or name
+        found[path] = stem if stem not in found.values() else path[-128:]
+    return found
 
 
 def _pem(path: str) -> str:

@@ -39,6 +39,7 @@ def container(detail: Row) -> Row:
         "NetworkSettings": _network(summary),
         "Casemate": {
             "Level": text(summary, "level"),
+            "LevelDetail": detail.get("level_detail", ""),
             "Project": text(summary, "project") or "default",
             "Pod": {"Id": text(summary, "pod"), "Name": text(summary, "pod_name")},
             "Admission": detail.get("admission"),

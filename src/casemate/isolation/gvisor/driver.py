@@ -92,6 +92,8 @@ class GvisorLevel:
         check(given)
         plan = oci.configuration(given)
         plan.config["linux"] = _linux(given, plan.config["linux"])
+        # Done once the mount points are made: see GvisorInside.created.
+        plan.config["root"]["readonly"] = False
         # gVisor has neither: it would pass over them with a word in a log that nobody reads.
         plan.config["mounts"] = [one for one in plan.config["mounts"] if one["type"] not in ("mqueue", "cgroup")]
         return plan

@@ -15,12 +15,14 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
-from casemate.host import cgroups, durable, programs
-from casemate.isolation.level import InnerProcess, InnerUsage, Runtime
+from casemate.host import cgroups, durable, programs, syscalls
+from casemate.host.netns import in_own_thread
+from casemate.isolation.level import InnerProcess, InnerUsage, LevelUnavailable, Runtime
 from casemate.spec.errors import Corrupt
 from casemate.spec.workload import ContainerSpec, PodSpec, Resources
 
 _STATE_BYTES = 4 << 20
+_CLONE_FS = 0x200  # sched.h
 _MAX_ROWS, _MAX_COMMAND = 1000, 512
 _COLUMNS = ("UID", "PID", "PPID", "C", "TTY", "STIME", "TIME", "CMD")
 _ANSWER_BYTES, _TIMEOUT_S = 1 << 20, 20.0
@@ -72,6 +74,19 @@ class GvisorInside:
         """None waits."""
         return ""
 
+    async def created(self, container: ContainerSpec) -> None:
+        """Make the root read-only where it is to be: in the gofer's mount namespace, from outside.
+
+        runsc would do it by a remount that drops ``nodev``, which the kernel keeps a user namespace from doing.
+        """
+        if not container.read_only:
+            return
+        with self.files(container.id) as found:
+            if found is None:
+                raise LevelUnavailable(f"container {container.id[:12]}: its gofer ended while it was created")
+            namespace, root = found
+            await in_own_thread(lambda: _make_read_only(namespace, root))
+
     async def prepare(self, pod: PodSpec, container: ContainerSpec) -> list[str]:  # noqa: ARG002 - of the Protocol
         return []
 
@@ -114,6 +129,13 @@ class GvisorInside:
     async def update(self, container: str, resources: Resources) -> list[str]:  # noqa: ARG002 - of the Protocol
         """Nothing to do beside the container's cgroup, which holds the whole sandbox."""
         return []
+
+
+def _make_read_only(namespace: int, root: int) -> None:
+    """Runs in a thread of its own, which alone enters the namespace."""
+    syscalls.unshare(_CLONE_FS)
+    syscalls.setns(namespace, syscalls.CLONE_NEWNS)
+    syscalls.mount_setattr(root, set_attributes=syscalls.MOUNT_ATTR_RDONLY)
 
 
 def _is_gofer(pid: object, container: str) -> bool:

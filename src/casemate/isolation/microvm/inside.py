@@ -48,6 +48,9 @@ class MicrovmInside:
         template = await self._machines.template(self._level().memory_bytes(pod, container))
         return self._machines.pool.reserve(template, interface) or ""
 
+    async def created(self, container: ContainerSpec) -> None:
+        """Nothing."""
+
     async def prepare(self, pod: PodSpec, container: ContainerSpec) -> list[str]:
         """The template: made now when there is none, which takes longer than a start may."""
         template = await self._machines.template(self._level().memory_bytes(pod, container))

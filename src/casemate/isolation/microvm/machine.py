@@ -64,9 +64,9 @@ class Machine:
         self._write(msgspec.structs.replace(self.record, next_channel=number + 1))
         return number
 
-    def set_netns(self, inode: int) -> None:
-        if inode:
-            self._write(msgspec.structs.replace(self.record, netns=inode))
+    def set_engine(self, netns: int, cgroup: str) -> None:
+        """The engine's network namespace that is taken over (its inode), and its cgroup that the machine is in."""
+        self._write(msgspec.structs.replace(self.record, netns=netns, cgroup=cgroup))
 
     def set_layers(self, layers: Sequence[str], joins: int = 0, *, whole: bool = False) -> None:
         """What lies on the block device."""

@@ -32,6 +32,7 @@ SEED_BYTES = 64
 #: From the start of a clone to its first answer: 60 ms alone under emulation, seconds on a loaded host.
 CLONE_TIMEOUT_S = 30.0
 _QUIT_WAIT_S = 5.0
+_NO_CARD = 128  # wire.h, FLAG_NO_CARD
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")
 #: What the names of machines begin with that wait: nobody's machine can be called so.
 _WAITS = "+"
@@ -173,7 +174,10 @@ class Machines:
                 where = _Where(called, cgroups, ids, tap_fd)
                 machine, extents = await self._clone(template, where, layers, more=more)
             await machine.monitor.ask(
-                Kind.CONFIGURE, _configuration(hostname, network), error=NetworkFailed, timeout_s=CLONE_TIMEOUT_S
+                Kind.CONFIGURE,
+                _configuration(hostname, network, card=network is not None or given_tap_fd is not None),
+                error=NetworkFailed,
+                timeout_s=CLONE_TIMEOUT_S,
             )
             if waiting is None:
                 await machine.learn_qemu(ids or SAME_IDS)
@@ -326,11 +330,12 @@ def _copy(number: int | None) -> int | None:
     return None if number is None else fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, 3)
 
 
-def _configuration(hostname: str, network: GuestNetwork | None) -> list[Field]:
+def _configuration(hostname: str, network: GuestNetwork | None, *, card: bool = True) -> list[Field]:
     """Randomness first: nothing of the user's has run, and nothing before this drew any that it keeps."""
     return [
         Field(Tag.SEED, secrets.token_bytes(SEED_BYTES)),
         frames.u64(Tag.CLOCK, time.time_ns()),
         frames.text(Tag.HOSTNAME, (hostname or "casemate")[:64]),
         *(network.fields() if network is not None else ()),
+        *(() if card else (frames.u32(Tag.FLAGS, _NO_CARD),)),
     ]

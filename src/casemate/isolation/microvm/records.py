@@ -69,6 +69,8 @@ class MachineRecord(Struct, frozen=True, forbid_unknown_fields=True):
     qemu_start_ticks: int = 0
     #: The inode of the network namespace that it has taken over; 0 for our own pods.
     netns: int = 0
+    #: The engine's cgroup that it is in: its first container's, which outlives that container.
+    cgroup: str = ""
 
 
 _DECODER = msgspec.json.Decoder(MachineRecord)

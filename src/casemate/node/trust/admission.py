@@ -34,7 +34,7 @@ JUDGE_S = 60.0
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from casemate.node.trust.judge_jobs import Answer, Job, Judged, Subject
-    from casemate.trust.rules.model import TrustPolicy
+    from casemate.trust.rules.model import Rule, TrustPolicy
     from casemate.trust.signature.verify import Evidence
 
 
@@ -151,6 +151,18 @@ async def subject_of(
         await complete(core, record)
     layers = tuple(layer.diff_id for layer in record.layers) if wanted.contents else ()
     return Subject(key, msgspec.structs.replace(candidate, reference=name), layers, evidence)
+
+
+async def said_of(core: Core, text: str) -> tuple[Rule | None, Evidence | None]:
+    """The rule for the image that *text* names, and what the policy's signers say of it; for a scan."""
+    policy = core.trust.policy
+    if policy is None:
+        return None, None
+    from casemate.trust.rules.decide import repository_of  # noqa: PLC0415 - as above
+
+    row = await core.db.read(lambda db: imagestore.find(db, text))
+    name = await core.db.read(lambda db: origin(db, row, text))
+    return policy.rule_for(repository_of(name)), await _evidence(core, policy, name, row.manifest_digest)
 
 
 async def _evidence(core: Core, policy: TrustPolicy, name: str, digest: str) -> Evidence:

@@ -14,6 +14,8 @@ from casemate.spec.api.scan import ScanLayer
 from casemate.spec.errors import CasemateError
 from casemate.trust.feed.ignores import Ignore
 from casemate.trust.feed.model import FeedKind
+from casemate.trust.rules.model import Rule
+from casemate.trust.signature.verify import Evidence
 
 MAX_JOB_BYTES = 64 << 20
 #: A bill of materials of 200,000 packages as SPDX.
@@ -47,6 +49,9 @@ class ScanJob(msgspec.Struct, frozen=True, tag="scan", kw_only=True):
     version: str
     form: ReportForm = "json"
     ignores: tuple[Ignore, ...] = ()
+    #: The rule for the image and what its signers say of it: signed VEX settles findings, signed bills add packages.
+    rule: Rule | None = None
+    evidence: Evidence | None = None
     max_feed_age_days: int = 0
 
 

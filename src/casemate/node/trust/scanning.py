@@ -33,6 +33,7 @@ from casemate.trust.feed.match import Finding, Match, match
 from casemate.trust.feed.model import BY_SOURCE, SEVERITIES, FeedMissing, Source
 from casemate.trust.packages.apply import CONTENTS_FOLDER, ContentsStore
 from casemate.trust.packages.merge import ImageContents, merge
+from casemate.trust.rules.settle import settle, vex_of, with_bills
 from casemate.trust.version.order import comparison
 
 #: What a table, a page or a code host can still show; the counts are of all.
@@ -44,6 +45,8 @@ def scan(job: ScanJob) -> Answer:
     """The scan of one image, in the form that was asked for. Raises ``LayerNotScanned`` and the feed's errors."""
     store = ContentsStore(Path(job.state) / CONTENTS_FOLDER)
     contents = merge([store.load(layer.diff_id) for layer in job.layers])
+    if job.rule is not None:
+        contents = with_bills(contents, job.rule, job.evidence)
     if job.form in ("cyclonedx", "spdx"):
         from casemate.trust.report.sbom import cyclonedx, spdx  # noqa: PLC0415 - only here
 
@@ -53,8 +56,11 @@ def scan(job: ScanJob) -> Answer:
     with contextlib.closing(database):
         matched = match(database, contents)
     today = date.fromisoformat(job.today)
-    judged = judge(matched.findings, job.ignores, today)
+    said, faults = vex_of(job.rule, job.evidence) if job.rule is not None else ([], [])
+    open_, settled = settle(matched.findings, said)
+    judged = judge(open_, job.ignores, today)
     found = report(job, contents, matched, judged, sources)
+    found = msgspec.structs.replace(found, settled=tuple(settled[:MAX_ROWS]), warnings=(*found.warnings, *faults))
     if job.form == "json":
         return answer(found)
     if job.form == "html":

@@ -21,6 +21,11 @@ from casemate.node.trust.jobs import Answer, ReportForm, ScanJob
 from casemate.spec.api.scan import ScanLayer
 from casemate.spec.errors import CasemateError
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from casemate.trust.rules.model import Rule
+    from casemate.trust.signature.verify import Evidence
+
 #: Steps of a Dockerfile can be whole scripts.
 MAX_STEP_CHARS = 200
 _BASE_NAME = "org.opencontainers.image.base.name"
@@ -34,8 +39,13 @@ def today(core: Core) -> str:
     return rfc3339(core.clock())[:10]
 
 
-async def scan(core: Core, reference: str, form: ReportForm) -> Answer:
-    """The scan of a stored image. Raises what the feed's state is (missing, damaged) as its errors."""
+async def scan(
+    core: Core, reference: str, form: ReportForm, said: tuple[Rule | None, Evidence | None] = (None, None)
+) -> Answer:
+    """The scan of a stored image; *said*: the rule for it, and what its signers say.
+
+    Raises what the feed's state is (missing, damaged) as its errors.
+    """
     row = await core.db.read(lambda db: imagestore.find(db, reference))
     record = row.the_record()
     await complete(core, record)
@@ -48,6 +58,7 @@ async def scan(core: Core, reference: str, form: ReportForm) -> Answer:
         today=today(core), created=rfc3339(core.clock()), version=__version__, form=form,
         max_feed_age_days=core.settings.number("feed.max_age_days"),
         ignores=core.trust.policy.ignores if core.trust.policy is not None else (),
+        rule=said[0], evidence=said[1],
     )  # fmt: skip
     for attempt in range(ATTEMPTS):
         try:

@@ -158,6 +158,8 @@ class ContainerDetail(Value, frozen=True):
     reason: str = ""
     warnings: tuple[str, ...] = ()
     execs: tuple[str, ...] = ()
+    #: What serves its level on this host now: runtime, version, accelerator, guest kernel.
+    level_detail: str = ""
 
 
 class ContainerList(Value, frozen=True):

@@ -107,7 +107,8 @@ class FeedRow(Value, frozen=True):
 class ScanAnswer(Value, frozen=True):
     """``image scan``. *whole* is false where something could not be judged; *gaps* says what, one line each.
 
-    *counts*: findings that no ignore covers, by severity; *findings* holds the worst 20,000 of all.
+    *counts*: findings that no ignore covers, by severity; *findings* holds the worst 20,000 of all. *settled*: what a
+    signed OpenVEX statement answers, by a signer whom the trust policy's rule for the image names.
     """
 
     image: str
@@ -126,6 +127,7 @@ class ScanAnswer(Value, frozen=True):
     secrets: tuple[ScanSecret, ...] = ()
     setuid: tuple[ScanSetuid, ...] = ()
     feeds: tuple[FeedRow, ...] = ()
+    settled: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
 

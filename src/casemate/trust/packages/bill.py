@@ -19,6 +19,7 @@ from casemate.trust.packages.model import (
     PACKAGE_TYPES,
     Package,
     PackageListInvalid,
+    PackageType,
 )
 
 #: Predicate types of bills, by their beginnings (SPDX's carries its version).
@@ -27,6 +28,7 @@ CYCLONEDX, SPDX = "https://cyclonedx.org/bom", "https://spdx.dev/Document"
 NO_LAYER = -1
 MAX_DEPTH = 16
 _PURL = re.compile(r"pkg:([a-z]{1,20})/([^?#@]{1,600})@([^?#]{1,600})(?:\?([^#]{0,2000}))?")
+_KINDS: dict[str, PackageType] = {name: name for name in PACKAGE_TYPES}
 _CONTROL = re.compile(r"[\x00-\x20\x7f-\x9f]")
 
 
@@ -72,7 +74,7 @@ def _spdx(document: dict[str, Any]) -> Iterator[str]:
 
 def _package(text: str) -> Package | None:
     match = _PURL.match(text)
-    kind = next((name for name in PACKAGE_TYPES if match is not None and name == match[1]), None)
+    kind = _KINDS.get(match[1]) if match is not None else None
     if match is None or kind is None:
         return None
     path, version = unquote(match[2]).strip("/"), unquote(match[3])

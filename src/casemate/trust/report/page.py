@@ -38,6 +38,7 @@ def page(scan: ScanAnswer) -> str:
         _summary(scan),
         *(f"<p class='gap'>Not judged: {_text(gap)}</p>\n" for gap in scan.gaps),
         *(f"<p class='note'>{_text(warning)}</p>\n" for warning in scan.warnings),
+        *(f"<p class='dim'>Settled: {_text(line)}</p>\n" for line in scan.settled[:MAX_ROWS]),
         _findings(scan),
         _section("Secrets left in layers", ("rule", "file", "line", "layer", "removed above"), (
             (row.rule, row.path, str(row.line or ""), _layer(scan, row.layer), "yes" if row.hidden else "")

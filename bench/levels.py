@@ -1,0 +1,77 @@
+"""``run --rm IMAGE true`` at the levels microvm and gvisor, against Docker on runc and on runsc, in turn.
+
+sudo make start && sudo /opt/casemate/venv/bin/python bench/levels.py [rounds] [pause in seconds] [machines]
+
+With ``microvm.pool = 0`` (or a pause of 0) a machine is cloned for each start; with a pool and a pause of 2 s one
+waits. *machines* at the end, 4 at a time, against as many of Docker's plain containers. Docker's runsc has no network
+here: on a kernel since 6.13 Debian's takes every network namespace for the host's (decision 0062).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from measure import CASEMATE, IMAGE, busybox_root, docker, import_ours, machine, median, report, run, scratch, seconds
+
+
+def main() -> None:
+    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 9
+    pause_s = float(sys.argv[2]) if len(sys.argv) > 2 else 0.0
+    machines = int(sys.argv[3]) if len(sys.argv) > 3 else 50
+    with scratch() as folder:
+        archive = busybox_root(folder)
+        import_ours(archive)
+        (folder / "docker").mkdir()
+        runsc = shutil.which("runsc")
+        config = folder / "daemon.json"
+        runtimes = {"runsc": {"path": runsc, "runtimeArgs": ["--network=none"]}} if runsc else {}
+        config.write_text(json.dumps({"runtimes": runtimes}))
+        more = ("--config-file", str(config))
+        with docker(folder / "docker", archive, *more) as dock:
+            subjects: dict[str, Callable[[], object]] = {
+                "docker": lambda: run([*dock, "run", "--rm", "bench:1", "true"]),
+                "microvm": lambda: ours("microvm"),
+            }
+            if runsc:
+                subjects["gvisor"] = lambda: ours("gvisor", "--network", "none")
+                words = [*dock, "run", "--rm", "--runtime", "runsc", "--network", "none", "bench:1", "true"]
+                subjects["docker runsc"] = lambda: run(words)
+            times: dict[str, list[float]] = {name: [] for name in subjects}
+            for index in range(rounds + 1):
+                for name, work in subjects.items():
+                    time.sleep(pause_s if name == "microvm" else 0.0)
+                    spent = seconds(work)
+                    if index:
+                        times[name].append(spent)
+            print(machine())
+            figures = {name: median(found) for name, found in times.items()}
+            budget = "0.5 of docker, a machine waits" if pause_s else "1.0 of docker, no machine waits"
+            report(f"microvm, median of {rounds}", figures["microvm"], {"docker": figures["docker"]}, "s", budget)
+            if runsc:
+                report("gvisor", figures["gvisor"], {"docker runsc": figures["docker runsc"]}, "s", "0.5")
+            if machines:
+                peer = many(machines, lambda: run([*dock, "run", "--rm", "bench:1", "true"]))
+                mine = many(machines, lambda: ours("microvm"))
+                print(f"{machines} machines, 4 at a time: {machines / mine:.2f} a second, docker {machines / peer:.2f}")
+                print(f"  ratio casemate/docker {peer / mine:.3f}   (budget at least 1.0)")
+
+
+def ours(level: str, *options: str) -> object:
+    return run([CASEMATE, "run", "--rm", "--isolation", level, *options, IMAGE, "true"])
+
+
+def many(count: int, work: Callable[[], object]) -> float:
+    """Seconds for *count* runs, 4 at a time."""
+    start = time.perf_counter()
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: work(), range(count)))
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,206 @@
+"""A container is made: its machine is found or cloned, its folders and root attached, its process set up.
+
+What is taken on the way (a tap, a cgroup of the engine's, shares, the machine) is given back when a step fails.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from casemate.host import cgroups, hierarchy
+from casemate.isolation.microvm import bundles, config, copying, engines, frames, shares, takeover
+from casemate.isolation.microvm.answers import command_error
+from casemate.isolation.microvm.errors import AgentFailed, BundleUnsupported, MonitorFailed, NetworkFailed
+from casemate.isolation.microvm.frames import Kind, Tag
+from casemate.isolation.microvm.machine import Machine
+from casemate.isolation.microvm.machines import Machines
+from casemate.isolation.microvm.oci import Config
+from casemate.isolation.microvm.records import SAME_IDS, ContainerRecord, Ids
+from casemate.isolation.microvm.shares import Share
+from casemate.spec.errors import CasemateError
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What casemate-vm asked for: the container's *name*, its *bundle* and what that says, the *waiter*'s pid, the
+    standard files, seccomp's *program*, and the engine's *cgroup* (empty for our own pods)."""
+
+    name: str
+    bundle: Path
+    wanted: Config
+    waiter: int
+    fds: Sequence[int]
+    program: bytes
+    cgroup: str
+
+
+async def make(machines: Machines, order: Order) -> None:
+    """The container, in the state created. Nothing of it is left when it fails."""
+    wanted, name = order.wanted, order.name
+    contents = bundles.contents(wanted, order.bundle)
+    shared, names = bundles.shared(wanted, order.bundle, name)
+    machine, joined, takes_network = await _machine(machines, order, shared)
+    machine.starting.add(name)
+    try:
+        await _restore(machine, name, wanted.annotations.get(bundles.WRITABLE, ""))
+        channel = machine.next_channel()
+        machine.monitor.attach(channel, order.fds)
+        fields = config.create_fields(wanted, name, channel, contents=contents, seccomp=order.program, shared=names)
+        try:
+            await machine.monitor.ask(Kind.CREATE, fields)
+        except AgentFailed as error:
+            raise command_error(error) from error
+        created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        machine.put(
+            ContainerRecord(
+                name,
+                str(order.bundle),
+                order.waiter,
+                "created",
+                channel,
+                created=created,
+                annotations=wanted.annotations,
+                takes_network=takes_network,
+                cgroup=order.cgroup,
+                shares=tuple(one.name for one in shared),
+            )
+        )
+    except BaseException:
+        if joined:
+            await leave(machine, name, [one.name for one in shared])
+        else:
+            await machines.end(machine)
+        raise
+    finally:
+        machine.starting.discard(name)
+
+
+async def _machine(machines: Machines, order: Order, shared: Sequence[Share]) -> tuple[Machine, bool, bool]:
+    """The container's machine with its root in it; whether it was there before; whether it takes over a network."""
+    wanted, name, layers = order.wanted, order.name, bundles.layers(order.wanted)
+    below = bundles.root_is_below(wanted)
+    with contextlib.ExitStack() as stack:
+        netns_fd = netns_of(stack, order.waiter) if engines.netns(wanted) != engines.NONE else None
+        netns = 0 if netns_fd is None else os.fstat(netns_fd).st_ino
+        machine = await _living(machines, wanted, netns)
+        host_cgroups = bundles.cgroups(wanted) or _join_cgroup(order.cgroup, order.waiter)
+        if machine is not None:
+            _check_same_ids(machine, bundles.ids(wanted))
+            # From now on the end of the last that is in it is not the machine's.
+            machine.starting.add(name)
+            try:
+                await machines.join(machine, name, layers, shared=shared, below=below)
+            except BaseException:
+                machine.starting.discard(name)
+                raise
+            return machine, True, False
+        tap_fd = None
+        if netns_fd is not None:
+            tap_fd = await takeover.open_tap(netns_fd)
+            stack.callback(os.close, tap_fd)
+        machine = await machines.create(
+            name,
+            layers,
+            hostname=wanted.hostname,
+            memory_bytes=bundles.memory(wanted, machines.settings.memory_bytes),
+            network=bundles.network(wanted),
+            cgroups=host_cgroups,
+            ids=bundles.ids(wanted),
+            shared=shared,
+            below=below,
+            given_tap_fd=tap_fd,
+            pod=wanted.annotations.get(bundles.POD, "") or _free_name(machines, name),
+            more=wanted.annotations.get(bundles.MORE) == "1",
+        )
+        if netns or order.cgroup:
+            machine.set_engine(netns, order.cgroup)
+        return machine, False, netns_fd is not None
+
+
+def _free_name(machines: Machines, container: str) -> str:
+    """The container's name, unless a machine that it was the first of still goes by it."""
+    if machines.get(container) is None:
+        return container
+    return f"{container[:50]}.{secrets.token_hex(6)}"
+
+
+async def _living(machines: Machines, wanted: Config, netns: int) -> Machine | None:
+    """The machine of the bundle's pod, if it runs: the one that is named, or has taken over the same network.
+
+    So the containers of a pod of Kubernetes' or Podman's share one, and those of ``--network container:NAME``.
+    """
+    machine = machines.get(wanted.annotations.get(bundles.POD, ""))
+    if netns:
+        machine = next((one for one in machines.all() if one.record.netns == netns), None)
+    if machine is not None and machine.monitor.ended.is_set():
+        # It broke down with all that was in it, whose ends are known.
+        await machines.end(machine)
+        return None
+    return machine
+
+
+async def leave(machine: Machine, container: str, names: Sequence[str]) -> None:
+    """Take *container* out of a machine that goes on with others, or has just ended with them."""
+    if machine.monitor.ended.is_set():
+        return
+    with contextlib.suppress(AgentFailed, MonitorFailed):
+        await machine.monitor.ask(Kind.REMOVE, [frames.text(Tag.CONTAINER, container)])
+    await shares.detach(machine.qemu, names)
+
+
+async def _restore(machine: Machine, container: str, path: str) -> None:
+    """Put back what the container wrote before it was stopped, before anything of it runs."""
+    if not path:
+        return
+    number = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        await copying.copy(machine, container, "restore", "/", number)
+    finally:
+        os.close(number)
+
+
+def netns_of(stack: contextlib.ExitStack, pid: int) -> int:
+    """The network namespace of the waiter *pid*, which must not be our own."""
+    try:
+        number = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise NetworkFailed(f"the network namespace of process {pid}: {error.strerror}") from error
+    stack.callback(os.close, number)
+    if os.fstat(number).st_ino == Path("/proc/self/ns/net").stat().st_ino:
+        raise BundleUnsupported("the bundle's network namespace is the host's, which a virtual machine cannot share")
+    return number
+
+
+def _check_same_ids(machine: Machine, ids: Ids | None) -> None:
+    """Containers that share a machine share its map of users."""
+    if machine.record.ids is not None and machine.record.ids != (ids or SAME_IDS):
+        raise BundleUnsupported("the container's id mappings are not those of the machine that it would join")
+
+
+def _join_cgroup(path: str, waiter: int) -> tuple[str, ...]:
+    """The engine's cgroup on the host, with the waiter in it: where its figures are read. What the machine joins."""
+    if not path:
+        return ()
+    found = hierarchy.detect()
+    found.create(path)
+    found.join(path, waiter)
+    return tuple(found.folders(path))
+
+
+async def end_cgroup(path: str) -> None:
+    if path:
+        with contextlib.suppress(CasemateError):
+            await cgroups.end(hierarchy.detect(), path)
+
+
+async def take_network(machine: Machine, one: ContainerRecord) -> None:
+    with contextlib.ExitStack() as stack:
+        found = await takeover.take(netns_of(stack, one.pid))
+    # Nothing found: the guest's card goes down, and only loopback is left.
+    await machine.monitor.ask(Kind.NETWORK, [] if found is None else found.fields(), error=NetworkFailed)
