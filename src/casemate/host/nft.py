@@ -124,7 +124,7 @@ def delete_elements(table: str, name: str, elements: Sequence[object]) -> dict[s
 
 
 def generation() -> int:
-    """The ruleset's generation: it grows with each transaction of anybody's. 20 us, where a listing takes ms."""
+    """The ruleset's generation: it grows with each transaction of anybody's. 14 us, where a listing takes ms."""
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 12) as netlink:
         netlink.settimeout(2.0)
         netlink.send(struct.pack("=IHHII", 20, _GETGEN, 1, 1, 0) + bytes(4))
