@@ -97,10 +97,6 @@ class Nft:
         rows = self._list("list tables")
         return [(row["table"]["family"], row["table"]["name"]) for row in rows if "table" in row]
 
-    def chains(self) -> list[dict[str, Any]]:
-        """Every chain on the host; base chains have ``hook`` and ``policy``."""
-        return [row["chain"] for row in self._list("list chains") if "chain" in row]
-
     def delete_table(self, family: str, name: str) -> bool:
         """Delete a table with all in it; False when it was not there."""
         if (family, name) not in self.tables():
