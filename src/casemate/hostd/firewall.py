@@ -243,7 +243,7 @@ class Firewall:
             case wire.FirewallReplace() | wire.FirewallChange():
                 return await self._change(operation, fds)
             case wire.FirewallAnswer():
-                await self.referrals.answer(operation.answers)
+                self.referrals.answer(operation.answers)
                 return Done()
             case wire.FirewallForget():
                 await self._forget(operation)
@@ -328,6 +328,7 @@ class Firewall:
 
     async def _forget(self, operation: wire.FirewallForget) -> None:
         await self.ensure_open()
+        await self.referrals.settle()
         if operation.keys is None:
             await self.kernel.change(Change(flush=("answers4", "answers6")))
             return

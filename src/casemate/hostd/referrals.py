@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from casemate.host.nfqueue import DROP, REPEAT, PacketQueue, Queued
+from casemate.host.nft import NftFailed
 from casemate.hostd.protocol_firewall import (
     MAX_BATCH,
     FirewallEvent,
@@ -35,7 +36,8 @@ MAX_WAITING_OF_ONE = 1024
 #: A person needs time; TCP's first packet is sent again for about two minutes.
 WAIT_S = 60.0
 _PACKETS_A_TURN = 256
-_PERIOD_S = 0.25
+#: Between two transactions with answers.
+_PERIOD_S = 0.1
 
 Key = tuple[bytes, bytes, int, int, int]
 
@@ -66,6 +68,8 @@ class Referrals:
     _of_source: Counter[bytes] = field(default_factory=Counter)
     _next: int = 0
     _untold: Counter[str] = field(default_factory=Counter)
+    #: Answers that are on their way into the kernel's map.
+    _fresh: dict[tuple[bytes, bytes, int, int], tuple[bool, Row]] = field(default_factory=dict)
 
     def open(self) -> None:
         """Bind both queues, and read them on the running loop. Raises NetlinkFailed when somebody else has one."""
@@ -107,6 +111,10 @@ class Referrals:
             self.counted["again"] += 1
             queue.verdict(packet.id, DROP)
             return None
+        given = self._fresh.get((source, destination, packet.protocol, ports[1]))
+        if given is not None:
+            queue.verdict(packet.id, REPEAT, MARK_ANSWERED if given[0] else MARK_DENIED)
+            return None
         why = "away" if not self.is_heard() else ""
         if len(self._by_number) >= MAX_WAITING or self._of_source[source] >= MAX_WAITING_OF_ONE:
             why = "bound"
@@ -135,33 +143,51 @@ class Referrals:
         else:
             del self._of_source[one.key[0]]
 
-    async def answer(self, answers: Iterable[ReferralAnswer]) -> None:
-        """Let them go on or be denied; what holds longer than the connection goes into the kernel's map before."""
-        rows: list[Row] = []
-        found: list[tuple[Waiting, bool]] = []
+    def answer(self, answers: Iterable[ReferralAnswer]) -> None:
+        """Let them go on or be denied; what holds longer than the connection goes into the kernel's map.
+
+        Not at once: a transaction for each answer would move the ruleset's generation on so often that others, who
+        begin anew when it moves, never come to an end. Until then it is known here.
+        """
         for one in answers:
             waiting = self._by_number.get(one.number)
             if waiting is None:
                 self.counted["late"] += 1
                 continue
             self._drop(waiting)
-            found.append((waiting, one.accept))
             if one.lifetime_s:
                 source, destination, protocol, _, port = waiting.key
                 lifetime_ms = one.lifetime_s * 1000
-                rows.append(answer_row(source, destination, protocol, port, accept=one.accept, lifetime_ms=lifetime_ms))
-        if rows:
-            await self.kernel.put(rows)
-        for waiting, accept in found:
-            self.counted["accepted" if accept else "denied"] += 1
+                row = answer_row(source, destination, protocol, port, accept=one.accept, lifetime_ms=lifetime_ms)
+                self._fresh[source, destination, protocol, port] = one.accept, row
+            self.counted["accepted" if one.accept else "denied"] += 1
             for queue, packet in waiting.packets:
                 # Once more through the chain: its rules label the connection, or deny it and log that.
-                queue.verdict(packet, REPEAT, MARK_ANSWERED if accept else MARK_DENIED)
+                queue.verdict(packet, REPEAT, MARK_ANSWERED if one.accept else MARK_DENIED)
+
+    async def settle(self) -> None:
+        """Bring what was answered into the kernel's map."""
+        fresh = dict(self._fresh)
+        if not fresh:
+            return
+        await self.kernel.put([row for _, row in fresh.values()])
+        for key, given in fresh.items():
+            if self._fresh.get(key) is given:
+                del self._fresh[key]
+
+    async def _settle_or_say(self) -> None:
+        try:
+            await self.settle()
+        except NftFailed as error:
+            # The table is being made again: who asks next is referred again.
+            log.warning("answers to referrals are not in the kernel's map: %s", error)
+            self._fresh.clear()
 
     async def run(self) -> None:
         """For ever: deny what waited too long, and tell of what was lost."""
         while True:
             await asyncio.sleep(_PERIOD_S)
+            await self._settle_or_say()
             now = asyncio.get_running_loop().time()
             while self._in_order and (
                 self._in_order[0].until <= now or self._in_order[0].number not in self._by_number

@@ -36,8 +36,12 @@ def table_name(table: str) -> str:
     return f"{nft.check_table_name(table)[:26]}_see"
 
 
-def script(table: str, prefix: str) -> str:
-    """The table as nft(8) text, in place of what there is of it."""
+def script(table: str, prefix: str, *, brief: bool = True) -> str:
+    """The table as nft(8) text, in place of what there is of it.
+
+    *brief*: pods' TCP connections that were closed are forgotten after seconds, not two minutes: their counters come
+    with that, and the kernel's table of connections holds fewer that are over. Not every kernel can.
+    """
     name, ours = table_name(table), f'"{check_prefix(prefix)}*"'
     first = f"ct direction original ct original packets <= {_FIRST_PACKETS} meta l4proto tcp"
     # 0x16: a handshake record; 0x03: the major version that every TLS has had (RFC 8446, 5.1).
@@ -49,17 +53,29 @@ add table inet {name}
 add chain inet {name} see {{ type filter hook forward priority filter + 20; policy accept; }}
 add rule inet {name} see iifname {ours} {hello}
 add rule inet {name} see iifname != {ours} oifname {ours} {hello}
+{_brief(name, ours) if brief else ""}"""
+
+
+def _brief(name: str, ours: str) -> str:
+    new = "ct state new meta l4proto tcp"
+    return f"""\
+add ct timeout inet {name} closed {{ protocol tcp; l3proto ip; policy = {{ time_wait : 10, close : 5 }}; }}
+add rule inet {name} see iifname {ours} {new} ct timeout set "closed"
+add rule inet {name} see iifname != {ours} oifname {ours} {new} ct timeout set "closed"
 """
 
 
 def is_whole(table: str) -> bool:
     """By a look of our own, below 1 ms: the library reads every table of the host, however large, to list one."""
-    return nft_netlink.rules(table_name(table), nft_netlink.INET).get("see") == 2
+    return nft_netlink.rules(table_name(table), nft_netlink.INET).get("see") in (2, 4)
 
 
 def ensure(context: nft.Nft, table: str, prefix: str) -> bool:
     """Make the table when it is not whole; whether it had to be made."""
     if is_whole(table):
         return False
-    context.run(script(table, prefix))
+    try:
+        context.run(script(table, prefix))
+    except nft.NftFailed:
+        context.run(script(table, prefix, brief=False))
     return True

@@ -37,6 +37,8 @@ _FORWARD_SYSCTL = "/proc/sys/net/ipv4/ip_forward"
 #: Base chains that must be there for the table to be whole.
 _CHAINS = {"raw", "pre", "out", "post", "forward"}
 _DROP, _FORWARD_HOOK = 0, 2
+#: Others change rules faster than they can be read.
+_UNREAD = (-2, -2)
 _IPTABLES = ("ip", "filter", "FORWARD")
 _ANY = "0.0.0.0"  # noqa: S104 - the value, not a bind
 
@@ -114,7 +116,13 @@ class Nat:
         if nft.generation() == self._generation:
             return True
         # Not through the library, which would be loaded for it.
-        found = nft_netlink.rules(self.table, nft_netlink.IPV4)
+        try:
+            found = nft_netlink.rules(self.table, nft_netlink.IPV4)
+        except nft.NftFailed as error:
+            # Others change rules faster than they can be read: it was whole, and is looked at again soon.
+            if self._generation >= 0 and error.facts.get("errno") == "EINTR":
+                return True
+            raise
         if not {name for name, count in found.items() if count} >= _CHAINS:
             return False
         self._generation = nft.generation()
@@ -136,7 +144,7 @@ class Nat:
             done.append(f"made nftables table ip {self.table} with the published ports of {len(links)} pods")
         if switch_forwarding_on():
             done.append("switched net.ipv4.ip_forward on: pods reach other networks through this host")
-        if _forward() != self._open_at and await self._open_forward():
+        if _forward() not in (self._open_at, _UNREAD) and await self._open_forward():
             done.append(f"inserted accept rules for {self.prefix}* into iptables' FORWARD chain, whose policy is DROP")
         self._open_at = _forward()
         self._generation = nft.generation()
@@ -230,7 +238,7 @@ class Nat:
 
     def is_as_left(self) -> bool:
         """Whether nothing needs to be done: our table is whole, and iptables' FORWARD is as it was last seen."""
-        return self.is_whole() and _forward() == self._open_at
+        return self.is_whole() and _forward() in (self._open_at, _UNREAD)
 
     async def _open_forward(self) -> bool:
         """Insert our accept rules where iptables' FORWARD drops; True when one was missing."""
@@ -251,18 +259,23 @@ class Nat:
             ["-o", f"{self.prefix}+", *answers, *comment, "-j", "ACCEPT"],
         ]
 
-    def forward_obstacles(self) -> list[str]:
+    def forward_obstacles(self, chains: Sequence[nft_netlink.BaseChain] | None = None) -> list[str]:
         """Base chains of others that drop forwarded packets by policy and are not iptables' own; for the doctor."""
         return [
             f"{one.family} {one.table} {one.name}"
-            for one in nft_netlink.base_chains()
+            for one in (nft_netlink.base_chains() if chains is None else chains)
             if one.hook == _FORWARD_HOOK and one.policy == _DROP and (one.family, one.table, one.name) != _IPTABLES
         ]
 
 
 def _forward() -> tuple[int, int]:
     """Policy and number of rules of iptables' FORWARD: whoever changes it changes these; to look takes no program."""
-    return nft_netlink.policy_and_rules("filter", nft_netlink.IPV4, "FORWARD")
+    try:
+        return nft_netlink.policy_and_rules("filter", nft_netlink.IPV4, "FORWARD")
+    except nft.NftFailed as error:
+        if error.facts.get("errno") == "EINTR":
+            return _UNREAD
+        raise
 
 
 async def _iptables(action: str, rule: Sequence[str], *, check: bool = False) -> bool:

@@ -279,7 +279,7 @@ class Compiler:
             if old != new:
                 done.bases[number] = (old, new)
         self._settle_tightened(done)
-        for pair in pairs:
+        for pair in dict.fromkeys(pairs):  # many rules may be about one pair
             self._settle_pair(pair, before, done)
         for old in left:
             self._bases.let_go(old)

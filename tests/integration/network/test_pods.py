@@ -15,7 +15,7 @@ from typing import TypeVar
 import pytest
 from tests.integration.leaks import Scope
 
-from casemate.host import conntrack, netns, nft, rtnetlink
+from casemate.host import conntrack, netns, nft, nft_netlink, rtnetlink
 from casemate.network import links, nat
 from casemate.network.plan import GATEWAY, PodLink, Publish, pod_link
 
@@ -351,10 +351,11 @@ def test_a_foreign_table_is_not_touched_and_its_drop_is_reported(pods: Pods, sco
     try:
         assert not any(foreign in line for line in pods.nat.forward_obstacles())
         # A policy of drop for a moment would stop the other tests on this host: only the answer is looked at.
-        chain = {"family": "inet", "table": foreign, "name": "f", "hook": "forward", "policy": "drop"}
-        pods.nat.nft.chains = lambda: [chain]  # type: ignore[method-assign]
-        assert pods.nat.forward_obstacles() == [f"inet {foreign} f"]
-        del pods.nat.nft.chains  # type: ignore[method-assign]
+        found = nft_netlink.base_chains()
+        assert nft_netlink.BaseChain("ip", foreign, "f", 2, 1) in found
+        drops = nft_netlink.BaseChain("inet", foreign, "f", 2, 0)
+        ours = nft_netlink.BaseChain("ip", "filter", "FORWARD", 2, 0)
+        assert pods.nat.forward_obstacles([*found, drops, ours])[-1] == f"inet {foreign} f"
     finally:
         pods.nat.nft.delete_table("ip", foreign)
 

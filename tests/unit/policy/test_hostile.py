@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
+from casemate.policy.cells import cell_at
 from casemate.policy.conditions import Condition, condition
 from casemate.policy.errors import (
     ConditionFailed,
@@ -19,7 +20,9 @@ from casemate.policy.identity import FIRST_NUMBER, NOBODY, Endpoint, Identity, K
 from casemate.policy.labels import labels
 from casemate.policy.parse import parse
 from casemate.policy.plan import Planner
+from casemate.policy.ports import Protocol, place
 from casemate.policy.source import MAX_BYTES, load_documents
+from casemate.policy.verdict import Verdict
 from casemate.spec.errors import Conflict
 
 #: A bound on time that catches what grows faster than its input; this machine may be busy.
@@ -225,3 +228,23 @@ def test_pairs_beyond_the_bound_are_told_and_not_tried() -> None:
     with pytest.raises(PolicyTooLarge, match="in particular"):
         Planner(parse(text.encode()).in_force(0), ends)
     assert time.monotonic() - start < QUICKLY_S * 10
+
+
+def test_many_rules_about_one_pair_take_their_number_not_its_square() -> None:
+    """Before it was so, 6,000 of them took minutes."""
+    count = 6000
+    rules = "".join(
+        f"    - {{from: [{{segment: a}}], to: [{{segment: b}}], ports: [tcp/{number + 1}], "
+        f"action: {'allow' if number % 2 else 'deny'}}}\n"
+        for number in range(count)
+    )
+    text = (
+        "apiVersion: casemate/v1\nkind: Policy\nmetadata: {name: big}\nspec:\n  segments:\n"
+        "    a: {select: {matchLabels: {app: a}}}\n    b: {select: {matchLabels: {app: b}}}\n  rules:\n" + rules
+    )
+    ends = [Endpoint(f"default/{name}", "default", (("app", name),)) for name in ("a", "b")]
+    planner = Planner(parse(text.encode()).in_force(0), ends)
+    cells = planner.compiler.cells(planner.number("default/a"), planner.number("default/b"))
+    for port in (1, 2, 3, count - 1, count, count + 1):
+        wanted = Verdict.ALLOW if port > count or port % 2 == 0 else Verdict.DENY
+        assert cell_at(cells, place(Protocol.TCP, port)).verdict is wanted, port
