@@ -16,7 +16,8 @@ from casemate.policy.source import MAX_BYTES
 from casemate.spec.api import policy as schema
 
 YAML = "application/yaml"
-Key = Annotated[str, Meta(min_length=1, max_length=600)]
+#: KIND/[PROJECT/]NAME, each name at most 253 letters.
+Key = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9./-]{0,599}\Z")]
 
 
 class ApplyQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -36,7 +37,7 @@ class KeyQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class KeysQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    key: Annotated[tuple[Key, ...], Meta(min_length=1, max_length=1000)]
+    key: Annotated[tuple[Key, ...], Meta(min_length=1, max_length=32)]
     dry_run: bool = False
 
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 YAML = "application/yaml"
 _DOCUMENTS = "/v1/policy/documents"
+#: Documents that one request removes: what fits a request line.
+MAX_KEYS = 32
 _COLUMNS = (
     ("Key", "DOCUMENT"), ("Project", "PROJECT"), ("Rules", "RULES"), ("Walls", "WALLS"), ("AppliedAt", "APPLIED"),
     ("AppliedBy", "BY"),
@@ -116,14 +118,16 @@ def show(arguments: Arguments, context: Context) -> int:
 
 
 def remove(arguments: Arguments, context: Context) -> int:
-    pairs: Pairs = [("key", key) for key in arguments.words]
-    if arguments.on("dry-run"):
-        pairs.append(("dry_run", "true"))
-    answer = object_of(context.client.delete(_DOCUMENTS, pairs))
+    answers: list[dict[str, object]] = []
+    for start in range(0, len(arguments.words), MAX_KEYS):
+        pairs: Pairs = [("key", key) for key in arguments.words[start : start + MAX_KEYS]]
+        if arguments.on("dry-run"):
+            pairs.append(("dry_run", "true"))
+        answers.append(object_of(context.client.delete(_DOCUMENTS, pairs)))
+        if not context.json:
+            told(context, answers[-1], False)
     if context.json:
-        context.answer(answer)
-    else:
-        told(context, answer, False)
+        context.answer(answers[0] if len(answers) == 1 else answers)
     return 0
 
 

@@ -53,6 +53,7 @@ class Resolver:
         self._now = now
         self._asking: dict[Key, asyncio.Future[Answer]] = {}
         self._of_one: Counter[str] = Counter()
+        self._under_way = 0
         self._laying: dict[int, asyncio.Future[bool]] = {}
         self._number = 0
         self._counts: Counter[str] = Counter()
@@ -78,16 +79,7 @@ class Resolver:
             # Garbage is not answered; what has a header is told that it was not understood.
             is_query = len(data) >= message.HEADER_BYTES and not data[2] & 0x80
             return data[:2] + b"\x80" + bytes((FORMERR,)) + bytes(8) if is_query else b""
-        if sum(self._of_one.values()) >= MAX_QUESTIONS or self._of_one[viewer] >= MAX_OF_ONE:
-            self._counts["dropped"] += 1
-            return b""
-        self._of_one[viewer] += 1
-        try:
-            response = await self._respond(query, viewer)
-        finally:
-            self._of_one[viewer] -= 1
-            if not self._of_one[viewer]:
-                del self._of_one[viewer]
+        response = await self._respond(query, viewer)
         return response if stream else message.cut(query, response)
 
     async def _respond(self, query: Query, viewer: str) -> bytes:
@@ -104,12 +96,23 @@ class Resolver:
         if query.kind == ANY:  # RFC 8482: nobody needs all of it but amplifiers
             self._counts["refused"] += 1
             return message.respond(query, NOTIMP)
+        # Our own names are answered at once, also to who floods; what has to be waited for is bounded.
+        if self._under_way >= MAX_QUESTIONS or self._of_one[viewer] >= MAX_OF_ONE:
+            self._counts["dropped"] += 1
+            return b""
+        self._under_way += 1
+        self._of_one[viewer] += 1
         try:
             answer, age_s = await self._outside(query)
+            return await self._pass_on(query, answer, age_s, viewer)
         except NoAnswer:
             self._counts["failed"] += 1
             return message.respond(query, SERVFAIL)
-        return await self._pass_on(query, answer, age_s, viewer)
+        finally:
+            self._under_way -= 1
+            self._of_one[viewer] -= 1
+            if not self._of_one[viewer]:
+                del self._of_one[viewer]
 
     async def _outside(self, query: Query) -> tuple[Answer, int]:
         key: Key = (query.name, query.kind, query.wants_dnssec)

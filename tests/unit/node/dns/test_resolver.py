@@ -198,6 +198,7 @@ def test_a_flood_of_one_pod_leaves_the_others_their_answers() -> None:
         async with asyncio.TaskGroup() as group:
             flood = [group.create_task(site.resolver.respond(query(f"{n}.org"), WEB)) for n in range(MAX_OF_ONE + 50)]
             await asyncio.sleep(0)
+            assert await site.addresses("db") == [DB], "names of ours need no waiting, also for who floods"
             other = group.create_task(site.ask("www.example.org", viewer=OTHER))
             await asyncio.sleep(0)
             site.upstream.gate.set()
