@@ -14,7 +14,7 @@ import os
 import re
 import socket
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 from casemate.spec.errors import CasemateError, HostLacks, InvalidArgument
@@ -150,7 +150,7 @@ class Followed:
         return generation() == self.at
 
     @contextlib.contextmanager
-    def own_change(self) -> Iterator[None]:
+    def own_change(self) -> Generator[None]:
         """Around one transaction of ours."""
         before = generation()
         yield

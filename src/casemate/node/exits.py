@@ -29,6 +29,9 @@ def on_event(core: Core, event: AnyEvent) -> None:
             core.spawn(_out_of_memory(core, event.container), f"oom of {event.container[:12]}")
         case ExecEnded():
             core.spawn(exec_ended(core, event.exec_id, event.exit_code), f"end of exec {event.exec_id[:12]}")
+        case _:
+            # The firewall's events are the policy desk's, which is asked first.
+            pass
 
 
 async def exited(

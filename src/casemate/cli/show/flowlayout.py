@@ -62,7 +62,7 @@ def _order(stacks: dict[int, list[Slot]], neighbours: dict[Slot, list[Slot]]) ->
     at = {slot: row - (len(stack) - 1) / 2 for stack in stacks.values() for row, slot in enumerate(stack)}
     for sweep in range(_SWEEPS):
         for column in sorted(stacks, reverse=bool(sweep % 2)):
-            weights = {}
+            weights: dict[Slot, float] = {}
             for slot in stacks[column]:
                 near = [at[one] for one in neighbours.get(slot, ()) if one[2] != column]
                 weights[slot] = sum(near) / len(near) if near else at[slot]

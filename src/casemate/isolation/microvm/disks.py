@@ -80,7 +80,7 @@ def waiting_nodes(fd: int) -> tuple[str, str]:
 
 def swapped_node(filename: str, driver: str) -> dict[str, object]:
     """The node that is to be below the device: a file, or the VMDK that joins several."""
-    file = {"driver": "file", "filename": filename, "locking": "off"}
+    file: dict[str, object] = {"driver": "file", "filename": filename, "locking": "off"}
     if driver == "file":
         return file | {"node-name": "swapped", "read-only": True}
     return {"driver": driver, "node-name": "swapped", "read-only": True, "file": file}

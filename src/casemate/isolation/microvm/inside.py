@@ -87,12 +87,12 @@ class MicrovmInside:
             write_bytes=found.write_bytes,
         )
 
-    async def update(self, container: str, wanted: Resources) -> list[str]:
+    async def update(self, container: str, resources: Resources) -> list[str]:
         """cpu, memory and pids in the guest; the machine itself keeps its size."""
         machine = self._find(container)
-        fields = limit_fields(wanted)
+        fields = limit_fields(resources)
         warnings = []
-        if wanted.memory_bytes and wanted.memory_bytes > machine.record.memory_bytes:
+        if resources.memory_bytes and resources.memory_bytes > machine.record.memory_bytes:
             warnings.append(
                 f"memory: the machine has {machine.record.memory_bytes} bytes, which a start anew would change"
             )

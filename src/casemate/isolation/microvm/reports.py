@@ -38,9 +38,9 @@ def wanted(document: str, words: list[str]) -> Wanted:
         found = _DECODER.decode(document) if document else Resources()
     except (msgspec.MsgspecError, RecursionError) as error:
         raise BundleUnsupported(f"the resources: {error}") from error
-    flags = dict(word.partition("=")[::2] for word in words)
-    numbers = {}
-    for name, text in flags.items():
+    numbers: dict[str, int] = {}
+    for word in words:
+        name, _, text = word.partition("=")
         if name not in _UNIT or not text.lstrip("-").isdigit() or len(text) > 20:
             raise BundleUnsupported(f"limit {name[:40]}={text[:40]!r} is no number")
         numbers[name] = int(text)

@@ -29,7 +29,7 @@ _PROTOCOL_KERNEL = 2
 _IFF_LOOPBACK = 8
 #: Bound on what one guest is told; an engine sets a handful.
 MAX_ENTRIES = 128
-_FAMILIES = {socket.AF_INET: 4, socket.AF_INET6: 16}
+_FAMILIES: dict[int, int] = {socket.AF_INET: 4, socket.AF_INET6: 16}
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,7 +70,7 @@ async def _stop(core: Core, row: ContainerRow) -> str:
 
 async def _restart(core: Core, row: ContainerRow, pod: PodRow, admission: Admission) -> str:
     """A new sandbox at the stronger level. Where the host does not offer it: stopped."""
-    level = next(level for level in LEVELS if level == admission.level)
+    level: Level = next(level for level in LEVELS if level == admission.level)
     try:
         await pods.check_level(core, level)
     except CasemateError as error:

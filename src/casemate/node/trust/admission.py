@@ -104,7 +104,7 @@ def enforced(admission: Admission, candidate: Candidate, *, asked_by_name: bool)
             remedy=f"`casemate trust why {candidate.reference}` shows each step; the rule is {admission.policy}.",
             policy=admission.policy, digest=candidate.digest,
         )  # fmt: skip
-    least = next((level for level in LEVELS if level == admission.level), LEVELS[-1])
+    least: Level = next((level for level in LEVELS if level == admission.level), LEVELS[-1])
     if LEVELS.index(candidate.level) >= LEVELS.index(least):
         return candidate.level
     if asked_by_name:

@@ -30,7 +30,7 @@ from casemate.trust.feed.ecosystems import of_distribution, place_of, scheme_of
 from casemate.trust.feed.fresh import age_days, as_date
 from casemate.trust.feed.ignores import Ignored, Judged, judge
 from casemate.trust.feed.match import Finding, Match, match
-from casemate.trust.feed.model import BY_SOURCE, SEVERITIES, FeedMissing, Source
+from casemate.trust.feed.model import BY_SOURCE, SEVERITIES, FeedMissing, Severity, Source
 from casemate.trust.packages.apply import CONTENTS_FOLDER, ContentsStore
 from casemate.trust.packages.merge import ImageContents, merge
 from casemate.trust.rules.settle import settle, vex_of, with_bills
@@ -153,10 +153,11 @@ def _upgrade(rows: list[Finding], distribution: str | None) -> ScanUpgrade:
     fixes = {row.fixed for row in rows if row.fixed}
     newest = max(fixes, key=cmp_to_key(comparison(scheme)), default="") if scheme else ", ".join(sorted(fixes))
     idents = {row.ident: bool(row.fixed) for row in rows}
+    severities: list[Severity] = [row.severity for row in rows]
     installed = sorted({row.found.package.name for row in rows})
     return ScanUpgrade(
         package=name, version=package.advisory_version if by == BY_SOURCE else package.version, type=package.type,
-        layer=found.layer, path=found.path, worst=max((row.severity for row in rows), key=SEVERITIES.index),
+        layer=found.layer, path=found.path, worst=max(severities, key=SEVERITIES.index),
         to=newest, repaired=sum(idents.values()), open=len(idents) - sum(idents.values()),
         exploited=any(row.exploited for row in rows), advisories=tuple(idents)[:200],
         installed=tuple(installed) if installed != [name] else (),
