@@ -104,7 +104,8 @@ def enforced(admission: Admission, candidate: Candidate, *, asked_by_name: bool)
             remedy=f"`casemate trust why {candidate.reference}` shows each step; the rule is {admission.policy}.",
             policy=admission.policy, digest=candidate.digest,
         )  # fmt: skip
-    least: Level = next((level for level in LEVELS if level == admission.level), LEVELS[-1])
+    by_name: dict[str, Level] = {level: level for level in LEVELS}
+    least = by_name.get(admission.level, LEVELS[-1])
     if LEVELS.index(candidate.level) >= LEVELS.index(least):
         return candidate.level
     if asked_by_name:
