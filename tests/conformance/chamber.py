@@ -70,8 +70,9 @@ class Chamber:
     def box(self) -> str:
         """A container that runs all the time; no case may change what another could see."""
         if not self._box:
-            self._box = "box"
-            self.ok("run", "-d", "--name", "box", *self.level_flags, self.image, "sleep", "100000")
+            name = f"box-{self.level}"
+            self.ok("run", "-d", "--name", name, *self.level_flags, self.image, "sleep", "100000")
+            self._box = name
         return self._box
 
     def exec(self, *flags: str, script: str, stdin: bytes = b"") -> Done:
