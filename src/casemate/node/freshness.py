@@ -89,6 +89,11 @@ async def _for(core: Core, reference: Reference) -> Source | None:
     return source if length >= 0 else None
 
 
+async def follows_any(core: Core) -> bool:
+    """Whether any publisher is followed at all."""
+    return bool(await core.db.read(lambda db: db.execute("SELECT 1 FROM trust_sources LIMIT 1").fetchone()))
+
+
 async def follows(core: Core, text: str) -> bool:
     """Whether a publisher is followed for the tag *text*."""
     try:

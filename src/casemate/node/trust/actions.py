@@ -115,9 +115,10 @@ async def _start(core: Core, row: ContainerRow, level: Level) -> str:
 
 async def recover(core: Core) -> None:
     """Restarts at another level that a crash, or hostd's end, interrupted: done to their end."""
+    by_name: dict[str, Level] = {level: level for level in LEVELS}
     for entry in await core.db.read(journal.pending):
         if entry.kind == _RELEVEL:
-            level = next((level for level in LEVELS if level == entry.facts.get("level")), LEVELS[-1])
+            level = by_name.get(str(entry.facts.get("level")), LEVELS[-1])
             async with core.lock(entry.subject):
                 if await _has_to_start(core, entry.subject, level):
                     core.spawn(_resumed(core, entry.subject, level), f"the restart of {entry.subject[:12]} at {level}")

@@ -142,7 +142,7 @@ async def _vouched(core: Core, used: Sequence[Used], found: Mapping[Key, Admissi
     """The admissions in *found* to which a publisher has something to say."""
     words: dict[tuple[str, str], Said] = {}
     changed: dict[Key, Admission] = {}
-    for row in used:
+    for row in used if await freshness.follows_any(core) else ():
         tag = (row.digest, row.image)
         if tag not in words:
             words[tag] = Said()
