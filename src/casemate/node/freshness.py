@@ -89,6 +89,20 @@ async def _for(core: Core, reference: Reference) -> Source | None:
     return source if length >= 0 else None
 
 
+async def follows_any(core: Core) -> bool:
+    """Whether any publisher is followed at all."""
+    return bool(await core.db.read(lambda db: db.execute("SELECT 1 FROM trust_sources LIMIT 1").fetchone()))
+
+
+async def follows(core: Core, text: str) -> bool:
+    """Whether a publisher is followed for the tag *text*."""
+    try:
+        reference = parse_reference(text)
+    except ReferenceInvalid:
+        return False
+    return reference.digest is None and await _for(core, reference) is not None
+
+
 def _demand(caller: Caller, what: str) -> None:
     """Who is followed decides what may run, as the trust policy does."""
     if GRANT not in caller.grants():
@@ -121,6 +135,7 @@ async def add(core: Core, request: PublisherRequest, caller: Caller) -> Publishe
         )
 
     await core.db.write(work)
+    core.trust.change(f"publisher {source.name} is followed")
     return as_row(source)
 
 
@@ -154,7 +169,14 @@ async def refresh(core: Core, name: str, older_than_s: float = 0.0) -> Publisher
             core.events.wake()
             raise
         await core.db.write(lambda db: _update(db, fresh, shown))
+    if known is None or signs(fresh.versions) != signs(source.versions):
+        core.trust.change(f"publisher {name} signed anew")
     return as_row(fresh)
+
+
+def signs(versions: dict[str, int]) -> dict[str, int]:
+    """The versions of what decides what a tag means; a new timestamp or snapshot alone changes no tag."""
+    return {role: version for role, version in versions.items() if role not in ("timestamp", "snapshot")}
 
 
 def _code(error: CasemateError) -> str:
@@ -183,6 +205,7 @@ async def remove(core: Core, name: str, caller: Caller) -> None:
         audit.append(db, core.clock(), caller.who, "trust.source.rm", name, location=source.location)
 
     await core.db.write(work)
+    core.trust.change(f"publisher {name} is followed no more")
 
 
 async def listing(core: Core) -> PublisherList:
@@ -236,8 +259,10 @@ async def published(core: Core, reference: Reference) -> str:
     return (await _meaning(core, source, reference)).digest
 
 
-async def check(core: Core, text: str, row: imagestore.ImageRow) -> tuple[AdmissionStep, ...]:
-    """Before a new container: the image *row* must be what the tag *text* means. Asks no network.
+async def check(core: Core, text: str, row: imagestore.ImageRow, *, is_tag: bool = False) -> tuple[AdmissionStep, ...]:
+    """The image *row* must be what the tag *text* means. Asks no network.
+
+    *is_tag*: *text* was resolved once, even if no image is called so any more.
 
     The step that admission records; none where nobody is followed for the tag, or no tag is resolved.
     Raises :class:`DigestUnpublished`, and what makes metadata unfit.
@@ -246,7 +271,9 @@ async def check(core: Core, text: str, row: imagestore.ImageRow) -> tuple[Admiss
         reference = parse_reference(text)
     except ReferenceInvalid:
         return ()  # an id, or a digest: no tag is resolved
-    if reference.digest is not None or not await core.db.read(lambda db: _has_name(db, str(reference))):
+    if reference.digest is not None:
+        return ()
+    if not is_tag and not await core.db.read(lambda db: _has_name(db, str(reference))):
         return ()
     source = await _for(core, reference)
     if source is None:

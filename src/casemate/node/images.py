@@ -80,7 +80,11 @@ async def pull(core: Core, operations: Operations, request: PullRequest, caller:
     async def work(running: Running) -> dict[str, object]:
         result = await _run(job, running)
         names = (str(reference),) if reference.tag is not None else ()
-        return await _record(core, result, names, caller, "pull", origin=f"{reference.registry}/{reference.repository}")
+        origin = f"{reference.registry}/{reference.repository}"
+        done = await _record(core, result, names, caller, "pull", origin=origin)
+        # What vouches for it was fetched with it, and may be more, or less, than what its containers were judged by.
+        await core.trust.fetched_again(core.db, str(done["digest"]), reference.familiar)
+        return done
 
     return await operations.start("image.pull", reference.familiar, caller, work)
 

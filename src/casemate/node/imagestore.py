@@ -102,6 +102,12 @@ def note_origin(db: sqlite3.Connection, digest: str, repository: str, at: float)
     db.execute("INSERT OR REPLACE INTO image_origins VALUES (?, ?, ?)", (digest, repository, at))
 
 
+def pulled_from(db: sqlite3.Connection, digest: str, repository: str) -> bool:
+    """Whether the image was ever pulled from *repository*."""
+    query = "SELECT 1 FROM image_origins WHERE manifest_digest=? AND repository=?"
+    return db.execute(query, (digest, repository)).fetchone() is not None
+
+
 def names_of(db: sqlite3.Connection, manifest_digest: str) -> tuple[str, ...]:
     rows = db.execute("SELECT name FROM image_names WHERE manifest_digest=? ORDER BY name", (manifest_digest,))
     return tuple(name for (name,) in rows)

@@ -136,6 +136,7 @@ async def verify(core: Core, request: VerifyRequest) -> VerifyAnswer:
                 f"{reference.familiar} leads to {checked.digest} at the registry; its publisher signed {published}",
                 found=checked.digest, published=published,
             )  # fmt: skip
+        await core.trust.fetched_again(core.db, checked.digest, f"what vouches for {reference.familiar}")
     return _answer(reference, checked, wanted, threshold, attestations)
 
 
@@ -251,4 +252,5 @@ async def attach(core: Core, request: AttachRequest, caller: Caller) -> AttachAn
 
     await core.db.write(work)
     core.events.wake()
+    await core.trust.fetched_again(core.db, request.digest, f"what vouches for {reference.familiar}")
     return AttachAnswer(request.digest, attached.manifests)

@@ -35,8 +35,8 @@ class Field:
     def __init__(self, path: str, value: Any) -> None:
         self.path, self.value = path, value
 
-    def fail(self, why: str) -> PolicyInvalid:
-        return PolicyInvalid(f"{self.path}: {why}", path=self.path)
+    def fail(self, why: str, remedy: str | None = None) -> PolicyInvalid:
+        return PolicyInvalid(f"{self.path}: {why}", remedy=remedy, path=self.path)
 
     def _is(self, kind: type) -> Any:
         if not isinstance(self.value, kind) or (kind is int and isinstance(self.value, bool)):

@@ -24,6 +24,11 @@ _KINDS = {
     (f"{cluster.GROUP}/v1alpha1", cluster.BASELINE),
     (document.API_VERSION, document.KIND),
 }
+#: Documents of Casemate's own that another command takes.
+ELSEWHERE = {
+    "TrustPolicy": "This document says which images may run: `casemate trust policy apply FILE`.",
+    "TrustPolicyTest": "These are cases of a trust policy: `casemate trust policy test FILE`.",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +114,8 @@ def _document(field: Field) -> Document:
     version, kind = field.at("apiVersion").text(), field.at("kind").text()
     if (version, kind) not in _KINDS:
         known = "; ".join(f"{v} {k}" for v, k in sorted(_KINDS))
-        raise field.fail(f"{shown(version)} {shown(kind)} is not known; known are {known}")
+        remedy = ELSEWHERE.get(kind) if version == document.API_VERSION else None
+        raise field.fail(f"{shown(version)} {shown(kind)} is not known; known are {known}", remedy)
     meta = field.at("metadata").mapping_of_any()
     if kind == kubernetes.KIND:
         parsed = document.Parsed(tuple(kubernetes.network_policy(field)))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from tests.integration.daemons import SOURCE, Daemons, rootfs_tar, running_daemons
+from tests.integration.daemons import SOURCE, USER, Daemons, rootfs_tar, running_daemons
 
 DPKG_STATUS = (
     b"Package: openssl\nStatus: install ok installed\nArchitecture: amd64\nVersion: 3.0.11-1~deb12u1\n\n"
@@ -70,6 +70,19 @@ class Casemate:
     @property
     def state(self) -> Path:
         return self.daemons.scope.folder / "state"
+
+
+def another_casemated(casemate: Casemate, program: str, *argv: str) -> None:
+    """In place of casemated *program* (Python), which starts the real one with something of it changed."""
+    daemons = casemate.daemons
+    daemons.kill("casemated")
+    command = ["setpriv", "--pdeathsig=TERM", f"--reuid={USER}", f"--regid={USER}", "--init-groups", "--inh-caps=-all",
+               "--bounding-set=-all", "--no-new-privs", sys.executable, "-c", program, *argv]  # fmt: skip
+    with (daemons.scope.folder / "casemated.log").open("ab") as log:
+        daemons.processes["casemated"] = subprocess.Popen(
+            command, env=daemons.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/"
+        )
+    daemons.wait_ready()
 
 
 @pytest.fixture(scope="module")

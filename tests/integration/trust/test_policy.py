@@ -205,3 +205,33 @@ def test_it_survives_a_restart_and_what_cannot_be_read_refuses(casemate: Casemat
     assert b"no rule covers" in done.stderr
     casemate.run("trust", "policy", "apply", written(tmp_path))
     assert casemate.run("run", "--rm", image, "echo", "yes") == "yes\n"
+
+
+def test_a_document_at_the_wrong_command_names_the_right_one(casemate: Casemate, tmp_path: Path) -> None:
+    def problem(*argv: str) -> dict[str, object]:
+        done = casemate.ended("--json", *argv)
+        assert done.returncode == 125
+        return dict(json.loads(done.stderr.splitlines()[-1]))
+
+    trust = written(tmp_path)
+    found = problem("policy", "apply", "-f", trust)
+    assert found["code"] == "policy.invalid"
+    assert "`casemate trust policy apply FILE`" in str(found["remedy"])
+    casemate.run("trust", "policy", "apply", trust)
+    casemate.run("trust", "policy", "rm", "test")
+
+    network = tmp_path / "network.yaml"
+    network.write_text(
+        "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: shut}\n"
+        "spec: {podSelector: {}, policyTypes: [Ingress]}\n"
+    )
+    found = problem("trust", "policy", "apply", str(network))
+    assert found["code"] == "trust.policy_invalid"
+    assert "`casemate policy apply -f FILE`" in str(found["remedy"])
+    casemate.run("policy", "apply", "-f", str(network))
+    casemate.run("policy", "rm", "NetworkPolicy/default/shut")
+
+    cases = tmp_path / "cases.yaml"
+    cases.write_text("apiVersion: casemate/v1\nkind: TrustPolicyTest\ncases: []\n")
+    assert "`casemate trust policy test" in str(problem("trust", "policy", "apply", str(cases))["remedy"])
+    assert "`casemate trust policy test" in str(problem("policy", "apply", "-f", str(cases))["remedy"])

@@ -49,7 +49,8 @@ def _read(data: bytes, values: list[object] | None, origin: str) -> list[Documen
         line = line_of(data.decode(errors="replace"), path) if isinstance(path, str) else None
         if line is None:
             raise
-        raise type(error)(f"line {line}: {error.detail}", path=str(path), line=line) from error
+        detail = f"line {line}: {error.detail}"
+        raise type(error)(detail, remedy=error.instance_remedy, path=str(path), line=line) from error
 
 
 async def _decoded(data: bytes, origin: str) -> list[object]:

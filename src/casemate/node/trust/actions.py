@@ -11,7 +11,7 @@ import sqlite3
 
 import msgspec
 
-from casemate.hostd.client import ask
+from casemate.hostd.client import HostdAway, ask
 from casemate.hostd.protocol import ContainerPause, ContainerRemove, Done
 from casemate.node import audit, events, journal, lifecycle, pods
 from casemate.node.core import SELF, Core, report
@@ -20,7 +20,7 @@ from casemate.node.removal import REMOVE_TIMEOUT_S
 from casemate.node.rows import ALIVE, ContainerRow, PodRow, encode, select, update
 from casemate.node.trust.rechecks import QUARANTINE_LABEL
 from casemate.spec.api import Admission, StopRequest
-from casemate.spec.errors import CasemateError
+from casemate.spec.errors import CasemateError, TimedOut
 from casemate.spec.workload import LEVELS, Level
 
 _RELEVEL: journal.Kind = "container.relevel"
@@ -76,36 +76,90 @@ async def _restart(core: Core, row: ContainerRow, pod: PodRow, admission: Admiss
     except CasemateError as error:
         report(f"container {row.name} cannot be restarted at {level}: {error.detail}")
         return await _stop(core, row)
-    await lifecycle.stop_locked(core, row.id, StopRequest(), SELF)
-    # The intent first: should we end now, `recover` removes what hostd has, and the next start makes it anew.
-    await core.db.write(lambda db: _begin(db, core, row, pod, level))
-    await _remove(core, row.id)
+    # The intent first: should we end on the way, `recover` goes on from where it was.
+    number = await core.db.write(lambda db: journal.begin(db, _RELEVEL, row.id, core.clock(), level=level))
     try:
-        await lifecycle.start_locked(core, row.id, SELF, attach=False)
+        await lifecycle.stop_locked(core, row.id, StopRequest(), SELF)
+    except HostdAway:
+        raise
     except CasemateError:
-        report(f"container {row.name} could not be started at {level}; it stays stopped")
-        return "stopped"
-    return f"restarted at {level}"
+        await core.db.write(lambda db: journal.end(db, number))
+        raise
+    await core.db.write(lambda db: _clear(db, row.id, pod, level))
+    await _remove(core, row.id)
+    return await _start(core, row, level)
 
 
-def _begin(db: sqlite3.Connection, core: Core, row: ContainerRow, pod: PodRow, level: Level) -> None:
-    journal.begin(db, _RELEVEL, row.id, core.clock())
-    update(db, ContainerRow, row.id, made=0, status="created", desired="created", pid=0, conmon_pid=0)
+def _clear(db: sqlite3.Connection, id_: str, pod: PodRow, level: Level) -> None:
+    """Nothing of it was made, as far as the store knows; its next start makes it at *level*."""
+    update(db, ContainerRow, id_, made=0, status="created", desired="created", pid=0, conmon_pid=0)
     spec = msgspec.structs.replace(pod.the_spec(), level=level)
     db.execute("UPDATE pods SET made=0, first_id=0, spec=? WHERE id=?", (encode(spec), pod.id))
 
 
 async def _remove(core: Core, id_: str) -> None:
     await ask(core.hostd, ContainerRemove(id_, force=True, pod=True), Done, timeout_s=REMOVE_TIMEOUT_S)
-    await core.db.write(lambda db: journal.end_all(db, id_))
+
+
+async def _start(core: Core, row: ContainerRow, level: Level) -> str:
+    try:
+        await lifecycle.start_locked(core, row.id, SELF, attach=False)
+    except (HostdAway, TimedOut):
+        raise  # nobody knows whether it started: `recover` finds out
+    except CasemateError:
+        report(f"container {row.name} could not be started at {level}; it stays stopped")
+        await core.db.write(lambda db: journal.end_all(db, row.id))
+        return "stopped"
+    return f"restarted at {level}"
 
 
 async def recover(core: Core) -> None:
-    """Restarts at another level that a crash interrupted: what hostd still has of them goes."""
+    """Restarts at another level that a crash, or hostd's end, interrupted: done to their end."""
+    by_name: dict[str, Level] = {level: level for level in LEVELS}
     for entry in await core.db.read(journal.pending):
         if entry.kind == _RELEVEL:
+            level = by_name.get(str(entry.facts.get("level")), LEVELS[-1])
             async with core.lock(entry.subject):
-                await _remove(core, entry.subject)
+                if await _has_to_start(core, entry.subject, level):
+                    core.spawn(_resumed(core, entry.subject, level), f"the restart of {entry.subject[:12]} at {level}")
+
+
+async def _has_to_start(core: Core, id_: str, level: Level) -> bool:
+    """Whether the container is to be started at *level*. Of an old one that ended nothing is left at hostd then."""
+    row, pod = await core.db.read(lambda db: _now(db, id_))
+    if row is None or pod is None or (row.status in ALIVE and pod.the_spec().level == level):
+        await core.db.write(lambda db: _strike(db, id_))
+        return False
+    if not await core.db.read(lambda db: _is_pending(db, id_)):
+        return False
+    if row.status not in ALIVE:
+        await core.db.write(lambda db: _clear(db, id_, pod, level))
+        await _remove(core, id_)
+    return True
+
+
+async def _resumed(core: Core, id_: str, level: Level) -> None:
+    async with core.lock(id_):
+        row, pod = await core.db.read(lambda db: _now(db, id_))
+        if row is None or pod is None or not await core.db.read(lambda db: _is_pending(db, id_)):
+            return  # somebody started it, or removed it
+        if row.made:  # the old one, which ran when we looked; it may have heard the signal to stop before
+            await lifecycle.stop_locked(core, id_, StopRequest(), SELF)
+            await core.db.write(lambda db: _clear(db, id_, pod, level))
+            await _remove(core, id_)
+        done = await _start(core, row, level)
+        admission = msgspec.json.decode(row.admission, type=Admission)
+        await core.db.write(lambda db: _told(db, core, row, admission, f"{done}: an interrupted restart went on"))
+    core.changes.tell(id_)
+    core.events.wake()
+
+
+def _is_pending(db: sqlite3.Connection, id_: str) -> bool:
+    return db.execute("SELECT 1 FROM journal WHERE subject=? AND kind=?", (id_, _RELEVEL)).fetchone() is not None
+
+
+def _strike(db: sqlite3.Connection, id_: str) -> None:
+    db.execute("DELETE FROM journal WHERE subject=? AND kind=?", (id_, _RELEVEL))
 
 
 async def _quarantine(core: Core, row: ContainerRow, admission: Admission) -> str:

@@ -25,6 +25,17 @@ MAX_DOCUMENTS = 256
 MAX_CASES = 10_000
 #: A chain of certificates in PEM.
 MAX_SCALAR = 256 << 10
+#: Documents that another command takes.
+NETWORK_KINDS = {
+    ("casemate/v1", "Policy"), ("networking.k8s.io/v1", "NetworkPolicy"),
+    ("policy.networking.k8s.io/v1alpha2", "ClusterNetworkPolicy"),
+    ("policy.networking.k8s.io/v1alpha1", "AdminNetworkPolicy"),
+    ("policy.networking.k8s.io/v1alpha1", "BaselineAdminNetworkPolicy"),
+}  # fmt: skip
+ELSEWHERE = {
+    KIND: "This document is a trust policy: `casemate trust policy apply FILE`.",
+    TESTS_KIND: "These are cases of a trust policy: `casemate trust policy test FILE`.",
+}
 T = TypeVar("T")
 
 
@@ -181,4 +192,14 @@ def _converted(value: object, kind: type[T], where: str) -> T:
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
-        raise PolicyInvalid(f"{where}: {error}"[:600]) from error
+        raise PolicyInvalid(f"{where}: {error}"[:600], remedy=_elsewhere(value, kind)) from error
+
+
+def _elsewhere(value: object, kind: type) -> str | None:
+    """The command that takes the document *value*, where it is well-meant and only at the wrong place."""
+    if not isinstance(value, dict) or not isinstance(name := value.get("kind"), str):
+        return None
+    if (value.get("apiVersion"), name) in NETWORK_KINDS:
+        return "This document says who may talk to whom: `casemate policy apply -f FILE`."
+    wanted = KIND if kind is _Document else TESTS_KIND
+    return ELSEWHERE.get(name) if name != wanted else None

@@ -7,10 +7,11 @@ import sqlite3
 import msgspec
 
 from casemate.image.errors import ImageNotFound
-from casemate.node import audit, events, imagestore, pods
+from casemate.node import audit, events, freshness, imagestore, pods
 from casemate.node.core import Caller, Core
 from casemate.node.rows import ContainerRow, PodRow, encode, select, update
 from casemate.node.trust.admission import consider, enforced, with_segment
+from casemate.node.trust.vouching import said, with_word
 from casemate.spec.api import Admission
 from casemate.spec.errors import CasemateError
 from casemate.spec.workload import Level
@@ -25,9 +26,10 @@ GRANT = "trust"
 async def recheck(core: Core, row: ContainerRow, pod: PodRow, caller: Caller) -> tuple[ContainerRow, PodRow]:
     """The container and its pod, when it may start now; the level of a pod that was never made may have been raised.
 
-    Raises what admission does; the container is then left as it was, with the reason. Costs nothing without a policy.
+    Raises what admission does; the container is then left as it was, with the reason. Costs little without a
+    policy and a publisher.
     """
-    if core.trust.policy is None:
+    if core.trust.policy is None and not await freshness.follows(core, row.image):
         return row, pod
     try:
         admission, level = await _asked(core, row, pod)
@@ -64,6 +66,7 @@ async def _asked(core: Core, row: ContainerRow, pod: PodRow) -> tuple[Admission,
     fixed = bool(pod.made) or not pod.implicit or row.the_request().level is not None
     candidate = Candidate(row.image_digest, row.image, row.project, level)
     admission = await consider(core, image, candidate)
+    admission = with_word(core, admission, await said(core, row.image, image), row.image)
     wanted = enforced(admission, candidate, asked_by_name=fixed)
     await pods.check_level(core, wanted)
     return admission, wanted

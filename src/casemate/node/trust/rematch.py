@@ -14,13 +14,15 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from casemate.image.errors import ImageNotFound
-from casemate.node import audit, events, imagestore
+from casemate.node import audit, events, freshness, imagestore
 from casemate.node.core import SELF, Core, report
 from casemate.node.rows import ALIVE, ContainerRow, select
 from casemate.node.trust import actions
 from casemate.node.trust.admission import ask, recorded, subject_of
+from casemate.node.trust.jobs import TrustChildFailed
 from casemate.node.trust.rechecks import record
 from casemate.node.trust.scans import today
+from casemate.node.trust.vouching import Said, said, with_word
 from casemate.spec.api import Admission
 from casemate.spec.errors import CasemateError
 from casemate.spec.workload import LEVELS, Level
@@ -33,13 +35,23 @@ if TYPE_CHECKING:
 
 #: Feeds, ignores and exceptions come of age with the day alone.
 LOOK_S = 3600.0
-RETRY_S = 60.0
+#: What could not be judged is tried again so soon, then after twice as long, to an hour.
+RETRY_S, MAX_RETRY_S = 5.0, 3600.0
+#: So often in a row, what runs is left as it was; then what still cannot be judged is refused, and tried on.
+PATIENT_TRIES = 8
 #: 500 images of one message take some seconds.
 BATCH_S = 600.0
 #: Digest, name, project, level: what is the same for these is judged once.
 Key = tuple[str, str, str, Level]
 _ADMISSION = msgspec.json.Decoder(Admission)
 NO_POLICY = Admission("admit", "no policy")
+
+
+class Unjudged(msgspec.Struct, frozen=True):
+    """What could not be judged, and may be judged later: a child that did not answer, a disk that was full."""
+
+    keys: frozenset[Key]
+    detail: str
 
 
 class Used(msgspec.Struct, frozen=True):
@@ -61,32 +73,56 @@ class Used(msgspec.Struct, frozen=True):
 
 
 async def keep_rematched(core: Core) -> None:
-    """Judge anew whenever something changed, and when the day did; never returns."""
-    day, wait_s = "", LOOK_S
+    """Judge anew whenever something changed, when the day did, and what could not be judged; never returns."""
+    day, wait_s, tries = "", LOOK_S, 0
     while True:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(wait_s):
                 await core.trust.changed.wait()
-        if not core.trust.changed.is_set() and wait_s == LOOK_S and day == today(core):
+        if not core.trust.changed.is_set() and not tries and day == today(core):
             continue
         reason = core.trust.reason or "another day"
         core.trust.changed.clear()
-        day, wait_s = today(core), LOOK_S
+        day = today(core)
         try:
-            await rematch(core, reason)
-            core.trust.reason = ""
+            left = await rematch(core, reason, tries)
         except Exception:  # whatever it was: what runs must be judged, so it is tried again
             report(f"what is in use could not be judged anew ({reason})")
-            wait_s = RETRY_S
+            left = True
+        if tries and not left:
+            report("what is in use could be judged again")
+        tries = tries + 1 if left else 0
+        wait_s = retry_s(tries) if left else LOOK_S
+        if not left and not core.trust.changed.is_set():
+            core.trust.reason = ""
 
 
-async def rematch(core: Core, reason: str) -> int:
-    """Judge every image in use; the number of containers for which something changed."""
+def retry_s(tries: int) -> float:
+    """How long to wait before the next try, after *tries* in a row that left something unjudged (s)."""
+    return min(RETRY_S * 2.0 ** min(tries - 1, 16), MAX_RETRY_S)
+
+
+async def rematch(core: Core, reason: str, tries: int = 0) -> bool:
+    """Judge every image in use; whether some could not be judged, and are to be tried again.
+
+    They are left as they were, until *tries* says that this has gone on for long.
+    """
     used = await core.db.read(in_use)
     if not used:
-        return 0
+        return False
     policy = core.trust.policy
-    found = await judge_all(core, policy, used) if policy is not None else {}
+    found: dict[Key, Admission] = {}
+    left = Unjudged(frozenset(), "")
+    if policy is not None:
+        found, left = await judge_some(core, policy, used, tries)
+    if left.keys:
+        report(f"{len(left.keys)} images in use could not be judged ({left.detail[:300]}); tried again")
+        await core.db.write(lambda db: _left(db, core, used, left, tries))
+        if tries >= PATIENT_TRIES:
+            found |= {key: _unjudgeable(key, left.detail) for key in left.keys}
+        else:
+            used = [row for row in used if row.key not in left.keys]
+    found |= await _vouched(core, used, found)
     news = await core.db.read(lambda db: _news(db, used, found))
     for row in news:
         admission = found.get(row.key, NO_POLICY)
@@ -99,7 +135,38 @@ async def rematch(core: Core, reason: str) -> int:
         if row.status in ALIVE and row.key in found and actions.violates(found[row.key], row.level):
             core.spawn(actions.act(core, row.id, found[row.key], reason), f"what the policy wants of {row.name}")
     core.events.wake()
-    return len(news)
+    return bool(left.keys)
+
+
+async def _vouched(core: Core, used: Sequence[Used], found: Mapping[Key, Admission]) -> dict[Key, Admission]:
+    """The admissions in *found* to which a publisher has something to say."""
+    words: dict[tuple[str, str], Said] = {}
+    changed: dict[Key, Admission] = {}
+    for row in used if await freshness.follows_any(core) else ():
+        tag = (row.digest, row.image)
+        if tag not in words:
+            words[tag] = Said()
+            if await freshness.follows(core, row.image):
+                with contextlib.suppress(ImageNotFound):  # by what it was called, and judged, nothing can be told
+                    image = await core.db.read(lambda db, d=row.digest: imagestore.find(db, d))  # type: ignore[misc]
+                    words[tag] = await said(core, row.image, image)
+        if words[tag] != Said():
+            changed[row.key] = with_word(core, found.get(row.key, NO_POLICY), words[tag], row.image)
+    return changed
+
+
+def _unjudgeable(key: Key, detail: str) -> Admission:
+    return Admission("refuse", f"cannot be judged: {detail}"[:4000], digest=key[0])
+
+
+def _left(db: sqlite3.Connection, core: Core, used: Sequence[Used], left: Unjudged, tries: int) -> None:
+    """Tell of each container that runs and could not be judged, once in a row of tries."""
+    for row in used if not tries else ():
+        if row.status in ALIVE and row.key in left.keys:
+            events.add(
+                db, core.clock(), "container", row.id, "unjudged", project=row.project, name=row.name, image=row.image,
+                digest=row.digest, reason=left.detail[:500],
+            )  # fmt: skip
 
 
 def _news(db: sqlite3.Connection, used: Sequence[Used], found: Mapping[Key, Admission]) -> list[Used]:
@@ -123,22 +190,50 @@ def in_use(db: sqlite3.Connection) -> list[Used]:
 
 async def judge_all(core: Core, policy: TrustPolicy, used: Sequence[Used]) -> dict[Key, Admission]:
     """The admission of each key of *used* by *policy*. What cannot be judged is refused, with the reason."""
+    found, left = await judge_some(core, policy, used, 0)
+    return found | {key: _unjudgeable(key, left.detail) for key in left.keys}
+
+
+async def judge_some(
+    core: Core, policy: TrustPolicy, used: Sequence[Used], tries: int
+) -> tuple[dict[Key, Admission], Unjudged]:
+    """The admission of each key of *used* by *policy*, and what cannot be judged now. What never can is refused.
+
+    One image may take the child down with all that it judges at once: from try to try it judges fewer at once.
+    """
     from casemate.node.trust.judge_jobs import MAX_SUBJECTS  # noqa: PLC0415 - nothing of it is loaded without a policy
 
     keys = list(dict.fromkeys(row.key for row in used))
     found: dict[Key, Admission] = {}
+    left: dict[Key, str] = {}
     subjects: list[tuple[Key, Subject]] = []
     for number, key in enumerate(keys):
         try:
             subjects.append((key, await _subject(core, policy, key, str(number))))
         except CasemateError as error:
-            found[key] = Admission("refuse", f"cannot be judged: {error.detail}"[:4000], digest=key[0])
-    for start in range(0, len(subjects), MAX_SUBJECTS):
-        part = subjects[start : start + MAX_SUBJECTS]
-        rows = {row.key: row for row in await _judged(core, policy, [subject for _, subject in part])}
+            if is_passing(error):
+                left[key] = error.detail
+            else:
+                found[key] = _unjudgeable(key, error.detail)
+    size = max(1, MAX_SUBJECTS >> 3 * tries)
+    for start in range(0, len(subjects), size):
+        part = subjects[start : start + size]
+        try:
+            rows = {row.key: row for row in await _judged(core, policy, [subject for _, subject in part])}
+        except CasemateError as error:
+            if not is_passing(error):
+                raise
+            left |= {key: error.detail for key, _ in part}
+            continue
         for key, subject in part:
             found[key] = recorded(core, key[0], (subject, rows[subject.key]))
-    return found
+    return found, Unjudged(frozenset(left), next(iter(left.values()), ""))
+
+
+def is_passing(error: CasemateError) -> bool:
+    """Whether *error* says of the child, or the host, that it failed, and nothing of the image."""
+    problem = error.to_problem()
+    return bool(problem.get("retryable")) or problem.get("code") == TrustChildFailed.code
 
 
 async def _subject(core: Core, policy: TrustPolicy, key: Key, name: str) -> Subject:

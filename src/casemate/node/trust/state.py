@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from casemate.node.warm import Warm
 
 if TYPE_CHECKING:
+    from casemate.node.database import Database
     from casemate.trust.rules.model import TrustPolicy
 
 #: As :data:`casemate.node.trust.judge_jobs.MAX_MESSAGE_BYTES`, which is not loaded before there is a policy.
@@ -31,6 +32,14 @@ class TrustState:
         """Have all images in use judged anew."""
         self.reason = reason
         self.changed.set()
+
+    async def fetched_again(self, db: Database, digest: str, what: str) -> None:
+        """What vouches for the image *digest* was fetched: judge anew what runs, if a container was made from it."""
+        if self.policy is None:
+            return
+        query = "SELECT 1 FROM containers WHERE image_digest=? LIMIT 1"
+        if await db.read(lambda at: at.execute(query, (digest,)).fetchone()) is not None:
+            self.change(f"{what} was fetched again")
 
     async def close(self) -> None:
         await self.judge.close()

@@ -12,6 +12,7 @@ from casemate.node.core import Core
 from casemate.node.errors import ContainerNotFound
 from casemate.node.rows import ContainerRow
 from casemate.node.trust.admission import consider, origin
+from casemate.node.trust.vouching import said, with_word
 from casemate.spec.api import Admission, AdmissionStep
 from casemate.spec.api.trust import TrustWhy
 from casemate.spec.errors import CasemateError
@@ -33,6 +34,7 @@ async def why(core: Core, name: str, project: str) -> TrustWhy:
         gone = Admission("refuse", "its image was removed, so that it cannot be judged", digest=row.image_digest)
         return TrustWhy("container", row.name, row.image, row.image_digest, then.repository, gone, then, level)
     now = await consider(core, found, Candidate(row.image_digest, row.image, project, level))
+    now = with_word(core, now, await said(core, row.image, found), row.image)
     repository = now.repository or await _repository(core, found, row.image)
     return TrustWhy("container", row.name, row.image, row.image_digest, repository, now, then, level)
 
