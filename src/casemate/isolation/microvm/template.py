@@ -51,6 +51,8 @@ class Recipe:
     memory_bytes: int
     cpus: int = 1
     tsc_khz: int | None = None
+    #: Whose it is, where each project has its own; empty: everybody's.
+    owner: str = ""
 
     def key(self) -> str:
         """The template's name: a digest of all of it."""
@@ -64,6 +66,7 @@ class Recipe:
             self.cpus,
             khz,
             argv.argv("qemu", self.switches(0)),
+            *([self.owner] if self.owner else ()),
         ]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
