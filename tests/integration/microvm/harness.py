@@ -118,6 +118,7 @@ class Host:
     def __init__(self, state: Path, run_folder: Path, shim: Path, *, pool: int = 0, template: Kind = "shared") -> None:
         self.state, self.folder, self.shim, self.pool = state, run_folder, shim, pool
         self.template = template
+        self.qemu_version = "test"
         self.socket = run_folder / "vm.sock"
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -137,7 +138,7 @@ class Host:
                 self.folder,
                 str(self.shim),
                 shutil.which("qemu-system-x86_64") or "",
-                "test",
+                self.qemu_version,
                 argv.Accelerator("tcg"),
                 khz,
                 pool=self.pool,
