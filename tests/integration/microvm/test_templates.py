@@ -96,7 +96,7 @@ def swapped(folder: Path) -> None:
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
-DAMAGES: dict[str, Callable[[Path], None]] = {
+DAMAGES: dict[str, Callable[[Path], object]] = {
     "cut": cut,
     "grown": grown,
     "half written": halved,
