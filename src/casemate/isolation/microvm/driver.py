@@ -13,7 +13,8 @@ from casemate.host import programs
 from casemate.isolation import oci
 from casemate.isolation.bundle import BundleInput, BundlePlan
 from casemate.isolation.level import Features, Inside, Runtime
-from casemate.isolation.microvm import bundles, origin
+from casemate.isolation.microvm import bundles
+from casemate.isolation.microvm import origin as origins
 from casemate.isolation.microvm.errors import QemuMissing
 from casemate.isolation.microvm.tap import GuestNetwork
 from casemate.spec.errors import ProgramFailed
@@ -53,7 +54,7 @@ class MicrovmLevel:
         memory_bytes: int = bundles.LEAST_MEMORY_BYTES,
         emulated: bool = False,
         cgroups: Callable[[PodSpec], Sequence[str]] = lambda _pod: (),
-        template: origin.Kind = "shared",
+        template: origins.Kind = "shared",
     ) -> None:
         self.runtime = runtime
         self.summary = summary
@@ -70,9 +71,9 @@ class MicrovmLevel:
         limit = pod.resources.memory_bytes or (container.resources.memory_bytes if container else 0) or 0
         return bundles.machine_memory(limit, self._memory_bytes)
 
-    def origin(self, pod: PodSpec) -> origin.Origin:
+    def origin(self, pod: PodSpec) -> origins.Origin:
         """What a machine of *pod* begins as."""
-        return origin.of(self._template, pod.project)
+        return origins.of(self._template, pod.project)
 
     def bundle(self, given: BundleInput) -> BundlePlan:
         # The guest has namespaces, capabilities and limits of its own kernel: none is the host's to give.
