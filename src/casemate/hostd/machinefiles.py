@@ -114,7 +114,11 @@ async def _lent(context: Context, machines: Machines, pod: Pod, container: Conta
     spec = container.record.spec
     layers = [context.layers.file(layer) for layer in dict.fromkeys(reversed(spec.layers))]
     machine = await machines.create(
-        container.id, layers, hostname="copy", memory_bytes=level.memory_bytes(pod.record.spec, spec)
+        container.id,
+        layers,
+        hostname="copy",
+        memory_bytes=level.memory_bytes(pod.record.spec, spec),
+        origin=level.origin(pod.record.spec),
     )
     try:
         with contextlib.ExitStack() as stack:

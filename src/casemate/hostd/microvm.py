@@ -19,7 +19,7 @@ from casemate.host import durable, programs
 from casemate.hostd import pods
 from casemate.hostd.context import Context
 from casemate.isolation import seccomp_compile
-from casemate.isolation.microvm import accelerate, argv, driver, kernel
+from casemate.isolation.microvm import accelerate, argv, driver, kernel, origin
 from casemate.isolation.microvm import service as vm_service
 from casemate.isolation.microvm.errors import KernelMissing, ShimMissing
 from casemate.isolation.microvm.inside import MicrovmInside
@@ -86,6 +86,7 @@ async def _life(context: Context, host: Host, ready: asyncio.Event) -> None:
         pool=context.settings.number("microvm.pool"),
         # Not with the prefix of the pods' own links: nothing of the firewall or the doctor is meant for them.
         taps=f"w{context.settings.text('network.link_prefix')}",
+        template=origin.policy(context.settings.text("microvm.template")),
     )
     socket = context.folders.run / "vm.sock"
     async with asyncio.TaskGroup() as group:
@@ -162,6 +163,7 @@ def _level(context: Context, machines: Machines, chosen: kernel.GuestKernel) -> 
         memory_bytes=settings.memory_bytes,
         emulated=settings.accelerator.kind == "tcg",
         cgroups=lambda pod: context.cgroups.folders(pods.machine_cgroup(context, pod)),
+        template=settings.template,
     )
     return level
 

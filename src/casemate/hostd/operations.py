@@ -11,6 +11,7 @@ import msgspec
 
 from casemate.host import pidfd
 from casemate.hostd import (
+    calls,
     checks,
     containers,
     execs,
@@ -146,7 +147,8 @@ class Operations:
             "conmon": context.conmon,
             "id_shift": str(context.id_shift),
         }
-        return Welcome(protocol.PROTOCOL_VERSION, context.boot_id, context.levels.describe(), facts)
+        allowed = calls.offered(context.facts.machine)
+        return Welcome(protocol.PROTOCOL_VERSION, context.boot_id, context.levels.describe(), facts, allowed)
 
     def _caller(self, fds: list[int]) -> Caller:
         """Who asks: the first descriptor, where there is one; it is closed with the rest of the message."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from msgspec import Meta
+from msgspec import Meta, field
 
 from casemate.hostd.protocol_base import Answer as Answer
 from casemate.hostd.protocol_base import Event as Event
@@ -374,6 +374,7 @@ class Welcome(Answer, frozen=True, tag="welcome"):
     boot_id: str
     levels: dict[str, str]  #: level -> the runtime that serves it, or why it cannot
     host: dict[str, str]  #: facts: kernel, cgroup flavour, idmapped mounts, ...
+    calls: dict[str, tuple[str, ...]] = field(default_factory=dict)  #: casemate.hostd.calls.offered
 
 
 class PodReady(Answer, frozen=True, tag="pod"):

@@ -21,6 +21,7 @@ from casemate.node import (
     pods,
     ports,
     resolve,
+    systemcalls,
 )
 from casemate.node.clock import rfc3339
 from casemate.node.core import Caller, Core
@@ -245,6 +246,7 @@ async def inspect(core: Core, reference: str, project: str) -> ContainerDetail:
     """Everything about one container."""
     welcome = core.hostd.welcome
     offered = {} if welcome is None else welcome.levels
+    calls = {} if welcome is None else welcome.calls
 
     def work(db: sqlite3.Connection) -> ContainerDetail:
         row = lookup.container(db, reference, project)
@@ -259,6 +261,7 @@ async def inspect(core: Core, reference: str, project: str) -> ContainerDetail:
             pid=row.pid, conmon_pid=row.conmon_pid, first_id=pod.first_id, oom_killed=bool(row.oom_killed),
             reason=row.reason, warnings=row.the_warnings(), execs=tuple(e.id for e in execs),
             level_detail=offered.get(pod.the_spec().level, ""),
+            system_calls=systemcalls.of(pod.the_spec().level, row.the_spec(), calls),
         )  # fmt: skip
 
     return await core.db.read(work)

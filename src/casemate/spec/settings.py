@@ -180,6 +180,11 @@ SETTINGS: tuple[Setting, ...] = (
         0,
         64,
     ),
+    Setting(
+        "microvm.template",
+        "shared",
+        "shared, project or none: machines are clones of one template, of one for each project, or boot cold",
+    ),
     Setting("microvm.qemu", "qemu-system-x86_64", "QEMU: a name that is looked for in PATH, or a path"),
     Setting(
         "microvm.memory_bytes",

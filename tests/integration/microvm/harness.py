@@ -16,6 +16,7 @@ from pathlib import Path
 from casemate.image import guestkernel
 from casemate.isolation.microvm import argv, kernel
 from casemate.isolation.microvm.machines import Machines, Settings
+from casemate.isolation.microvm.origin import Kind
 from casemate.isolation.microvm.service import run
 from casemate.isolation.seccomp_compile import compiler
 
@@ -114,8 +115,10 @@ SHM = ["nosuid", "noexec", "nodev", "mode=1777", "size=67108864"]
 class Host:
     """The service in a thread, and casemate-vm in front of it."""
 
-    def __init__(self, state: Path, run_folder: Path, shim: Path, *, pool: int = 0) -> None:
+    def __init__(self, state: Path, run_folder: Path, shim: Path, *, pool: int = 0, template: Kind = "shared") -> None:
         self.state, self.folder, self.shim, self.pool = state, run_folder, shim, pool
+        self.template = template
+        self.qemu_version = "test"
         self.socket = run_folder / "vm.sock"
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -135,10 +138,11 @@ class Host:
                 self.folder,
                 str(self.shim),
                 shutil.which("qemu-system-x86_64") or "",
-                "test",
+                self.qemu_version,
                 argv.Accelerator("tcg"),
                 khz,
                 pool=self.pool,
+                template=self.template,
             )
             async with asyncio.TaskGroup() as group:
                 self.machines = Machines(settings, group)

@@ -199,6 +199,7 @@ def test_what_a_bundle_asks_in_vain_is_refused_and_leaves_nothing(host: harness.
         "neither layers nor a root": {"annotations": {}},
         "ids that make root of the host": {"linux": {"uidMappings": [ROOT_ROW], "gidMappings": [ROOT_ROW]}},
         "hooks inside": {"hooks": {"startContainer": [{"path": "/bin/true"}]}},
+        "hooks inside, before": {"hooks": {"createContainer": [{"path": "/bin/true"}]}},
         "a hook that fails": {"hooks": {"createRuntime": [{"path": "/bin/false"}]}},
         "a hook that is not there": {"hooks": {"prestart": [{"path": "/nowhere"}]}},
         "the host's network": {"linux": {"namespaces": [{"type": "pid"}]}},

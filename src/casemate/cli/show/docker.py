@@ -40,6 +40,7 @@ def container(detail: Row) -> Row:
         "Casemate": {
             "Level": text(summary, "level"),
             "LevelDetail": detail.get("level_detail", ""),
+            "SystemCalls": _calls(_object(detail.get("system_calls"))),
             "Project": text(summary, "project") or "default",
             "Pod": {"Id": text(summary, "pod"), "Name": text(summary, "pod_name")},
             "Admission": detail.get("admission"),
@@ -51,6 +52,10 @@ def container(detail: Row) -> Row:
         },
         "ExecIDs": detail.get("execs", []),
     }
+
+
+def _calls(found: Row) -> Row:
+    return {"Of": text(found, "of"), "Allowed": found.get("allowed"), "Names": _list(found.get("names"))}
 
 
 def _state(summary: Row, detail: Row) -> Row:

@@ -37,6 +37,8 @@ LEAST_MEMORY_BYTES, MOST_MEMORY_BYTES = 128 << 20, 64 << 30
 MORE = "org.casemate.more"
 #: A file of hostd's with what the container wrote before it was stopped; put back before anything of it runs.
 WRITABLE = "org.casemate.writable"
+#: What the machine begins as (:mod:`casemate.isolation.microvm.origin`); without it: as the setting says.
+TEMPLATE = "org.casemate.template"
 MAX_LAYERS = 127
 #: As in shim/shim.h.
 MAX_MAP_ROWS = 16

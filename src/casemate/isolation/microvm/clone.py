@@ -1,17 +1,25 @@
-"""A clone of a template: the hot path. What it holds open is passed by descriptor; what it says first waits in QMP."""
+"""A clone of a template: the hot path. What it holds open is passed by descriptor; what it says first waits in QMP.
+
+Or a cold boot, which has memory of its own and a kernel in place of a template's memory and state.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import fcntl
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from casemate.isolation.microvm import argv, disks
+from casemate.isolation.microvm.errors import AgentFailed
 from casemate.isolation.microvm.monitor import Launch, Monitor
 from casemate.isolation.microvm.records import Ids
-from casemate.isolation.microvm.template import Template
+from casemate.isolation.microvm.template import Recipe, Template
 
+#: 7 s under emulation on an idle host; below the 60 s in which hostd awaits a container's creation.
+COLD_TIMEOUT_S = 45.0
 #: The restore of the state, without a round trip: QEMU reads these from its socket when it is ready to.
 _RESTORE = (
     '{{"execute":"qmp_capabilities"}}'
@@ -34,7 +42,7 @@ class Place:
 
 
 async def start(
-    template: Template,
+    source: Template | Recipe,
     place: Place,
     layers: Sequence[Path],
     *,
@@ -44,18 +52,19 @@ async def start(
     waits: bool = False,
     more: bool = False,
 ) -> tuple[Monitor, tuple[disks.Extent, ...]]:
-    """Start a clone over *layers* (squashfs files, any order); where each lies on its device.
+    """Start a clone of a template, or a machine that boots by a recipe (:func:`booted`), over *layers*.
 
-    *waits*: over one layer that :mod:`swap` replaces later; *more*: :mod:`join` puts further ones behind them.
+    *layers*: squashfs files in any order; where each lies on its device is answered. *waits*: over one layer
+    that :mod:`swap` replaces later; *more*: :mod:`join` puts further ones behind them.
     """
     first = argv.FIRST_PASSED_FD
     opened: list[int] = []
-    fds: dict[int, int] = {first: template.memory_fd}
+    fds: dict[int, int] = {}
     try:
-        # A description of its own: the offset of a shared one would move with every other clone.
-        state = os.open(f"/proc/self/fd/{template.state_fd}", os.O_RDONLY | os.O_CLOEXEC)
-        opened.append(state)
-        fds[first + 1] = state
+        if isinstance(source, Template):
+            recipe, begins = source.recipe, _restored(source, fds, opened)
+        else:
+            recipe, begins = source, _cold(source, fds, opened, first + 4 + len(layers))
         sizes: list[tuple[int, int]] = []
         for index, layer in enumerate(layers):
             number = os.open(layer, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -80,12 +89,12 @@ async def start(
         if tap_fd is not None:
             fds[first + 3] = tap_fd
         switches = (
-            *template.recipe.switches(first, shared=False),
+            *recipe.switches(first, shared=recipe is source),
             disk or argv.Layers(node),
             argv.Port(),
             argv.Network(None if tap_fd is None else first + 3),
             argv.Shares(),
-            argv.Incoming(),
+            begins,
         )
         launch = Launch(
             shim=shim,
@@ -96,8 +105,8 @@ async def start(
             uid=place.uid,
             gid=place.uid,
             jail=place.jail,
-            qmp=_RESTORE.format(fd=first + 1),
-            kvm=template.recipe.accelerator.kind == "kvm",
+            qmp=_RESTORE.format(fd=first + 1) if recipe is not source else "",
+            kvm=recipe.accelerator.kind == "kvm",
             cgroups=place.cgroups,
             ids=place.ids,
         )
@@ -105,3 +114,40 @@ async def start(
     finally:
         for number in opened:
             os.close(number)
+
+
+def _restored(template: Template, fds: dict[int, int], opened: list[int]) -> argv.Switch:
+    fds[argv.FIRST_PASSED_FD] = template.memory_fd
+    # A description of its own: the offset of a shared one would move with every other clone.
+    state = os.open(f"/proc/self/fd/{template.state_fd}", os.O_RDONLY | os.O_CLOEXEC)
+    opened.append(state)
+    fds[argv.FIRST_PASSED_FD + 1] = state
+    return argv.Incoming()
+
+
+def _cold(recipe: Recipe, fds: dict[int, int], opened: list[int], free: int) -> argv.Switch:
+    """Memory that is this machine's alone and cannot grow, kernel and initramfs; *free*: a number for the last."""
+    first = argv.FIRST_PASSED_FD
+    memory = os.memfd_create("casemate-machine", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    opened.append(memory)
+    os.ftruncate(memory, recipe.memory_bytes)
+    fcntl.fcntl(memory, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+    fds[first] = memory
+    for number, path in ((first + 1, recipe.kernel.kernel), (free, recipe.kernel.initramfs)):
+        fds[number] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        opened.append(fds[number])
+    return argv.Kernel(first + 1, free, argv.kernel_command_line(recipe.tsc_khz))
+
+
+async def booted(monitor: Monitor, timeout_s: float = COLD_TIMEOUT_S) -> None:
+    """Until the agent of a cold boot is ready. :class:`AgentFailed`; who catches it adds the console."""
+    async with asyncio.TaskGroup() as group:
+        both = [group.create_task(one.wait()) for one in (monitor.ready, monitor.ended)]
+        await asyncio.wait(both, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        for one in both:
+            one.cancel()
+    if monitor.ready.is_set():
+        return
+    if monitor.ended.is_set():
+        raise AgentFailed("the guest ended while it booted")
+    raise AgentFailed(f"a cold boot gave no word of the agent within {timeout_s:g} s")

@@ -14,6 +14,7 @@ from casemate.isolation import oci
 from casemate.isolation.bundle import BundleInput, BundlePlan
 from casemate.isolation.level import Features, Inside, Runtime
 from casemate.isolation.microvm import bundles
+from casemate.isolation.microvm import origin as origins
 from casemate.isolation.microvm.errors import QemuMissing
 from casemate.isolation.microvm.tap import GuestNetwork
 from casemate.spec.errors import ProgramFailed
@@ -53,6 +54,7 @@ class MicrovmLevel:
         memory_bytes: int = bundles.LEAST_MEMORY_BYTES,
         emulated: bool = False,
         cgroups: Callable[[PodSpec], Sequence[str]] = lambda _pod: (),
+        template: origins.Kind = "shared",
     ) -> None:
         self.runtime = runtime
         self.summary = summary
@@ -62,11 +64,16 @@ class MicrovmLevel:
         self._memory_bytes = memory_bytes
         self._emulated = emulated
         self._cgroups = cgroups
+        self._template = template
 
     def memory_bytes(self, pod: PodSpec, container: ContainerSpec | None) -> int:
         """The machine's memory: room for the limit of the pod, else of the container that it is made for."""
         limit = pod.resources.memory_bytes or (container.resources.memory_bytes if container else 0) or 0
         return bundles.machine_memory(limit, self._memory_bytes)
+
+    def origin(self, pod: PodSpec) -> origins.Origin:
+        """What a machine of *pod* begins as."""
+        return origins.of(self._template, pod.project)
 
     def bundle(self, given: BundleInput) -> BundlePlan:
         # The guest has namespaces, capabilities and limits of its own kernel: none is the host's to give.
@@ -86,6 +93,7 @@ class MicrovmLevel:
         layers = dict.fromkeys(reversed(given.container.layers))
         annotations[bundles.LAYERS] = ":".join(str(self._layers / f"{layer}.sqfs") for layer in layers)
         annotations[bundles.POD] = given.pod.id
+        annotations[bundles.TEMPLATE] = self.origin(given.pod).text()
         annotations[bundles.MEMORY] = str(self.memory_bytes(given.pod, given.container))
         if not is_lone(given.pod, given.container):
             annotations[bundles.MORE] = "1"

@@ -43,17 +43,21 @@ class MicrovmInside:
 
     async def reserve(self, pod: PodSpec, container: ContainerSpec | None, interface: str) -> str:
         """Nothing is waited for: no template is made or read for this."""
-        if not self._machines.pool.count() or not is_lone(pod, container):
+        origin = self._level().origin(pod)
+        if origin.kind == "none" or not self._machines.pool.count() or not is_lone(pod, container):
             return ""
-        template = await self._machines.template(self._level().memory_bytes(pod, container))
+        template = await self._machines.template(self._level().memory_bytes(pod, container), origin)
         return self._machines.pool.reserve(template, interface) or ""
 
     async def created(self, container: ContainerSpec) -> None:
         """Nothing."""
 
     async def prepare(self, pod: PodSpec, container: ContainerSpec) -> list[str]:
-        """The template: made now when there is none, which takes longer than a start may."""
-        template = await self._machines.template(self._level().memory_bytes(pod, container))
+        """The template: made now when there is none, which takes longer than a start may. A cold boot has none."""
+        origin = self._level().origin(pod)
+        if origin.kind == "none":
+            return []
+        template = await self._machines.template(self._level().memory_bytes(pod, container), origin)
         pool, interface = self._machines.pool, self._interface(pod)
         if not pool.is_reserved(interface, template):
             # It has another size than this container wants, or has ended while it waited.

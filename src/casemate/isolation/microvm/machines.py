@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from casemate.isolation.microvm import argv, clone, disks, frames, join, kernel, records, shares, swap, tap, warming
+from casemate.isolation.microvm import origin as origins
 from casemate.isolation.microvm.errors import MonitorFailed, NetworkFailed
 from casemate.isolation.microvm.frames import Field, Kind, Tag
 from casemate.isolation.microvm.machine import Machine
@@ -55,6 +56,8 @@ class Settings:
     #: How many machines may wait, and how the other ends of their cards are called; empty: they have none.
     pool: int = 0
     taps: str = ""
+    #: How far apart machines are at least, whatever a bundle asks for.
+    template: origins.Kind = "shared"
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,33 +149,37 @@ class Machines:
         given_tap_fd: int | None = None,
         pod: str = "",
         more: bool = False,
+        origin: origins.Origin = origins.Origin(),  # noqa: B008 - frozen
     ) -> Machine:
-        """A configured clone over *layers*, or over the root among *shared* (*below*: under a writable layer).
+        """A configured clone (or cold boot, as *origin* says) over *layers*, or over the root among *shared*.
 
-        *ids*: the map of the guest's users, whose first is then QEMU's user; *given_tap_fd*: an engine's tap, which
-        stays the caller's. Raises the error of the step that
-        failed, with nothing left behind. *pod*: the machine's name, where it is not its container's; *more*: further
-        containers may :meth:`join`.
+        *below*: that root lies under a writable layer. *ids*: the map of the guest's users, whose first is then QEMU's
+        user; *given_tap_fd*: an engine's tap, which stays the caller's. *pod*: the machine's name, where it is not
+        its container's; *more*: further containers may :meth:`join`. Raises the error of the step that failed, with
+        nothing left behind.
         """
         called = pod or name
         if not _NAME.match(called) or called in self._machines:
             raise MonitorFailed(f"a machine {called[:80]!r} exists, or the name is not valid")
-        template = await self.template(memory_bytes)
+        cold = origin.kind == "none"
+        source = self._recipe(memory_bytes) if cold else await self.template(memory_bytes, origin)
         opened = shares.open_all(shared)
         self.pool.busy += 1
         machine: Machine | None = None
         try:
             waiting = None
             # One that waits has a user of its own, as whom nothing of the pod's may be written on the host.
-            if not shared and given_tap_fd is None and not more:
-                waiting = self.pool.take(template, "" if network is None else network.tap)
+            if isinstance(source, Template) and not shared and given_tap_fd is None and not more:
+                waiting = self.pool.take(source, "" if network is None else network.tap)
             if waiting is not None:
                 machine = waiting
                 extents = await self._hand_out(machine, called, layers, cgroups)
             else:
                 tap_fd = tap.open_tap(network.tap) if network is not None else _copy(given_tap_fd)
                 where = _Where(called, cgroups, ids, tap_fd)
-                machine, extents = await self._clone(template, where, layers, more=more)
+                machine, extents = await self._clone(source, where, layers, more=more)
+                if cold:
+                    await clone.booted(machine.monitor)
             await machine.monitor.ask(
                 Kind.CONFIGURE,
                 _configuration(hostname, network, card=network is not None or given_tap_fd is not None),
@@ -211,16 +218,22 @@ class Machines:
             shares.close(opened)
 
     async def _clone(
-        self, template: Template, where: _Where, layers: Sequence[Path], *, waits: bool = False, more: bool = False
+        self,
+        source: Template | Recipe,
+        where: _Where,
+        layers: Sequence[Path],
+        *,
+        waits: bool = False,
+        more: bool = False,
     ) -> tuple[Machine, tuple[disks.Extent, ...]]:
-        """Start a clone; *where*'s tap is closed. Nothing is left when it fails."""
+        """Start a clone, or a cold boot; *where*'s tap is closed. Nothing is left when it fails."""
         folder = self.folder / where.name
         uid: int | None = None
         try:
             folder.mkdir(mode=0o700)
             uid = self._free_uid() if where.ids is None else where.ids.uids[0][1]
             monitor, extents = await clone.start(
-                template,
+                source,
                 clone.Place(folder, self._jail, uid, where.cgroups, where.ids or SAME_IDS),
                 layers,
                 shim=self.settings.shim,
@@ -238,7 +251,7 @@ class Machines:
             if where.tap_fd is not None:
                 os.close(where.tap_fd)
         pid = 0 if monitor.child is None else monitor.child.pid
-        record = MachineRecord(where.name, uid, 1, (), where.cgroups, pid, template.recipe.memory_bytes)
+        record = MachineRecord(where.name, uid, 1, (), where.cgroups, pid, _recipe_of(source).memory_bytes)
         machine = self._add(record, folder, monitor)
         records.write(folder, record)
         return machine, extents
@@ -270,10 +283,13 @@ class Machines:
             raise
         return Waiting(machine, template, card)
 
-    async def template(self, memory_bytes: int | None) -> Template:
-        """The template of a machine of this size, made when there is none."""
+    async def template(self, memory_bytes: int | None, origin: origins.Origin = origins.Origin()) -> Template:  # noqa: B008
+        """The template of a machine of this size, of everybody's or of *origin*'s project, made when there is none."""
+        return await self.templates.get(self._recipe(memory_bytes, origin.project))
+
+    def _recipe(self, memory_bytes: int | None, owner: str = "") -> Recipe:
         settings = self.settings
-        recipe = Recipe(
+        return Recipe(
             kernel.chosen(settings.state / "kernels"),
             settings.qemu_version,
             settings.accelerator,
@@ -281,8 +297,8 @@ class Machines:
             1,
             # With KVM the guest has the host's own clock.
             settings.tsc_khz if settings.accelerator.kind == "tcg" else None,
+            owner,
         )
-        return await self.templates.get(recipe)
 
     def _add(self, record: MachineRecord, folder: Path, monitor: Monitor) -> Machine:
         machine = Machine(record, folder, monitor)
@@ -323,6 +339,10 @@ class Machines:
             if machine.record.name.startswith(_WAITS):
                 machine.monitor.quit()
             machine.monitor.leave()
+
+
+def _recipe_of(source: Template | Recipe) -> Recipe:
+    return source.recipe if isinstance(source, Template) else source
 
 
 def _copy(number: int | None) -> int | None:

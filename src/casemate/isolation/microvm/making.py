@@ -21,6 +21,7 @@ from casemate.isolation.microvm.frames import Kind, Tag
 from casemate.isolation.microvm.machine import Machine
 from casemate.isolation.microvm.machines import Machines
 from casemate.isolation.microvm.oci import Config
+from casemate.isolation.microvm.origin import asked
 from casemate.isolation.microvm.records import SAME_IDS, ContainerRecord, Ids
 from casemate.isolation.microvm.shares import Share
 from casemate.spec.errors import CasemateError
@@ -117,6 +118,7 @@ async def _machine(machines: Machines, order: Order, shared: Sequence[Share]) ->
             given_tap_fd=tap_fd,
             pod=wanted.annotations.get(bundles.POD, "") or _free_name(machines, name),
             more=wanted.annotations.get(bundles.MORE) == "1",
+            origin=asked(wanted.annotations.get(bundles.TEMPLATE, ""), machines.settings.template),
         )
         if netns or order.cgroup:
             machine.set_engine(netns, order.cgroup)

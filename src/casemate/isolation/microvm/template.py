@@ -24,7 +24,7 @@ from casemate.isolation.microvm import argv, disks
 from casemate.isolation.microvm.errors import TemplateFailed
 from casemate.isolation.microvm.kernel import GuestKernel
 from casemate.isolation.microvm.monitor import Launch, Monitor
-from casemate.spec.errors import CasemateError, Corrupt, DiskFull
+from casemate.spec.errors import CasemateError, Corrupt, DiskFull, LimitExceeded
 
 FORMAT = 2
 #: 7 s under emulation on an idle host, several times that on a loaded one.
@@ -32,6 +32,8 @@ BOOT_TIMEOUT_S, SAVE_TIMEOUT_S = 90.0, 30.0
 _SETTLE_S = 0.5
 _CHUNK = 1 << 20
 _PAGE = 4096
+#: Of a manifest (300 bytes), and of a machine's state without its memory (100 kB).
+_MANIFEST_BYTES, _STATE_BYTES = 64 << 10, 64 << 20
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
 
@@ -51,6 +53,8 @@ class Recipe:
     memory_bytes: int
     cpus: int = 1
     tsc_khz: int | None = None
+    #: Whose it is, where each project has its own; empty: everybody's.
+    owner: str = ""
 
     def key(self) -> str:
         """The template's name: a digest of all of it."""
@@ -64,6 +68,7 @@ class Recipe:
             self.cpus,
             khz,
             argv.argv("qemu", self.switches(0)),
+            *([self.owner] if self.owner else ()),
         ]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
@@ -141,14 +146,15 @@ class Templates:
     def _load(self, recipe: Recipe, key: str) -> Template:
         folder = self._folder / key
         try:
-            manifest = json.loads(durable.read_bounded(folder / "manifest.json", 64 << 10))
+            manifest = json.loads(durable.read_bounded(folder / "manifest.json", _MANIFEST_BYTES))
             wanted = {name: manifest[name] for name in ("memory", "state")}
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError, LimitExceeded) as error:
             raise TemplateDamaged(f"template {key}: {error}") from error
         opened: list[int] = []
         try:
             for name, digest in wanted.items():
-                opened.append(_sealed(folder / name, digest))
+                most = recipe.memory_bytes if name == "memory" else _STATE_BYTES
+                opened.append(_sealed(folder / name, digest, most))
         except BaseException:
             for number in opened:
                 os.close(number)
@@ -319,13 +325,15 @@ def _write_pages(out: int, data: bytes, offset: int) -> None:
             start = None
 
 
-def _sealed(path: Path, digest: str) -> int:
-    """A memfd with the content of *path*, sealed when its digest is right; :class:`TemplateDamaged` otherwise."""
+def _sealed(path: Path, digest: str, most_bytes: int = _STATE_BYTES) -> int:
+    """A memfd with the content of *path*, sealed when size and digest are right; :class:`TemplateDamaged` otherwise."""
     found = hashlib.sha256()
     source = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     number = os.memfd_create("casemate-template", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         size = os.fstat(source).st_size
+        if size > most_bytes:
+            raise TemplateDamaged(f"{path} has {size} bytes, allowed are {most_bytes}")
         os.ftruncate(number, size)
         for offset in range(0, size, _CHUNK):
             data = os.pread(source, _CHUNK, offset)

@@ -143,6 +143,17 @@ class Admission(Value, frozen=True, omit_defaults=True):
     feeds: tuple[str, ...] = ()
 
 
+class SystemCalls(Value, frozen=True):
+    """What of the host's kernel the container's level can ask for."""
+
+    #: Whose calls these are, and by which filter.
+    of: str
+    #: How many are allowed; None where no list of ours stands in the way, or another program's does.
+    allowed: int | None = None
+    #: Their names, sorted.
+    names: tuple[str, ...] = ()
+
+
 class ContainerDetail(Value, frozen=True):
     """``inspect``: the summary, what was asked, and what is."""
 
@@ -160,6 +171,7 @@ class ContainerDetail(Value, frozen=True):
     execs: tuple[str, ...] = ()
     #: What serves its level on this host now: runtime, version, accelerator, guest kernel.
     level_detail: str = ""
+    system_calls: SystemCalls | None = None
 
 
 class ContainerList(Value, frozen=True):
