@@ -136,7 +136,8 @@ def test_ipv6_is_refused_as_a_whole(open_lab: Lab) -> None:
         packet = struct.pack("!IHBB16s16s", 6 << 28, len(body), protocol, 255, source, destination) + body
         open_lab.a.raw.send(rtnetlink.mac_bytes(ROUTER_MAC) + rtnetlink.mac_bytes(MAC_A) + b"\x86\xdd" + packet)
     time.sleep(0.05)
-    assert counted(open_lab, "ipv6") == before + len(bodies)
+    # The sender's own kernel looks for neighbours now and then, and those packets are refused as well.
+    assert counted(open_lab, "ipv6") >= before + len(bodies)
 
 
 def test_arp_cannot_take_an_address(open_lab: Lab) -> None:

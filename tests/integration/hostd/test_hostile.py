@@ -227,8 +227,8 @@ def test_addresses_layers_and_owners(hostd: Hostd, client: Client) -> None:
         assert refusal(client, operation) == "hostd.container_missing"
     assert refusal(client, protocol.PodUpdate("0" * 64, Resources())) == "hostd.pod_missing"
     assert refusal(client, protocol.LayerAdopt("0" * 64)) == "storage.layer_missing"
-    for level in ("gvisor", "microvm"):
-        assert refusal(client, protocol.PodCreate(hostd.pod(level=level))) == "isolation.level_unavailable"
+    # No guest kernel is in this hostd's folders; gVisor may be on the host.
+    assert refusal(client, protocol.PodCreate(hostd.pod(level="microvm"))) == "isolation.level_unavailable"
     client.call(protocol.PodRemove(taken.id))
 
 

@@ -108,6 +108,9 @@ def test_the_seccomp_profile_holds_in_the_container_and_in_an_exec(host: harness
     assert host.vm("start", "seccomp").returncode == 0
     done = host.vm("exec", "seccomp", "sh", "-c", "grep Seccomp: /proc/self/status; mkdir /tmp/y || echo refused")
     assert done.stdout.split() == ["Seccomp:", "2", "refused"]
+    deadline = time.monotonic() + 10  # what it wrote is on its way
+    while "refused" not in output(folder) and time.monotonic() < deadline:
+        time.sleep(0.05)
     assert output(folder).split() == ["Seccomp:", "2", "refused"]
     assert host.vm("delete", "--force", "seccomp").returncode == 0
     process.wait(20)
