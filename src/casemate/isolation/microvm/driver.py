@@ -64,7 +64,7 @@ class MicrovmLevel:
         self._memory_bytes = memory_bytes
         self._emulated = emulated
         self._cgroups = cgroups
-        self._template = template
+        self._template: origins.Kind = template
 
     def memory_bytes(self, pod: PodSpec, container: ContainerSpec | None) -> int:
         """The machine's memory: room for the limit of the pod, else of the container that it is made for."""
