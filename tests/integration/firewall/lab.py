@@ -139,9 +139,9 @@ class Wire:
                     if where[2] != socket.PACKET_OUTGOING and data[12:14] == b"\x08\0":
                         yield data[14:]
 
-    def numbers(self, quiet_s: float = QUIET_S) -> set[int]:
-        """Numbers of the packets that came."""
-        return {packet[4] << 8 | packet[5] for packet in self.frames(quiet_s)}
+    def numbers(self, quiet_s: float = QUIET_S) -> set[tuple[int, int]]:
+        """Number and protocol of the packets that came: the router's own ICMP bears numbers of its own."""
+        return {(packet[4] << 8 | packet[5], packet[9]) for packet in self.frames(quiet_s)}
 
 
 @dataclass(slots=True)
@@ -190,7 +190,7 @@ class Lab:
     def passes(self, packets: list[Packet], *, at: Wire | None = None, via: Wire | None = None) -> list[bool]:
         """Which of *packets* from A (or *via*) came out at B (or *at*)."""
         wire = at or self.b
-        found: set[int] = set()
+        found: set[tuple[int, int]] = set()
         # Numbers go on from call to call: what comes late is not taken for another. What the router itself sends
         # (resets) bears 0.
         for packet in packets:
@@ -199,7 +199,7 @@ class Lab:
         for start in range(0, len(packets), 200):
             (via or self.a).send(packets[start : start + 200])
             found |= wire.numbers(0.002 if start + 200 < len(packets) else QUIET_S)
-        return [packet.number in found for packet in packets]
+        return [(packet.number, packet.protocol) in found for packet in packets]
 
     def connect(self, source: str, destination: str, port: int = 80, source_port: int = 40_000) -> bool:
         """A whole TCP handshake from A to B; whether its first packet and its answer passed."""

@@ -66,7 +66,7 @@ def test_a_pods_own_address_and_hardware_address_pass_and_no_other(open_lab: Lab
         before = counted(lab, "spoofed")
         packet.number = 77
         lab.a.send([packet], mac)
-        assert 77 not in lab.b.numbers()
+        assert 77 not in {number for number, _ in lab.b.numbers()}
         assert counted(lab, "spoofed") == before + 1, packet
 
 
@@ -84,7 +84,7 @@ def test_metadata_link_local_and_multicast_are_not_reached(open_lab: Lab, destin
         packet = Packet(A, destination, kind, 8)
         packet.number = 78
         open_lab.a.send([packet])
-    assert 78 not in open_lab.b.numbers() | open_lab.w.numbers(0.01)
+    assert 78 not in {number for number, _ in open_lab.b.numbers() | open_lab.w.numbers(0.01)}
     assert counted(open_lab, counter) == before + 3
 
 
