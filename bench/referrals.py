@@ -13,9 +13,11 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from measure import machine, median
-from tests.integration.daemons import running_daemons
-from tests.integration.policy.world import World, import_image, world_of
+sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[1] / "src")]
+
+from measure import machine, median  # noqa: E402
+from tests.integration.daemons import running_daemons  # noqa: E402
+from tests.integration.policy.world import World, import_image, world_of  # noqa: E402
 
 #: The answer to a referral holds for its port: each connection asks for another.
 DECIDED_PORT, FIRST_PORT, MOST = 7000, 20_000, 2000
