@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 
-from casemate.image.client import PACKAGE_ROOT, PASSED
+from casemate.image.child import environment
 from casemate.image.errors import WorkerFailed
 from casemate.spec.errors import TimedOut
 
@@ -77,12 +77,10 @@ class Warm:
     async def _alive(self) -> asyncio.subprocess.Process:
         if self._process is not None and self._process.returncode is None:
             return self._process
-        environment = {name: os.environ[name] for name in PASSED if name in os.environ}
-        environment["PYTHONPATH"] = PACKAGE_ROOT
         self._process = await asyncio.create_subprocess_exec(
             sys.executable, "-P", "-m", self._module,
-            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, env=environment, start_new_session=True,
-            limit=1 << 20,
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, env=environment(),
+            start_new_session=True, limit=1 << 20,
         )  # fmt: skip
         return self._process
 
