@@ -12,16 +12,19 @@ import os
 import socket
 import sys
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 from casemate.host import programs
+from casemate.hostd.client import Answered
 from casemate.node.core import report
+from casemate.spec.errors import CasemateError
 
 #: Where the child finds its end of the socket pair.
 CHANNEL = 3
 MAX_UNSENT = 20_000
 _RECEIVE_BYTES = 256 << 10
+_FIRST_DELAY_S, _MAX_DELAY_S = 0.2, 5.0
 _SOURCE = str(Path(__file__).resolve().parents[2])
 
 
@@ -142,6 +145,41 @@ class Sidecar:
             gone.close()
         self._unsent.clear()
         self._lost.set()
+
+
+async def started(
+    asked: Awaitable[Answered], count: int, module: str, arguments: Sequence[str], on_message: Callable[[bytes], None]
+) -> Sidecar:
+    """A child with the *count* descriptors that hostd answers with; ours of them are closed.
+
+    Raises :class:`CasemateError` of hostd, and where it gave another number.
+    """
+    descriptors = (await asked).take()
+    try:
+        if len(descriptors) != count:
+            raise CasemateError(f"casemate-hostd gave {len(descriptors)} descriptors, {count} are needed")
+        sidecar = Sidecar(on_message)
+        sidecar.start(module, arguments, descriptors)
+    finally:
+        close_all(descriptors)
+    return sidecar
+
+
+async def keep_alive(what: str, hostd_up: asyncio.Event, one_life: Callable[[], Awaitable[None]]) -> None:
+    """Have *one_life* follow the other, further and further apart while they are short; never returns."""
+    clock = asyncio.get_running_loop().time
+    delay_s = _FIRST_DELAY_S
+    while True:
+        await hostd_up.wait()
+        began = clock()
+        try:
+            await one_life()
+        except (CasemateError, OSError):
+            report(f"{what} could not be started; it is tried again")
+        if clock() - began > 10 * _MAX_DELAY_S:
+            delay_s = _FIRST_DELAY_S
+        await asyncio.sleep(delay_s)
+        delay_s = min(2 * delay_s, _MAX_DELAY_S)
 
 
 def close_all(descriptors: Sequence[int]) -> None:

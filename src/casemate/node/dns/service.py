@@ -28,11 +28,10 @@ from casemate.node.dns.wire import (
 )
 from casemate.node.flows.service import Flows
 from casemate.node.resolvers import upstream_servers
-from casemate.node.sidecar import Sidecar, close_all
+from casemate.node.sidecar import Sidecar, keep_alive, started
 from casemate.spec.errors import CasemateError
 
 MODULE = "casemate.node.dns.child"
-_FIRST_DELAY_S, _MAX_DELAY_S = 0.2, 5.0
 #: Entries of network.rebind_allowed that are heard.
 MAX_REBIND_ALLOWED = 100
 #: How often the host's resolv.conf is looked at.
@@ -76,29 +75,11 @@ class Names:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._look_after_servers())
             tasks.create_task(self.named.expire_for_ever())
-            delay_s = _FIRST_DELAY_S
-            while True:
-                await self._hostd_up.wait()
-                began = asyncio.get_running_loop().time()
-                try:
-                    await self._one_life()
-                except (CasemateError, OSError):
-                    report("the pods' resolver could not be started; it is tried again")
-                if asyncio.get_running_loop().time() - began > 10 * _MAX_DELAY_S:
-                    delay_s = _FIRST_DELAY_S
-                await asyncio.sleep(delay_s)
-                delay_s = min(2 * delay_s, _MAX_DELAY_S)
+            await keep_alive("the pods' resolver", self._hostd_up, self._one_life)
 
     async def _one_life(self) -> None:
-        answered = await self._core.hostd.call(ResolverListen())
-        descriptors = answered.take()
-        try:
-            if len(descriptors) != 2:
-                raise CasemateError(f"casemate-hostd gave {len(descriptors)} descriptors, 2 are needed")
-            sidecar = Sidecar(self._on_message)
-            sidecar.start(MODULE, [self._core.settings.text("network.pool")], descriptors)
-        finally:
-            close_all(descriptors)
+        asked = self._core.hostd.call(ResolverListen())
+        sidecar = await started(asked, 2, MODULE, [self._core.settings.text("network.pool")], self._on_message)
         self._sidecar = sidecar
         try:
             self._send(Pods(replace=True))

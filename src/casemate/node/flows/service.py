@@ -37,17 +37,15 @@ from casemate.node.flows.wire import (
     Rulings,
     bounded,
 )
-from casemate.node.sidecar import Sidecar, close_all
+from casemate.node.sidecar import Sidecar, keep_alive, started
 from casemate.policy.identity import Connection
 from casemate.spec.api.flows import FlowCounters, FlowGap, FlowList, FlowMap, FlowRow
-from casemate.spec.errors import CasemateError
 
 MODULE = "casemate.node.flows.child"
 #: Descriptors that hostd gives: conntrack's events, the log of verdicts, the log of first TLS packets.
 _SOCKETS = 3
 MAX_FOLLOWERS = 64
 MAX_READERS = 4
-_FIRST_DELAY_S, _MAX_DELAY_S = 0.2, 5.0
 _HEARTBEAT_S = 15.0
 T = TypeVar("T")
 
@@ -86,31 +84,12 @@ class Flows:
 
     async def run(self) -> None:
         """Keep a recorder at work; never returns. Nothing is recorded where flows.records is 0."""
-        if not self.capacity:
-            return
-        delay_s = _FIRST_DELAY_S
-        while True:
-            await self._hostd_up.wait()
-            began = asyncio.get_running_loop().time()
-            try:
-                await self._one_life()
-            except (CasemateError, OSError):
-                report("the flow recorder could not be started; it is tried again")
-            if asyncio.get_running_loop().time() - began > 10 * _MAX_DELAY_S:
-                delay_s = _FIRST_DELAY_S
-            await asyncio.sleep(delay_s)
-            delay_s = min(2 * delay_s, _MAX_DELAY_S)
+        if self.capacity:
+            await keep_alive("the flow recorder", self._hostd_up, self._one_life)
 
     async def _one_life(self) -> None:
-        answered = await self._core.hostd.call(FlowsWatch())
-        descriptors = answered.take()
-        try:
-            if len(descriptors) != _SOCKETS:
-                raise CasemateError(f"casemate-hostd gave {len(descriptors)} descriptors, {_SOCKETS} are needed")
-            sidecar = Sidecar(self._on_message)
-            sidecar.start(MODULE, [self.path, str(self.capacity)], descriptors)
-        finally:
-            close_all(descriptors)
+        asked = self._core.hostd.call(FlowsWatch())
+        sidecar = await started(asked, _SOCKETS, MODULE, [self.path, str(self.capacity)], self._on_message)
         self._sidecar = sidecar
         try:
             everybody = batches([_end(entry) for entry in self._directory.pods.values()])
