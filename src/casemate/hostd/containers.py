@@ -98,7 +98,7 @@ async def prepare(context: Context, pod: Pod, container: Container) -> list[str]
         facts=context.facts,
         binds=tuple(binds),
         devices=mounting.device_nodes(spec.devices),
-        writable=machinefiles.kept_text(context, pod, container),
+        writable=await machinefiles.writable(context, pod, container),
     )
     plan = level.bundle(given)
     warnings += plan.warnings
@@ -266,11 +266,13 @@ async def retire(context: Context, pod: Pod, container: Container) -> None:
     level, spec = context.levels.get(pod.record.spec.level), pod.record.spec
     if level is None:
         pass  # the level is gone from this host, and what it had with it
-    elif level.features.state_is_files and level.features.in_cgroup(spec, container.record.spec):
-        for path in level.runtime.state_files(container.id):
-            remove_small(Path(path))
-    elif level.inside is None or level.inside.knows(container.id):
-        await context.launcher(level.runtime).run(level.runtime.delete(container.id))
+    else:
+        shared = not level.features.in_cgroup(spec, container.record.spec)
+        if (level.inside is None or level.inside.knows(container.id)) and (shared or not level.features.state_is_files):
+            await context.launcher(level.runtime).run(level.runtime.delete(container.id))
+        if level.features.state_is_files:
+            for path in level.runtime.state_files(container.id, spec.id if shared else ""):
+                remove_small(Path(path))
     await cgroups.end(context.cgroups, f"{context.pod_cgroup(pod.id)}/{container.id}")
     if level is not None and level.inside is not None and not _alive(pod, container):
         await level.inside.leave(spec, context.pod_cgroup(pod.id))

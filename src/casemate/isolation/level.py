@@ -42,7 +42,7 @@ class Runtime:
     version: str = ""
     hide_unified: bool = False
     cover_at_start: tuple[str, ...] = ()
-    #: What a container leaves below *root*, with its id for ``{}``; of interest where ``Features.state_is_files``.
+    #: What a container leaves below *root*, with its id for ``{}``, and its sandbox's for a second; of interest where ``Features.state_is_files``.
     state: tuple[str, ...] = ("{}",)
     #: What stands before the global arguments: *program* is then one that starts the runtime.
     before: tuple[str, ...] = ()
@@ -55,8 +55,9 @@ class Runtime:
     def global_arguments(self) -> tuple[str, ...]:
         return (*self.before, "--root", self.root, *self.arguments)
 
-    def state_files(self, container: str) -> tuple[str, ...]:
-        return tuple(f"{self.root}/{one.replace('{}', container)}" for one in self.state)
+    def state_files(self, container: str, sandbox: str = "") -> tuple[str, ...]:
+        """What *container* leaves; *sandbox*: the one that it joined, where that is not its own."""
+        return tuple(f"{self.root}/{one.format(container, sandbox or container)}" for one in self.state)
 
     def start(self, container: str) -> tuple[str, ...]:
         return (self.program, *self.global_arguments, "start", container)
@@ -146,7 +147,7 @@ class Inside(Protocol):
     """
 
     def knows(self, container: str) -> bool:
-        """Whether the runtime still has something of *container*, so that it must be deleted."""
+        """Whether the runtime still has something of *container* that lives, so that it must be deleted."""
         ...
 
     def is_paused(self, container: str) -> bool: ...

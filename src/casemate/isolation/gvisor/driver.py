@@ -34,7 +34,7 @@ _FLAGS: tuple[tuple[str, str, str], ...] = (
 COVERED = "/proc/sys/net"
 #: A sandbox's state, and a lone container's: removed with its sandbox dead,
 #: without `runsc delete`, which fails for one that was paused.
-STATE = ("{}_sandbox:{}.state", "{}_sandbox:{}.lock")
+STATE = ("{}_sandbox:{}.state", "{}_sandbox:{}.lock", "{}.join", "{}.paused")
 #: By these runsc knows the sandbox of a pod and what joins it, as containerd and CRI-O name them.
 _KIND, _SANDBOX = "io.kubernetes.cri.container-type", "io.kubernetes.cri.sandbox-id"
 #: gVisor has its own of each; what a host's namespace would share does not exist in it.
