@@ -162,6 +162,8 @@ void cgroup_remove(const char *container);
 
 /* process.c */
 struct container *container_find(const char *id);
+/* What was written to the scratch device is on it. */
+int rootfs_sync(const struct wire_message *frame, const char **why);
 int process_create(struct request *request, const char **why, char *text, size_t text_size);
 int process_exec(struct request *request, const char **why, char *text, size_t text_size);
 int process_files(struct request *request, const char **why, char *text, size_t text_size);

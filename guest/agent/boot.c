@@ -72,8 +72,11 @@ void boot_mounts(void)
 	must_mount("cgroup2", "/sys/fs/cgroup", "cgroup2", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL);
 	/* Only those controllers that exist are taken; each is a write of its own, so that one does not spoil all. */
 	static const char *const controllers[] = { "+memory", "+cpu", "+pids", "+io", "+cpuset" };
-	for (size_t i = 0; i < sizeof controllers / sizeof *controllers; i++)
+	mkdir("/sys/fs/cgroup/pod", 0755);
+	for (size_t i = 0; i < sizeof controllers / sizeof *controllers; i++) {
 		write_file("/sys/fs/cgroup/cgroup.subtree_control", controllers[i], strlen(controllers[i]));
+		write_file("/sys/fs/cgroup/pod/cgroup.subtree_control", controllers[i], strlen(controllers[i]));
+	}
 	must_mount("casemate", "/c", "tmpfs", MS_NOSUID | MS_NODEV, "mode=0700,size=1m");
 	/* Shared, so that the zygote sees the root that is mounted here later. */
 	mount(NULL, "/c", NULL, MS_SHARED, NULL);

@@ -60,6 +60,7 @@ enum wire_kind {
 	KIND_TOP = 17,
 	KIND_NETWORK = 18,
 	KIND_FILES = 19,
+	KIND_SYNC = 20,
 	/* guest to host */
 	KIND_READY = 64,
 	KIND_REPLY = 65,
@@ -132,6 +133,7 @@ enum {
 #define MOUNT_COPY_UP (1ULL << 40)
 
 struct mux_frame {
+	FLAG_SCRATCH = 1024,  /* of ROOTFS: the writable layer is a file system on the scratch device */
 	uint8_t type;
 	uint16_t channel;
 	const uint8_t *payload;

@@ -160,6 +160,8 @@ class ContainerSpec(Value, frozen=True):
     sysctls: Annotated[tuple[Sysctl, ...], Meta(max_length=64)] = ()
     read_only: bool = False
     writable_bytes: Bytes = 0
+    #: Removed at its end (``--rm``): what it writes need not outlive anything.
+    volatile: bool = False
     #: Run the command below ``catatonit``, which reaps and forwards signals.
     init: bool = False
     shm_bytes: Bytes = 64 << 20

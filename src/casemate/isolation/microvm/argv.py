@@ -8,6 +8,9 @@ from typing import Literal, Protocol
 
 #: Descriptors that the monitor makes for QEMU (shim/monitor.c), and the first that we pass.
 PORT_FD, CONSOLE_FD, QMP_FD, END_FD, FIRST_PASSED_FD = 4, 5, 6, 7, 10
+#: The set of descriptors (qemu(1), -add-fd) by which the scratch file is opened: a path would be checked against QEMU's
+#: user, whose the file is not.
+SCRATCH_FDSET = 900
 #: The guest's view of its block device is fixed at the template: larger than any image, read only where layers are.
 DISK_SECTORS = 1 << 31
 MIB = 1 << 20
@@ -101,6 +104,24 @@ class WaitingLayers:
     def words(self) -> tuple[str, ...]:
         device = ("-device", "virtio-blk-device,drive=layers,serial=layers")
         return ("-blockdev", self.lower, "-blockdev", self.upper, *device)
+
+
+@dataclass(frozen=True, slots=True)
+class Scratch:
+    """The device of the writable layer, over *nodes* (blockdev JSON, the device's own last), by the set *fdset* of
+    descriptors. What the host cannot write (a full disk) is the guest's error, not a machine that stands still."""
+
+    nodes: Sequence[str]
+    fd: int | None = None
+
+    def words(self) -> tuple[str, ...]:
+        found: tuple[str, ...] = ()
+        if self.fd is not None:
+            found = ("-add-fd", f"fd={self.fd},set={SCRATCH_FDSET}")
+        for node in self.nodes:
+            found += ("-blockdev", node)
+        device = "virtio-blk-device,drive=scratch,serial=scratch,werror=report,rerror=report"
+        return (*found, "-device", device)
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,8 +37,16 @@ LEAST_MEMORY_BYTES, MOST_MEMORY_BYTES = 128 << 20, 64 << 30
 MORE = "org.casemate.more"
 #: A file of hostd's with what the container wrote before it was stopped; put back before anything of it runs.
 WRITABLE = "org.casemate.writable"
+#: A file of hostd's with a file system, which is the container's writable layer; the machine is the container's alone.
+SCRATCH = "org.casemate.scratch"
+SCRATCH_SUFFIX = ".ext4"
+#: Bound on the writable layer in a machine's memory, in bytes.
+UPPER = "org.casemate.upper_bytes"
+#: Limits of the whole pod in the guest: files of cgroup v2, ``name=value`` separated by commas.
+POD_LIMITS = "org.casemate.pod_limits"
 #: What the machine begins as (:mod:`casemate.isolation.microvm.origin`); without it: as the setting says.
 TEMPLATE = "org.casemate.template"
+POD_FILES = frozenset(("memory.max", "memory.low", "pids.max", "cpu.max", "cpu.weight"))
 MAX_LAYERS = 127
 #: As in shim/shim.h.
 MAX_MAP_ROWS = 16
@@ -91,6 +99,23 @@ def cgroups(config: Config) -> tuple[str, ...]:
     found = tuple(part for part in config.annotations.get(CGROUPS, "").split(":") if part)
     if len(found) > 16 or not all(part.startswith("/sys/fs/cgroup/") and ".." not in part for part in found):
         raise BundleUnsupported(f"{CGROUPS}: {len(found)} folders, allowed are 16 below /sys/fs/cgroup")
+    return found
+
+
+def upper_bytes(config: Config) -> int:
+    """The bound on a writable layer in memory; 0: half of it."""
+    text = config.annotations.get(UPPER, "")
+    return int(text) if text.isdigit() and len(text) < 16 else 0
+
+
+def pod_limits(config: Config) -> list[tuple[str, str]]:
+    """(file, value) of each limit of the whole pod. :class:`BundleUnsupported`."""
+    found = []
+    for part in filter(None, config.annotations.get(POD_LIMITS, "").split(",")):
+        name, equals, value = part.partition("=")
+        if not equals or name not in POD_FILES or "\0" in value:
+            raise BundleUnsupported(f"{POD_LIMITS}: {part[:80]!r}")
+        found.append((name, value))
     return found
 
 

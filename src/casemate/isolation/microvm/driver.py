@@ -98,7 +98,12 @@ class MicrovmLevel:
         if not is_lone(given.pod, given.container):
             annotations[bundles.MORE] = "1"
         if given.writable:
-            annotations[bundles.WRITABLE] = given.writable
+            on_disk = given.writable.endswith(bundles.SCRATCH_SUFFIX)
+            annotations[bundles.SCRATCH if on_disk else bundles.WRITABLE] = given.writable
+        if given.container.writable_bytes and bundles.SCRATCH not in annotations:
+            annotations[bundles.UPPER] = str(given.container.writable_bytes)
+        if limits := pod_limits(given.pod.resources):
+            annotations[bundles.POD_LIMITS] = ",".join(f"{name}={value}" for name, value in limits)
         if folders := self._cgroups(given.pod):
             annotations[bundles.CGROUPS] = ":".join(folders)
         network = self._network(given.pod)
@@ -114,6 +119,20 @@ class MicrovmLevel:
             )
         warnings = (*plan.warnings, EMULATED) if self._emulated else plan.warnings
         return BundlePlan(plan.config, warnings)
+
+
+def pod_limits(wanted: Resources) -> list[tuple[str, str]]:
+    """The limits of a whole pod as files of cgroup v2 in its guest. Swap: a guest has none."""
+    found = []
+    if wanted.memory_bytes:
+        found.append(("memory.max", str(wanted.memory_bytes)))
+    if wanted.memory_reservation_bytes:
+        found.append(("memory.low", str(wanted.memory_reservation_bytes)))
+    if wanted.pids is not None and wanted.pids > 0:
+        found.append(("pids.max", str(wanted.pids)))
+    if wanted.cpu_millis:
+        found.append(("cpu.max", f"{wanted.cpu_millis * 100} 100000"))
+    return found
 
 
 def resources(wanted: Resources, machine_bytes: int) -> dict[str, Any]:

@@ -52,6 +52,7 @@ class Kind(enum.IntEnum):
     TOP = 17
     NETWORK = 18
     FILES = 19
+    SYNC = 20
     READY = 64
     REPLY = 65
     EXITED = 66

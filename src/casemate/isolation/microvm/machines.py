@@ -83,6 +83,7 @@ class _Where:
     cgroups: tuple[str, ...]
     ids: Ids | None
     tap_fd: int | None
+    scratch_fd: int | None = None
 
 
 class Machines:
@@ -180,13 +181,16 @@ class Machines:
         pod: str = "",
         more: bool = False,
         origin: origins.Origin = origins.Origin(),  # noqa: B008 - frozen
+        scratch_fd: int | None = None,
+        upper_bytes: int = 0,
     ) -> Machine:
         """A configured clone (or cold boot, as *origin* says) over *layers*, or over the root among *shared*.
 
         *below*: that root lies under a writable layer. *ids*: the map of the guest's users, whose first is then QEMU's
         user; *given_tap_fd*: an engine's tap, which stays the caller's. *pod*: the machine's name, where it is not
-        its container's; *more*: further containers may :meth:`join`. Raises the error of the step that failed, with
-        nothing left behind.
+        its container's; *more*: further containers may :meth:`join`; *scratch_fd*: the file of its writable layer (the
+        caller's), else that lies in memory, *upper_bytes* of it at most (0: half). Raises the error of the step that
+        failed, with nothing left behind.
         """
         called = pod or name
         if not _NAME.match(called) or called in self._machines:
@@ -206,7 +210,7 @@ class Machines:
                 extents = await self._hand_out(machine, called, layers, cgroups)
             else:
                 tap_fd = tap.open_tap(network.tap) if network is not None else _copy(given_tap_fd)
-                where = _Where(called, cgroups, ids, tap_fd)
+                where = _Where(called, cgroups, ids, tap_fd, scratch_fd)
                 machine, extents = await self._clone(source, where, layers, more=more)
                 if cold:
                     await clone.booted(machine.monitor)
@@ -218,8 +222,12 @@ class Machines:
             )
             if waiting is None:
                 await machine.learn_qemu(ids or SAME_IDS)
+            elif scratch_fd is not None:
+                await swap.scratch(machine.monitor, scratch_fd)
+            if scratch_fd is not None:
+                machine.set_scratch()
             places = [Field(Tag.LAYER, struct.pack("<QQ", one.start, one.sectors)) for one in extents]
-            await machine.fill(name, places, opened, below=below, more=more)
+            await machine.fill(name, places, opened, below=below, more=more, upper_bytes=upper_bytes)
             machine.set_layers([str(one) for one in layers], whole=not more)
         except BaseException as error:
             if machine is not None:
@@ -233,14 +241,21 @@ class Machines:
         return machine
 
     async def join(
-        self, machine: Machine, name: str, layers: Sequence[Path], *, shared: Sequence[Share], below: bool = False
+        self,
+        machine: Machine,
+        name: str,
+        layers: Sequence[Path],
+        *,
+        shared: Sequence[Share],
+        below: bool = False,
+        upper_bytes: int = 0,
     ) -> None:
         """Give *machine* a further container *name* over *layers*. What was there goes on when it fails."""
         opened = shares.open_all(shared)
         try:
             extents = await join.add_layers(machine, layers) if layers else ()
             places = [Field(Tag.LAYER, struct.pack("<QQ", one.start, one.sectors)) for one in extents]
-            await machine.fill(name, places, opened, below=below, more=True)
+            await machine.fill(name, places, opened, below=below, more=True, upper_bytes=upper_bytes)
         except BaseException:
             await shares.detach(machine.qemu, [one.name for one in opened])
             raise
@@ -270,6 +285,7 @@ class Machines:
                 shim=self.settings.shim,
                 qemu=self.settings.qemu,
                 tap_fd=where.tap_fd,
+                scratch_fd=where.scratch_fd,
                 waits=waits,
                 more=more,
             )

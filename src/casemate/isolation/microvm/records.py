@@ -69,6 +69,8 @@ class MachineRecord(Struct, frozen=True, forbid_unknown_fields=True):
     whole_device: bool = True
     #: QEMU's user namespace, its pid and start time: what a folder is attached to.
     ids: Ids | None = None
+    #: The writable layer of its one container is a file of the host's.
+    scratch: bool = False
     qemu_pid: int = 0
     qemu_start_ticks: int = 0
     #: The inode of the network namespace that it has taken over; 0 for our own pods.
