@@ -148,6 +148,8 @@ int network_set(const struct wire_message *frame, const char **why);
 int rootfs_make(const struct wire_message *frame, const char **why);
 int rootfs_share(const struct wire_message *frame, const char **why);
 void rootfs_early(void);
+/* What was written to the scratch device is on it. */
+int rootfs_sync(const struct wire_message *frame, const char **why);
 void rootfs_remove(const char *container);
 /* Whether the last root that was made warms a machine, and is still there. */
 int rootfs_is_warming(void);
@@ -162,8 +164,6 @@ void cgroup_remove(const char *container);
 
 /* process.c */
 struct container *container_find(const char *id);
-/* What was written to the scratch device is on it. */
-int rootfs_sync(const struct wire_message *frame, const char **why);
 int process_create(struct request *request, const char **why, char *text, size_t text_size);
 int process_exec(struct request *request, const char **why, char *text, size_t text_size);
 int process_files(struct request *request, const char **why, char *text, size_t text_size);

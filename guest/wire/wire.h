@@ -127,13 +127,13 @@ enum {
 	FLAG_OVERLAY_ROOT = 32,
 	FLAG_NO_CARD = 128,   /* of CONFIGURE */
 	FLAG_PARTITIONS = 64, /* further containers will have layers on the same device */
+	FLAG_SCRATCH = 1024,  /* of ROOTFS: the writable layer is a file system on the scratch device */
 };
 
 /* A flag of ours beside mount(2)'s: copy what the mount will cover into it. */
 #define MOUNT_COPY_UP (1ULL << 40)
 
 struct mux_frame {
-	FLAG_SCRATCH = 1024,  /* of ROOTFS: the writable layer is a file system on the scratch device */
 	uint8_t type;
 	uint16_t channel;
 	const uint8_t *payload;

@@ -49,9 +49,9 @@ async def make(machines: Machines, order: Order) -> None:
     machine, joined, takes_network = await _machine(machines, order, shared)
     machine.starting.add(name)
     try:
-        await _restore(machine, name, wanted.annotations.get(bundles.WRITABLE, ""))
         if not joined and (limits := bundles.pod_limits(wanted)):
             await machine.limit("", limits)
+        await _restore(machine, name, wanted.annotations.get(bundles.WRITABLE, ""))
         channel = machine.next_channel()
         machine.monitor.attach(channel, order.fds)
         fields = config.create_fields(wanted, name, channel, contents=contents, seccomp=order.program, shared=names)
@@ -108,6 +108,10 @@ async def _machine(machines: Machines, order: Order, shared: Sequence[Share]) ->
         if netns_fd is not None:
             tap_fd = await takeover.open_tap(netns_fd)
             stack.callback(os.close, tap_fd)
+        scratch = wanted.annotations.get(bundles.SCRATCH, "")
+        scratch_fd = os.open(scratch, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW) if scratch else None
+        if scratch_fd is not None:
+            stack.callback(os.close, scratch_fd)
         machine = await machines.create(
             name,
             layers,
@@ -119,13 +123,11 @@ async def _machine(machines: Machines, order: Order, shared: Sequence[Share]) ->
             shared=shared,
             below=below,
             given_tap_fd=tap_fd,
-        scratch = wanted.annotations.get(bundles.SCRATCH, "")
-        scratch_fd = os.open(scratch, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW) if scratch else None
-        if scratch_fd is not None:
-            stack.callback(os.close, scratch_fd)
             pod=wanted.annotations.get(bundles.POD, "") or _free_name(machines, name),
             more=wanted.annotations.get(bundles.MORE) == "1",
             origin=asked(wanted.annotations.get(bundles.TEMPLATE, ""), machines.settings.template),
+            scratch_fd=scratch_fd,
+            upper_bytes=bundles.upper_bytes(wanted),
         )
         if netns or order.cgroup:
             machine.set_engine(netns, order.cgroup)
@@ -137,8 +139,6 @@ def _free_name(machines: Machines, container: str) -> str:
     if machines.get(container) is None:
         return container
     return f"{container[:50]}.{secrets.token_hex(6)}"
-            scratch_fd=scratch_fd,
-            upper_bytes=bundles.upper_bytes(wanted),
 
 
 async def _living(machines: Machines, wanted: Config, netns: int) -> Machine | None:

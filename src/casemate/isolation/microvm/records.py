@@ -67,10 +67,10 @@ class MachineRecord(Struct, frozen=True, forbid_unknown_fields=True):
     layers: tuple[str, ...] = ()
     joins: int = 0
     whole_device: bool = True
-    #: QEMU's user namespace, its pid and start time: what a folder is attached to.
-    ids: Ids | None = None
     #: The writable layer of its one container is a file of the host's.
     scratch: bool = False
+    #: QEMU's user namespace, its pid and start time: what a folder is attached to.
+    ids: Ids | None = None
     qemu_pid: int = 0
     qemu_start_ticks: int = 0
     #: The inode of the network namespace that it has taken over; 0 for our own pods.
