@@ -103,11 +103,30 @@ static int copy_below(int root, const struct mount_request *m, int below, unsign
 	return error;
 }
 
+/* How later mounts on and below it are seen elsewhere: what mount(2) takes in a call of its own. */
+static int propagate(int root, const struct mount_request *m, int is_file)
+{
+	unsigned long how = (unsigned long)m->flags & PROPAGATION;
+	char target[64];
+	int fd;
+
+	if (!how)
+		return 0;
+	if (m->flags & MOUNT_PROPAGATION_BELOW)
+		how |= MS_REC;
+	int error = target_inside(root, m->target, is_file, target, sizeof target, &fd);
+	if (!error && mount(NULL, target, NULL, how, NULL) < 0)
+		error = errno;
+	close(fd);
+	return error;
+}
+
 static int one_mount(int root, const struct mount_request *m, int early)
 {
 	char target[64];
 	int fd, is_file = 0, is_bind = (m->flags & MS_BIND) != 0;
-	unsigned long flags = (unsigned long)m->flags & ~(unsigned long)(PROPAGATION | MOUNT_COPY_UP);
+	unsigned long flags = (unsigned long)m->flags &
+		~(unsigned long)(PROPAGATION | MOUNT_COPY_UP | MOUNT_PROPAGATION_BELOW);
 
 	if (is_bind) {
 		char source[4200];
@@ -140,7 +159,7 @@ static int one_mount(int root, const struct mount_request *m, int early)
 			error = errno;
 		close(fd);
 	}
-	return error;
+	return error ? error : propagate(root, m, is_file);
 }
 
 static int make_devices(int root, const struct request *r)
@@ -261,6 +280,9 @@ int mounts_hide(const struct request *r, const char **why)
 	}
 	*why = "read-only root";
 	if (r->flags & FLAG_READ_ONLY_ROOT && mount(NULL, "/", NULL, MS_REMOUNT | MS_BIND | MS_RDONLY, NULL) < 0)
+		return errno;
+	*why = "propagation of the root";
+	if (r->propagation && mount(NULL, "/", NULL, r->propagation & (PROPAGATION | MS_REC), NULL) < 0)
 		return errno;
 	return 0;
 }

@@ -115,6 +115,12 @@ enum wire_tag {
 	TAG_NEIGHBOUR = 61,
 	TAG_HOOK = 62, /* hostd to casemate-vm: see shim/hooks.c */
 	TAG_NETNS = 63,
+	TAG_ROOT = 69,          /* casemate-vm's --root, by which `list` tells its engines apart */
+	TAG_SECCOMP_FLAGS = 70, /* of seccomp(2) */
+	TAG_START_HOOK = 71,    /* of CREATE, as TAG_HOOK: runs in the container before its program */
+	TAG_STATE = 72,         /* of CREATE: the document that those hooks read */
+	TAG_JOIN_PIDS = 73,     /* of CREATE: the container whose process namespace this one shares */
+	TAG_PROPAGATION = 74,   /* of CREATE: the root's, as a flag of mount(2) */
 };
 
 /* TAG_FLAGS */
@@ -132,6 +138,8 @@ enum {
 
 /* A flag of ours beside mount(2)'s: copy what the mount will cover into it. */
 #define MOUNT_COPY_UP (1ULL << 40)
+/* And that a mount's propagation is meant for what is mounted below it, too. */
+#define MOUNT_PROPAGATION_BELOW (1ULL << 41)
 
 struct mux_frame {
 	uint8_t type;

@@ -17,11 +17,23 @@ from typing import Any
 from casemate.spec.errors import CasemateError
 
 ANNOTATION = "run.oci.seccomp_bpf_data"
-_ALLOW, _ERRNO = 0x7FFF_0000, 0x0005_0000
+#: SECCOMP_RET_* of linux/seccomp.h; those of errno and trace carry a number in their low half.
+_ACTIONS: Mapping[str, int] = {
+    "SCMP_ACT_KILL_PROCESS": 0x8000_0000,
+    "SCMP_ACT_KILL": 0,
+    "SCMP_ACT_KILL_THREAD": 0,
+    "SCMP_ACT_TRAP": 0x0003_0000,
+    "SCMP_ACT_ERRNO": 0x0005_0000,
+    "SCMP_ACT_TRACE": 0x7FF0_0000,
+    "SCMP_ACT_LOG": 0x7FFC_0000,
+    "SCMP_ACT_ALLOW": 0x7FFF_0000,
+}
+_NUMBERED = ("SCMP_ACT_ERRNO", "SCMP_ACT_TRACE")
 _OPTIMIZE, _TREE = 8, 2
 _ARCH: Mapping[str, int] = {
     "SCMP_ARCH_X86": 0x4000_0003,
     "SCMP_ARCH_X86_64": 0xC000_003E,
+    "SCMP_ARCH_X32": 0x4000_003E,
     "SCMP_ARCH_ARM": 0x4000_0028,
     "SCMP_ARCH_AARCH64": 0xC000_00B7,
 }
@@ -76,8 +88,8 @@ class Compiler:
 
     def compile(self, profile: dict[str, Any]) -> bytes:
         """The BPF program; raises :class:`SeccompFailed`."""
-        self._default = profile["defaultErrnoRet"]
-        context = self._lib.seccomp_init(_ERRNO | profile["defaultErrnoRet"])
+        self._default = _action(profile["defaultAction"], profile["defaultErrnoRet"])
+        context = self._lib.seccomp_init(ctypes.c_uint32(self._default))
         if not context:
             raise SeccompFailed("libseccomp has no memory")
         handle = ctypes.c_void_p(context)
@@ -93,14 +105,21 @@ class Compiler:
             self._lib.seccomp_release(handle)
 
     def _add(self, handle: ctypes.c_void_p, rule: dict[str, Any]) -> None:
-        allow = rule["action"] == "SCMP_ACT_ALLOW"
-        if not allow and rule["errnoRet"] == self._default:
+        number = _action(rule["action"], rule.get("errnoRet", 0))
+        if number == self._default:
             return  # libseccomp refuses a rule that says what the default says
-        action = ctypes.c_uint32(_ALLOW if allow else _ERRNO | rule["errnoRet"])
         compares = [
             _Compare(one["index"], _COMPARE[one["op"].removeprefix("SCMP_CMP_")], one["value"], one["valueTwo"])
             for one in rule.get("args", ())
         ]
+        # libseccomp takes one condition for each argument; the runtimes of the field read several as one or the other.
+        once = len({one.arg for one in compares}) == len(compares)
+        for group in [compares] if once else [[one] for one in compares]:
+            self._add_one(handle, ctypes.c_uint32(number), rule, group)
+
+    def _add_one(
+        self, handle: ctypes.c_void_p, action: ctypes.c_uint32, rule: dict[str, Any], compares: list[_Compare]
+    ) -> None:
         array = (_Compare * len(compares))(*compares)
         for name in rule["names"]:
             number = self._lib.seccomp_syscall_resolve_name(name.encode())
@@ -124,6 +143,10 @@ class Compiler:
     def _check(result: int, what: str) -> None:
         if result < 0:
             raise SeccompFailed(f"{what}: {os.strerror(-result)}")
+
+
+def _action(name: str, number: int) -> int:
+    return _ACTIONS[name] | (number if name in _NUMBERED else 0)
 
 
 def compiler() -> Compiler | None:

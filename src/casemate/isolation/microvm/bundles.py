@@ -163,8 +163,9 @@ def shared(config: Config, bundle: Path, container: str) -> tuple[list[Share], d
     copied = {one.path for one in contents(config, bundle)}
     for index, mount in enumerate(config.mounts):
         if is_bind(mount) and mount.destination not in copied:
-            names[index] = f"{container}.{index}"
-            found.append(Share(names[index], bundle / mount.source, mount.options))
+            source = bundle / mount.source
+            names[index] = f"{container}.{index}/{source.name}".rstrip("/")
+            found.append(Share(names[index], source, mount.options))
     if not config.annotations.get(LAYERS):
         found.append(Share(root_name(container), bundle / config.root.path, ("rbind",)))
     if len(found) > MAX_SHARES:

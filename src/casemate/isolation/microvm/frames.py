@@ -120,6 +120,12 @@ class Tag(enum.IntEnum):
     NEIGHBOUR = 61
     HOOK = 62
     NETNS = 63
+    ROOT = 69
+    SECCOMP_FLAGS = 70
+    START_HOOK = 71
+    STATE = 72
+    JOIN_PIDS = 73
+    PROPAGATION = 74
 
 
 #: What the guest may say.

@@ -30,7 +30,7 @@ from casemate.spec.errors import CasemateError
 @dataclass(frozen=True, slots=True)
 class Order:
     """What casemate-vm asked for: the container's *name*, its *bundle* and what that says, the *waiter*'s pid, the
-    standard files, seccomp's *program*, and the engine's *cgroup* (empty for our own pods)."""
+    standard files, seccomp's *program*, the engine's *cgroup* (empty for our own pods) and *root*."""
 
     name: str
     bundle: Path
@@ -39,6 +39,7 @@ class Order:
     fds: Sequence[int]
     program: bytes
     cgroup: str
+    root: str = ""
 
 
 async def make(machines: Machines, order: Order) -> None:
@@ -54,7 +55,16 @@ async def make(machines: Machines, order: Order) -> None:
         await _restore(machine, name, wanted.annotations.get(bundles.WRITABLE, ""))
         channel = machine.next_channel()
         machine.monitor.attach(channel, order.fds)
-        fields = config.create_fields(wanted, name, channel, contents=contents, seccomp=order.program, shared=names)
+        fields = config.create_fields(
+            wanted,
+            name,
+            channel,
+            contents=contents,
+            seccomp=order.program,
+            shared=names,
+            join_pids=_shared_with(machine, wanted, joined=joined),
+        )
+        fields += engines.start_hooks(name, str(order.bundle), wanted, order.waiter)
         try:
             await machine.monitor.ask(Kind.CREATE, fields)
         except AgentFailed as error:
@@ -72,6 +82,7 @@ async def make(machines: Machines, order: Order) -> None:
                 takes_network=takes_network,
                 cgroup=order.cgroup,
                 shares=tuple(one.name for one in shared),
+                root=order.root,
             )
         )
     except BaseException:
@@ -132,6 +143,11 @@ async def _machine(machines: Machines, order: Order, shared: Sequence[Share]) ->
         if netns or order.cgroup:
             machine.set_engine(netns, order.cgroup)
         return machine, False, netns_fd is not None
+
+
+def _shared_with(machine: Machine, wanted: Config, *, joined: bool) -> str:
+    waiters = {one.pid: one.id for one in machine.record.containers if one.status != "stopped"} if joined else {}
+    return engines.shared_with(engines.check_namespaces(wanted), waiters)
 
 
 def _free_name(machines: Machines, container: str) -> str:

@@ -114,6 +114,7 @@ class Linux(Struct, frozen=True):
     uid_mappings: tuple[IdMapping, ...] = field(default=(), name="uidMappings")
     gid_mappings: tuple[IdMapping, ...] = field(default=(), name="gidMappings")
     cgroups_path: str = field(default="", name="cgroupsPath")
+    rootfs_propagation: str = field(default="", name="rootfsPropagation")
 
 
 class Hook(Struct, frozen=True):

@@ -47,6 +47,8 @@ class ContainerRecord(Struct, frozen=True, forbid_unknown_fields=True):
     cgroup: str = ""
     #: Names of its shares, to be taken away when the machine outlives it.
     shares: tuple[str, ...] = ()
+    #: What its engine says with ``--root``: containers of one root are one list.
+    root: str = ""
 
 
 class MachineRecord(Struct, frozen=True, forbid_unknown_fields=True):

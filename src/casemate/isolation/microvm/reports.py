@@ -29,7 +29,7 @@ def event(name: str, usage: InnerUsage) -> str:
             ]
         },
     }
-    return json.dumps({"type": "stats", "id": name, "data": data})
+    return json.dumps({"type": "stats", "id": name, "data": data}, separators=(",", ":"))
 
 
 def wanted(document: str, words: list[str]) -> Wanted:

@@ -116,7 +116,7 @@ class Service:
         name = config.check_id(ask.text(Tag.CONTAINER))
         bundle = Path(ask.text(Tag.CWD, 4096))
         if self._machines.find(name) is not None:
-            raise Conflict(f"container {name} exists")
+            raise Conflict(f"container {name} exists: container with given ID already exists")
         wanted = bundles.read(bundle)
         engines.check_hooks(wanted.hooks)
         cgroup = engines.cgroup_path(wanted)
@@ -124,7 +124,8 @@ class Service:
             if bool(ask.number_of(Tag.FLAGS) & TERMINAL) != wanted.process.terminal or len(fds) not in (2, 4):
                 raise BundleUnsupported("process.terminal and the descriptors do not agree")
             waiter, program = ask.number_of(Tag.STATUS), self._seccomp(wanted)
-            order = making.Order(name, bundle, wanted, waiter, fds, program, cgroup)
+            root = ask.text(Tag.ROOT, 4096)
+            order = making.Order(name, bundle, wanted, waiter, fds, program, cgroup, root)
             await making.make(self._machines, order)
         except BaseException:
             await making.end_cgroup(cgroup)
@@ -161,10 +162,10 @@ class Service:
 
     async def _exec(self, ask: Message, fds: list[int]) -> str:
         machine, one = self._place(ask)
-        if one.status != "running":
-            raise Conflict(f"container {one.id} is {one.status}, not running")
+        answers.check_can_exec(one, ignore_paused=bool(ask.number_of(Tag.FLAGS) & answers.IGNORE_PAUSED))
+        wanted = bundles.read(Path(one.bundle))
         document = next((field.value for field in ask.fields if field.tag == Tag.PROCESS), None)
-        process = read_process(document) if document is not None else answers.plain_process(ask)
+        process = read_process(document) if document is not None else answers.plain_process(ask, wanted.process)
         terminal = bool(ask.number_of(Tag.FLAGS) & TERMINAL)
         if len(fds) != (2 if terminal else 4) or (process.terminal and not terminal):
             raise BundleUnsupported("process.terminal and the descriptors do not agree")
@@ -177,9 +178,8 @@ class Service:
             frames.text(Tag.PROCESS, f"x{channel}"),
             frames.u32(Tag.NAMESPACES, config.EXEC_NAMESPACES),
         ]
-        wanted = bundles.read(Path(one.bundle))
         if program := self._seccomp(wanted):
-            fields.append(Field(Tag.SECCOMP, program))
+            fields += config.seccomp_fields(wanted.linux.seccomp, program)
         try:
             await machine.monitor.ask(Kind.EXEC, fields)
         except AgentFailed as error:
@@ -192,10 +192,8 @@ class Service:
 
     async def _list(self, ask: Message, _fds: list[int]) -> str:
         found = [one for machine in self._machines.all() for one in machine.record.containers]
-        if ask.text(Tag.TEXT) == "json":
-            return json.dumps([answers.state(one) | {"created": one.created} for one in found])
-        rows = [f"{one.id}\t{one.pid}\t{one.status}\t{one.bundle}\t{one.created}" for one in found]
-        return "\n".join(["ID\tPID\tSTATUS\tBUNDLE\tCREATED", *rows])
+        root = ask.text(Tag.ROOT, 4096)
+        return answers.listed([one for one in found if not root or one.root == root], ask.text(Tag.TEXT))
 
     async def _kill(self, ask: Message, _fds: list[int]) -> str:
         machine, one = self._place(ask)
@@ -222,7 +220,7 @@ class Service:
                 return ""
             raise
         if one.status in ("running", "paused") and not force:
-            raise Conflict(f"container {one.id} is {one.status}; stop it first, or use --force")
+            raise Conflict(f"container {one.id} is {one.status}; stop it first, or use --force (not stopped)")
         after = answers.hooks_after(one, "poststop")
         machine.drop(one.id)
         if not machine.record.containers and not machine.starting:
@@ -266,11 +264,14 @@ class Service:
 
     async def _ps(self, ask: Message, _fds: list[int]) -> str:
         machine, one = self._place(ask)
-        reply = await machine.monitor.ask(Kind.STATS, [frames.text(Tag.CONTAINER, one.id)])
-        pids = [int(word) for word in answers.stat(reply, "cgroup.procs").split() if word.isdigit()][:4096]
         if ask.text(Tag.TEXT) == "json":
-            return json.dumps(pids)
-        return "\n".join(["PID", *(str(pid) for pid in pids)])
+            # Engines look these up among the host's processes, where those of the guest are not.
+            return json.dumps([] if one.status == "stopped" else [one.pid])
+        answers.check_form(ask.text(Tag.TEXT), "table")
+        if one.status == "stopped":
+            raise Conflict(f"container {one.id} is stopped: container not running")
+        reply = await machine.monitor.ask(Kind.TOP, [frames.text(Tag.CONTAINER, one.id)])
+        return answers.process_table(guestrows.processes(reply))
 
 
 async def run(machines: Machines, compiler: Compiler | None, path: Path) -> None:

@@ -13,6 +13,7 @@ from casemate.image import cpio
 from casemate.isolation.microvm import argv, config, disks, frames, kernelsignals, mountflags, oci, seccomp_oci
 from casemate.isolation.microvm.errors import BundleUnsupported
 from casemate.isolation.microvm.frames import Tag
+from casemate.isolation.seccomp_compile import Compiler
 
 
 def test_a_clone_differs_from_its_template_in_memory_and_start_alone() -> None:
@@ -174,9 +175,80 @@ def test_an_engines_seccomp_profile() -> None:
     found = seccomp_oci.normalised(profile)
     assert found["defaultErrnoRet"] == 1
     assert found["syscalls"][0]["args"][0]["valueTwo"] == 0
-    for broken in (
-        profile | {"defaultAction": "SCMP_ACT_ALLOW"},
-        profile | {"syscalls": [{"action": "SCMP_ACT_TRACE"}]},
-    ):
-        with pytest.raises(BundleUnsupported):
-            seccomp_oci.normalised(broken)
+    assert seccomp_oci.flags({"flags": ["SECCOMP_FILTER_FLAG_LOG", "SECCOMP_FILTER_FLAG_SPEC_ALLOW"]}) == 6
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"defaultAction": "SCMP_ACT_NOTIFY"},
+        {"defaultAction": None},
+        {"defaultAction": ["SCMP_ACT_ALLOW"]},
+        {"defaultErrnoRet": -1},
+        {"defaultErrnoRet": True},
+        {"syscalls": [{"names": ["read"], "action": "SCMP_ACT_NOTIFY"}]},
+        {"syscalls": "read"},
+        {"syscalls": [{"names": "read", "action": "SCMP_ACT_ALLOW"}]},
+        {"syscalls": [{"names": ["x"] * 9000, "action": "SCMP_ACT_ALLOW"}]},
+        {"syscalls": [{"names": ["read"], "action": "SCMP_ACT_ALLOW", "args": [{"index": 6, "op": "SCMP_CMP_EQ"}]}]},
+        {"syscalls": [{"names": ["read"], "action": "SCMP_ACT_ALLOW", "args": [{"index": 0, "op": "SCMP_CMP_OR"}]}]},
+        {"syscalls": [{"names": ["read"], "action": "SCMP_ACT_ALLOW", "args": [{"value": 1 << 64, "op": "EQ"}]}]},
+        {"architectures": [7]},
+    ],
+)
+def test_seccomp_profiles_that_are_refused(broken: dict[str, object]) -> None:
+    with pytest.raises(BundleUnsupported):
+        seccomp_oci.normalised({"defaultAction": "SCMP_ACT_ALLOW", **broken})
+
+
+def test_a_seccomp_flag_that_a_guest_cannot_have() -> None:
+    with pytest.raises(BundleUnsupported):
+        seccomp_oci.flags({"flags": ["SECCOMP_FILTER_FLAG_NEW_LISTENER"]})
+
+
+def test_every_action_and_operator_compiles() -> None:
+    compiler = Compiler()
+    rule = {"names": ["dup"], "args": [{"index": 1, "value": 8, "valueTwo": 8, "op": "SCMP_CMP_EQ"}]}
+    programs = set()
+    for action in seccomp_oci.ACTIONS[1:]:
+        wanted = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule | {"action": action}]}
+        programs.add(compiler.compile(seccomp_oci.normalised(wanted)))
+    # KILL is the older name of KILL_THREAD.
+    assert len(programs) == len(seccomp_oci.ACTIONS) - 2
+    for op in seccomp_oci.OPERATORS:
+        one = {"index": 1, "value": 8, "valueTwo": 8, "op": f"SCMP_CMP_{op}"}
+        wanted = {
+            "defaultAction": "SCMP_ACT_KILL_PROCESS",
+            "syscalls": [{**rule, "action": "SCMP_ACT_LOG", "args": [one]}],
+        }
+        programs.add(compiler.compile(seccomp_oci.normalised(wanted)))
+    assert len(programs) == len(seccomp_oci.ACTIONS) - 2 + len(seccomp_oci.OPERATORS)
+    both = {
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "syscalls": [{**rule, "action": "SCMP_ACT_TRAP", "args": rule["args"] * 2}],
+    }
+    assert compiler.compile(seccomp_oci.normalised(both)) in programs
+
+
+def test_propagation_is_a_flag_of_its_own() -> None:
+    assert mountflags.parse(["rbind", "rshared"]) == (4096 | 16384 | 1 << 20 | 1 << 41, "")
+    assert mountflags.parse(["bind", "unbindable"]) == (4096 | 1 << 17, "")
+    assert mountflags.parse(["bind", "runbindable", "private"]) == (4096, "")
+    assert config.create_fields(minimal(), "c", 1, contents=(), seccomp=b"")
+    for word, flags in (("shared", 1 << 20), ("runbindable", 1 << 17 | 16384), ("rslave", None), ("", None)):
+        wanted = oci.read_config(
+            json.dumps({"process": {"args": ["x"]}, "linux": {"rootfsPropagation": word}}).encode()
+        )
+        assert fields(wanted).get(Tag.PROPAGATION) == (None if flags is None else [struct.pack("<I", flags)])
+    wanted = oci.read_config(b'{"process": {"args": ["x"]}, "linux": {"rootfsPropagation": "sideways"}}')
+    with pytest.raises(BundleUnsupported):
+        fields(wanted)
+
+
+def test_processes_are_shared_with_a_container_of_the_machine() -> None:
+    body = {"process": {"args": ["x"]}, "linux": {"namespaces": [{"type": "pid", "path": "/proc/7/ns/pid"}]}}
+    found = config.create_fields(
+        oci.read_config(json.dumps(body).encode()), "c", 1, contents=(), seccomp=b"", join_pids="a"
+    )
+    assert [one.value for one in found if one.tag == Tag.JOIN_PIDS] == [b"a"]
+    assert [one.value for one in found if one.tag == Tag.NAMESPACES] == [struct.pack("<I", 0x0002_0000)]
