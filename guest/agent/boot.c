@@ -50,7 +50,10 @@ static void kernel_defaults(void)
 {
 	static const char *const settings[][2] = { { "net/ipv6/conf/all/disable_ipv6", "1" },
 		{ "net/ipv6/conf/default/disable_ipv6", "1" }, { "net/ipv4/ip_unprivileged_port_start", "0" },
-		{ "net/ipv4/ping_group_range", "0 2147483647" }, { "vm/overcommit_memory", "1" } };
+		{ "net/ipv4/ping_group_range", "0 2147483647" }, { "vm/overcommit_memory", "1" },
+		/* Of kernel threads that look at memory every second and half second, for nothing: each look of an idle
+		 * machine is host time, and the first one in a clone is translated while its container starts. */
+		{ "vm/stat_interval", "60" }, { "vm/compaction_proactiveness", "0" } };
 	char path[96];
 
 	for (size_t i = 0; i < sizeof settings / sizeof *settings; i++) {

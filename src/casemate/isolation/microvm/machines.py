@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from casemate.host import pidfd
 from casemate.isolation.microvm import (
     argv,
     clone,
@@ -105,7 +106,7 @@ class Machines:
         #: Taken before the first wait of a start: two starts at a time must not get one user.
         self._uids: set[int] = set()
         self._waiting_number = 0
-        self.pool = Pool(settings.pool, self._make_waiting, self.end)
+        self.pool = Pool(settings.pool, self._make_waiting, self.end, _is_alive)
         group.create_task(self.pool.run())
 
     def all(self) -> list[Machine]:
@@ -200,6 +201,7 @@ class Machines:
         opened = shares.open_all(shared)
         self.pool.busy += 1
         machine: Machine | None = None
+        moved: asyncio.Future[None] | None = None
         try:
             waiting = None
             # One that waits has a user of its own, as whom nothing of the pod's may be written on the host.
@@ -207,7 +209,8 @@ class Machines:
                 waiting = self.pool.take(source, "" if network is None else network.tap)
             if waiting is not None:
                 machine = waiting
-                extents = await self._hand_out(machine, called, layers, cgroups)
+                moved = self._take(machine, called, cgroups)
+                extents = await swap.layers(machine.monitor, layers)
             else:
                 tap_fd = tap.open_tap(network.tap) if network is not None else _copy(given_tap_fd)
                 where = _Where(called, cgroups, ids, tap_fd, scratch_fd)
@@ -229,6 +232,9 @@ class Machines:
             places = [Field(Tag.LAYER, struct.pack("<QQ", one.start, one.sectors)) for one in extents]
             await machine.fill(name, places, opened, below=below, more=more, upper_bytes=upper_bytes)
             machine.set_layers([str(one) for one in layers], whole=not more)
+            if moved is not None:
+                # Before anything of the user's runs.
+                await moved
         except BaseException as error:
             if machine is not None:
                 if isinstance(error, CasemateError):
@@ -311,15 +317,18 @@ class Machines:
         hostlimits.bound(folders, memory_bytes, self.settings.accelerator)
         return hostlimits.memory_kills(folders)
 
-    async def _hand_out(
-        self, machine: Machine, name: str, layers: Sequence[Path], cgroups: tuple[str, ...]
-    ) -> tuple[disks.Extent, ...]:
-        """Make a waiting machine the one called *name*, over *layers*, in *cgroups*."""
+    def _take(self, machine: Machine, name: str, cgroups: tuple[str, ...]) -> asyncio.Future[None]:
+        """Make a waiting machine the one called *name*; what is answered is done when it is in *cgroups*.
+
+        In a thread: the kernel waits for every cpu before it moves a process, 20 ms for eight hierarchies of version 1.
+        """
         self._machines[name] = self._machines.pop(machine.record.name)
         machine.folder = machine.folder.rename(self.folder / name)
         machine.rename(name, cgroups, self._bound(cgroups, machine.record.memory_bytes))
-        machine.join()
-        return await swap.layers(machine.monitor, layers)
+        moved = asyncio.get_running_loop().run_in_executor(None, machine.join)
+        # Where another step fails first, nobody asks for this one's error.
+        moved.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return moved
 
     async def _make_waiting(self, template: Template) -> Waiting:
         """A warmed clone of *template* that nobody has asked for yet."""
@@ -399,6 +408,11 @@ class Machines:
 def _ended_with(one: records.ContainerRecord) -> bool:
     """Whether the end of a container was its machine's, by what was written down."""
     return one.status != "stopped" or bool(one.reason)
+
+
+def _is_alive(machine: Machine) -> bool:
+    """Of a machine that waits: whether QEMU runs. Its death may not have been heard of yet."""
+    return not machine.monitor.ended.is_set() and pidfd.is_alive(machine.qemu.pid, machine.qemu.start_ticks)
 
 
 def _recipe_of(source: Template | Recipe) -> Recipe:

@@ -68,6 +68,7 @@ class Recipe:
             self.cpus,
             khz,
             argv.argv("qemu", self.switches(0)),
+            argv.kernel_command_line(khz),
             *([self.owner] if self.owner else ()),
         ]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
