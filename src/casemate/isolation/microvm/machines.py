@@ -32,6 +32,7 @@ from casemate.isolation.microvm import (
     warming,
 )
 from casemate.isolation.microvm import origin as origins
+from casemate.isolation.microvm.early import Early
 from casemate.isolation.microvm.errors import MonitorFailed, NetworkFailed
 from casemate.isolation.microvm.frames import Field, Kind, Tag
 from casemate.isolation.microvm.machine import Machine
@@ -103,6 +104,7 @@ class Machines:
         self._machines: dict[str, Machine] = {}
         #: Of containers that ended with their machine while no hostd ran; read by the one that finds them.
         self._endings: dict[str, str] = {}
+        self.early = Early(group, self.end)
         #: Taken before the first wait of a start: two starts at a time must not get one user.
         self._uids: set[int] = set()
         self._waiting_number = 0

@@ -102,6 +102,9 @@ async def _machine(machines: Machines, order: Order, shared: Sequence[Share]) ->
     with contextlib.ExitStack() as stack:
         netns_fd = netns_of(stack, order.waiter) if engines.netns(wanted) != engines.NONE else None
         netns = 0 if netns_fd is None else os.fstat(netns_fd).st_ino
+        begun = None if netns else await machines.early.take(name)
+        if begun is not None:
+            return begun, False, False
         machine = await _living(machines, wanted, netns)
         host_cgroups = bundles.cgroups(wanted) or _join_cgroup(order.cgroup, order.waiter)
         if machine is not None:
@@ -119,30 +122,54 @@ async def _machine(machines: Machines, order: Order, shared: Sequence[Share]) ->
         if netns_fd is not None:
             tap_fd = await takeover.open_tap(netns_fd)
             stack.callback(os.close, tap_fd)
+        machine = await _new(machines, name, wanted, shared, cgroups=host_cgroups, given_tap_fd=tap_fd)
+        if netns or order.cgroup:
+            machine.set_engine(netns, order.cgroup)
+        return machine, False, netns_fd is not None
+
+
+async def _new(
+    machines: Machines,
+    name: str,
+    wanted: Config,
+    shared: Sequence[Share],
+    *,
+    cgroups: tuple[str, ...],
+    given_tap_fd: int | None = None,
+) -> Machine:
+    """A machine of its own, with the container's root in it."""
+    with contextlib.ExitStack() as stack:
         scratch = wanted.annotations.get(bundles.SCRATCH, "")
         scratch_fd = os.open(scratch, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW) if scratch else None
         if scratch_fd is not None:
             stack.callback(os.close, scratch_fd)
-        machine = await machines.create(
+        return await machines.create(
             name,
-            layers,
+            bundles.layers(wanted),
             hostname=wanted.hostname,
             memory_bytes=bundles.memory(wanted, machines.settings.memory_bytes),
             network=bundles.network(wanted),
-            cgroups=host_cgroups,
+            cgroups=cgroups,
             ids=bundles.ids(wanted),
             shared=shared,
-            below=below,
-            given_tap_fd=tap_fd,
+            below=bundles.root_is_below(wanted),
+            given_tap_fd=given_tap_fd,
             pod=wanted.annotations.get(bundles.POD, "") or _free_name(machines, name),
             more=wanted.annotations.get(bundles.MORE) == "1",
             origin=asked(wanted.annotations.get(bundles.TEMPLATE, ""), machines.settings.template),
             scratch_fd=scratch_fd,
             upper_bytes=bundles.upper_bytes(wanted),
         )
-        if netns or order.cgroup:
-            machine.set_engine(netns, order.cgroup)
-        return machine, False, netns_fd is not None
+
+
+def begin(machines: Machines, name: str, bundle: Path) -> None:
+    """Begin the machine of a bundle of ours, which :func:`make` is to be asked for next: QEMU starts while conmon and
+    casemate-vm do. Where the pod has one already nothing is begun. Raises :class:`BundleUnsupported`."""
+    wanted = bundles.read(bundle)
+    if machines.get(wanted.annotations.get(bundles.POD, "")) is not None or engines.netns(wanted) != engines.NONE:
+        return
+    shared, _ = bundles.shared(wanted, bundle, name)
+    machines.early.begin(name, lambda: _new(machines, name, wanted, shared, cgroups=bundles.cgroups(wanted)))
 
 
 def _shared_with(machine: Machine, wanted: Config, *, joined: bool) -> str:

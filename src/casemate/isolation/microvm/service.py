@@ -217,6 +217,7 @@ class Service:
             machine, one = self._place(ask)
         except MachineMissing:
             if force:
+                await self._machines.early.abandon(ask.text(Tag.CONTAINER))
                 return ""
             raise
         if one.status in ("running", "paused") and not force:
