@@ -134,8 +134,8 @@ class Machines:
                 shutil.rmtree(folder, ignore_errors=True)
                 continue
             machine = self._add(record, folder, monitor)
-            if record.name.startswith(_WAITS):
-                # Of an earlier hostd's pool, which did not come to end it.
+            if record.name.startswith(_WAITS) or not record.containers:
+                # Of an earlier hostd's pool, or begun for a start that it did not come to.
                 await self.end(machine)
                 continue
             try:
