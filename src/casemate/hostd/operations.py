@@ -19,6 +19,7 @@ from casemate.hostd import (
     kernels,
     layers,
     leftovers,
+    machinelimits,
     observing,
     pods,
     protocol,
@@ -72,7 +73,7 @@ class Operations:
                 return Done(), []
             case protocol.PodUpdate():
                 async with self._pod(operation.pod) as pod:
-                    return Warnings(tuple(pods.update(context, pod, operation.resources))), []
+                    return Warnings(tuple(await machinelimits.update_pod(context, pod, operation.resources))), []
             case protocol.ContainerCreate():
                 caller = self._caller(fds)
                 async with self._pod(operation.container.pod) as pod:

@@ -119,7 +119,8 @@ async def attach(qemu: pidfd.ProcessIdentity, opened: Sequence[Opened]) -> None:
             for one in opened:
                 path = f"{FOLDER}/{one.name}"
                 if "/" in one.name:
-                    Path(path).parent.mkdir(mode=0o700)
+                    # QEMU, whose user is another, opens it on its way.
+                    Path(path).parent.mkdir(mode=0o755)
                     done.append(path)
                 if one.folder:
                     Path(path).mkdir(mode=0o700)
