@@ -103,7 +103,8 @@ static int run_one(const struct hook *hook, int netns, const char *state, char *
 	return wait_for(pid, hook->seconds, why, size, hook->path);
 }
 
-int hooks_run(const struct answer *answer, uint16_t tag, int netns, pid_t pid, const char *status, char *why, size_t size)
+int hooks_run(const struct answer *answer, uint16_t tag, int netns, pid_t pid, const char *status, char *why,
+	size_t size)
 {
 	static char state[MUX_MAX_CONTROL + 128];
 	struct wire_field field;

@@ -9,6 +9,7 @@
 
 #include "shim.h"
 
+int failure_code = 1;
 static int log_fd = -1, log_json, log_debug;
 
 void log_to(const char *path, const char *format, int debug)
@@ -68,5 +69,5 @@ _Noreturn void die(const char *format, ...)
 	if (log_fd >= 0)
 		write_line(log_fd, "error", words);
 	fprintf(stderr, "casemate-vm: %s\n", words);
-	exit(1);
+	exit(failure_code);
 }

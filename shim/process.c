@@ -20,6 +20,8 @@ void begin_request(struct wire_out *out, const struct options *o, uint8_t kind)
 		die("%s: the container's id is missing", o->command);
 	wire_begin(out, room, sizeof room, kind, 1);
 	wire_add_text(out, TAG_CONTAINER, o->id);
+	if (o->root)
+		wire_add_text(out, TAG_ROOT, o->root);
 }
 
 static void write_pid(const char *path, pid_t pid)
@@ -114,8 +116,6 @@ static pid_t create(const struct options *o, struct stdio *stdio)
 		fail(waiter, why);
 	begin_request(&out, o, ASK_CREATE);
 	wire_add_text(&out, TAG_CWD, bundle);
-	if (o->root)
-		wire_add_text(&out, TAG_ROOT, o->root);
 	hand_over(o, &out, stdio, waiter, terminal);
 	write_pid(o->pid_file, waiter);
 	return waiter;
@@ -162,6 +162,7 @@ void command_exec(const struct options *o)
 	int terminal = o->terminal;
 	pid_t waiter = 0;
 
+	failure_code = 255;
 	begin_request(&out, o, ASK_EXEC);
 	if (o->process) {
 		char *process = read_file(o->process, 100 << 10);

@@ -68,6 +68,8 @@ struct answer {
 
 /* log.c */
 void log_to(const char *path, const char *format, int debug);
+/* What die ends with: of an exec 255, which tells it from the program's own codes. */
+extern int failure_code;
 _Noreturn void die(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
 /* With --debug, a line of the log; to standard error without a log. */

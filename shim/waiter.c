@@ -120,7 +120,8 @@ static void send_size(const struct stdio *stdio)
 	struct winsize size;
 	uint8_t message[5] = { 'R' };
 
-	if (stdio->terminal < 0 || ioctl(stdio->terminal, TIOCGWINSZ, &size) < 0)
+	/* A terminal that nobody has sized says nothing against the size that the bundle names. */
+	if (stdio->terminal < 0 || ioctl(stdio->terminal, TIOCGWINSZ, &size) < 0 || (!size.ws_row && !size.ws_col))
 		return;
 	wire_put_u16(message + 1, size.ws_row);
 	wire_put_u16(message + 3, size.ws_col);

@@ -219,6 +219,18 @@ static int write_files(int root, const struct request *r)
 	return 0;
 }
 
+static int close_mount(int root, const struct mount_request *m)
+{
+	unsigned long flags = (unsigned long)m->flags & ~(unsigned long)(PROPAGATION | MOUNT_COPY_UP | MOUNT_PROPAGATION_BELOW);
+	char target[64];
+	int fd, error = target_inside(root, m->target, 0, target, sizeof target, &fd);
+
+	if (!error && mount(NULL, target, NULL, MS_REMOUNT | MS_BIND | flags, NULL) < 0)
+		error = errno;
+	close(fd);
+	return error;
+}
+
 int mounts_make(int root, const struct request *r, int early, const char **why)
 {
 	int error;
@@ -226,9 +238,16 @@ int mounts_make(int root, const struct request *r, int early, const char **why)
 	*why = "files";
 	if ((error = write_files(root, r)))
 		return error;
+	const struct mount_request *closed = NULL;
 	for (size_t i = 0; i < r->mount_count; i++) {
-		*why = r->mounts[i].target;
-		if ((error = one_mount(root, &r->mounts[i], early)))
+		struct mount_request m = r->mounts[i];
+		*why = m.target;
+		/* Devices are made in it, and mounts, before nothing can be. */
+		if (!strcmp(m.target, "/dev") && m.flags & MS_RDONLY && !(m.flags & MS_BIND)) {
+			m.flags &= ~(uint64_t)MS_RDONLY;
+			closed = &r->mounts[i];
+		}
+		if ((error = one_mount(root, &m, early)))
 			return error;
 	}
 	*why = "devices";
@@ -238,7 +257,8 @@ int mounts_make(int root, const struct request *r, int early, const char **why)
 		{ "/proc/self/fd/1", "stdout" }, { "/proc/self/fd/2", "stderr" }, { "pts/ptmx", "ptmx" } };
 	for (size_t i = 0; i < sizeof links / sizeof *links; i++)
 		link_inside(root, links[i][0], "/dev", links[i][1]);
-	return 0;
+	*why = "/dev";
+	return closed ? close_mount(root, closed) : 0;
 }
 
 /* After the change of root: what is hidden, what is read-only, kernel settings, and the root itself. */

@@ -151,9 +151,9 @@ _Noreturn static void finish(const struct request *r, int channel, int wait_for_
 		_exit(125);
 	/* The first process of the container: nothing of the agent's must be within its reach any more. */
 	default_signals();
-	if ((error = start_hooks_run(r, &why)))
-		fail(channel, error, why);
 	if ((error = identity_apply(r, &why)))
+		fail(channel, error, why);
+	if ((error = start_hooks_run(r, &why)))
 		fail(channel, error, why);
 	error = execute(r);
 	fail(channel, error, "execve");

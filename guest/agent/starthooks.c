@@ -1,6 +1,7 @@
 /* Hooks of the stage startContainer: programs of the container's own file system, run in its namespaces after the word to
  * start and before its program, one after the other, each with the state document on standard input (OCI runtime-spec
- * config.md, "startContainer Hooks"). One that fails ends the start. */
+ * config.md, "startContainer Hooks"). They are what the container may be, user, capabilities and filter; so do the runtimes
+ * of the field. One that fails ends the start. */
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>

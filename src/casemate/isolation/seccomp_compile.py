@@ -104,6 +104,16 @@ class Compiler:
         finally:
             self._lib.seccomp_release(handle)
 
+    def largest(self, profile: dict[str, Any]) -> dict[int, int]:
+        """For each architecture of *profile* (AUDIT_ARCH) the largest number of a system call that it names."""
+        names = {name.encode() for rule in profile["syscalls"] for name in rule["names"]}
+        found = {}
+        for architecture in (_ARCH[name] for name in profile["architectures"] if name != "SCMP_ARCH_X32"):
+            resolve = self._lib.seccomp_syscall_resolve_name_arch
+            found[architecture] = max((resolve(ctypes.c_uint32(architecture), name) for name in names), default=0)
+        # Names that an architecture lacks have negative numbers there.
+        return {architecture: number for architecture, number in found.items() if number > 0}
+
     def _add(self, handle: ctypes.c_void_p, rule: dict[str, Any]) -> None:
         number = _action(rule["action"], rule.get("errnoRet", 0))
         if number == self._default:

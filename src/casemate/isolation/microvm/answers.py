@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -23,6 +24,8 @@ from casemate.spec.errors import CasemateError, Conflict
 #: Flags of an exec, as in shim/shim.h.
 NO_NEW_PRIVS, IGNORE_PAUSED = 8, 16
 _MOST_ID = (1 << 32) - 2
+#: The guest's clock may say anything; the year 9999.
+_LAST_TIME = 253_402_300_799.0
 
 
 def hooks_after(one: ContainerRecord, stage: Literal["poststart", "poststop"]) -> list[Field]:
@@ -47,8 +50,9 @@ def state(one: ContainerRecord) -> dict[str, object]:
         "pid": _pid(one),
         "status": one.status,
         "bundle": one.bundle,
-        "annotations": one.annotations,
+        "rootfs": one.rootfs,
         "created": one.created,
+        "annotations": one.annotations,
         "owner": "",
     }
 
@@ -65,12 +69,14 @@ def listed(found: Sequence[ContainerRecord], form: str) -> str:
 
 
 def process_table(rows: Sequence[InnerProcess]) -> str:
-    """What ``ps`` says: the processes as the guest numbers them."""
-    found = [
-        (str(one.uid), str(one.pid), str(one.ppid), one.tty, f"{one.cpu_ns // 1_000_000_000}s", one.command)
-        for one in rows
-    ]
-    return _table([("UID", "PID", "PPID", "TTY", "TIME", "CMD"), *found])
+    """What ``ps`` says, in the form of ps(1) with -ef: the processes as the guest numbers them, times of UTC."""
+    found = []
+    for one in rows:
+        began = time.strftime("%H:%M", time.gmtime(min(max(one.started_at, 0), _LAST_TIME)))
+        seconds = one.cpu_ns // 1_000_000_000
+        spent = f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+        found.append((str(one.uid), str(one.pid), str(one.ppid), "0", began, one.tty, spent, one.command))
+    return _table([("UID", "PID", "PPID", "C", "STIME", "TTY", "TIME", "CMD"), *found], least=4)
 
 
 def check_form(form: str, *allowed: str) -> None:
@@ -78,8 +84,8 @@ def check_form(form: str, *allowed: str) -> None:
         raise BundleUnsupported(f"invalid format option {form[:40]!r}; allowed are json, {', '.join(allowed)}")
 
 
-def _table(rows: Sequence[tuple[str, ...]]) -> str:
-    widths = [max(12, *(len(row[column]) + 3 for row in rows)) for column in range(len(rows[0]) - 1)]
+def _table(rows: Sequence[tuple[str, ...]], least: int = 12) -> str:
+    widths = [max(least, *(len(row[column]) + 3 for row in rows)) for column in range(len(rows[0]) - 1)]
     return "\n".join(
         "".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]) for row in rows
     )

@@ -125,8 +125,8 @@ def shared_with(paths: Mapping[str, str], waiters: Mapping[int, str]) -> str:
             joined = container if kind == "pid" else joined
         elif match or not waiters or kind not in ("ipc", "uts"):
             raise BundleUnsupported(
-                f"the {kind} namespace {path[:200]} is of the host; a virtual machine shares those of containers in the "
-                "same machine: let both be of one pod, or of one network (`--network container:NAME`)"
+                f"the {kind} namespace {path[:200]} is of the host; a virtual machine shares those of containers in "
+                "the same machine: let both be of one pod, or of one network (`--network container:NAME`)"
             )
         # Else an engine's own name for what its pod has in common, the network of which led to this machine.
     return joined

@@ -83,6 +83,7 @@ async def make(machines: Machines, order: Order) -> None:
                 cgroup=order.cgroup,
                 shares=tuple(one.name for one in shared),
                 root=order.root,
+                rootfs=str(order.bundle / wanted.root.path),
             )
         )
     except BaseException:

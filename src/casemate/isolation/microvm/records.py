@@ -49,6 +49,8 @@ class ContainerRecord(Struct, frozen=True, forbid_unknown_fields=True):
     shares: tuple[str, ...] = ()
     #: What its engine says with ``--root``: containers of one root are one list.
     root: str = ""
+    #: Its root file system on the host, which of layers is a name only.
+    rootfs: str = ""
 
 
 class MachineRecord(Struct, frozen=True, forbid_unknown_fields=True):

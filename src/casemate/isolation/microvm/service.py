@@ -23,6 +23,7 @@ from casemate.isolation.microvm import (
     guestrows,
     making,
     reports,
+    seccomp_enosys,
     seccomp_oci,
 )
 from casemate.isolation.microvm.errors import (
@@ -104,7 +105,8 @@ class Service:
         name = ask.text(Tag.CONTAINER)
         machine = self._machines.find(name)
         one = machine.container(name) if machine is not None else None
-        if machine is None or one is None:
+        root = ask.text(Tag.ROOT, 4096)
+        if machine is None or one is None or (root and one.root and one.root != root):
             raise MachineMissing(f"container {name!r} does not exist", container=name)
         return machine, one
 
@@ -142,7 +144,11 @@ class Service:
         if key not in self._programs:
             if len(self._programs) >= 16:
                 self._programs.clear()
-            self._programs[key] = self._compiler.compile(seccomp_oci.normalised(profile))
+            known = seccomp_oci.normalised(profile)
+            program = self._compiler.compile(known)
+            if seccomp_enosys.applies(known):
+                program = seccomp_enosys.before(program, self._compiler.largest(known))
+            self._programs[key] = program
         return self._programs[key]
 
     async def _start(self, ask: Message, _fds: list[int]) -> list[Field]:
@@ -197,13 +203,16 @@ class Service:
 
     async def _kill(self, ask: Message, _fds: list[int]) -> str:
         machine, one = self._place(ask)
-        number = number_of(ask.text(Tag.SIGNAL))
+        word = ask.text(Tag.SIGNAL)
+        number = 0 if word == "0" else number_of(word)
         every = ask.number_of(Tag.FLAGS) & ALL
         if one.status == "stopped":
             if every:
                 return ""
             # containerd's shim takes these words for "gone already", and any others for a failure.
             raise Conflict(f"container {one.id} is stopped: container not running")
+        if not number:
+            return ""  # kill(2): whether there is anybody
         flags = config.ALL_PROCESSES if every else 0
         fields = [frames.text(Tag.CONTAINER, one.id), frames.u32(Tag.SIGNAL, number), frames.u32(Tag.FLAGS, flags)]
         if number == _KILL and one.status == "paused":
@@ -267,10 +276,10 @@ class Service:
         machine, one = self._place(ask)
         if ask.text(Tag.TEXT) == "json":
             # Engines look these up among the host's processes, where those of the guest are not.
-            return json.dumps([] if one.status == "stopped" else [one.pid])
+            return "null" if one.status == "stopped" else json.dumps([one.pid])
         answers.check_form(ask.text(Tag.TEXT), "table")
         if one.status == "stopped":
-            raise Conflict(f"container {one.id} is stopped: container not running")
+            return answers.process_table([])
         reply = await machine.monitor.ask(Kind.TOP, [frames.text(Tag.CONTAINER, one.id)])
         return answers.process_table(guestrows.processes(reply))
 

@@ -10,7 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from casemate.image import cpio
-from casemate.isolation.microvm import argv, config, disks, frames, kernelsignals, mountflags, oci, seccomp_oci
+from casemate.isolation.microvm import (
+    argv,
+    config,
+    disks,
+    frames,
+    kernelsignals,
+    mountflags,
+    oci,
+    seccomp_enosys,
+    seccomp_oci,
+)
 from casemate.isolation.microvm.errors import BundleUnsupported
 from casemate.isolation.microvm.frames import Tag
 from casemate.isolation.seccomp_compile import Compiler
@@ -252,3 +262,48 @@ def test_processes_are_shared_with_a_container_of_the_machine() -> None:
     )
     assert [one.value for one in found if one.tag == Tag.JOIN_PIDS] == [b"a"]
     assert [one.value for one in found if one.tag == Tag.NAMESPACES] == [struct.pack("<I", 0x0002_0000)]
+
+
+def judged(program: bytes, architecture: int, number: int) -> int:
+    """What the kernel's filter machine answers; of its language only what libseccomp and we write."""
+    code = [struct.unpack_from("<HBBI", program, at) for at in range(0, len(program), 8)]
+    data, value, at = struct.pack("<IIQ6Q", number, architecture, *(0,) * 7), 0, 0
+    while True:
+        operation, yes, no, k = code[at]
+        at += 1
+        match operation:
+            case 0x20:
+                value = struct.unpack_from("<I", data, k)[0]
+            case 0x05:
+                at += k
+            case 0x06:
+                return int(k)
+            case _:
+                test = {0x15: value == k, 0x25: value > k, 0x35: value >= k, 0x45: bool(value & k)}[operation]
+                at += yes if test else no
+
+
+def test_system_calls_newer_than_a_profile_do_not_exist() -> None:
+    compiler = Compiler()
+    rule = {"names": ["read", "getcwd", "statx"], "action": "SCMP_ACT_ALLOW"}
+    asked = {"defaultAction": "SCMP_ACT_ERRNO", "architectures": ["SCMP_ARCH_X86"], "syscalls": [rule]}
+    known = seccomp_oci.normalised(asked)
+    assert seccomp_enosys.applies(known)
+    largest = compiler.largest(known)
+    assert largest == {0xC000_003E: 332, 0x4000_0003: 383}
+    program = seccomp_enosys.before(compiler.compile(known), largest)
+    allow, eperm, enosys = 0x7FFF_0000, 0x0005_0001, 0x0005_0026
+    for architecture, number, answer in (
+        (0xC000_003E, 0, allow),
+        (0xC000_003E, 332, allow),
+        (0xC000_003E, 1, eperm),
+        (0xC000_003E, 333, enosys),
+        (0xC000_003E, 100_000, enosys),
+        (0x4000_0003, 3, allow),
+        (0x4000_0003, 384, enosys),
+        (0xC000_003E, 0x4000_0000 | 5, 0),  # x32, which the profile does not allow: the thread is ended
+    ):
+        assert judged(program, architecture, number) == answer, (hex(architecture), number)
+    assert not seccomp_enosys.applies(known | {"defaultErrnoRet": 38})
+    assert not seccomp_enosys.applies(known | {"defaultAction": "SCMP_ACT_LOG"})
+    assert len(seccomp_enosys.before(program, dict.fromkeys(range(4000), 1))) == len(program)
