@@ -189,8 +189,10 @@ def tty_name(chamber: Chamber) -> None:
     terminal = chamber.terminal("exec", "-it", chamber.box, "sh")
     terminal.until(b"# ")
     terminal.type(b"tty; exit 0\n")
-    terminal.until(b"/dev/pts/")
-    terminal.finish()
+    try:
+        terminal.until(b"/dev/pts/")
+    finally:
+        terminal.finish()
 
 
 @case("tty.detach", "control-P control-Q leaves it running")

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 _TTY = "the terminal is the host's: it works as one and has no name below /dev/pts"
 _STATUS = "gVisor writes neither row; prctl and sigaction answer as they should"
-_THREADS = "the sandbox's own threads would be counted"
+_TASKS = (
+    "the limit is on the host's tasks, with room for so many: a sandbox that runs more ends as a whole, no fork fails"
+)
 
 #: (level, case): reason.
 EXCEPTIONS: dict[tuple[str, str], str] = {
@@ -22,10 +24,10 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
     ("gvisor", "mount.sparse"): "its files count blocks by their size",
     ("gvisor", "mount.dev_mqueue"): "gVisor has no POSIX message queues",
     ("gvisor", "mount.order"): "runsc mounts in an order of its own",
-    ("gvisor", "limit.pids"): _THREADS,
-    ("gvisor", "limit.update_pids"): _THREADS,
+    ("gvisor", "limit.pids"): _TASKS,
+    ("gvisor", "limit.update_pids"): _TASKS,
     ("gvisor", "limit.memory_child"): "memory is the sandbox's: beyond the limit it ends as a whole",
-    ("gvisor", "network.sysctl"): "refused: runsc passes over kernel settings",
+    ("gvisor", "network.sysctl"): "refused: runsc passes over kernel settings, and gVisor has none of this name",
     ("gvisor", "tty.name"): _TTY,
     ("gvisor", "process.status_rows"): _STATUS,
     ("gvisor", "security.privileged"): "refused: gVisor has no privilege to give",

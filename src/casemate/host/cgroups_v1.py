@@ -141,6 +141,7 @@ class CgroupsV1:
             cpu_throttled_periods=throttle.get("nr_throttled"),
             pids=base.read_number(pids / "pids.current"),
             pids_limit=base.read_number(pids / "pids.max"),
+            pids_refused=base.read_fields(pids / "pids.events").get("max"),
             io_read_bytes=read,
             io_write_bytes=written,
             oom_kills=self._oom_kills(memory),

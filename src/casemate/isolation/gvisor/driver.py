@@ -37,6 +37,9 @@ COVERED = "/proc/sys/net"
 STATE = ("{}_sandbox:{}.state", "{}_sandbox:{}.lock", "{}.join", "{}.paused")
 #: By these runsc knows the sandbox of a pod and what joins it, as containerd and CRI-O name them.
 _KIND, _SANDBOX = "io.kubernetes.cri.container-type", "io.kubernetes.cri.sandbox-id"
+#: What the host runs for one process at most (ptrace: its stubs, one for each thread of the sandbox that ran it;
+#: seen 12 for `sleep`), and for a sandbox and its gofer without one (seen 39).
+PROCESS_TASKS, OWN_TASKS = 12, 256
 #: gVisor has its own of each; what a host's namespace would share does not exist in it.
 _OWN_NAMESPACES = ("pid", "ipc", "uts", "mount")
 
@@ -95,7 +98,8 @@ class GvisorLevel:
             takes_address=True,
             # A further container has a waiter in front of it, which is a part of casemate-vm.
             shares_sandbox="made" if runtime.before else "none",
-            pids_limit=False,
+            process_tasks=PROCESS_TASKS,
+            own_tasks=OWN_TASKS,
             shared_cgroup=True,
         )
         self.runtime = runtime

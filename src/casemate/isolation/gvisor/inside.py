@@ -46,11 +46,13 @@ class Launch(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Rest:
-    """What sandboxes of several need: *folder* for their bundles, *program*, casemate-vm, which rests in them."""
+    """What sandboxes of several need: *folder* for their bundles, *program*, casemate-vm, which rests in them,
+    *pids*, how many processes one has room for (its pod may have less)."""
 
     folder: Path
     program: Path
     launcher: Launch
+    pids: int
 
 
 class AnswerBroken(Corrupt):
@@ -106,6 +108,15 @@ class GvisorInside:
         joined = not self._state(container).name.endswith(f":{container}.state")
         return driver.sandbox_group(found.rpartition("/")[0]) if joined else found
 
+    def ending(self, container: str) -> str:
+        group = self._group(container)
+        if group is None or not self._cgroups.exists(group) or not self._cgroups.stats(group).pids_refused:
+            return ""
+        return (
+            f"the host refused the sandbox more tasks than {self._cgroups.stats(group).pids_limit}: what ran in it "
+            "started more processes than --pids-limit gives room for, and it ended as a whole"
+        )
+
     def was_oom(self, container: str) -> bool:
         group = self._group(container)
         return bool(group and self._cgroups.exists(group) and self._cgroups.stats(group).oom_kills)
@@ -130,6 +141,8 @@ class GvisorInside:
         create = [self._runtime.program, *self._runtime.global_arguments, "create", "--bundle", str(folder), pod]
         try:
             await rest.launcher(starting=False).run(create)
+            bound = driver.OWN_TASKS + driver.PROCESS_TASKS * rest.pids
+            self._cgroups.set_limits(driver.sandbox_group(given.sandbox.cgroup), cgroups.Limits(pids=bound))
             await rest.launcher(starting=True).run(self._runtime.start(pod))
         except BaseException:
             await self.leave(given.pod, given.sandbox.cgroup)
@@ -212,7 +225,7 @@ class GvisorInside:
             memory_bytes=max(0, (figures.memory_bytes or 0) - (figures.memory_cache_bytes or 0)),
             memory_limit_bytes=figures.memory_limit_bytes or 0,
             pids=len(inside),
-            pids_limit=figures.pids_limit or 0,
+            pids_limit=max(0, ((figures.pids_limit or 0) - driver.OWN_TASKS) // driver.PROCESS_TASKS),
             read_bytes=figures.io_read_bytes or 0,
             write_bytes=figures.io_write_bytes or 0,
         )
