@@ -197,6 +197,11 @@ def _wanted_device(device: Device) -> Field:
     return _device(device.path, mode, (device.major, device.minor), (device.uid or 0, device.gid or 0))
 
 
+def cpu_weight(shares: int) -> int:
+    """cgroup v2's weight (1..10000) for v1's shares (2..262144): the formula of runc and crun."""
+    return 1 + (min(max(shares, 2), 262_144) - 2) * 9999 // 262_142
+
+
 def limit_fields(config: Config) -> list[Field]:
     """The limits of cgroup v2 inside the guest, one (file, value) each."""
     found: list[tuple[str, str]] = []
@@ -205,7 +210,11 @@ def limit_fields(config: Config) -> list[Field]:
         found.append(("pids.max", str(resources.pids.limit)))
     if resources.memory is not None and resources.memory.limit is not None and resources.memory.limit > 0:
         found.append(("memory.max", str(resources.memory.limit)))
+    if resources.memory is not None and resources.memory.reservation is not None and resources.memory.reservation > 0:
+        found.append(("memory.low", str(resources.memory.reservation)))
     cpu = resources.cpu
+    if cpu is not None and cpu.shares:
+        found.append(("cpu.weight", str(cpu_weight(cpu.shares))))
     if cpu is not None and cpu.quota is not None and cpu.quota > 0:
         found.append(("cpu.max", f"{cpu.quota} {cpu.period or 100_000}"))
     return [Field(Tag.LIMIT, f"{name}\0{value}".encode()) for name, value in found]

@@ -147,8 +147,13 @@ def resources(wanted: Resources, machine_bytes: int) -> dict[str, Any]:
     room = max(machine_bytes - bundles.GUEST_OVERHEAD_BYTES - machine_bytes // 64, _LEAST_ROOM_BYTES)
     # An update may have gone beyond the machine that the first start made.
     found["memory"] = {"limit": wanted.memory_bytes or room}
-    if wanted.cpu_millis:
-        found["cpu"] = {"quota": wanted.cpu_millis * 100, "period": 100_000}
+    if wanted.memory_reservation_bytes:
+        found["memory"]["reservation"] = wanted.memory_reservation_bytes
+    cpu = {"quota": wanted.cpu_millis * 100, "period": 100_000} if wanted.cpu_millis else {}
+    if wanted.cpu_shares is not None:
+        cpu["shares"] = wanted.cpu_shares
+    if cpu:
+        found["cpu"] = cpu
     return found
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from casemate.isolation.bundle import BundleInput
 from casemate.isolation.level import InnerProcess, InnerUsage, is_lone
-from casemate.isolation.microvm import frames, guestrows, making
+from casemate.isolation.microvm import config, frames, guestrows, making
 from casemate.isolation.microvm.driver import MicrovmLevel
 from casemate.isolation.microvm.errors import MachineMissing
 from casemate.isolation.microvm.frames import Field, Kind, Tag
@@ -129,6 +129,10 @@ def limit_fields(wanted: Resources) -> list[Field]:
         found.append(("memory.max", str(wanted.memory_bytes or "max")))
     if wanted.cpu_millis is not None:
         found.append(("cpu.max", f"{wanted.cpu_millis * 100 or 'max'} 100000"))
+    if wanted.memory_reservation_bytes is not None:
+        found.append(("memory.low", str(wanted.memory_reservation_bytes)))
+    if wanted.cpu_shares is not None:
+        found.append(("cpu.weight", str(config.cpu_weight(wanted.cpu_shares))))
     if wanted.pids is not None:
         found.append(("pids.max", str(wanted.pids) if wanted.pids > 0 else "max"))
     return [Field(Tag.LIMIT, f"{name}\0{value}".encode()) for name, value in found]

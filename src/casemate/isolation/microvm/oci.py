@@ -84,11 +84,13 @@ class Pids(Struct, frozen=True):
 
 class MemoryLimit(Struct, frozen=True):
     limit: int | None = None
+    reservation: int | None = None
 
 
 class Cpu(Struct, frozen=True):
     quota: int | None = None
     period: int | None = None
+    shares: int | None = None
 
 
 class Resources(Struct, frozen=True):
