@@ -147,7 +147,9 @@ def _told(answer: dict[str, object], now: dict[str, object]) -> str:
         return f"{head:<12}{clean(str(text))}\n" if text else ""
 
     text = line(str(answer.get("kind", "")), answer.get("name"))
-    text += line("image", answer.get("image")) + line("digest", answer.get("digest"))
+    if answer.get("kind") != "image" or answer.get("image") != answer.get("name"):
+        text += line("image", answer.get("image"))
+    text += line("digest", answer.get("digest"))
     text += line("repository", answer.get("repository"))
     if answer.get("level"):
         text += line("runs at", answer["level"])
