@@ -3,6 +3,7 @@
 ::
 
     from casemate.sdk import Client
+
     trust = Client().trust
     trust.import_feed("debian-tracker", open("debian.json", "rb"))
     for upgrade in trust.scan("debian:12").upgrades:

@@ -264,4 +264,4 @@ def test_a_mistake_is_told_with_its_file_and_its_place_there(casemate: Casemate,
     assert f"{bad}, document 1: ".encode() in casemate.ended("trust", "policy", "apply", trust, str(bad)).stderr
     assert f"{bad}, document 1: ".encode() in casemate.ended("policy", "apply", trust, str(bad)).stderr
     bad.write_text("tests: [")
-    assert f"{bad}:1:9: not YAML".encode() in casemate.ended("policy", "test", str(bad)).stderr
+    assert f"{bad}:2:1: not YAML".encode() in casemate.ended("policy", "test", str(bad)).stderr

@@ -59,10 +59,11 @@ class Files:
 
         ``line N: ORIGIN[K]...`` names both; the line is enough, and stands in the form that editors jump to.
         """
-        line, _, after = detail.removeprefix("line ").partition(": ")
-        if detail.startswith("line ") and line.isdecimal() and after.startswith(f"{origin}["):
-            name, first = self._of(int(line[:9]), [part.count(b"\n") + 2 for part in self.parts])
-            return f"{name}:{int(line[:9]) - first}: {after.partition('].')[2] or after.partition(']: ')[2]}"
+        before, _, after = detail.partition(": ")
+        number = _number(before.removeprefix("line ")) if before.startswith("line ") else None
+        if number is not None and after.startswith(f"{origin}["):
+            name, first = self._of(number, [part.count(b"\n") + 2 for part in self.parts])
+            return f"{name}:{number - first}: {after.partition('].')[2] or after.partition(']: ')[2]}"
         rest = detail.removeprefix(origin)
         if rest == detail:
             return detail
