@@ -80,6 +80,8 @@ class Batch:
     table: str
     parts: list[bytes] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
+    #: Rules that each chain has afterwards, of those chains that are emptied or made first.
+    rules: dict[str, int] = field(default_factory=dict)
 
     def add(self, kind: int, flags: int, body: bytes, what: str) -> None:
         # The sequence number says which message the kernel refused.
@@ -98,13 +100,17 @@ class Batch:
         if kind:
             body += nested(4, u32(1, hook), u32(2, priority)) + u32(5, 1) + text(7, kind)
         self.add(NEW_CHAIN, _CREATE, body, f"chain {name}")
+        self.rules[name] = 0
 
     def flush_chain(self, name: str) -> None:
         self.add(DELETE_RULE, 0, text(1, self.table) + text(2, name), f"flushing chain {name}")
+        self.rules[name] = 0
 
     def new_rule(self, chain: str, expressions: bytes) -> None:
         body = text(1, self.table) + text(2, chain) + nested(4, expressions)
         self.add(NEW_RULE, _CREATE | _APPEND, body, f"a rule of chain {chain}")
+        if chain in self.rules:
+            self.rules[chain] += 1
 
     def new_counter(self, name: str) -> None:
         body = text(1, self.table) + text(2, name) + u32(3, 1) + nested(4)

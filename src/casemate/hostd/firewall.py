@@ -215,7 +215,7 @@ class Firewall:
             self._referrals.abandon()
 
     def close(self) -> None:
-        for one in (self._referrals, self._holds, self._kernel):
+        for one in (self._referrals, self._holds, self._kernel, self.followed):
             if one is not None:
                 one.close()
 

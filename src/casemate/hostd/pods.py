@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from casemate.host import cgroups, conntrack, nft
+from casemate.host import cgroups, conntrack
 from casemate.hostd import checks
 from casemate.hostd.context import Context
 from casemate.hostd.errors import WrongState
@@ -205,7 +205,7 @@ def close_ports(context: Context, pod: Pod) -> None:
 async def keep_firewall(context: Context) -> None:
     """Make whole what somebody took of the firewall; to see that nobody did takes 20 us while no rule of the host's
     changes, 2 ms when one did, and no program."""
-    now = nft.generation()
+    now = context.firewall.followed.now()
     if now == context.firewall.followed.at:
         return
     if context.nat.is_as_left() and not context.firewall.what_lacks():
@@ -244,7 +244,7 @@ async def ensure_firewall(context: Context) -> None:
         log.info("%s", line)
     if known and done:
         context.emit(FirewallRepaired(tuple(done)))
-    context.firewall.followed.at = nft.generation()
+    context.firewall.followed.at = context.firewall.followed.now()
 
 
 def all_links(context: Context) -> Iterator[plan.PodLink]:

@@ -22,7 +22,7 @@ from casemate.policy.identity import Identity, Kind
 from casemate.policy.lower import Runs, alike, runs, tightens
 from casemate.policy.ports import LAST_PLACE, NamedPort
 from casemate.policy.rulebook import Masks, Rulebook, Zone, particular_peers, zone_of
-from casemate.policy.rules import Direction, Rule, RuleSet, Tier
+from casemate.policy.rules import Direction, Names, Rule, RuleSet, Tier
 from casemate.policy.verdict import Verdict
 
 MAX_IDENTITIES = 65_536
@@ -91,6 +91,11 @@ class Compiler:
     @property
     def identities(self) -> Mapping[int, Identity]:
         return self._book.identities
+
+    @property
+    def names(self) -> tuple[Names, ...]:
+        """The names of the outside that rules speak of."""
+        return self._book.names
 
     @property
     def elements(self) -> dict[Pair, Runs]:

@@ -87,7 +87,7 @@ class Kernel:
             rules.add_holds(batch, self.spec, self.holding)
             await self._pack(batch, NEW_ELEMENTS, chain(verdict_rows(), rows))
             await self._commit(batch, size)
-            self._rules = self._socket.rules(self.spec.table)
+            self._rules = dict(batch.rules)
 
     async def change(self, change: Change) -> None:
         """One transaction. Raises :class:`NftFailed`; nothing has changed then."""
@@ -101,8 +101,7 @@ class Kernel:
                 _flush_generation(batch)
                 rules.add_switch(batch, change.generation)
             await self._commit(batch, change.size)
-            if change.generation is not None:
-                self._rules = self._socket.rules(self.spec.table)
+            self._rules.update(batch.rules)
 
     async def set_holding(self, holding: bool) -> None:
         """Have new connections looked for in the set of held pods, or not: that costs every packet something."""
@@ -115,7 +114,7 @@ class Kernel:
             rules.add_holds(batch, self.spec, holding)
             await self._commit(batch, 0)
             self.holding = holding
-            self._rules = self._socket.rules(self.spec.table)
+            self._rules.update(batch.rules)
 
     async def put(self, rows: Sequence[Row]) -> None:
         """Add elements; a timed one that is there begins its time anew."""

@@ -18,7 +18,7 @@ from casemate.node.policy import rights, store
 from casemate.node.policy.errors import PolicyNotFound
 from casemate.node.policy.reading import read_text
 from casemate.node.policy.ruleset import standing
-from casemate.node.policy.state import Policy
+from casemate.node.policy.state import Policy, without
 from casemate.policy import analysis
 from casemate.policy.addresses import BlockIndex
 from casemate.policy.compile import Compiler
@@ -65,7 +65,7 @@ class _Done:
 
     transaction: Transaction
     names: dict[int, str]
-    documents: list[Document]
+    documents: dict[str, Document]
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,17 +140,16 @@ async def _change(core: Core, policy: Policy, change: _Change, caller: Caller, *
     """Do it, or rehearse it; the policy's lock is held."""
     touched = [*change.put, *(policy.documents[key] for key in change.drop)]
     gone = set(change.drop)
-    documents = {key: one for key, one in policy.documents.items() if key not in gone}
-    documents |= {one.key: one for one in change.put}
+    documents = without(policy.documents, gone) | {one.key: one for one in change.put}
     if dry_run:
         policies = await asyncio.to_thread(together, list(documents.values()))
         transaction, planner = await asyncio.to_thread(_rehearsed, policy, policies)
-        return _Done(transaction, _names(planner.compiler if planner else None, transaction), list(documents.values()))
+        return _Done(transaction, _names(planner.compiler if planner else None, transaction), documents)
     for one in touched:
         if not one.project:
             rights.demand(caller, f"the operator's document {one.key}")
     if not touched:
-        return _Done(Transaction("nothing"), {}, list(documents.values()))
+        return _Done(Transaction("nothing"), {}, documents)
     at = core.clock()
 
     def written(db: sqlite3.Connection) -> None:
@@ -163,12 +162,11 @@ async def _change(core: Core, policy: Policy, change: _Change, caller: Caller, *
                 events.add(db, at, "policy", told.key, told.action)
                 audit.append(db, at, caller.who, f"policy.{told.action}", told.key, rules=_rules(documents, told.key))
 
-    rows = {key: row for key, row in policy.rows.items() if key not in gone}
-    rows |= {one.key: _row(one, at, caller.who) for one in change.put}
+    rows = without(policy.rows, gone) | {one.key: _row(one, at, caller.who) for one in change.put}
     transaction, _ = await policy.change_documents(change.put, change.drop, written, lambda: rows)
     core.events.wake()
     names = _names(policy.planner.compiler if policy.planner else None, transaction)
-    return _Done(transaction, names, list(documents.values()))
+    return _Done(transaction, names, documents)
 
 
 async def _told(policy: Policy, change: _Change, done: _Done, *, dry_run: bool) -> PolicyApplied:
@@ -177,8 +175,8 @@ async def _told(policy: Policy, change: _Change, done: _Done, *, dry_run: bool) 
     def name(number: int) -> str:
         return done.names.get(number, "everyone" if not number else str(number))
 
-    seen = await asyncio.to_thread(_looked_at, policy, done.documents, change)
-    diffs = await asyncio.to_thread(change.with_diffs)
+    # One hop: each may wait 5 ms for Python's lock.
+    seen, diffs = await asyncio.to_thread(lambda: (_looked_at(policy, done.documents, change), change.with_diffs()))
     transaction = done.transaction
     tightened = tuple(f"{name(one)} to {name(other)}" for one, other in transaction.tightened[:MAX_STEPS])
     return PolicyApplied(
@@ -199,7 +197,7 @@ def _row(one: Document, at: float, who: str) -> PolicyRow:
     )
 
 
-def _looked_at(policy: Policy, documents: list[Document], change: _Change) -> _Seen:
+def _looked_at(policy: Policy, documents: dict[str, Document], change: _Change) -> _Seen:
     """What is odd about the set, and the paths that it leaves across walls. In a thread.
 
     All of it is compiled once more for that. Where this would take seconds, only the documents that came are looked
@@ -209,7 +207,7 @@ def _looked_at(policy: Policy, documents: list[Document], change: _Change) -> _S
     if len(policy.rules.rules) * len(known) > MAX_LOOK and not any(one.parsed.walls for one in change.put):
         warnings = analysis.warnings_of(together(change.put).rules, known.values())
         return _Seen([*warnings, "the set is large: contradictions were not looked for"], [])
-    policies = together(documents)
+    policies = together(documents.values())
     ends = policy.ends(policies.walls)
     _, own = policy.worked_out(policies)
     compiler = compiled(own, ends)

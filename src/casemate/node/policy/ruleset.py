@@ -7,7 +7,7 @@ a tier before every document's, which no audit mode reaches.
 
 from __future__ import annotations
 
-from bisect import insort
+from bisect import bisect_left, insort
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -137,22 +137,19 @@ def effective(
 
 @dataclass(frozen=True, slots=True)
 class Patch:
-    """Another set of documents, where little is different: the set, both lists of rules, and what differs."""
+    """Another set of documents, where little is different: both lists of rules, and what differs."""
 
-    policies: Policies
     rules: RuleSet
     own: RuleSet
     removed: list[Rule]
     added: list[Rule]
 
 
-def patched(
-    policies: Policies, rules: RuleSet, own: RuleSet, gone: Iterable[Document], come: Iterable[Document]
-) -> Patch | None:
-    """The documents *gone* out of *policies* and *come* into them, in time that grows with those alone.
+def patched(rules: RuleSet, own: RuleSet, gone: Iterable[Document], come: Iterable[Document]) -> Patch | None:
+    """The documents *gone* out of what is in force and *come* into it, each rule found by its place in the order.
 
     None where it is not so simple: hours, audited segments, walls, many rules. *rules* and *own* are what
-    :func:`effective` gave for *policies*.
+    :func:`effective` gave before.
     """
     touched = [*gone, *come]
     removed = [rule for one in gone for rule in one.parsed.rules]
@@ -161,14 +158,21 @@ def patched(
         one.parsed.audited or one.parsed.walls or any(rule.windows for rule in one.parsed.rules) for one in touched
     ):
         return None
-    out = set(map(id, removed))
-    kept = [rule for rule in policies.rules if id(rule) not in out] if out else list(policies.rules)
-    if len(kept) + len(added) > MAX_RULES:
+    if len(own.rules) - len(removed) + len(added) > MAX_RULES:
         return None
-    ordered = [rule for rule in own.rules if id(rule) not in out] if out else list(own.rules)
+    ordered = list(own.rules)
+    for rule in removed:
+        place = bisect_left(ordered, rule.order, key=_order)
+        if place == len(ordered) or ordered[place] is not rule:
+            return None
+        del ordered[place]
     for rule in added:
-        insort(ordered, rule, key=lambda one: one.order)
+        insort(ordered, rule, key=_order)
     above = rules.rules[: len(rules.rules) - len(own.rules)]
     after = RuleSet(tuple(ordered), own.audited, own.default)
     whole = RuleSet((*above, *ordered), own.audited, own.default) if above else after
-    return Patch(Policies((*kept, *added), policies.audited, policies.walls), whole, after, removed, added)
+    return Patch(whole, after, removed, added)
+
+
+def _order(rule: Rule) -> tuple[int, tuple[int, str, int], str]:
+    return rule.order
