@@ -85,6 +85,7 @@ ROWS: tuple[tuple[str, str, str, str, str], ...] = (
     ("quarantine ls", "referrals", "HELD", "List quarantines", "Policy"),
     ("quarantine release", "referrals", "RELEASE", "Let quarantined workloads talk again", "Policy"),
     ("wall ls", "walls", "LS", "List conflict-of-interest walls", "Policy"),
+    ("wall check", "walls", "CHECK", "Prove that the rules leave no path across walls, or name each", "Policy"),
     ("wall report", "walls", "REPORT", "Print the evidence of walls, and check its chain", "Policy"),
     ("wall release", "walls", "RELEASE", "Let a workload begin anew behind a wall", "Policy"),
     ("flows", "flows", "FLOWS", "Show who talks to whom, seen from outside", "Network"),

@@ -131,7 +131,9 @@ class Compiler:
             pairs = ((own.egress, based.ingress), (based.egress, own.ingress))
             if any(_passes(self._bases.pairs.get(pair, ())) for pair in pairs):
                 yield from (other for other in members if other not in near)
-        for other in near & {other for members in among.values() for other in near & members}:
+        for other in near:
+            if other not in among.get(self.based[other], ()):
+                continue
             both = ((number, other), (other, number))
             if any(self._is_asked(*pair) and _passes(self.verdicts(*pair)) for pair in both):
                 yield other
