@@ -38,6 +38,8 @@ MAX_BATCH_BYTES = 128 << 20
 _TIMEOUT_S = 30.0
 SET_INTERVAL, SET_MAP, SET_TIMEOUT, SET_EVAL, SET_CONCAT = 4, 8, 0x10, 0x20, 0x80
 _DATA_VERDICT = 0xFFFFFF00
+#: NFTA_SET_COUNT (Linux 6.16)
+_SET_COUNT = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,6 +330,16 @@ class NftSocket:
         rows = (dict(attributes(body)) for body in self.dump(_GET_SET, text(1, table)))
         return [_text(row.get(2)) for row in rows if _text(row.get(1)) == table]
 
+    def set_sizes(self, table: str) -> dict[str, int]:
+        """How many elements each set of *table* has; those of which the kernel does not say so (before 6.16) are
+        left out."""
+        rows = (dict(attributes(body)) for body in self.dump(_GET_SET, text(1, table)))
+        return {
+            _text(row.get(2)): struct.unpack("!I", row[_SET_COUNT])[0]
+            for row in rows
+            if _text(row.get(1)) == table and len(row.get(_SET_COUNT, b"")) == 4
+        }
+
     def counters(self, table: str) -> dict[str, int]:
         """Named counters of *table*, in packets."""
         found: dict[str, int] = {}
@@ -337,6 +349,11 @@ class NftSocket:
                 data = dict(attributes(row[4]))
                 found[_text(row.get(2))] = struct.unpack("!Q", data[2])[0] if 2 in data else 0
         return found
+
+    def listings(self, table: str, name: str) -> Iterator[bytes]:
+        """The elements of a set as the kernel lists them, some hundred in each."""
+        for body in self.dump(_GET_ELEMENTS, text(1, table) + text(2, name)):
+            yield from (listing for kind, listing in attributes(body) if kind == 3)
 
     def elements(self, table: str, name: str) -> Iterator[tuple[bytes, bytes, bytes]]:
         """Key, end of the interval (or nothing) and raw data attribute of each element."""

@@ -207,8 +207,13 @@ async def keep_firewall(context: Context) -> None:
     changes, 2 ms when one did, and no program."""
     now = context.firewall.followed.now()
     if now == context.firewall.followed.at:
+        if context.firewall.is_look_due:
+            _tell_repaired(context, await context.firewall.look())
+        else:
+            context.firewall.note()
         return
     if context.nat.is_as_left() and not context.firewall.what_lacks():
+        context.firewall.unsure()
         context.firewall.followed.at = now
         return
     await ensure_firewall(context)
@@ -240,11 +245,15 @@ async def ensure_firewall(context: Context) -> None:
         return
     known = context.firewall.is_open
     done = [*await context.nat.ensure(known_links(context)), *await context.firewall.ensure()]
+    _tell_repaired(context, done, known=known)
+    context.firewall.followed.at = context.firewall.followed.now()
+
+
+def _tell_repaired(context: Context, done: list[str], *, known: bool = True) -> None:
     for line in done:
         log.info("%s", line)
     if known and done:
         context.emit(FirewallRepaired(tuple(done)))
-    context.firewall.followed.at = context.firewall.followed.now()
 
 
 def all_links(context: Context) -> Iterator[plan.PodLink]:
