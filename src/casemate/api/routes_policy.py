@@ -143,7 +143,7 @@ async def status(call: Call) -> object:
 
 
 async def identities(call: Call) -> object:
-    return await asking.identities(call.core)
+    return await asking.identities(call.core, call.query.project)
 
 
 async def walls(call: Call) -> object:
@@ -189,7 +189,7 @@ ROWS = (
         answer="application/json"),
     Row("GET", "/v1/policy/status", status, "What holds, what is held and waits, what was counted", NoQuery,
         answer=schema.PolicyStatus, errors=(503,)),
-    Row("GET", "/v1/identities", identities, "List identities", NoQuery, answer=schema.IdentityList),
+    Row("GET", "/v1/identities", identities, "List identities", ListQuery, answer=schema.IdentityList),
     Row("GET", "/v1/walls", walls, "List walls, who is bound, and paths across them", NoQuery, answer=schema.WallList),
     Row("POST", "/v1/walls/check", wall_check, "Prove that no path leads across walls (the body is YAML, or empty)",
         CheckQuery, answer=WallCheck, stream_body=YAML, errors=(413,)),

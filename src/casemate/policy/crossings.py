@@ -15,8 +15,9 @@ from itertools import pairwise
 
 from casemate.policy.bases import Based
 from casemate.policy.compile import Compiler
-from casemate.policy.identity import Kind
-from casemate.policy.ports import split
+from casemate.policy.decision import UNGOVERNED
+from casemate.policy.identity import Identity, Kind
+from casemate.policy.ports import SPAN, split
 from casemate.policy.verdict import Verdict
 from casemate.policy.walls import Wall
 
@@ -55,16 +56,29 @@ class Crossing:
         """What tells it from others when the rules change: whom it joins, not by which rules."""
         return (self.wall, self.one, self.other, self.outside)
 
-    def describe(self, compiler: Compiler) -> str:
-        named = compiler.identities
+    def describe(self, compiler: Compiler, named: Mapping[int, str] | None = None) -> str:
+        """In words; *named*: who has an identity, in place of its labels."""
+
+        def name(number: int) -> str:
+            return (named or {}).get(number) or _plain(compiler.identities[number])
+
         if not self.hops:
-            return f"wall {self.wall}: {named[self.both].describe()} is in {self.one} and {self.other} at once"
+            return f"wall {self.wall}: {name(self.both)} is in {self.one} and {self.other} at once"
         steps = []
         for hop in self.hops:
-            source, destination = (named[n].describe() for n in (hop.source, hop.destination))
-            steps.append(f"{source} to {destination} {hop.place} ({hop.verdict.word} by {' and '.join(hop.rules)})")
+            why = " and ".join(dict.fromkeys(rule for rule in hop.rules if rule != UNGOVERNED))
+            steps.append(f"{name(hop.source)} to {name(hop.destination)} {hop.place} ({hop.verdict.word} by {why})")
         where = ", through the outside" if self.outside else ""
         return f"wall {self.wall}: {self.one} and {self.other} are joined{where}: {'; '.join(steps)}"
+
+
+def _plain(identity: Identity) -> str:
+    """An identity by what its user gave it; what Casemate gives is left out."""
+    if identity.kind is not Kind.POD:
+        known = ",".join(sorted(identity.dns)) or (f"{len(identity.blocks)} blocks" if identity.blocks else "")
+        return f"the outside ({known})" if known else "the outside"
+    shown = ",".join(f"{key}={value}" for key, value in identity.labels if not key.startswith("casemate/"))
+    return f"{identity.project}/({shown or 'no labels'})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,7 +264,9 @@ class _Search:
             for cell in self._compiler.cells(source, destination):
                 if cell.verdict < Verdict.HOLD:
                     protocol, first, last = next(iter(split(cell.first, cell.last)))
-                    place = f"{protocol.name.lower()}/{first}" + (f"-{last}" if last != first else "")
+                    place = protocol.name.lower()
+                    if (first, last) != (0, SPAN - 1):
+                        place += f"/{first}" + (f"-{last}" if last != first else "")
                     rules = (cell.decision.egress.rule, cell.decision.ingress.rule)
                     return Hop(source, destination, cell.verdict, place, rules)
         raise AssertionError(f"{one} and {other} are no neighbours")

@@ -97,8 +97,7 @@ def _diff_line(line: str) -> str:
 
 
 def ls(arguments: Arguments, context: Context) -> int:
-    pairs: Pairs = [("project", context.project)] if context.project != "default" else []
-    answer = object_of(context.client.get(_DOCUMENTS, pairs))
+    answer = object_of(context.client.get(_DOCUMENTS, context.of_project()))
     if context.json:
         context.answer(answer)
         return 0
@@ -239,7 +238,7 @@ def status(_: Arguments, context: Context) -> int:
 
 
 def identities(arguments: Arguments, context: Context) -> int:
-    answer = object_of(context.client.get("/v1/identities"))
+    answer = object_of(context.client.get("/v1/identities", context.of_project()))
     found = rows_of(answer, "identities")
     if context.json:
         context.answer(found)

@@ -52,7 +52,7 @@ def check(arguments: Arguments, context: Context) -> int:
     if missing:
         raise usage(f"no wall is called {sorted(missing)[0]!r}", "`casemate wall ls` lists those that are in force.")
     strict = arguments.on("outside")
-    closed = all(row.get("whole") and not _open(row, strict=strict) for row in found)
+    closed = all(row.get("whole", True) and not _open(row, strict=strict) for row in found)
     if context.json:
         context.answer({"walls": found, "closed": closed})
         return 0 if closed else 1
@@ -76,11 +76,11 @@ def _proof(row: dict[str, object], context: Context, *, strict: bool) -> None:
     """One wall's proof, or its paths, in lines."""
     name = clean(str(row.get("wall")))
     members = ", ".join(f"{one.get('name')} ({one.get('identities')} identities)" for one in rows_of(row, "members"))
-    looked = f"{row.get('rules')} rules, {row.get('identities')} identities"
+    looked = f"{row.get('rules', 0)} rules, {row.get('identities')} identities"
     hours = row.get("hours")
     looked += f", {hours} different hours" if isinstance(hours, int) and hours > 1 else ""
     paths = _open(row, strict=strict)
-    if not row.get("whole"):
+    if not row.get("whole", True):
         verdict = coloured("NOT PROVED: its rules have too many different hours", "31", 1)
     elif paths:
         verdict = coloured(f"OPEN: {len(paths)} paths", "31", 1)

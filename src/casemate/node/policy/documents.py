@@ -168,6 +168,7 @@ async def _change(
 
     rows = without(policy.rows, gone) | {one.key: _row(one, at, caller.who) for one in change.put}
     transaction, _ = await policy.change_documents(change.put, change.drop, written, lambda: rows)
+    core.walls.paths = {path.crossing.key for path in paths.paths} if policy.walls else None
     core.events.wake()
     names = _names(policy.planner.compiler if policy.planner else None, transaction)
     return _Done(transaction, names, documents, paths)

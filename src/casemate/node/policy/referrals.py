@@ -69,6 +69,11 @@ class _Answer:
     lifetime_s: int = 0
 
 
+def concerns(row: ReferralRow, project: str) -> bool:
+    """Whether an end of *row* is in *project*; "" is every project."""
+    return not project or any(end.startswith(f"{project}/") for end in (row.source, row.destination))
+
+
 def key_of(asked: Connection) -> str:
     """By what an answer is remembered: the two workloads (an outside end by its address), protocol and port."""
     return f"{asked.source.name} {asked.destination.name} {asked.protocol.name.lower()}/{asked.port}"
@@ -473,15 +478,18 @@ class Referrals:
 
     # --- looking --------------------------------------------------------------------------------------------------
 
-    async def listing(self, limit: int) -> ReferralList:
-        """Those that wait, the newest that were decided, and what is remembered."""
-        decided = await self._core.db.read(lambda db: store.referrals(db, limit))
+    async def listing(self, limit: int, project: str = "") -> ReferralList:
+        """Those that wait, the newest that were decided, and what is remembered; with an end in *project*, if given."""
+        decided = await self._core.db.read(lambda db: store.referrals(db, limit, project))
         unwritten = tuple(reversed(self._rows[-limit:]))
         known = {row.number for row in unwritten}
         now = self._core.clock()
         kept = tuple(row for until, row in self._remembered.values() if not until or until > now)
         waiting = tuple(self._row(prompt, None) for prompt in self._prompts.values())
         both = (*unwritten, *(row for row in decided if row.number not in known))
+        waiting, both, kept = (
+            tuple(row for row in rows if concerns(row, project)) for rows in (waiting, both, kept)
+        )  # fmt: skip
         return ReferralList(waiting, both[:limit], kept, dict(self.counters))
 
     def _tell(self, row: ReferralRow, *, prompted: bool) -> None:

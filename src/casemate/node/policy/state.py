@@ -405,6 +405,17 @@ class Policy:
         await self._keep_numbers()
         await self._commit(transaction)
 
+    async def relabelled(self, pods: Iterable[str]) -> None:
+        """The labels of these pods' project are others in the store now."""
+        async with self.lock:
+            await self.load_held()
+            for pod in pods:
+                old = self.workloads.get(pod)
+                fresh = await self._db.read(lambda db, pod=pod: endpoints.read_workload(db, pod))  # type: ignore[misc]
+                if old is not None and fresh is not None:
+                    self.note(replace(fresh, made=old.made))
+                    await self.put_again(pod)
+
     async def put_again(self, pod: str) -> None:
         """The labels that Casemate gives this pod have changed; :attr:`lock` is held."""
         workload = self.workloads.get(pod)

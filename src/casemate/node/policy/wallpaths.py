@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from casemate.node import audit, events
@@ -71,12 +70,14 @@ def look(policies: Policies, own: RuleSet, ends: Iterable[Endpoint]) -> Seen:
     paths: dict[tuple[str, str, str, bool], Path] = {}
     proofs: dict[str, WallProof] = {}
     for rules in sets:
-        compiler, counts = compiled_world(standing(rules, policies.walls), found)
+        compiler, holders = compiled_world(standing(rules, policies.walls), found)
+        counts = {number: len(names) for number, names in holders.items()}
+        named = {number: _several(names) for number, names in holders.items()}
         for proof in prove(compiler, policies.walls, counts):
             for one in proof.crossings:
-                paths.setdefault(one.key, Path(one, one.describe(compiler)))
+                paths.setdefault(one.key, Path(one, one.describe(compiler, named)))
             held = proofs.get(proof.wall)
-            guarded = {compiler.identities[number].describe() for number in proof.guarded}
+            guarded = {named[number] for number in proof.guarded}
             proofs[proof.wall] = WallProof(
                 wall=proof.wall, identities=len(compiler.identities), rules=len(rules.rules), hours=len(sets),
                 members=tuple(WallCount(name, count) for name, count in proof.members),
@@ -110,21 +111,29 @@ def _hours(policies: Policies, own: RuleSet) -> tuple[list[RuleSet], bool]:
     return [policies.in_force(at, own.default) for at in chosen.values()], True
 
 
-def compiled_world(rules: RuleSet, ends: Iterable[Endpoint]) -> tuple[Compiler, dict[int, int]]:
-    """*rules* for the identities of *ends* and those of the outside, and how many workloads have each.
+def _several(names: Sequence[str]) -> str:
+    """Who has an identity: the first few by name."""
+    shown = ", ".join(names[:3])
+    return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown
+
+
+def compiled_world(rules: RuleSet, ends: Iterable[Endpoint]) -> tuple[Compiler, dict[int, list[str]]]:
+    """*rules* for the identities of *ends* and those of the outside, and which workloads have each.
 
     The outside: an identity for each set of blocks that rules name, and one for each name.
     """
     index = BlockIndex(block_groups(rules))
-    own = [identity_of(end, index) for end in ends]
+    own = [(end.name, identity_of(end, index)) for end in ends]
     world = {Identity(Kind.WORLD, blocks=groups) for version in (4, 6) for _, _, groups in index.cells(version)}
     patterns = {
         pattern for rule in rules.rules for peer in rule.peers if isinstance(peer, Names) for pattern in peer.patterns
     }
     world |= {Identity(Kind.WORLD, dns=frozenset({pattern.replace("*", "any", 1)})) for pattern in patterns}
-    numbers = NOBODY.allocate([*own, *world]).numbers
-    counts = Counter(numbers[identity] for identity in own)
-    return Compiler(rules, {number: identity for identity, number in numbers.items()}), dict(counts)
+    numbers = NOBODY.allocate([*(identity for _, identity in own), *world]).numbers
+    holders: dict[int, list[str]] = {}
+    for name, identity in sorted(own, key=lambda one: one[0]):
+        holders.setdefault(numbers[identity], []).append(name)
+    return Compiler(rules, {number: identity for identity, number in numbers.items()}), holders
 
 
 async def looked(policy: Policy, documents: Mapping[str, Document] | None = None) -> Seen:
@@ -188,7 +197,6 @@ class Watch:
 
     def __init__(self, core: Core) -> None:
         self._core = core
-        self._known: set[tuple[str, str, str, bool]] | None = None
         self._again = False
         self._running = False
         core.policy.changed.append(self.changed)
@@ -196,7 +204,7 @@ class Watch:
     def changed(self) -> None:
         """Cheap; called at each change."""
         if not self._core.policy.walls:
-            self._known = None
+            self._core.walls.paths = None
             return
         self._again = True
         if not self._running:
@@ -222,7 +230,7 @@ class Watch:
         """Look now; paths that are new since the last look are told as events. They are the answer."""
         core = self._core
         seen = await looked(core.policy)
-        before, self._known = self._known, {path.crossing.key for path in seen.paths}
+        before, core.walls.paths = core.walls.paths, {path.crossing.key for path in seen.paths}
         new = tuple(path for path in seen.inside if before is not None and path.crossing.key not in before)
         if new:
             at = core.clock()

@@ -33,6 +33,8 @@ class Walls:
     bound: dict[str, dict[str, Binding]] = field(default_factory=dict)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     refused: dict[tuple[str, str, str], float] = field(default_factory=dict)
+    #: Paths across that were there when somebody looked last (wall, the two members, through the outside).
+    paths: set[tuple[str, str, str, bool]] | None = None
 
 
 def chained(before: str, entry: WallEntry) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from tests.unit.node.policy.site import ANYBODY, REFER, ROOT, Site, banks
+from tests.unit.node.policy.site import ANYBODY, REFER, ROOT, Site, banks, packet
 
 from casemate.hostd import protocol_firewall as wire
 from casemate.node.flows.wire import Referred as FlowReferred
@@ -23,12 +23,6 @@ from casemate.spec.api.policy import (
     ReferralAnswer,
 )
 from casemate.spec.errors import GrantMissing
-
-
-def packet(number: int, source: int, destination: int, port: int, protocol: int = 6) -> wire.ReferredPacket:
-    return wire.ReferredPacket(
-        number, bytes([10, 9, 0, source]), bytes([10, 9, 0, destination]), protocol, 40000 + number, port, ""
-    )
 
 
 async def _settled(site: Site, count: int) -> list[wire.ReferralAnswer]:
