@@ -155,6 +155,7 @@ async def build(context: Context, pod: Pod, container: ContainerSpec | None = No
         await ensure_firewall(context)
         waiting = await _reserve(context, spec, container)
         await context.firewall.add_pod(link(context, pod))
+        context.keeping.put(spec)
         await links.apply(link(context, pod), waiting)
         context.step("pod.link")
     elif spec.network.mode == "none" and pins:
@@ -352,6 +353,7 @@ async def discard(context: Context, pod: Pod) -> None:
                 await conntrack.forget(spec.network.address)
     if spec.network.mode == "pod":
         await context.firewall.remove_pod(link(context, pod))
+        context.keeping.take(spec)
     if is_machine(spec) and spec.network.mode == "pod":
         if context.machines is not None:
             await context.machines.pool.release(interface(context, pod))

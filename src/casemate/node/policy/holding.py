@@ -72,9 +72,7 @@ async def restart(core: Core, reference: str, project: str, request: RestartRequ
         released = await core.policy.firewall.release(pod.id)
         # Now that what is new goes to the pod, what was open does.
         facts = await kept.resume(accept=True)
-        await _note(
-            core, row, "released", waited=released.waited, refused=released.refused, caller=caller.who, **facts
-        )
+        await _note(core, row, "released", waited=released.waited, refused=released.refused, caller=caller.who, **facts)
 
 
 class _NothingKept:
