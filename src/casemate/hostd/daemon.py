@@ -22,6 +22,7 @@ from casemate.hostd import containers, housekeeping, microvm, pods, recovery
 from casemate.hostd.context import Context
 from casemate.hostd.firewall import Firewall
 from casemate.hostd.folders import Folders
+from casemate.hostd.keeping import Keeping
 from casemate.hostd.operations import Operations
 from casemate.hostd.records import Records
 from casemate.hostd.server import Server
@@ -128,6 +129,7 @@ async def make_context(settings: Settings, step: Callable[[str], None] | None) -
         emit=lambda event: context.emit(event),  # noqa: PLW0108 - it is set later
         on_hold_ended=lambda pod: pods.hold_ended(context, pod),
     )
+    context.keeping = Keeping(settings, context.state, lambda: nat.nft, context.firewall.followed)
     if step is not None:
         context.step = step
     recovery.make_folders(context)
@@ -202,6 +204,7 @@ async def serve(settings: Settings, step: Callable[[str], None] | None = None) -
             machines.cancel()
     finally:
         context.nat.close()
+        context.keeping.close()
         context.firewall.close()
         for launcher in context.launchers.values():
             launcher.close()

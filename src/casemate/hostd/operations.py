@@ -23,6 +23,7 @@ from casemate.hostd import (
     pods,
     protocol,
     protocol_firewall,
+    protocol_keeping,
     protocol_visibility,
 )
 from casemate.hostd.context import Context
@@ -95,6 +96,8 @@ class Operations:
                 return await context.firewall.handle(operation, fds), []
             case protocol_visibility.FlowsWatch() | protocol_visibility.ResolverListen():
                 return await context.visibility.handle(operation)
+            case protocol_keeping.RelayListen():
+                return Done(), context.keeping.listen()
             case protocol.ContainerStats():
                 return await observing.stats(context, operation.containers), []
             case _:
