@@ -19,7 +19,7 @@ from pathlib import Path
 import msgspec
 
 from casemate.host import cgroups, pidfd
-from casemate.hostd import checks, inputs, machinefiles, mounting, pods
+from casemate.hostd import checks, inputs, machinefiles, machinelimits, mounting, pods
 from casemate.hostd.context import Context
 from casemate.hostd.errors import WrongState
 from casemate.hostd.grants import Caller
@@ -76,6 +76,7 @@ async def prepare(context: Context, pod: Pod, container: Container) -> list[str]
     spec = container.record.spec
     await machinefiles.keep(context, pod, container)
     await retire(context, pod, container)
+    machinelimits.free(context, pod, container)
     warnings: list[str] = []
     if level.inside is not None:
         # Before the link is looked at: a machine that was kept ready and does not fit takes its tap along.
@@ -111,6 +112,7 @@ async def prepare(context: Context, pod: Pod, container: Container) -> list[str]
     if level.inside is not None:
         await level.inside.created(spec)
     warnings += _limit(context, pod, container, level)
+    warnings += machinelimits.hold(context, pod, container, spec.resources)
     context.step("container.limited")
     return list(warnings)
 

@@ -19,6 +19,7 @@ from casemate.hostd import (
     kernels,
     layers,
     leftovers,
+    machinelimits,
     observing,
     pods,
     protocol,
@@ -73,7 +74,7 @@ class Operations:
                 return Done(), []
             case protocol.PodUpdate():
                 async with self._pod(operation.pod) as pod:
-                    return Warnings(tuple(pods.update(context, pod, operation.resources))), []
+                    return Warnings(tuple(await machinelimits.update_pod(context, pod, operation.resources))), []
             case protocol.ContainerCreate():
                 caller = self._caller(fds)
                 async with self._pod(operation.container.pod) as pod:
@@ -306,6 +307,7 @@ class Operations:
         if in_cgroup and context.cgroups.exists(path):
             warnings += context.cgroups.set_limits(path, pods.limits(new, None if level is None else level.features))
             warnings += [] if level is None else containers.about_pids(level, new)
+        warnings += machinelimits.hold(context, pod, container, new)
         record = msgspec.structs.replace(container.record, spec=msgspec.structs.replace(spec, resources=both))
         container.record = record
         context.records.write_container(record)
