@@ -23,6 +23,7 @@ from casemate.isolation.microvm import (
     guestrows,
     making,
     reports,
+    resolver,
     seccomp_enosys,
     seccomp_oci,
 )
@@ -157,6 +158,8 @@ class Service:
             raise Conflict(f"container {one.id} is {one.status}, not created")
         if one.takes_network:
             await making.take_network(machine, one)
+            if resolver.is_asked(bundles.read(Path(one.bundle)), Path(one.bundle)):
+                await resolver.begin(machine, one, self._machines.settings.shim)
         # Before: an end that is reported at once must find it running.
         machine.set_status(one.id, "running")
         try:
