@@ -269,7 +269,8 @@ class Service:
 
     async def _update(self, ask: Message, _fds: list[int]) -> str:
         machine, one = self._place(ask)
-        document = ask.text(Tag.PROCESS, 64 << 10)
+        # As it came: what ask.text would replace (the end of a line) is part of JSON.
+        document = next((field.value for field in ask.fields if field.tag == Tag.PROCESS), b"")
         limits = limit_fields(reports.wanted(document, ask.texts(Tag.LIMIT)))
         if limits:
             await machine.monitor.ask(Kind.LIMITS, [frames.text(Tag.CONTAINER, one.id), *limits])
