@@ -152,7 +152,7 @@ class Operations:
             "conmon": context.conmon,
             "id_shift": str(context.id_shift),
         }
-        allowed = calls.offered(context.facts.machine)
+        allowed = calls.offered(context.facts.machine, context.gvisor_calls)
         return Welcome(protocol.PROTOCOL_VERSION, context.boot_id, context.levels.describe(), facts, allowed)
 
     def _caller(self, fds: list[int]) -> Caller:
