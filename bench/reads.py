@@ -74,7 +74,9 @@ def one(level: str) -> dict[tuple[str, str], dict[str, float]]:
     run([CASEMATE, "run", "-d", "--name", NAME, "--isolation", level, "-m", "512m", IMAGE, "sleep", "1000"])
     try:
         pod = run([CASEMATE, "inspect", "-f", "{{.Casemate.Pod.Id}}", NAME]).stdout.decode().strip()
-        qemu = next((pid for pid in processes("qemu-system", "-incoming") if pod in cgroup(pid)), "")
+        # The monitor's command line holds QEMU's.
+        found_pids = [pid for pid in processes("qemu-system", "-incoming") if pod in read_of(pid, "cgroup")]
+        qemu = next((pid for pid in found_pids if read_of(pid, "comm").startswith("qemu")), "")
         found = {}
         for what, words in READS.items():
             for state in ("from the image", "again"):
@@ -101,9 +103,9 @@ def read(words: str, qemu: str) -> dict[str, float]:
     return row
 
 
-def cgroup(pid: str) -> str:
+def read_of(pid: str, name: str) -> str:
     try:
-        return Path(f"/proc/{pid}/cgroup").read_text()
+        return Path(f"/proc/{pid}/{name}").read_text()
     except OSError:
         return ""
 
