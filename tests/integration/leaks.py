@@ -100,6 +100,8 @@ def _tables(scope: Scope) -> Iterator[str]:
 def _cgroups(scope: Scope) -> Iterator[str]:
     for place in [Path("/sys/fs/cgroup"), *Path("/sys/fs/cgroup").glob("*/")]:
         folder = place / scope.cgroup
+        if not place.is_mount():
+            continue  # a folder that an engine made beside the hierarchies, and no cgroup
         if folder.is_dir():
             # The parent itself may stay: it is made once for a host.
             yield from (f"cgroup {one}" for one in folder.iterdir() if one.is_dir())
