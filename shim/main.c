@@ -77,6 +77,8 @@ int main(int argc, char **argv)
 		runsc_main(argv + 2);
 	if (argc > 1 && !strcmp(argv[1], "rest"))
 		rest_main();
+	if (argc > 3 && !strcmp(argv[1], "resolver"))
+		return resolver_main(argv + 2);
 	if (argc > 1 && !strcmp(argv[1], "tsc"))
 		return tsc_main();
 	if (socket)

@@ -127,6 +127,8 @@ pid_t relay_fork(int master, int slave);
 void stdio_open(struct stdio *stdio, const struct options *options, int terminal);
 /* Forks the process that ends with the container's exit code; returns its pid. */
 pid_t waiter_fork(const struct stdio *stdio);
+/* No capability, and none to be had again. */
+void drop_privileges(void);
 _Noreturn void waiter_run(const struct stdio *stdio);
 
 /* monitor.c */
@@ -134,6 +136,9 @@ int monitor_main(int argc, char **argv);
 
 /* runsc.c */
 _Noreturn void runsc_main(char **argv);
+
+/* resolver.c: the words from the pid on */
+int resolver_main(char **argv);
 
 /* tsc.c */
 int tsc_main(void);

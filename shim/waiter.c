@@ -103,7 +103,7 @@ void stdio_open(struct stdio *stdio, const struct options *options, int terminal
 	stdio->fds[stdio->count++] = pair[1];
 }
 
-static void drop_privileges(void)
+void drop_privileges(void)
 {
 	struct __user_cap_header_struct head = { .version = _LINUX_CAPABILITY_VERSION_3 };
 	struct __user_cap_data_struct none[2] = { { 0 } };

@@ -191,6 +191,9 @@ void process_kill(int index, int signal);
 _Noreturn void stage_container(const struct request *request, int channel);
 _Noreturn void stage_exec(const struct request *request, int channel, int init_pidfd);
 
+/* resolver.c: in a child of the agent's */
+_Noreturn void resolver_run(void);
+
 /* starthooks.c: in the child, in the container's namespaces */
 int start_hooks_run(const struct request *request, const char **why);
 

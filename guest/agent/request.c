@@ -229,7 +229,7 @@ static int one(const struct wire_field *f, struct request *r)
 	case TAG_ARG: return add_text(f, r->args, &r->arg_count, MAX_STRINGS);
 	case TAG_ENV: return add_text(f, r->env, &r->env_count, MAX_STRINGS);
 	case TAG_CWD: return (r->cwd = text(f)) != NULL;
-	case TAG_FILES: return (r->copying = text(f)) && *r->copying && strchr("AEXDSR", *r->copying) && r->copying[1] == '/';
+	case TAG_FILES: return (r->copying = text(f)) && *r->copying && strchr("AEXDSRN", *r->copying) && r->copying[1] == '/';
 	case TAG_HOSTNAME: return (r->hostname = text(f)) != NULL;
 	case TAG_UID: return number(f, &r->uid);
 	case TAG_GID: return number(f, &r->gid);

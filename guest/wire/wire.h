@@ -38,7 +38,9 @@ enum mux_type {
 	MUX_ERR = 7,     /* guest to host: standard error */
 	MUX_TAKEN = 8,   /* both ways: u32 bytes that the reader at this end takes; the guest's first opens the channel */
 	MUX_EXIT = 9,    /* guest to host: u32 exit code, or 128 + signal; the channel's last frame */
-	MUX_LAST = 9,
+	MUX_OUT_END = 10, /* guest to host: the process, which goes on, has closed its standard output */
+	MUX_ERR_END = 11, /* the same of standard error */
+	MUX_LAST = 11,
 };
 
 enum wire_kind {

@@ -31,6 +31,8 @@ _TIMEOUT_S = 5.0
 _RECEIVE_BYTES = 1 << 18
 #: A dump of all links of a host with 10,000 pods takes some 15 MB; beyond this something is wrong.
 _MAX_DUMP_BYTES = 256 << 20
+#: A list that changes while it is read is read again.
+_LIST_TRIES = 5
 
 
 class NetlinkFailed(CasemateError):
@@ -90,6 +92,7 @@ class RouteSocket:
         self._socket.settimeout(_TIMEOUT_S)
         self._socket.bind((0, 0))
         self._sequence = 0
+        self._interrupted = False
 
     def close(self) -> None:
         self._socket.close()
@@ -161,7 +164,15 @@ class RouteSocket:
 
     def links(self, prefix: str = "") -> list[Link]:
         """The interfaces whose names begin with *prefix*."""
-        answers = self.request(_GETLINK, _ROOT_MATCH, struct.pack("=BBHiII", 0, 0, 0, 0, 0, 0), "listing interfaces")
+        body = struct.pack("=BBHiII", 0, 0, 0, 0, 0, 0)
+        for left in reversed(range(_LIST_TRIES)):
+            try:
+                answers = self.request(_GETLINK, _ROOT_MATCH, body, "listing interfaces")
+                break
+            except NetlinkFailed as error:
+                # On a host with thousands some interface comes or goes while they are read.
+                if error.errno != errno.EAGAIN or not left:
+                    raise
         return [link for link in map(_link, answers) if link.name.startswith(prefix)]
 
     def add_address(self, index: int, address: str, prefix_length: int = 32, *, link_scope: bool = False) -> None:
@@ -210,7 +221,15 @@ class RouteSocket:
     def default_route_link(self) -> Link | None:
         """The interface that the IPv4 default route uses, or None where there is no default route."""
         index = self.default_route_index()
-        return next((link for link in self.links() if link.index == index), None) if index else None
+        if not index:
+            return None
+        try:
+            answers = self.request(_GETLINK, 0, struct.pack("=BBHiII", 0, 0, 0, index, 0, 0), "reading an interface")
+        except NetlinkFailed as error:
+            if error.errno == errno.ENODEV:
+                return None
+            raise
+        return _link(answers[0]) if answers else None
 
     def request(self, kind: int, flags: int, body: bytes, what: str) -> list[bytes]:
         """Send one message; the bodies of its answers. Raises :class:`NetlinkFailed`."""
@@ -219,6 +238,7 @@ class RouteSocket:
         flags |= _REQUEST | (0 if dump else _ACK)
         header = struct.pack("=IHHII", 16 + len(body), kind, flags, self._sequence, 0)
         answers: list[bytes] = []
+        self._interrupted = False
         left = _MAX_DUMP_BYTES
         try:
             self._socket.send(header + body)
@@ -228,6 +248,8 @@ class RouteSocket:
                 if left < 0:
                     raise NetlinkFailed(what, errno.EMSGSIZE)
                 if self._take(data, answers, what):
+                    if self._interrupted:
+                        raise NetlinkFailed(what, errno.EAGAIN, "the list changed while it was read")
                     return answers
         except TimeoutError as error:
             raise NetlinkFailed(what, errno.ETIMEDOUT) from error
@@ -245,8 +267,8 @@ class RouteSocket:
             offset += (size + 3) & ~3
             if sequence != self._sequence:
                 continue  # the late answer to a request that timed out
-            if flags & _DUMP_INTERRUPTED:
-                raise NetlinkFailed(what, errno.EAGAIN, "the list changed while it was read")
+            # Said when the list is at its end: what is left of it would else be the answer to the next request.
+            self._interrupted = self._interrupted or bool(flags & _DUMP_INTERRUPTED)
             if kind == _DONE:
                 return True
             if kind == _ERROR:

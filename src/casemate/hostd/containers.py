@@ -130,14 +130,16 @@ def _limit(context: Context, pod: Pod, container: Container, level: IsolationLev
         path = f"{context.pod_cgroup(pod.id)}/{spec.id}"
         warnings += context.cgroups.set_limits(path, pods.limits(spec.resources, level.features))
     if spec.resources.pids != context.settings.number("limits.pids"):
-        warnings += about_pids(level, spec.resources)
+        warnings += about_pids(level, pod, container, spec.resources)
     return warnings
 
 
-def about_pids(level: IsolationLevel, wanted: Resources) -> list[str]:
+def about_pids(level: IsolationLevel, pod: Pod, container: Container, wanted: Resources) -> list[str]:
     """A warning where a limit on processes is none on processes alone."""
-    if level.features.pids_limit or level.features.cgroup is False or wanted.pids in (None, -1):
+    if level.features.pids_limit or wanted.pids in (None, -1):
         return []
+    if not level.features.in_cgroup(pod.record.spec, container.record.spec):
+        return [f"pids: at level {level.name} a pod's containers share one sandbox: limit the pod instead"]
     return [
         f"pids: at level {level.name} a sandbox that runs more than {wanted.pids} processes is ended as a whole, "
         f"by a limit of {level.features.tasks(wanted.pids)} tasks on the host"

@@ -153,6 +153,7 @@ async def _add_gvisor(context: Context, first_id: int) -> None:
     if found.runtime is None:
         context.levels.lack("gvisor", found.why)
         return
+    context.gvisor_calls = found.calls
     one, shim, rest = found.runtime, settings.text("microvm.shim"), None
     started = one
     if os.access(shim, os.X_OK):

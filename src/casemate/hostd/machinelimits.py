@@ -1,8 +1,8 @@
 """Limits of a micro-VM that the host holds, beside those that its guest's kernel holds for each container in it.
 
-Memory and processes of the machine are bounded where it is made (:mod:`casemate.isolation.microvm.hostlimits`). Here: cpu
-time, weights, cpus and io of monitor and QEMU, for a machine whose one container asks for them. A guest has one cpu and
-sees none of the host's, so a set of cpus means something on the host alone. Limits of a pod are those of its cgroup.
+Memory and processes of the machine are bounded where it is made (:mod:`casemate.isolation.microvm.hostlimits`). Here:
+cpu time, weights, cpus and io of monitor and QEMU, for a machine whose one container asks for them. A guest has one cpu
+and sees none of the host's, so a set of cpus means something on the host alone. A pod's limits are those of its cgroup.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from casemate.hostd.state import Container, Pod
 from casemate.isolation.level import is_lone
 from casemate.spec.workload import Resources
 
-#: The machine's own, as they are without a container's: a clone is not to be slowed by the limit of what will run in it.
+#: As they are without a container's: a clone is not to be slowed by the limit of what will run in it.
 _NONE = cgroups.Limits(cpu_millis=0, cpu_weight=0)
 
 

@@ -152,7 +152,7 @@ class Operations:
             "conmon": context.conmon,
             "id_shift": str(context.id_shift),
         }
-        allowed = calls.offered(context.facts.machine)
+        allowed = calls.offered(context.facts.machine, context.gvisor_calls)
         return Welcome(protocol.PROTOCOL_VERSION, context.boot_id, context.levels.describe(), facts, allowed)
 
     def _caller(self, fds: list[int]) -> Caller:
@@ -306,7 +306,7 @@ class Operations:
         in_cgroup = level is None or level.features.in_cgroup(pod.record.spec, spec)
         if in_cgroup and context.cgroups.exists(path):
             warnings += context.cgroups.set_limits(path, pods.limits(new, None if level is None else level.features))
-            warnings += [] if level is None else containers.about_pids(level, new)
+        warnings += [] if level is None else containers.about_pids(level, pod, container, new)
         warnings += machinelimits.hold(context, pod, container, new)
         record = msgspec.structs.replace(container.record, spec=msgspec.structs.replace(spec, resources=both))
         container.record = record

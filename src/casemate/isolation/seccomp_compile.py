@@ -11,7 +11,7 @@ import base64
 import contextlib
 import ctypes
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from casemate.spec.errors import CasemateError
@@ -65,6 +65,25 @@ def _library() -> ctypes.CDLL:
         raise SeccompFailed(f"libseccomp.so.2: {error}") from error
     library.seccomp_init.restype = ctypes.c_void_p
     return library
+
+
+def call_names(numbers: Iterable[int], architecture: int) -> tuple[str, ...]:
+    """The sorted names of system calls by their *numbers* on *architecture* (AUDIT_ARCH); unknown ones are left out.
+
+    Raises :class:`SeccompFailed` where there is no libseccomp.
+    """
+    library = _library()
+    resolve = library.seccomp_syscall_resolve_num_arch
+    # The library's caller frees the text.
+    resolve.restype = ctypes.c_void_p
+    free = ctypes.CDLL(None).free
+    found = []
+    for number in numbers:
+        place = resolve(ctypes.c_uint32(architecture), ctypes.c_int(number))
+        if place:
+            found.append(ctypes.string_at(place).decode("ascii", "replace"))
+            free(ctypes.c_void_p(place))
+    return tuple(sorted(found))
 
 
 class Compiler:

@@ -84,7 +84,7 @@ def test_a_file_system_that_a_guest_spoilt_is_the_guests_affair(pair: Daemons, v
             out.write(os.urandom(64 << 10))
         done = vm("--json", "start", "spoilt")
         assert done.returncode == 125
-        assert problem(done) == "microvm.rootfs", done.stderr
+        assert "microvm.rootfs" in done.stderr
         assert "scratch device" in done.stderr
         assert machines(pair) == []
 
@@ -93,6 +93,9 @@ def test_a_host_without_room_is_an_error_in_the_guest(pair: Daemons, vm: Run) ->
     """The machine does not stand still: what cannot be written is an error of input and output there."""
     pods = pair.scope.folder / "host-state/pods"
     with small(pods, "12m"), container(vm, "tight", "busybox", "sleep", "100000"):
+        # Room for hostd's own records, once it is needed.
+        ballast = pods / "ballast"
+        ballast.write_bytes(bytes(1 << 20))
         began = time.monotonic()
         done = vm(
             "exec",
@@ -103,18 +106,19 @@ def test_a_host_without_room_is_an_error_in_the_guest(pair: Daemons, vm: Run) ->
         )
         assert time.monotonic() - began < 60
         assert vm("exec", "tight", "echo", "alive").stdout == "alive\n", done
+        ballast.unlink()
         assert vm("rm", "-f", "tight").returncode == 0
     with small(pods, "64k"):
-        done = vm("--json", "run", "-d", "--name", "tighter", *MICROVM, "busybox", "true")
+        done = vm("run", "--rm", "--storage-size", "64m", *MICROVM, "busybox", "true")
         assert done.returncode == 125
         assert "No space" in done.stderr
     assert vm("ps", "-aq").stdout == ""
     assert machines(pair) == []
 
 
-@pytest.mark.parametrize("size", ["1m", "15m", "100000g"])
+@pytest.mark.parametrize("size", ["5m", "15m", "100000g"])
 def test_a_size_that_cannot_be_is_refused(pair: Daemons, vm: Run, size: str) -> None:
-    done = vm("--json", "run", "-d", "--name", "unfit", *MICROVM, "--storage-size", size, "busybox", "true")
+    done = vm("--json", "run", "--rm", *MICROVM, "--storage-size", size, "busybox", "true")
     assert done.returncode == 125
     assert problem(done) == "microvm.scratch", done.stderr
     assert vm("ps", "-aq").stdout == ""

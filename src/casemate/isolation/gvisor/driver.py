@@ -122,7 +122,7 @@ class GvisorLevel:
                 f"container {given.container.name}: a read-only root cannot be had in a pod of several at level gvisor"
             )
         plan.config["annotations"] = {_KIND: "container", _SANDBOX: given.pod.id}
-        said = _not_its_own(given.container.resources)
+        said = not_its_own(given.container.resources)
         before = (self.runtime.before[0], "--join", given.pod.id, *self.runtime.before[1:])
         return BundlePlan(plan.config, (*plan.warnings, *said), before)
 
@@ -151,7 +151,7 @@ def sandbox_group(pod_group: str) -> str:
     return f"{pod_group}/sandbox"
 
 
-def _not_its_own(wanted: Resources) -> tuple[str, ...]:
+def not_its_own(wanted: Resources) -> tuple[str, ...]:
     """Warnings for limits of one container in a sandbox that several share."""
     asked = {"memory": wanted.memory_bytes, "cpus": wanted.cpu_millis, "cpuset": wanted.cpuset}
     return tuple(

@@ -105,8 +105,7 @@ class GvisorInside:
         found = str(path).strip("/")
         if not isinstance(path, str) or not found.startswith(f"{self._parent}/"):
             return None
-        joined = not self._state(container).name.endswith(f":{container}.state")
-        return driver.sandbox_group(found.rpartition("/")[0]) if joined else found
+        return driver.sandbox_group(found.rpartition("/")[0]) if self._has_joined(container) else found
 
     def ending(self, container: str) -> str:
         group = self._group(container)
@@ -230,9 +229,12 @@ class GvisorInside:
             write_bytes=figures.io_write_bytes or 0,
         )
 
-    async def update(self, container: str, resources: Resources) -> list[str]:  # noqa: ARG002 - of the Protocol
-        """Nothing to do beside the container's cgroup, which holds the whole sandbox."""
-        return []
+    async def update(self, container: str, resources: Resources) -> list[str]:
+        """Nothing to do beside the container's cgroup, which holds the whole sandbox; unless several share it."""
+        return list(driver.not_its_own(resources)) if self._has_joined(container) else []
+
+    def _has_joined(self, container: str) -> bool:
+        return not self._state(container).name.endswith(f":{container}.state")
 
 
 def _rest_root(rest: Rest) -> Path:

@@ -18,7 +18,7 @@ from casemate.isolation.microvm import origin as origins
 from casemate.isolation.microvm.errors import QemuMissing
 from casemate.isolation.microvm.tap import GuestNetwork
 from casemate.spec.errors import ProgramFailed
-from casemate.spec.workload import ContainerSpec, Level, PodSpec, Resources
+from casemate.spec.workload import ContainerSpec, Level, PodSpec, Resources, furthest
 
 QEMU = "qemu-system-x86_64"
 #: The first that restores what we save: older ones have no microvm machine with ACPI, or none that migrates.
@@ -73,7 +73,7 @@ class MicrovmLevel:
 
     def origin(self, pod: PodSpec) -> origins.Origin:
         """What a machine of *pod* begins as."""
-        return origins.of(self._template, pod.project)
+        return origins.of(furthest(self._template, pod.template), pod.project)
 
     def bundle(self, given: BundleInput) -> BundlePlan:
         # The guest has namespaces, capabilities and limits of its own kernel: none is the host's to give.

@@ -23,6 +23,7 @@ from casemate.isolation.microvm import (
     guestrows,
     making,
     reports,
+    resolver,
     seccomp_enosys,
     seccomp_oci,
 )
@@ -157,6 +158,8 @@ class Service:
             raise Conflict(f"container {one.id} is {one.status}, not created")
         if one.takes_network:
             await making.take_network(machine, one)
+            if resolver.is_asked(bundles.read(Path(one.bundle)), Path(one.bundle)):
+                await resolver.begin(machine, one, self._machines.settings.shim)
         # Before: an end that is reported at once must find it running.
         machine.set_status(one.id, "running")
         try:
@@ -266,7 +269,8 @@ class Service:
 
     async def _update(self, ask: Message, _fds: list[int]) -> str:
         machine, one = self._place(ask)
-        document = ask.text(Tag.PROCESS, 64 << 10)
+        # As it came: what ask.text would replace (the end of a line) is part of JSON.
+        document = next((field.value for field in ask.fields if field.tag == Tag.PROCESS), b"")
         limits = limit_fields(reports.wanted(document, ask.texts(Tag.LIMIT)))
         if limits:
             await machine.monitor.ask(Kind.LIMITS, [frames.text(Tag.CONTAINER, one.id), *limits])

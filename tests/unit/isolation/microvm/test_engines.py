@@ -104,6 +104,8 @@ def test_update_by_document_and_by_flag() -> None:
     assert reports.wanted(document, []) == Wanted(memory_bytes=100, cpu_millis=500, pids=9)
     assert reports.wanted(document, ["memory=7", "pids-limit=-1"]) == Wanted(memory_bytes=7, cpu_millis=500, pids=-1)
     assert reports.wanted("", ["cpu-quota=20000"]) == Wanted(cpu_millis=200)
+    # Docker ends the document with a line.
+    assert reports.wanted(b'{"pids": {"limit": 9}}\n', []) == Wanted(pids=9)
     for words in (["memory=x"], ["swap=1"], ["memory=" + "1" * 30]):
         with pytest.raises(BundleUnsupported):
             reports.wanted("", words)
