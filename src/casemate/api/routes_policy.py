@@ -10,10 +10,12 @@ from msgspec import Meta
 from casemate.api.errors import BodyInvalid, BodyTooLarge
 from casemate.api.routing import Call, NoQuery, Row
 from casemate.node.clock import parse_time
-from casemate.node.policy import asking, documents, ends, walling
+from casemate.node.policy import asking, documents, ends, walling, wallpaths
+from casemate.node.policy.reading import read_text
 from casemate.policy.schema import policy_schema
 from casemate.policy.source import MAX_BYTES
 from casemate.spec.api import policy as schema
+from casemate.spec.api.walls import WallCheck
 
 YAML = "application/yaml"
 #: KIND/[PROJECT/]NAME, each name at most 253 letters.
@@ -21,10 +23,14 @@ Key = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9./-]{0,599}\Z")]
 
 
 class ApplyQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """*dry_run*: say what would be done. *whole*: documents that are not given go."""
+    """*dry_run*: say what would be done. *whole*: documents that are not given go.
+
+    *path_reason*: an officer's, why a path across a wall may be opened.
+    """
 
     dry_run: bool = False
     whole: bool = False
+    path_reason: Annotated[str, Meta(max_length=1000)] = ""
 
 
 class ListQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -39,6 +45,13 @@ class KeyQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class KeysQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     key: Annotated[tuple[Key, ...], Meta(min_length=1, max_length=32)]
     dry_run: bool = False
+    path_reason: Annotated[str, Meta(max_length=1000)] = ""
+
+
+class CheckQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """*whole*: the given documents alone, not beside those in force."""
+
+    whole: bool = False
 
 
 class SimulateQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -72,12 +85,16 @@ async def read_body(call: Call, limit: int = MAX_BYTES) -> bytes:
 async def apply(call: Call) -> object:
     query: ApplyQuery = call.query
     data = await read_body(call)
-    return await documents.apply(call.core, data, call.caller, dry_run=query.dry_run, whole=query.whole)
+    return await documents.apply(
+        call.core, data, call.caller, dry_run=query.dry_run, whole=query.whole, path_reason=query.path_reason
+    )
 
 
 async def remove(call: Call) -> object:
     query: KeysQuery = call.query
-    return await documents.remove(call.core, query.key, call.caller, dry_run=query.dry_run)
+    return await documents.remove(
+        call.core, query.key, call.caller, dry_run=query.dry_run, path_reason=query.path_reason
+    )
 
 
 async def listing(call: Call) -> object:
@@ -126,11 +143,19 @@ async def status(call: Call) -> object:
 
 
 async def identities(call: Call) -> object:
-    return await asking.identities(call.core)
+    return await asking.identities(call.core, call.query.project)
 
 
 async def walls(call: Call) -> object:
     return await walling.listing(call.core)
+
+
+async def wall_check(call: Call) -> object:
+    """The body: documents to look at beside those in force; none: what is in force."""
+    query: CheckQuery = call.query
+    data = await read_body(call)
+    given = await read_text(data) if data.strip() else []
+    return await wallpaths.check(call.core.policy, given, whole=query.whole)
 
 
 async def wall_report(call: Call) -> object:
@@ -147,9 +172,9 @@ _DOCUMENTS = "/v1/policy/documents"
 ROWS = (
     Row("GET", _DOCUMENTS, listing, "List policy documents and what holds", ListQuery, answer=schema.PolicyList),
     Row("POST", _DOCUMENTS, apply, "Apply policy documents (the body is YAML or JSON)", ApplyQuery,
-        answer=schema.PolicyApplied, stream_body=YAML, errors=(403, 413)),
+        answer=schema.PolicyApplied, stream_body=YAML, errors=(403, 409, 413)),
     Row("DELETE", _DOCUMENTS, remove, "Remove policy documents", KeysQuery, answer=schema.PolicyApplied,
-        errors=(403, 404)),
+        errors=(403, 404, 409)),
     Row("GET", "/v1/policy/document", show, "Show a policy document", KeyQuery, answer=schema.PolicyDetail,
         errors=(404,)),
     Row("POST", "/v1/policy/explain", explain, "Why a connection has its verdict", NoQuery,
@@ -164,8 +189,10 @@ ROWS = (
         answer="application/json"),
     Row("GET", "/v1/policy/status", status, "What holds, what is held and waits, what was counted", NoQuery,
         answer=schema.PolicyStatus, errors=(503,)),
-    Row("GET", "/v1/identities", identities, "List identities", NoQuery, answer=schema.IdentityList),
+    Row("GET", "/v1/identities", identities, "List identities", ListQuery, answer=schema.IdentityList),
     Row("GET", "/v1/walls", walls, "List walls, who is bound, and paths across them", NoQuery, answer=schema.WallList),
+    Row("POST", "/v1/walls/check", wall_check, "Prove that no path leads across walls (the body is YAML, or empty)",
+        CheckQuery, answer=WallCheck, stream_body=YAML, errors=(413,)),
     Row("GET", "/v1/walls/report", wall_report, "The evidence of walls", WallQuery, answer=schema.WallReport,
         errors=(404,)),
     Row("POST", "/v1/walls/release", wall_release, "Release a workload from a wall", NoQuery,

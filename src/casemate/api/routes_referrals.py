@@ -12,18 +12,22 @@ from casemate.api.routing import Call, NoQuery, Row
 from casemate.api.streams import HEARTBEAT, event_stream, sse
 from casemate.node.policy import quarantine
 from casemate.node.policy.errors import ReferralNotFound
+from casemate.node.policy.referrals import concerns
 from casemate.spec.api import policy as schema
 
 
 class ReferralsQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     #: Decided ones that are answered too, the newest first.
     limit: Annotated[int, Meta(ge=0, le=1000)] = 50
+    #: Those with an end in it; empty: all.
+    project: Annotated[str, Meta(max_length=63)] = ""
 
 
 class WatchQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """*waiting*: only what a person is asked, and its answer; not what rules decided."""
 
     waiting: bool = False
+    project: Annotated[str, Meta(max_length=63)] = ""
 
 
 class EverythingQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -38,7 +42,7 @@ def _number(call: Call) -> int:
 
 
 async def listing(call: Call) -> object:
-    return await call.node.referrals.listing(call.query.limit)
+    return await call.node.referrals.listing(call.query.limit, call.query.project)
 
 
 async def answer(call: Call) -> object:
@@ -54,6 +58,8 @@ async def watch(call: Call) -> object:
 
     async def pieces() -> AsyncIterator[bytes]:
         async for row in call.node.referrals.watch(waiting_only=query.waiting):
+            if row is not None and not concerns(row, query.project):
+                continue
             yield HEARTBEAT if row is None else sse("referral", row, row.number)
 
     return event_stream(call, pieces())

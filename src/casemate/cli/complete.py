@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import posix
 
-from casemate.cli.flags import GLOBAL_FLAGS, SWITCH, VALUES, Command, Flag
+from casemate.cli.flags import CHOICE, GLOBAL_FLAGS, SWITCH, VALUES, Command, Flag
 from casemate.cli.index import GROUPS, find, load, paths
 
 Offer = tuple[str, str]
@@ -111,10 +111,10 @@ def _state(flags: tuple[Flag, ...], rest: list[str], interspersed: bool) -> tupl
 def _waits(flags: tuple[Flag, ...], word: str) -> Flag | None:
     """The flag at the end of *word* whose value is the next word."""
     if word.startswith("--"):
-        return next((flag for flag in flags if f"--{flag.name}" == word and flag.kind != SWITCH), None)
+        return next((flag for flag in flags if f"--{flag.name}" == word and flag.kind not in (SWITCH, CHOICE)), None)
     for at, letter in enumerate(word[1:], 1):
         flag = next((flag for flag in flags if flag.short == letter), None)
-        if flag is None or flag.kind != SWITCH:
+        if flag is None or flag.kind not in (SWITCH, CHOICE):
             return flag if at == len(word) - 1 else None
     return None
 

@@ -41,6 +41,10 @@ class Context:
             self._client = self.new_client()
         return self._client
 
+    def of_project(self) -> list[tuple[str, str]]:
+        """The project as a filter of what else shows every project's; without --project nothing is left out."""
+        return [("project", self.project)] if self.project != "default" else []
+
     def new_client(self) -> Client:
         """A second client: for what must be said while the first connection carries a stream."""
         from casemate.cli.wire.client import Client

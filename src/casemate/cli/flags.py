@@ -11,8 +11,9 @@ if TYPE_CHECKING:
 
     from casemate.cli.context import Context
 
-#: ``switch``: present or not; ``value``: one text, the last wins; ``values``: every text, in order.
-SWITCH, VALUE, VALUES = "switch", "value", "values"
+#: ``switch``: present or not; ``value``: one text, the last wins; ``values``: every text, in order; ``choice``:
+#: present, and one of a few words may follow.
+SWITCH, VALUE, VALUES, CHOICE = "switch", "value", "values", "choice"
 
 
 class Flag:
@@ -54,6 +55,11 @@ def value(
     name: str, form: str, text: str, short: str = "", group: str = "Options", completes: str = "", also: str = ""
 ) -> Flag:
     return Flag(VALUE, name, form, text, short, group, completes, False, also)
+
+
+def choice(name: str, words: str, text: str, group: str = "Options") -> Flag:
+    """A switch that one of *words* (separated by commas) may follow: see :meth:`Arguments.chosen`."""
+    return Flag(CHOICE, name, f"[{words.replace(',', '|')}]", text, "", group, words)
 
 
 def values(
@@ -119,6 +125,11 @@ class Arguments:
         """Whether the switch *name* is on; *default* where it was not typed."""
         found = self._given.get(name, default)
         return found if isinstance(found, bool) else default
+
+    def chosen(self, name: str) -> str | None:
+        """The word that follows the choice *name*, empty where none does; None where it was not typed."""
+        found = self._given.get(name, False)
+        return found if isinstance(found, str) else "" if found else None
 
     def text(self, name: str) -> str | None:
         found = self._given.get(name)

@@ -7,7 +7,7 @@ not interspersed the first word ends the flags. It never raises anything but a u
 from __future__ import annotations
 
 from casemate.cli.fail import usage
-from casemate.cli.flags import GLOBAL_FLAGS, SWITCH, VALUES, Arguments, Command, Flag
+from casemate.cli.flags import CHOICE, GLOBAL_FLAGS, SWITCH, VALUES, Arguments, Command, Flag
 
 #: The words of Go's strconv.ParseBool, which fingers know from ``--sig-proxy=false``.
 _BOOLEANS = {
@@ -84,12 +84,37 @@ def _long(table: _Table, text: str, argv: list[str], index: int, given: dict[str
     if flag.kind == SWITCH:
         given[flag.name] = _boolean(table, f"--{name}", attached) if equals else True
         return index
+    if flag.kind == CHOICE:
+        return _choice(table, flag, attached if equals else None, argv, index, given)
     if not equals:
         if index >= len(argv):
             raise usage(f"flag needs an argument: --{name} {flag.form}", path=table.path)
         attached = argv[index]
         index += 1
     _store(flag, attached, given)
+    return index
+
+
+def _choice(  # noqa: PLR0917 - as its neighbours
+    table: _Table,
+    flag: Flag,
+    attached: str | None,
+    argv: list[str],
+    index: int,
+    given: dict[str, bool | str | list[str]],
+) -> int:
+    """``--hold``, ``--hold connections``, ``--hold=connections``: a word that is none of the flag's is the next."""
+    words = flag.completes.split(",")
+    if attached is None:
+        follows = index < len(argv) and argv[index] in words
+        given[flag.name] = argv[index] if follows else True
+        return index + follows
+    if attached in words:
+        given[flag.name] = attached
+    elif attached in _BOOLEANS:
+        given[flag.name] = _BOOLEANS[attached]
+    else:
+        raise usage(f"--{flag.name}: {attached!r} is none of {', '.join(words)}", path=table.path)
     return index
 
 

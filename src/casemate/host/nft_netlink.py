@@ -38,6 +38,8 @@ MAX_BATCH_BYTES = 128 << 20
 _TIMEOUT_S = 30.0
 SET_INTERVAL, SET_MAP, SET_TIMEOUT, SET_EVAL, SET_CONCAT = 4, 8, 0x10, 0x20, 0x80
 _DATA_VERDICT = 0xFFFFFF00
+#: NFTA_SET_COUNT (Linux 6.16)
+_SET_COUNT = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,8 @@ class Batch:
     table: str
     parts: list[bytes] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
+    #: Rules that each chain has afterwards, of those chains that are emptied or made first.
+    rules: dict[str, int] = field(default_factory=dict)
 
     def add(self, kind: int, flags: int, body: bytes, what: str) -> None:
         # The sequence number says which message the kernel refused.
@@ -98,13 +102,17 @@ class Batch:
         if kind:
             body += nested(4, u32(1, hook), u32(2, priority)) + u32(5, 1) + text(7, kind)
         self.add(NEW_CHAIN, _CREATE, body, f"chain {name}")
+        self.rules[name] = 0
 
     def flush_chain(self, name: str) -> None:
         self.add(DELETE_RULE, 0, text(1, self.table) + text(2, name), f"flushing chain {name}")
+        self.rules[name] = 0
 
     def new_rule(self, chain: str, expressions: bytes) -> None:
         body = text(1, self.table) + text(2, chain) + nested(4, expressions)
         self.add(NEW_RULE, _CREATE | _APPEND, body, f"a rule of chain {chain}")
+        if chain in self.rules:
+            self.rules[chain] += 1
 
     def new_counter(self, name: str) -> None:
         body = text(1, self.table) + text(2, name) + u32(3, 1) + nested(4)
@@ -322,6 +330,16 @@ class NftSocket:
         rows = (dict(attributes(body)) for body in self.dump(_GET_SET, text(1, table)))
         return [_text(row.get(2)) for row in rows if _text(row.get(1)) == table]
 
+    def set_sizes(self, table: str) -> dict[str, int]:
+        """How many elements each set of *table* has; those of which the kernel does not say so (before 6.16) are
+        left out."""
+        rows = (dict(attributes(body)) for body in self.dump(_GET_SET, text(1, table)))
+        return {
+            _text(row.get(2)): struct.unpack("!I", row[_SET_COUNT])[0]
+            for row in rows
+            if _text(row.get(1)) == table and len(row.get(_SET_COUNT, b"")) == 4
+        }
+
     def counters(self, table: str) -> dict[str, int]:
         """Named counters of *table*, in packets."""
         found: dict[str, int] = {}
@@ -331,6 +349,11 @@ class NftSocket:
                 data = dict(attributes(row[4]))
                 found[_text(row.get(2))] = struct.unpack("!Q", data[2])[0] if 2 in data else 0
         return found
+
+    def listings(self, table: str, name: str) -> Iterator[bytes]:
+        """The elements of a set as the kernel lists them, some hundred in each."""
+        for body in self.dump(_GET_ELEMENTS, text(1, table) + text(2, name)):
+            yield from (listing for kind, listing in attributes(body) if kind == 3)
 
     def elements(self, table: str, name: str) -> Iterator[tuple[bytes, bytes, bytes]]:
         """Key, end of the interval (or nothing) and raw data attribute of each element."""

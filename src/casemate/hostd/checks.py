@@ -45,10 +45,12 @@ def check_pod(spec: PodSpec, caller: Caller, state: State, settings: Settings) -
 def check_network(network: NetworkSpec, state: State, settings: Settings) -> None:
     """The address is in the pool and nobody's; what has no interface has no address and no ports."""
     if network.mode != "pod":
-        if network.address or network.ports:
-            raise InvalidArgument(f"network mode {network.mode} has neither an address nor published ports")
+        if network.address or network.ports or network.kept:
+            raise InvalidArgument(f"network mode {network.mode} has neither an address nor published or kept ports")
         return
     plan.check_address(network.address, settings.text("network.pool"))
+    if len({one.port for one in network.kept}) != len(network.kept):
+        raise InvalidArgument("the same port is kept twice")
     if network.address in state.addresses:
         raise AddressTaken(f"address {network.address} is pod {state.addresses[network.address][:12]}'s")
 

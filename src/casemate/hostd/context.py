@@ -10,6 +10,7 @@ from casemate.host.cgroups import Cgroups
 from casemate.host.pidfd import ProcessIdentity
 from casemate.hostd.firewall import Firewall
 from casemate.hostd.folders import Folders
+from casemate.hostd.keeping import Keeping
 from casemate.hostd.protocol import AnyEvent
 from casemate.hostd.records import Records
 from casemate.hostd.state import State
@@ -57,6 +58,7 @@ class Context:
     launchers: dict[tuple[bool, tuple[str, ...]], Launcher] = field(default_factory=dict)
     #: Set by the daemon once the context is there.
     firewall: Firewall = field(init=False)
+    keeping: Keeping = field(init=False)
     #: casemated, while it is connected; and whether one went away since the inputs were last looked at.
     peer: ProcessIdentity | None = None
     peer_gone: asyncio.Event = field(default_factory=asyncio.Event)

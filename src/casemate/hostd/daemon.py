@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import pwd
@@ -21,6 +22,7 @@ from casemate.hostd import containers, housekeeping, microvm, pods, recovery
 from casemate.hostd.context import Context
 from casemate.hostd.firewall import Firewall
 from casemate.hostd.folders import Folders
+from casemate.hostd.keeping import Keeping
 from casemate.hostd.operations import Operations
 from casemate.hostd.records import Records
 from casemate.hostd.server import Server
@@ -30,7 +32,7 @@ from casemate.isolation import observe, runtime
 from casemate.isolation.gvisor import driver
 from casemate.isolation.gvisor import probe as gvisor
 from casemate.isolation.gvisor.driver import GvisorLevel
-from casemate.isolation.gvisor.inside import GvisorInside
+from casemate.isolation.gvisor.inside import GvisorInside, Rest
 from casemate.network import links
 from casemate.network.nat import Nat
 from casemate.spec.errors import CasemateError, HostLacks
@@ -127,6 +129,7 @@ async def make_context(settings: Settings, step: Callable[[str], None] | None) -
         emit=lambda event: context.emit(event),  # noqa: PLW0108 - it is set later
         on_hold_ended=lambda pod: pods.hold_ended(context, pod),
     )
+    context.keeping = Keeping(settings, context.state, lambda: nat.nft, context.firewall.followed)
     if step is not None:
         context.step = step
     recovery.make_folders(context)
@@ -150,9 +153,13 @@ async def _add_gvisor(context: Context, first_id: int) -> None:
     if found.runtime is None:
         context.levels.lack("gvisor", found.why)
         return
-    inside = GvisorInside(found.runtime, context.cgroups, settings.text("cgroup.parent"))
-    shim = settings.text("microvm.shim")
-    started = driver.wrapped(found.runtime, shim) if os.access(shim, os.X_OK) else found.runtime
+    one, shim, rest = found.runtime, settings.text("microvm.shim"), None
+    started = one
+    if os.access(shim, os.X_OK):
+        started = driver.wrapped(one, shim)
+        launch = functools.partial(context.launcher, one)
+        rest = Rest(context.folders.run / "gvisor", Path(shim), launch)
+    inside = GvisorInside(one, context.cgroups, settings.text("cgroup.parent"), rest)
     context.levels.add(GvisorLevel(started, f"runsc {found.runtime.version}: {found.why}", inside))
 
 
@@ -197,6 +204,7 @@ async def serve(settings: Settings, step: Callable[[str], None] | None = None) -
             machines.cancel()
     finally:
         context.nat.close()
+        context.keeping.close()
         context.firewall.close()
         for launcher in context.launchers.values():
             launcher.close()

@@ -44,6 +44,8 @@ log = logging.getLogger("casemate.hostd")
 #: wire server. The link-local ones are blocked anyway; these names say why.
 METADATA = ("169.254.169.254", "100.100.100.200", "192.0.0.192", "168.63.129.16")
 RECORD = "firewall.record"
+#: A look at every element is followed by so many times as long without one.
+_PACE, _PACE_BLIND = 100.0, 20.0
 #: Labels of connections bear 31 bits of it.
 _LAST_RULES = (1 << 31) - 1
 _EMPTY = Body(dict.fromkeys(wire.SECTIONS, b""))
@@ -90,6 +92,12 @@ class Firewall:
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     _opened: asyncio.Event = field(default_factory=asyncio.Event)
     _elements: Counter[str] = field(default_factory=Counter)
+    #: Pods whose elements are gone while they are still on record.
+    _leaving: set[str] = field(default_factory=set)
+    #: When every element was looked at last, and how long it took, in seconds; and after how many times as long they
+    #: are to be looked at again (0: need not).
+    _looked: tuple[float, float] = (0.0, 0.0)
+    _unlooked: float = 0.0
 
     @property
     def kernel(self) -> Kernel:
@@ -142,11 +150,49 @@ class Firewall:
                 return await self._open()
             lost = self.kernel.what_lacks()
             if not lost:
+                if self.kernel.resized():
+                    return await self._restore()
+                self.unsure()
                 return []
             self.repaired += 1
             body, _ = self.record.read() or (_EMPTY, self.now)
             await self._make(body)
             return [f"made the firewall's table inet {self.kernel.spec.table} again: {', '.join(lost)[:300]} was gone"]
+
+    async def look(self) -> list[str]:
+        """Compare every element with the record, and repair; what was done, in lines."""
+        async with self._lock:
+            return await self._restore()
+
+    async def _restore(self) -> list[str]:
+        began = time.monotonic()
+        body, _ = self.record.read() or (_EMPTY, self.now)
+        done = await self.kernel.restore(lambda: self._rows(body))
+        self._unlooked = 0.0
+        self._looked = time.monotonic(), time.monotonic() - began
+        if not done:
+            return []
+        self.repaired += 1
+        return [f"repaired the firewall's table inet {self.kernel.spec.table}: {', '.join(done)[:300]}"]
+
+    @property
+    def is_look_due(self) -> bool:
+        """Whether somebody's change has to be looked into, which takes its time: 2 us an element."""
+        ended, took_s = self._looked
+        return self._unlooked > 0 and time.monotonic() >= ended + took_s * self._unlooked
+
+    def unsure(self) -> None:
+        """Somebody changed a rule of the host's, and every set has as many elements as before: one may have been put
+        in another's place. All are looked at, but for a hundredth of the time at most (a twentieth where the kernel
+        tells no numbers).
+        """
+        pace = _PACE if self.kernel.resized() is not None else _PACE_BLIND
+        self._unlooked = min(pace, self._unlooked or pace)
+
+    def note(self) -> None:
+        """All is as it was left: remember how much there is of everything."""
+        if self._opened.is_set():
+            self.kernel.note_sizes()
 
     def finding(self) -> Finding:
         """The doctor's line."""
@@ -163,7 +209,8 @@ class Firewall:
         return Finding("firewall", "ok", f"table inet {self.kernel.spec.table}, {policy}{again}")
 
     def what_lacks(self) -> list[str]:
-        return self.kernel.what_lacks()
+        """What is to be repaired, as far as it takes no long look."""
+        return self.kernel.what_lacks() or self.kernel.resized() or []
 
     async def _open(self) -> list[str]:
         """The first look after a start: what the kernel has stays when it is what the record says."""
@@ -189,17 +236,22 @@ class Firewall:
         return made
 
     async def _make(self, body: Body) -> None:
-        rows = chain(
+        await self.kernel.make(self._rows(body), self.now.rules, body.size)
+
+    def _rows(self, body: Body) -> Iterator[Row]:
+        """Every element of the table that stays until it is taken out."""
+        return chain(
             [sets.stamp_row(self.now.generation)],
             (sets.metadata_row(ipaddress.IPv4Address(one).packed) for one in METADATA),
             self._hardware(),
             (sets.address_set_row("held", one) for one in (self._holds.addresses() if self._holds else ())),
             body.adds(),
         )
-        await self.kernel.make(rows, self.now.rules, body.size)
 
     def _hardware(self) -> Iterator[Row]:
-        return (hardware(link) for link in self.links())
+        links = list(self.links())
+        self._leaving &= {link.pod for link in links}
+        return (hardware(link) for link in links if link.pod not in self._leaving)
 
     async def run(self) -> None:
         """What goes on while hostd serves; begins with the first pod or the first policy."""
@@ -215,7 +267,7 @@ class Firewall:
             self._referrals.abandon()
 
     def close(self) -> None:
-        for one in (self._referrals, self._holds, self._kernel):
+        for one in (self._referrals, self._holds, self._kernel, self.followed):
             if one is not None:
                 one.close()
 
@@ -224,10 +276,12 @@ class Firewall:
     async def add_pod(self, link: plan.PodLink) -> None:
         """Let the pod's packets in from its interface: its hardware address and address, together, and no other."""
         await self.ensure_open()
+        self._leaving.discard(link.pod)
         await self.kernel.put([hardware(link)])
 
     async def remove_pod(self, link: plan.PodLink) -> None:
         if self._opened.is_set():
+            self._leaving.add(link.pod)
             await self.kernel.take([hardware(link)])
             if self._holds is not None:
                 await self._holds.release(link.pod, accept=False)

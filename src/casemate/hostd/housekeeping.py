@@ -50,6 +50,7 @@ async def run(context: Context, retire: Callable[[Context, Pod, Container], Awai
         group.create_task(_keep_inputs(context), name="inputs")
         group.create_task(_give_memory_back(context), name="memory")
         group.create_task(context.visibility.keep(), name="visibility")
+        group.create_task(context.keeping.keep(), name="kept connections")
 
 
 async def _keep_durable(context: Context) -> None:

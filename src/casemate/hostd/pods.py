@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from casemate.host import cgroups, conntrack, nft
+from casemate.host import cgroups, conntrack
 from casemate.hostd import checks
 from casemate.hostd.context import Context
 from casemate.hostd.errors import WrongState
@@ -155,6 +155,7 @@ async def build(context: Context, pod: Pod, container: ContainerSpec | None = No
         await ensure_firewall(context)
         waiting = await _reserve(context, spec, container)
         await context.firewall.add_pod(link(context, pod))
+        context.keeping.put(spec)
         await links.apply(link(context, pod), waiting)
         context.step("pod.link")
     elif spec.network.mode == "none" and pins:
@@ -205,10 +206,15 @@ def close_ports(context: Context, pod: Pod) -> None:
 async def keep_firewall(context: Context) -> None:
     """Make whole what somebody took of the firewall; to see that nobody did takes 20 us while no rule of the host's
     changes, 2 ms when one did, and no program."""
-    now = nft.generation()
+    now = context.firewall.followed.now()
     if now == context.firewall.followed.at:
+        if context.firewall.is_look_due:
+            _tell_repaired(context, await context.firewall.look())
+        else:
+            context.firewall.note()
         return
     if context.nat.is_as_left() and not context.firewall.what_lacks():
+        context.firewall.unsure()
         context.firewall.followed.at = now
         return
     await ensure_firewall(context)
@@ -240,11 +246,15 @@ async def ensure_firewall(context: Context) -> None:
         return
     known = context.firewall.is_open
     done = [*await context.nat.ensure(known_links(context)), *await context.firewall.ensure()]
+    _tell_repaired(context, done, known=known)
+    context.firewall.followed.at = context.firewall.followed.now()
+
+
+def _tell_repaired(context: Context, done: list[str], *, known: bool = True) -> None:
     for line in done:
         log.info("%s", line)
     if known and done:
         context.emit(FirewallRepaired(tuple(done)))
-    context.firewall.followed.at = nft.generation()
 
 
 def all_links(context: Context) -> Iterator[plan.PodLink]:
@@ -343,6 +353,7 @@ async def discard(context: Context, pod: Pod) -> None:
                 await conntrack.forget(spec.network.address)
     if spec.network.mode == "pod":
         await context.firewall.remove_pod(link(context, pod))
+        context.keeping.take(spec)
     if is_machine(spec) and spec.network.mode == "pod":
         if context.machines is not None:
             await context.machines.pool.release(interface(context, pod))

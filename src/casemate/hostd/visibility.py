@@ -37,6 +37,7 @@ class Visibility:
     #: Whether the table of names leads to that port.
     laid: bool = False
     generation: int = -1
+    _generations: nft.Generations = field(default_factory=nft.Generations)
     refused: list[str] = field(default_factory=list)
 
     @property
@@ -90,7 +91,7 @@ class Visibility:
             resolver.lay(self.library(), self._table, self._prefix, self.names_port)
             self.laid = True
             log.info("made nftables table ip %s", resolver.table_name(self._table))
-        self.generation = nft.generation()
+        self.generation = self._generations.now()
 
     async def keep(self) -> None:
         """Make the tables again when somebody flushed them; never returns. A look costs 20 us."""
@@ -102,7 +103,7 @@ class Visibility:
             if not self.watching and not self.names_port:
                 continue
             try:
-                if nft.generation() != self.generation:
+                if self._generations.now() != self.generation:
                     self._ensure()
             except (nft.NftFailed, nft.NftMissing, OSError) as error:
                 log.error("the tables of flows and names: %s", error)

@@ -97,6 +97,7 @@ class Nat:
         self._generation = -1
         #: What iptables' FORWARD was like when it was last seen to let our packets through.
         self._open_at: tuple[int, int] | None = None
+        self._generations = nft.Generations()
         self._lock = asyncio.Lock()
 
     @property
@@ -107,13 +108,14 @@ class Nat:
         return self._nft
 
     def close(self) -> None:
+        self._generations.close()
         if self._nft is not None:
             self._nft.close()
             self._nft = None
 
     def is_whole(self) -> bool:
         """Whether the table with all its chains is there; 20 us while nobody changed any rule."""
-        if nft.generation() == self._generation:
+        if self._generations.now() == self._generation:
             return True
         # Not through the library, which would be loaded for it.
         try:
@@ -125,7 +127,7 @@ class Nat:
             raise
         if not {name for name, count in found.items() if count} >= _CHAINS:
             return False
-        self._generation = nft.generation()
+        self._generation = self._generations.now()
         return True
 
     async def ensure(self, links: Sequence[PodLink] = ()) -> list[str]:
@@ -147,7 +149,7 @@ class Nat:
         if _forward() not in (self._open_at, _UNREAD) and await self._open_forward():
             done.append(f"inserted accept rules for {self.prefix}* into iptables' FORWARD chain, whose policy is DROP")
         self._open_at = _forward()
-        self._generation = nft.generation()
+        self._generation = self._generations.now()
         return done
 
     def rebuild(self, links: Sequence[PodLink]) -> None:
@@ -157,7 +159,7 @@ class Nat:
         for name, elements in _elements(links).items():
             script.extend(f"add element ip {self.table} {name} {{ {_text(element)} }}" for element in elements)
         self.nft.run("\n".join(script) + "\n")
-        self._generation = nft.generation()
+        self._generation = self._generations.now()
 
     def publish(self, link: PodLink) -> None:
         """Add the ports of *link* in one transaction; none costs nothing. Raises :class:`PortTaken`."""
@@ -165,7 +167,7 @@ class Nat:
             return
         for port in link.ports:
             check_free(port)
-        was_whole = nft.generation() == self._generation
+        was_whole = self._generations.now() == self._generation
         try:
             self.nft.apply(
                 [nft.add_elements(self.table, name, rows) for name, rows in _elements([link]).items() if rows]
@@ -180,7 +182,7 @@ class Nat:
 
     def _follow(self) -> None:
         """Our own change, and nobody else's, moved the generation on."""
-        self._generation = nft.generation()
+        self._generation = self._generations.now()
 
     def unpublish(self, address: str) -> int:
         """Remove every element that leads to *address*; how many. One listing, so only for pods with ports."""
@@ -195,7 +197,7 @@ class Nat:
                 count += 1
         commands = [nft.delete_elements(self.table, name, rows) for name, rows in wanted.items() if rows]
         if commands:
-            was_whole = nft.generation() == self._generation
+            was_whole = self._generations.now() == self._generation
             self.nft.apply(commands)
             if was_whole:
                 self._follow()

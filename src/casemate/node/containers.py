@@ -20,6 +20,7 @@ from casemate.node import (
     platforms,
     pods,
     ports,
+    projects,
     resolve,
     systemcalls,
 )
@@ -38,7 +39,7 @@ from casemate.spec.api import (
     ContainerSummary,
     PodRequest,
 )
-from casemate.spec.errors import InvalidArgument, NotFound
+from casemate.spec.errors import InvalidArgument
 from casemate.spec.workload import Level, VolumeMount
 from casemate.trust.admission import Candidate
 
@@ -87,7 +88,7 @@ class _Fresh:
 
     def write(self, db: sqlite3.Connection) -> ContainerRow:
         core, request, at = self.core, self.request, self.core.clock()
-        check_project(db, request.project)
+        projects.check(db, request.project)
         maximum = core.settings.number("limits.containers")
         count = db.execute("SELECT count(*) FROM containers").fetchone()[0]
         if count >= maximum:
@@ -175,12 +176,6 @@ class _Fresh:
         if network.mode == "pod" and not network.dns:
             return ("no name server of the host can be reached from a pod: set network.dns, or use --dns",)
         return ()
-
-
-def check_project(db: sqlite3.Connection, project: str) -> None:
-    """Raises when there is no such project (roles and quota by project come later; today there is ``default``)."""
-    if db.execute("SELECT 1 FROM projects WHERE name=?", (project,)).fetchone() is None:
-        raise NotFound(f"project {project!r} is not there", remedy="Use the project default.", project=project)
 
 
 def choose_name(db: sqlite3.Connection, core: Core, project: str, wanted: str | None) -> str:

@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 from casemate.hostd.client import Hostd
@@ -31,6 +31,9 @@ from casemate.spec.api import WaitAnswer
 from casemate.spec.ids import id_from_bytes
 from casemate.spec.settings import Settings
 from casemate.trust.admission import Admitter, no_policy
+
+if TYPE_CHECKING:
+    from casemate.node.keeping.service import Keeping
 
 #: Exit codes of removed containers that ``wait`` still answers, and resolved images kept in memory.
 MAX_REMEMBERED = 1024
@@ -136,6 +139,8 @@ class Core:
         self.walls = Walls()
         #: The recorded connections since a moment, with counts; None where nothing records them.
         self.flows_between: FlowsBetween | None = None
+        #: The relay of kept connections; None where this is no whole node (tests).
+        self.keeping: Keeping | None = None
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._tasks: asyncio.TaskGroup | None = None
         self._spawned: set[asyncio.Task[None]] = set()

@@ -23,6 +23,24 @@ class VolumeNotFound(NotFound):
     remedy = "`casemate system df` shows what volumes there are; `-v NAME:/path` makes one."
 
 
+class ProjectNotFound(NotFound):
+    code = "project.not_found"
+    title = "No such project"
+    remedy = "`casemate project ls` lists them, `casemate project create NAME` makes one."
+
+
+class ProjectExists(Conflict):
+    code = "project.exists"
+    title = "A project of this name is there"
+    remedy = "Use it: `casemate --project NAME ...`; or choose another name."
+
+
+class ProjectInUse(Conflict):
+    code = "project.in_use"
+    title = "The project is not empty"
+    remedy = "Remove what is in it first: `casemate --project NAME ps -a`, `volume ls`, `policy ls`."
+
+
 class ExecNotFound(NotFound):
     code = "exec.not_found"
     title = "No such exec"

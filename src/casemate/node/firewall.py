@@ -10,7 +10,7 @@ import asyncio
 import fcntl
 import ipaddress
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from casemate.hostd import protocol_firewall as wire
 from casemate.hostd.client import Hostd, ask
@@ -34,6 +34,13 @@ class Firewall:
         self._hostd = hostd
         self._lock = asyncio.Lock()
         self.generation = 0
+        #: Told of connections that are cut: source, destination (packed; empty: any), port (0: any).
+        self.cut_listeners: list[Callable[[bytes, bytes, int], None]] = []
+
+    def _tell_cut(self, ends: Iterable[tuple[bytes, bytes, int]]) -> None:
+        for source, destination, port in ends:
+            for listener in self.cut_listeners:
+                listener(source, destination, port)
 
     async def replace(self, whole: Transaction, *, in_force: bool = True) -> int:
         """*whole* (a planner's ``start``) instead of all that is in force; the new generation.
@@ -76,6 +83,8 @@ class Firewall:
 
     async def forget(self, keys: Sequence[wire.AnswerKey] | None = None, *, cut: bool = True) -> None:
         """Cached answers of *keys* (None: all) hold no longer; with *cut*, connections that *keys* opened end."""
+        if cut:
+            self._tell_cut((one.source, one.destination, one.port) for one in keys or ())
         for start in range(0, len(keys or ()) or 1, wire.MAX_BATCH):
             part = None if keys is None else tuple(keys[start : start + wire.MAX_BATCH])
             await ask(self._hostd, wire.FirewallForget(part, cut), Done)
@@ -91,6 +100,7 @@ class Firewall:
     async def cut(self, pairs: Iterable[tuple[Address | None, Address | None]]) -> int:
         """Forget the tracked connections between these pairs of addresses (None: any); how many."""
         packed = [tuple(b"" if one is None else one.packed for one in pair) for pair in pairs]
+        self._tell_cut((one, other, 0) for pair in packed for one, other in (pair, pair[::-1]))
         count = 0
         for start in range(0, len(packed), 64):
             part = tuple((one, other) for one, other in packed[start : start + 64])

@@ -246,4 +246,10 @@ CREATE TABLE trust_shown (
 ) STRICT;
 """
 
-MIGRATIONS: tuple[str, ...] = (_FIRST, _PODS_LISTED, _POLICY, _TRUST, _PUBLISHERS, _PUBLISHERS_SHOWN)
+#: What selectors of projects see, and who made each.
+_PROJECTS = """
+ALTER TABLE projects ADD COLUMN created_by TEXT NOT NULL DEFAULT '';
+ALTER TABLE projects ADD COLUMN labels BLOB NOT NULL DEFAULT x'7b7d';
+"""
+
+MIGRATIONS: tuple[str, ...] = (_FIRST, _PODS_LISTED, _POLICY, _TRUST, _PUBLISHERS, _PUBLISHERS_SHOWN, _PROJECTS)

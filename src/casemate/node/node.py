@@ -16,6 +16,7 @@ from casemate.node.directory import Directory
 from casemate.node.dns.service import Names
 from casemate.node.export.telemetry import Telemetry
 from casemate.node.flows.service import Flows
+from casemate.node.keeping.service import Keeping
 from casemate.node.operations import Operations
 from casemate.node.policy.desk import Desk
 from casemate.node.trust import actions, policies, rematch
@@ -34,6 +35,7 @@ class Node:
         #: Who has which address, and who talked to whom.
         self.directory = Directory(core)
         self.flows = Flows(core, self.directory)
+        self.keeping = Keeping(core, self.directory)
         self.names = Names(core, self.directory, self.flows)
         self.telemetry = Telemetry(self)
         #: Policy's own work: referrals, quarantines, hours.
@@ -54,6 +56,7 @@ class Node:
         """The connection to hostd came or went."""
         self.flows.hostd_changed(up)
         self.names.hostd_changed(up)
+        self.keeping.hostd_changed(up)
         if up:
             # hostd may mount layers in another way than before.
             self.core.resolved.clear()
@@ -120,6 +123,7 @@ async def running_node(settings: Settings) -> AsyncGenerator[Node]:
             core.spawn(rematch.keep_rematched(core), "the judging of what runs")
             core.spawn(freshness.keep_fresh(core), "the publishers' refresh")
             core.spawn(node.names.run(), "the pods' resolver")
+            core.spawn(node.keeping.run(), "the relay of kept connections")
             core.spawn(node.telemetry.run(), "the export of telemetry")
             try:
                 yield node

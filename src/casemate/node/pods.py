@@ -8,7 +8,7 @@ import msgspec
 
 from casemate.hostd.client import ask
 from casemate.hostd.protocol import Done, Hello, PodRemove, Welcome
-from casemate.node import audit, events, journal, lookup, resolve
+from casemate.node import audit, events, journal, lookup, projects, resolve
 from casemate.node.addresses import address_text, next_address
 from casemate.node.clock import rfc3339
 from casemate.node.core import Caller, Core
@@ -41,6 +41,7 @@ def write(
     db: sqlite3.Connection, core: Core, request: PodRequest, *, container: str = "", exposed: tuple[str, ...] = ()
 ) -> PodRow:
     """Write a new pod; with *container* it is the implicit one of that container. Ports are taken at its start."""
+    projects.check(db, request.project)
     at, id_ = core.clock(), core.new_id()
     address = _take_address(db, core) if request.network.mode == "pod" else None
     network = resolve.resolve_network(

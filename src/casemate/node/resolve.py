@@ -23,6 +23,7 @@ from casemate.spec.targets import check_target
 from casemate.spec.workload import (
     BindMount,
     ContainerSpec,
+    KeptPort,
     Log,
     Mount,
     NetworkSpec,
@@ -153,6 +154,10 @@ def resolve_network(
             raise InvalidArgument(
                 f"network mode {request.mode} publishes no ports", remedy="Leave -p away, or use mode pod."
             )
+        if request.kept:
+            raise InvalidArgument(
+                f"network mode {request.mode} keeps no ports", remedy="Leave --keep away, or use mode pod."
+            )
         return NetworkSpec(mode=request.mode, dns=request.dns or dns, hosts=request.hosts)
     return NetworkSpec(
         mode="pod",
@@ -161,7 +166,14 @@ def resolve_network(
         dns_search=request.dns_search or (() if request.dns else search),
         dns_options=request.dns_options,
         hosts=request.hosts,
+        kept=_kept(request),
     )
+
+
+def _kept(request: NetworkRequest) -> tuple[KeptPort, ...]:
+    if len({one.port for one in request.kept}) != len(request.kept):
+        raise InvalidArgument("the same port is kept twice", remedy="Give each port with --keep once.")
+    return request.kept
 
 
 def wanted_ports(request: NetworkRequest, exposed: tuple[str, ...]) -> tuple[PortRequest, ...]:

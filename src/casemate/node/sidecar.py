@@ -6,6 +6,7 @@ slow child has not read yet is bounded, and one that lets it grow is ended and s
 
 from __future__ import annotations
 
+import array
 import asyncio
 import contextlib
 import os
@@ -100,6 +101,17 @@ class Sidecar:
             self._loop.add_writer(self._socket.fileno(), self._on_writable)
         except OSError:
             self._drop()
+            return False
+        return True
+
+    def give(self, data: bytes, descriptors: Sequence[int]) -> bool:
+        """Send *data* with *descriptors* beside it, which stay the caller's to close; False when that cannot be now."""
+        if self._socket is None or self._unsent:
+            return False
+        beside = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
+        try:
+            self._socket.sendmsg([data], beside, socket.MSG_NOSIGNAL)
+        except OSError:
             return False
         return True
 

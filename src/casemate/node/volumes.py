@@ -9,9 +9,8 @@ import msgspec
 from casemate.hostd.client import ask
 from casemate.hostd.protocol import Done, VolumeCreate, VolumeRemove, Volumes
 from casemate.hostd.protocol import VolumeList as ListVolumes
-from casemate.node import audit, events, journal
+from casemate.node import audit, events, journal, projects
 from casemate.node.clock import rfc3339
-from casemate.node.containers import check_project
 from casemate.node.core import Caller, Core
 from casemate.node.errors import NameTaken, VolumeInUse, VolumeNotFound
 from casemate.node.rows import VolumeRow, encode, insert, select
@@ -26,7 +25,7 @@ async def create(core: Core, request: VolumeRequest, caller: Caller) -> VolumeSu
     row = VolumeRow(request.project, name, core.clock(), int(request.name is None), encode(request.labels))
 
     def begin(db: sqlite3.Connection) -> None:
-        check_project(db, request.project)
+        projects.check(db, request.project)
         if _find(db, request.project, name) is not None:
             raise NameTaken(f"volume {name!r} is there already", name=name)
         insert(db, row)

@@ -30,12 +30,21 @@ _first = attrgetter("first")
 
 
 class _Piece(NamedTuple):
-    """Undecided places: *passed* is the tier that a Pass left, *would* the audited rule that would forbid it."""
+    """Undecided places: *passed* is the tier that a Pass left, *would* the audited rule that would forbid it, *least*
+    the rule that lets nothing pass unasked.
+    """
 
     first: int
     last: int
     passed: Tier | None
     would: str
+    least: str = ""
+
+    def decided(self, verdict: Verdict, rule: str) -> tuple[int, int, Verdict, str]:
+        """These places with their answer; *rule* is what gave *verdict*."""
+        if self.least and verdict < Verdict.REFER:
+            return (self.first, self.last, Verdict.REFER, self.least)
+        return (self.first, self.last, verdict, rule)
 
 
 def decide(
@@ -51,11 +60,11 @@ def decide(
     verdict = VERDICT_OF[default]
     for piece in undecided:
         if verdict is Verdict.ALLOW:
-            done.append((*piece[:2], Verdict.AUDIT if piece.would else verdict, piece.would or DEFAULT_RULE))
+            done.append(piece.decided(Verdict.AUDIT if piece.would else verdict, piece.would or DEFAULT_RULE))
         elif Tier.DEFAULT in audited:
-            done.append((*piece[:2], Verdict.AUDIT, piece.would or DEFAULT_RULE))
+            done.append(piece.decided(Verdict.AUDIT, piece.would or DEFAULT_RULE))
         else:
-            done.append((*piece[:2], verdict, DEFAULT_RULE))
+            done.append(piece.decided(verdict, DEFAULT_RULE))
     return _joined(done)
 
 
@@ -82,7 +91,7 @@ def _step(
             start, stop = max(first, piece.first), min(last, piece.last)
             if start > piece.first:
                 left.append(piece._replace(last=start - 1))
-            _match(_Piece(start, stop, piece.passed, piece.would), left, done, rule, audited)
+            _match(piece._replace(first=start, last=stop), left, done, rule, audited)
             if stop < piece.last:
                 left.append(piece._replace(first=stop + 1))
         undecided[begin:end] = left
@@ -91,16 +100,18 @@ def _step(
 def _match(
     piece: _Piece, left: list[_Piece], done: list[tuple[int, int, Verdict, str]], rule: Rule, audited: Collection[Tier]
 ) -> None:
-    if rule.action in (Action.DENY, Action.REFER) and (rule.audit or rule.tier in audited):
+    if rule.least:
+        left.append(piece if piece.least else piece._replace(least=rule.id))
+    elif rule.action in (Action.DENY, Action.REFER) and (rule.audit or rule.tier in audited):
         left.append(piece if piece.would else piece._replace(would=rule.id))
     elif rule.condition is not None:
-        done.append((piece.first, piece.last, Verdict.REFER, rule.id))
+        done.append(piece.decided(Verdict.REFER, rule.id))
     elif rule.action is Action.PASS:
         left.append(piece._replace(passed=rule.tier))
     elif rule.action is Action.ALLOW and piece.would:
-        done.append((piece.first, piece.last, Verdict.AUDIT, piece.would))
+        done.append(piece.decided(Verdict.AUDIT, piece.would))
     else:
-        done.append((piece.first, piece.last, VERDICT_OF[rule.action], rule.id))
+        done.append(piece.decided(VERDICT_OF[rule.action], rule.id))
 
 
 def rule_places(rule: Rule, ports: tuple[NamedPort, ...]) -> tuple[Interval, ...]:

@@ -22,7 +22,7 @@ from casemate.policy.identity import Identity, Kind
 from casemate.policy.lower import Runs, alike, runs, tightens
 from casemate.policy.ports import LAST_PLACE, NamedPort
 from casemate.policy.rulebook import Masks, Rulebook, Zone, particular_peers, zone_of
-from casemate.policy.rules import Direction, Rule, RuleSet, Tier
+from casemate.policy.rules import Direction, Names, Rule, RuleSet, Tier
 from casemate.policy.verdict import Verdict
 
 MAX_IDENTITIES = 65_536
@@ -93,6 +93,11 @@ class Compiler:
         return self._book.identities
 
     @property
+    def names(self) -> tuple[Names, ...]:
+        """The names of the outside that rules speak of."""
+        return self._book.names
+
+    @property
     def elements(self) -> dict[Pair, Runs]:
         """Everything that needs elements: pairs of identities, and pairs of bases."""
         return self._bases.pairs | self.particular
@@ -126,7 +131,9 @@ class Compiler:
             pairs = ((own.egress, based.ingress), (based.egress, own.ingress))
             if any(_passes(self._bases.pairs.get(pair, ())) for pair in pairs):
                 yield from (other for other in members if other not in near)
-        for other in near & {other for members in among.values() for other in near & members}:
+        for other in near:
+            if other not in among.get(self.based[other], ()):
+                continue
             both = ((number, other), (other, number))
             if any(self._is_asked(*pair) and _passes(self.verdicts(*pair)) for pair in both):
                 yield other

@@ -29,25 +29,30 @@ def _side(rules: RuleSet, way: Direction, asked: Connection, facts: Facts | None
     audited = audited_tiers(rules, subject)
     passed: set[Tier] = set()
     would: str | None = None
+    least: str | None = None
     for rule in rules.rules:
         if rule.direction is not way or rule.tier in passed or not matches(rule, asked):
             continue
         if rule.condition is not None and facts is not None and not _holds(rule, facts):
             continue
-        if rule.action in (Action.DENY, Action.REFER) and (rule.audit or rule.tier in audited):
+        if rule.least:
+            least = least or rule.id
+        elif rule.action in (Action.DENY, Action.REFER) and (rule.audit or rule.tier in audited):
             would = would or rule.id
         elif rule.condition is not None and facts is None:
             return Side(Verdict.REFER, rule.id)
         elif rule.action is Action.PASS:
             passed.add(rule.tier)
         else:
-            return _final(VERDICT_OF[rule.action], rule.id, would)
+            return _final(VERDICT_OF[rule.action], rule.id, would, least)
     if rules.default is not Action.ALLOW and Tier.DEFAULT in audited:
-        return Side(Verdict.AUDIT, would or DEFAULT_RULE)
-    return _final(VERDICT_OF[rules.default], DEFAULT_RULE, would)
+        return _final(Verdict.ALLOW, DEFAULT_RULE, would or DEFAULT_RULE, least)
+    return _final(VERDICT_OF[rules.default], DEFAULT_RULE, would, least)
 
 
-def _final(verdict: Verdict, rule: str, would: str | None) -> Side:
+def _final(verdict: Verdict, rule: str, would: str | None, least: str | None) -> Side:
+    if least is not None and verdict < Verdict.REFER:
+        return Side(Verdict.REFER, least)
     if would is not None and verdict is Verdict.ALLOW:
         return Side(Verdict.AUDIT, would)
     return Side(verdict, rule)

@@ -17,7 +17,7 @@ from typing import NamedTuple, TypeVar
 from casemate.policy.identity import Identity, Kind
 from casemate.policy.labelindex import LabelIndex, peer_matches
 from casemate.policy.labels import Labels, Operator
-from casemate.policy.rules import Anyone, Blocks, Direction, Peer, Rule, Workloads
+from casemate.policy.rules import Anyone, Blocks, Direction, Names, Peer, Rule, Workloads
 
 PeerT = TypeVar("PeerT", Workloads, Peer)
 Shelves = defaultdict[object, dict[PeerT, None]]
@@ -83,6 +83,11 @@ class Rulebook:
 
     def __len__(self) -> int:
         return len(self._slots)
+
+    @property
+    def names(self) -> tuple[Names, ...]:
+        """The peers of rules that are names of the outside."""
+        return tuple(self._picks.names)
 
     @property
     def rules(self) -> tuple[Rule, ...]:
@@ -205,12 +210,18 @@ class _Picks:
         self._peer_slots: dict[Peer, set[int]] = {}
         self._subjects: Shelves[Workloads] = defaultdict(dict)
         self._peers: Shelves[Peer] = defaultdict(dict)
+        self.names: dict[Names, None] = {}
 
     def turn(self, rule: Rule, peers: tuple[Peer, ...], slot: int, *, on: bool) -> None:
         if rule.subject.selector.requirements:
             _file(self._subject_slots, self._subjects, rule.subject, slot, on=on)
         for peer in dict.fromkeys(peers):
             _file(self._peer_slots, self._peers, peer, slot, on=on)
+            if isinstance(peer, Names):
+                if peer in self._peer_slots:
+                    self.names[peer] = None
+                else:
+                    del self.names[peer]
 
     def subjects(self, identity: Identity) -> Iterator[int]:
         for key in (*identity.labels, None):

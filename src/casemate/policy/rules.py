@@ -124,6 +124,8 @@ class Rule:
     audit: bool = False
     condition: Condition | None = None
     windows: tuple[Window, ...] = ()
+    #: Decides nothing by itself: what rules after it would let pass is referred, what they forbid stays forbidden.
+    least: bool = False
 
     @property
     def order(self) -> tuple[int, tuple[int, str, int], str]:
@@ -134,7 +136,8 @@ class Rule:
         peers = "; ".join(peer.describe() for peer in self.peers) or "nobody"
         way = "to" if self.direction is Direction.EGRESS else "from"
         when = f" when {self.condition.source}" if self.condition else ""
-        return f"{self.action.name.lower()} {self.subject.describe()} {way} {peers}, {ports}{when}"
+        action = "at least refer" if self.least else self.action.name.lower()
+        return f"{action} {self.subject.describe()} {way} {peers}, {ports}{when}"
 
 
 @dataclass(frozen=True, slots=True)

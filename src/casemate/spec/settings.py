@@ -222,6 +222,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("telemetry.flows", True, "flow records are sent as logs too, where there is an endpoint"),
     Setting("telemetry.headers", (), "NAME=VALUE headers of each request, as collectors want them for access"),
     Setting("policy.default", "allow", "allow, deny or refer, where no rule and no segment decides: Kubernetes' own"),
+    Setting("policy.wall_paths", "refuse", "refuse or warn: what becomes of documents that open a path across a wall"),
     Setting("policy.answer_lifetime", 300, "how long the kernel keeps an answer to a referral", "s", 0, 86_400),
     Setting("policy.prompt_deadline", 30, "how long a person has to answer; then it is denied", "s", 1, 60),
     Setting("policy.prompts", 256, "referrals that may wait for a person at a time; more are denied", "", 1, 10_000),

@@ -175,6 +175,14 @@ class PublishedPort(Value, frozen=True):
     protocol: Literal["tcp", "udp"] = "tcp"
 
 
+class KeptPort(Value, frozen=True):
+    """A TCP port of the pod whose open connections outlive a restart, through a relay (decision 0115)."""
+
+    port: Port
+    #: Bytes that were not answered may be sent to the new process again: doing twice what they ask does no harm.
+    replay: bool = False
+
+
 class HostEntry(Value, frozen=True):
     """A line for /etc/hosts."""
 
@@ -189,6 +197,7 @@ class NetworkSpec(Value, frozen=True):
     mode: Literal["pod", "none", "host"] = "pod"
     address: Annotated[str, Meta(max_length=15)] = ""
     ports: Annotated[tuple[PublishedPort, ...], Meta(max_length=1024)] = ()
+    kept: Annotated[tuple[KeptPort, ...], Meta(max_length=16)] = ()
     dns: Annotated[tuple[str, ...], Meta(max_length=8)] = ()
     dns_search: Annotated[tuple[str, ...], Meta(max_length=16)] = ()
     dns_options: Annotated[tuple[str, ...], Meta(max_length=16)] = ()

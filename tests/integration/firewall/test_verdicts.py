@@ -56,6 +56,44 @@ def test_without_a_policy_everything_passes(lab: Lab) -> None:
     assert lab.passes([Packet(A, B), Packet(A, C, UDP), Packet(A, NOBODY)]) == [True] * 3
 
 
+def test_a_look_at_every_element_finds_what_is_wrong_and_nothing_else(lab: Lab) -> None:
+    six = bytes(range(16))
+    rows = base(
+        lab,
+        sets.stamp_row(1),
+        sets.metadata_row(address("169.254.169.254")),
+        sets.address_row(True, six, six, viewer=b"", number=500),
+        sets.address_row(False, six, b"\xff" * 16, viewer=b"", number=501),
+        verdict_row(0, 300, 301, TCP, 80, 80, ALLOW),
+        verdict_row(1, 300, 301, TCP, 100, 200, ALLOW),
+        verdict_row(1, 300, 301, ICMP, 8, 10, ALLOW),
+        verdict_row(2, 300, 302, 0, 0, 0, DENY),
+        *sets.base_rows(300, 1 << 23, 1 << 24),
+    )
+    lab.make(rows, generation=1)
+    assert asyncio.run(lab.kernel.restore(lambda: rows)) == []
+    assert inside(lab.router, lab.kernel.what_lacks) == []
+    lab.change(Change(deletes=[rows[-1], rows[-4]], adds=[verdict_row(0, 300, 301, TCP, 81, 81, ALLOW)]))
+    assert sorted(asyncio.run(lab.kernel.restore(lambda: rows))) == [
+        "set ingress: 1 elements were gone", "set port: 1 were not ours", "set range: 1 elements were gone",
+    ]  # fmt: skip
+    assert asyncio.run(lab.kernel.restore(lambda: rows)) == []
+
+
+def test_the_number_of_rules_that_is_noted_is_the_kernels(lab: Lab) -> None:
+    rows = base(lab)
+    lab.make(rows, generation=1)
+    steps = (
+        lambda: lab.kernel.change(Change(generation=7)),
+        lambda: lab.kernel.set_holding(True),
+        lambda: lab.kernel.set_holding(False),
+        lambda: lab.kernel.change(Change(adds=[verdict_row(0, 300, 301, TCP, 80, 80, ALLOW)])),
+    )
+    for step in steps:
+        asyncio.run(step())
+        assert inside(lab.router, lab.kernel.what_lacks) == []
+
+
 def test_with_a_policy_nothing_passes_that_no_element_lets(lab: Lab) -> None:
     lab.make(base(lab), generation=1)
     lab.flush_connections()

@@ -100,6 +100,7 @@ def rules_named(draw: st.DrawFn, rule_id: str) -> Rule:
         draw(st.none() | st.lists(port_matches, min_size=1, max_size=2).map(tuple)),
         audit=draw(st.booleans()),
         condition=draw(st.sampled_from([None, None, None, Condition("port > 79")])),
+        least=draw(st.sampled_from([False, False, False, True])),
     )
 
 

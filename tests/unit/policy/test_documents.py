@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from casemate.policy.analysis import crossings, warnings
+from casemate.policy.analysis import warnings
+from casemate.policy.crossings import prove
 from casemate.policy.errors import PolicyInvalid, PolicyTooLarge
 from casemate.policy.explain import explain
 from casemate.policy.flows import simulate, suggest
@@ -250,12 +251,13 @@ BANKS = [
 def test_a_path_across_a_wall_is_named() -> None:
     policies = parse(WALL)
     planner = Planner(policies.in_force(0), BANKS)
-    (found,) = crossings(planner.compiler, policies.walls)
+    (proof,) = prove(planner.compiler, policies.walls)
+    (found,) = proof.crossings
     assert len(found.hops) == 3
     assert "tcp/11211" in found.describe(planner.compiler)
     assert "Policy/walls:rules[1]:egress[0]" in found.describe(planner.compiler)
     tight = parse(WALL.replace(b"[tcp/11211]\n      action: allow", b"[tcp/11211]\n      action: deny"))
-    assert crossings(Planner(tight.in_force(0), BANKS).compiler, tight.walls) == []
+    assert prove(Planner(tight.in_force(0), BANKS).compiler, tight.walls)[0].crossings == ()
 
 
 def test_warnings_name_what_is_hardly_meant() -> None:

@@ -164,7 +164,7 @@ def _limits(arguments: Arguments, made: dict[str, object]) -> None:
         made["restart"] = restart_policy(policy)
         if arguments.on("rm") and not policy.startswith("no"):
             raise usage("--restart and --rm exclude each other", "Leave out one of them.", "run")
-    for flag in ("publish", "publish-all", "expose", "network", "dns", "dns-search", "dns-option", "add-host"):
+    for flag in ("publish", "keep", "publish-all", "expose", "network", "dns", "dns-search", "dns-option", "add-host"):
         if arguments.given(flag):
             from casemate.cli.asked.network import network
 

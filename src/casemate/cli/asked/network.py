@@ -42,6 +42,9 @@ def network(arguments: Arguments) -> dict[str, object]:
         raise usage(f"--publish: {len(found)} ports; at most {MAX_PORTS} are published")
     if found:
         made["ports"] = found
+    texts = arguments.texts("keep")
+    if texts:
+        made["kept"] = [kept(text) for text in texts]
     for flag, name, most in (("dns", "dns", 8), ("dns-search", "dns_search", 16), ("dns-option", "dns_options", 16)):
         texts = arguments.texts(flag)
         if len(texts) > most:
@@ -81,6 +84,14 @@ def ports(text: str) -> list[dict[str, object]]:
             row["protocol"] = protocol
         made.append(row)
     return made
+
+
+def kept(text: str) -> dict[str, object]:
+    """``--keep``: a TCP port, and whether what was not answered may be asked again."""
+    number, comma, word = text.partition(",")
+    if not is_whole(number) or not 1 <= int(number) <= 65_535 or (comma and word != "replay"):
+        raise bad_value("--keep", text, "PORT or PORT,replay, for example 8080 or 8080,replay")
+    return {"port": int(number), "replay": True} if comma else {"port": int(number)}
 
 
 def exposed(text: str) -> list[dict[str, object]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from casemate.cli.commands.several import TOLD, each
 from casemate.cli.fail import code_of
-from casemate.cli.flags import Arguments, Command, switch, value, values
+from casemate.cli.flags import Arguments, Command, choice, switch, value, values
 from casemate.cli.wire.http import segment
 
 TYPE_CHECKING = False
@@ -38,7 +38,7 @@ def stop(arguments: Arguments, context: Context) -> int:
 
 def restart(arguments: Arguments, context: Context) -> int:
     request = _stop_request(arguments)
-    if arguments.on("hold"):
+    if arguments.chosen("hold") is not None:
         request |= _hold_request(arguments)
     return each(
         context, arguments.words, lambda name: context.client.post(_path(name, "restart"), request), "restarted"
@@ -49,6 +49,11 @@ def _hold_request(arguments: Arguments) -> dict[str, object]:
     from casemate.cli.asked.quantities import seconds, whole
 
     made: dict[str, object] = {"hold": True}
+    if arguments.chosen("hold") == "connections":
+        made["hold_open"] = True
+    text = arguments.text("drain")
+    if text is not None:
+        made["hold_drain_s"] = whole("--drain", f"{seconds('--drain', text):g}", 0, 600)
     text = arguments.text("hold-for")
     if text is not None:
         made["hold_for_s"] = whole("--hold-for", f"{seconds('--hold-for', text):g}", 1, 600)
@@ -124,10 +129,12 @@ STOP = Command(
 RESTART = Command(
     _NAMES, restart,
     (_TIME, _SIGNAL,
-     switch("hold", "New connections wait meanwhile, and then go on to it"),
+     choice("hold", "connections", "New connections wait meanwhile, and then go on to it; open ones to kept ports too"),
+     value("drain", "DURATION", "With --hold connections: how long answers may take to end before the stop (5s)"),
      value("hold-for", "DURATION", "With --hold: how long at most; then they are reset (30s)"),
      values("hold-port", "PORT", "With --hold: it is ready when this port is listened at (as before)")),
-    1, None, ("container",), "", ("casemate restart web", "casemate restart --hold web"),
+    1, None, ("container",), "",
+    ("casemate restart web", "casemate restart --hold web", "casemate restart --hold connections web"),
 )  # fmt: skip
 KILL = Command(
     _NAMES, kill, (value("signal", "SIGNAL", "What to send (KILL)", "s"),), 1, None, ("running",), "",

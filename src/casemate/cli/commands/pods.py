@@ -105,6 +105,7 @@ CREATE = Command(
      value("ipc", "MODE", "host to share the host's IPC", "", "Options", "host,private"),
      value("network", "MODE", "pod, none or host", "", _NETWORK, "pod,none,host"),
      values("publish", "[[ADDRESS:]HOST:]PORT[/PROTOCOL]", "Publish a port", "p", _NETWORK),
+     values("keep", "PORT[,replay]", "Open connections to it outlive restart --hold connections", "", _NETWORK),
      values("dns", "ADDRESS", "Resolver", "", _NETWORK), values("dns-search", "DOMAIN", "Search domain", "", _NETWORK),
      values("dns-option", "OPTION", "Resolver option", "", _NETWORK),
      values("add-host", "NAME:ADDRESS", "A line for /etc/hosts", "", _NETWORK), *RESOURCE_FLAGS),

@@ -54,6 +54,7 @@ def _apply(command: str, arguments: Arguments, context: Context, dry_run: bool, 
     pairs: Pairs = [("dry_run", "true")] if dry_run else []
     if arguments.on("whole"):
         pairs.append(("whole", "true"))
+    pairs += _path_reason(arguments)
     answer = _uploaded(context, files, _DOCUMENTS, pairs)
     if context.json:
         context.answer(answer)
@@ -70,13 +71,20 @@ def _uploaded(context: Context, files: Files, path: str, pairs: Pairs) -> dict[s
     return object_of(files.asked(ask, "policy"))
 
 
+def _path_reason(arguments: Arguments) -> Pairs:
+    reason = arguments.text("allow-path-across-wall")
+    return [("path_reason", reason)] if reason else []
+
+
 def told(context: Context, answer: dict[str, object], with_diff: bool) -> None:
     """What an application did, in lines; warnings to standard error."""
     for row in rows_of(answer, "changes"):
         context.write(f"{clean(str(row.get('key')))} {row.get('action')}\n")
         if with_diff and row.get("diff"):
             context.write("".join(f"  {_diff_line(line)}\n" for line in str(row.get("diff")).split("\n")))
-    for name, before in (("warnings", "warning"), ("crossings", "CROSSES A WALL")):
+    for name, before in (
+        ("warnings", "warning"), ("crossings", "CROSSES A WALL"), ("outside", "through the outside"),
+    ):  # fmt: skip
         listed = answer.get(name)
         for text in listed if isinstance(listed, list) else ():
             context.note(f"{before}: {clean(str(text))}\n")
@@ -98,8 +106,7 @@ def _diff_line(line: str) -> str:
 
 
 def ls(arguments: Arguments, context: Context) -> int:
-    pairs: Pairs = [("project", context.project)] if context.project != "default" else []
-    answer = object_of(context.client.get(_DOCUMENTS, pairs))
+    answer = object_of(context.client.get(_DOCUMENTS, context.of_project()))
     if context.json:
         context.answer(answer)
         return 0
@@ -132,6 +139,7 @@ def remove(arguments: Arguments, context: Context) -> int:
         pairs: Pairs = [("key", key) for key in arguments.words[start : start + MAX_KEYS]]
         if arguments.on("dry-run"):
             pairs.append(("dry_run", "true"))
+        pairs += _path_reason(arguments)
         answers.append(object_of(context.client.delete(_DOCUMENTS, pairs)))
         if not context.json:
             told(context, answers[-1], False)
@@ -246,7 +254,7 @@ def status(_: Arguments, context: Context) -> int:
 
 
 def identities(arguments: Arguments, context: Context) -> int:
-    answer = object_of(context.client.get("/v1/identities"))
+    answer = object_of(context.client.get("/v1/identities", context.of_project()))
     found = rows_of(answer, "identities")
     if context.json:
         context.answer(found)
@@ -266,11 +274,12 @@ def identities(arguments: Arguments, context: Context) -> int:
 _FILE = values("file", "FILE", "A file of documents, or - for standard input", "f", completes="file")
 _WHOLE = switch("whole", "The files are all there is: documents that they do not have go")
 _SINCE = value("since", "TIME", "Flows recorded since this time, or so long ago (1h)")
+_PATH = value("allow-path-across-wall", "REASON", "As officer: open a path across a wall, and why; it is evidence")
 _DRY = switch("dry-run", "Say what would be done, and do nothing")
 
 APPLY = Command(
     "[OPTIONS] -f FILE | FILE...", apply,
-    (_FILE, _DRY, _WHOLE, switch("diff", "Show what changes, line by line"),
+    (_FILE, _DRY, _WHOLE, _PATH, switch("diff", "Show what changes, line by line"),
      switch("exit-code", "With --dry-run --diff: end with 1 where something would change")),
     0, None, ("file",),
     "Kinds: casemate/v1 Policy; Kubernetes' NetworkPolicy, ClusterNetworkPolicy, AdminNetworkPolicy and\n"
@@ -285,7 +294,7 @@ DIFF = Command(
 )  # fmt: skip
 LS = Command("[OPTIONS]", ls, (FORMAT, switch("quiet", "Only their keys", "q")))
 SHOW = Command("DOCUMENT [DOCUMENT...]", show, (), 1, None, (), "", ("casemate policy show Policy/default/shop",))
-RM = Command("[OPTIONS] DOCUMENT [DOCUMENT...]", remove, (_DRY,), 1, None, (), "",
+RM = Command("[OPTIONS] DOCUMENT [DOCUMENT...]", remove, (_DRY, _PATH), 1, None, (), "",
              ("casemate policy rm NetworkPolicy/default/allow-web",))  # fmt: skip
 EXPLAIN = Command(
     "FROM TO PORT", explain, (), 3, 3, ("container", "container"),

@@ -27,7 +27,7 @@ def ls(arguments: Arguments, context: Context) -> int:
     from casemate.cli.asked.quantities import whole
 
     limit = whole("--last", arguments.text("last") or ("50" if arguments.on("all") else "0"), 0, 1000)
-    answer = object_of(context.client.get("/v1/referrals", [("limit", str(limit))]))
+    answer = object_of(context.client.get("/v1/referrals", [("limit", str(limit)), *context.of_project()]))
     if context.json:
         context.answer(answer)
         return 0
@@ -108,7 +108,7 @@ def watch(arguments: Arguments, context: Context) -> int:
     from casemate.cli.wire.events import read_events
 
     pairs = [] if arguments.on("all") else [("waiting", "true")]
-    answer = context.client.send("GET", "/v1/referrals/events", pairs)
+    answer = context.client.send("GET", "/v1/referrals/events", [*pairs, *context.of_project()])
     for _, event in read_events(answer.chunks):
         row = event if isinstance(event, dict) else {}
         if context.json:

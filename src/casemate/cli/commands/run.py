@@ -44,6 +44,7 @@ CREATE_FLAGS = (
     values("device", "SOURCE[:TARGET[:rwm]]", "Pass a host device in", "", _STORAGE, "file"),
     value("network", "MODE", "pod (an address of its own), none or host", "", _NETWORK, "pod,none,host", also="net"),
     values("publish", "[[ADDRESS:]HOST:]PORT[/PROTOCOL]", "Publish a port: 8080:80", "p", _NETWORK),
+    values("keep", "PORT[,replay]", "Open connections to it outlive restart --hold connections", "", _NETWORK),
     switch("publish-all", "Publish every exposed port at a free one", "P", _NETWORK),
     values("expose", "PORT[/PROTOCOL]", "A port that -P publishes too", "", _NETWORK),
     values("dns", "ADDRESS", "Resolver", "", _NETWORK),

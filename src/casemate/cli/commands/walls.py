@@ -1,10 +1,10 @@
-"""``wall ls report release``: conflict-of-interest walls, and the evidence for an auditor."""
+"""``wall ls check report release``: conflict-of-interest walls, and the evidence for an auditor."""
 
 from __future__ import annotations
 
 from casemate.cli.commands.listing import FORMAT
 from casemate.cli.fail import usage
-from casemate.cli.flags import Arguments, Command, value
+from casemate.cli.flags import Arguments, Command, switch, value, values
 from casemate.cli.show.plain import clean, coloured
 from casemate.cli.show.table import aligned, show
 from casemate.cli.wire.client import object_of, rows_of
@@ -39,6 +39,68 @@ def _count(listed: object) -> int:
     return len(listed) if isinstance(listed, list) else 0
 
 
+def check(arguments: Arguments, context: Context) -> int:
+    """Exit code 1 where a path leads across a wall."""
+    from casemate.cli.commands.policy import YAML
+    from casemate.cli.commands.policy_files import Files
+
+    names = arguments.texts("file")
+    files = Files(names) if names else None
+    pairs = [("whole", "true")] if arguments.on("whole") else []
+
+    def ask() -> object:
+        data = files.data if files is not None else b""
+        return context.client.upload("POST", "/v1/walls/check", pairs, iter([data]), YAML).json()
+
+    answer = object_of(files.asked(ask, "policy") if files is not None else ask())
+    found = [row for row in rows_of(answer, "walls") if not arguments.words or row.get("wall") in arguments.words]
+    missing = set(arguments.words) - {str(row.get("wall")) for row in found}
+    if missing:
+        raise usage(f"no wall is called {sorted(missing)[0]!r}", "`casemate wall ls` lists those that are in force.")
+    strict = arguments.on("outside")
+    closed = all(row.get("whole", True) and not _open(row, strict=strict) for row in found)
+    if context.json:
+        context.answer({"walls": found, "closed": closed})
+        return 0 if closed else 1
+    for row in found:
+        _proof(row, context, strict=strict)
+    if not found:
+        context.note("there are no walls\n")
+    return 0 if closed else 1
+
+
+def _open(row: dict[str, object], *, strict: bool) -> list[str]:
+    listed = [*_texts(row.get("paths")), *(_texts(row.get("outside")) if strict else ())]
+    return [str(text) for text in listed]
+
+
+def _texts(listed: object) -> list[str]:
+    return [str(text) for text in listed] if isinstance(listed, list) else []
+
+
+def _proof(row: dict[str, object], context: Context, *, strict: bool) -> None:
+    """One wall's proof, or its paths, in lines."""
+    name = clean(str(row.get("wall")))
+    members = ", ".join(f"{one.get('name')} ({one.get('identities')} identities)" for one in rows_of(row, "members"))
+    looked = f"{row.get('rules', 0)} rules, {row.get('identities')} identities"
+    hours = row.get("hours")
+    looked += f", {hours} different hours" if isinstance(hours, int) and hours > 1 else ""
+    paths = _open(row, strict=strict)
+    if not row.get("whole", True):
+        verdict = coloured("NOT PROVED: its rules have too many different hours", "31", 1)
+    elif paths:
+        verdict = coloured(f"OPEN: {len(paths)} paths", "31", 1)
+    else:
+        verdict = coloured("closed: the rules leave no path across", "32", 1)
+    context.write(f"wall {name}: {verdict}\n  members: {clean(members)}\n  looked at: {looked}\n")
+    for text in paths:
+        context.write(f"  PATH: {clean(text)}\n")
+    for text in () if strict else _texts(row.get("outside")):
+        context.write(f"  through the outside: {clean(text)}\n")
+    for text in _texts(row.get("guarded")):
+        context.write(f"  held to one member by its history: {clean(text)}\n")
+
+
 def report(arguments: Arguments, context: Context) -> int:
     """Exit code 1 where the chain does not hold."""
     pairs = [("wall", arguments.words[0])] if arguments.words else []
@@ -63,8 +125,10 @@ def report(arguments: Arguments, context: Context) -> int:
         listed = paths if isinstance(paths, list) else []
         for text in listed:
             context.write(coloured(f"  PATH: {clean(str(text))}", "31", 1) + "\n")
+        for text in _texts(row.get("outside")):
+            context.write(f"  through the outside: {clean(text)}\n")
         if not listed:
-            context.write("  the rules in force leave no path across\n")
+            context.write("  the rules in force leave no path across, from workload to workload\n")
     lines = [["", "AT", "WHAT", "WALL", "WORKLOAD", "MEMBER", "WITH", "WHO", "WHY"]]
     lines += [[str(row.get("number")), *(str(row.get(name, "")) for name in _FIELDS[1:])] for row in entries]
     if entries:
@@ -106,6 +170,15 @@ def release(arguments: Arguments, context: Context) -> int:
 
 
 LS = Command("[OPTIONS]", ls, (FORMAT,))
+CHECK = Command(
+    "[OPTIONS] [WALL...]", check,
+    (values("file", "FILE", "Look at these documents beside those in force, or - for standard input", "f",
+            completes="file"),
+     switch("whole", "The files are all there is"),
+     switch("outside", "Count paths through addresses that are no pod's, too")),
+    0, None, (), "Exit code 1 where a path leads across a wall.",
+    ("casemate wall check", "casemate wall check -f new.yaml || exit 1"),
+)  # fmt: skip
 REPORT = Command(
     "[WALL]", report, (), 0, 1, (), "Exit code 1 where the chain of the evidence does not hold.",
     ("casemate wall report", "casemate wall report banks --json > evidence.json"),

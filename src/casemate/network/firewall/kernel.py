@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 
@@ -23,7 +23,7 @@ from casemate.host.nft_netlink import (
     destroys_elements,
     has_queue,
 )
-from casemate.network.firewall import rules
+from casemate.network.firewall import content, rules
 from casemate.network.firewall.sets import ALL_SETS, TIMED, Row, verdict_rows
 from casemate.spec.errors import HostLacks
 
@@ -58,6 +58,8 @@ class Kernel:
     holding: bool = False
     _destroys: bool = False
     _rules: dict[str, int] = field(default_factory=dict)
+    #: Elements of each set, and the ruleset's generation at which they were counted.
+    _sizes: tuple[int, dict[str, int]] = field(default_factory=lambda: (-1, {}))
 
     def probe(self) -> None:
         """Find out what the kernel knows. Raises :class:`HostLacks` where it has no packet queue."""
@@ -87,7 +89,7 @@ class Kernel:
             rules.add_holds(batch, self.spec, self.holding)
             await self._pack(batch, NEW_ELEMENTS, chain(verdict_rows(), rows))
             await self._commit(batch, size)
-            self._rules = self._socket.rules(self.spec.table)
+            self._rules = dict(batch.rules)
 
     async def change(self, change: Change) -> None:
         """One transaction. Raises :class:`NftFailed`; nothing has changed then."""
@@ -101,8 +103,7 @@ class Kernel:
                 _flush_generation(batch)
                 rules.add_switch(batch, change.generation)
             await self._commit(batch, change.size)
-            if change.generation is not None:
-                self._rules = self._socket.rules(self.spec.table)
+            self._rules.update(batch.rules)
 
     async def set_holding(self, holding: bool) -> None:
         """Have new connections looked for in the set of held pods, or not: that costs every packet something."""
@@ -115,7 +116,7 @@ class Kernel:
             rules.add_holds(batch, self.spec, holding)
             await self._commit(batch, 0)
             self.holding = holding
-            self._rules = self._socket.rules(self.spec.table)
+            self._rules.update(batch.rules)
 
     async def put(self, rows: Sequence[Row]) -> None:
         """Add elements; a timed one that is there begins its time anew."""
@@ -187,6 +188,55 @@ class Kernel:
         lost = [f"chain {name}" for name, count in self._rules.items() if found.get(name) != count]
         here = set(self._socket.sets(self.spec.table))
         return lost + [f"set {one.name}" for one in ALL_SETS if one.name not in here]
+
+    def note_sizes(self) -> None:
+        """Count the elements of each set, where they are as we left them. 0.2 ms, once for each generation."""
+        at = self.followed.at
+        if self._sizes[0] == at or self.lock.locked():
+            return
+        sizes = self._static_sizes()
+        if self.followed.now() == at:
+            self._sizes = at, sizes
+
+    def resized(self) -> list[str] | None:
+        """Sets that somebody else gave or took elements, in words; None where that cannot be told by their number."""
+        at, before = self._sizes
+        if at != self.followed.at or not before:
+            return None
+        return [
+            f"set {name} has {now} elements instead of {before.get(name, now)}"
+            for name, now in self._static_sizes().items()
+            if before.get(name, now) != now
+        ]
+
+    def _static_sizes(self) -> dict[str, int]:
+        sizes = self._socket.set_sizes(self.spec.table)
+        return {name: size for name, size in sizes.items() if name in content.STATIC}
+
+    async def restore(self, wanted: Callable[[], Iterable[Row]]) -> list[str]:
+        """Look at every element of our own; bring back what is gone of *wanted* (asked when nobody else changes the
+        table), take out what nobody asked for. What was done, in lines. In a thread: some 2 us an element.
+        """
+        async with self.lock:
+            rows = list(wanted())
+            difference = await asyncio.to_thread(self._compared, rows)
+            if not difference.size:
+                return []
+            batch = Batch(self.spec.table)
+            _pack_now(batch, DELETE_ELEMENTS, difference.deletes())
+            _pack_now(batch, NEW_ELEMENTS, difference.adds())
+            await self._commit(batch, difference.size)
+            return difference.describe()
+
+    def _compared(self, rows: list[Row]) -> content.Difference:
+        by_set: dict[str, list[bytes]] = {name: [] for name in sorted(content.COMPARED)}
+        for name, one in rows:
+            if name in by_set:
+                by_set[name].append(one)
+        found = {
+            name: chain.from_iterable(map(content.cut, self._socket.listings(self.spec.table, name))) for name in by_set
+        }
+        return content.compare(by_set, found)
 
     def stamp(self) -> int | None:
         """The number of the state that the kernel has; None: none."""

@@ -24,6 +24,8 @@ from dataclasses import dataclass
 
 from casemate.host import nft_expressions as e
 from casemate.host.nft_netlink import Batch
+from casemate.network.firewall.kept import Marks
+from casemate.network.firewall.kept import marks as marks_of_kept
 from casemate.network.firewall.sets import ALLOW, AUDIT, PAIR, REFER
 from casemate.network.flowlog import PREFIX, VERDICT_COPY_BYTES
 
@@ -66,6 +68,11 @@ class TableSpec:
     referrals_per_second: int = 2000
     referral_burst: int = 512
 
+    @property
+    def kept(self) -> Marks:
+        """Marks of packets that go through the relay of kept connections."""
+        return marks_of_kept(self.table)
+
     def queue_rule(self, offset: int) -> bytes:
         number = self.queue + offset
         return e.queue_by_target(number) if self.queue_target else e.queue(number)
@@ -86,6 +93,7 @@ def add_table(batch: Batch, spec: TableSpec) -> None:
     batch.new_chain("forward", kind="filter", hook=_FORWARD, priority=_POD_PRIORITY)
     batch.new_chain("input", kind="filter", hook=_INPUT, priority=_POD_PRIORITY)
     batch.new_chain("output", kind="filter", hook=_OUTPUT, priority=_POD_PRIORITY)
+    batch.new_chain("relayed", kind="filter", hook=_OUTPUT, priority=_POD_PRIORITY)
     for chain, rules in (
         _guard(spec) | _hold(spec) | _pod(spec) | _judge() | _find(spec) | _verdicts() | _refer(spec) | _deny(spec)
     ).items():
@@ -98,7 +106,7 @@ PLAIN_CHAINS = (
     "verdict", "port_verdict", "icmp_verdict", "other_verdict", "find4", "find6",
     "judge", "decide", "pod", "switch", "to_host", "fresh4", "guard4",
 )  # fmt: skip
-BASE_CHAINS = ("guard", "pre", "forward", "input", "output")
+BASE_CHAINS = ("guard", "pre", "forward", "input", "output", "relayed")
 #: Chains whose rules have the generation in them.
 GENERATION_CHAINS = ("switch", "decide", "allow", "audited", "passed")
 #: Chains that look for held pods while one is held, and cost nothing while none is.
@@ -154,6 +162,10 @@ def _guard(spec: TableSpec) -> dict[str, list[bytes]]:
     }  # fmt: skip
 
 
+def _marked(mark: int) -> bytes:
+    return e.meta(e.META_MARK, 0) + e.compare(0, struct.pack("=I", mark))
+
+
 def _first_packet() -> bytes:
     """The first packet of a TCP connection, by its flags: a port used again is not always new to the kernel."""
     return e.protocol(_TCP) + e.payload(e.TRANSPORT, 13, 1, 0) + e.masked(0, b"\x17", b"\x02")
@@ -189,7 +201,18 @@ def _pod(spec: TableSpec) -> dict[str, list[bytes]]:
             _ours(e.META_IIFNAME, spec.prefix) + e.verdict(e.GOTO, "switch"),
             _ours(e.META_OIFNAME, spec.prefix) + e.verdict(e.GOTO, "switch"),
         ],
-        "input": [_ours(e.META_IIFNAME, spec.prefix) + e.verdict(e.GOTO, "to_host")],
+        "input": [
+            _marked(spec.kept.back) + e.verdict(e.ACCEPT),
+            _ours(e.META_IIFNAME, spec.prefix) + e.verdict(e.GOTO, "to_host"),
+            # Clients from elsewhere, on their way to the relay; the others bear the answer to a referral.
+            *(_marked(one) + e.verdict(e.GOTO, "switch") for one in (spec.kept.kept, MARK_ANSWERED, MARK_DENIED)),
+        ],
+        # What the relay sends to clients, as if the pod did. A reset opens nothing, and ends what may not be any more.
+        "relayed": [
+            _marked(spec.kept.down) + e.protocol(_TCP) + e.payload(e.TRANSPORT, 13, 1, 0)
+            + e.masked(0, b"\x04", b"\x04") + e.verdict(e.ACCEPT),
+            *(_marked(one) + e.verdict(e.GOTO, "switch") for one in (spec.kept.down, MARK_ANSWERED, MARK_DENIED)),
+        ],
         "to_host": [
             to_gateway + e.protocol(_UDP) + names,
             to_gateway + e.protocol(_TCP) + names,

@@ -16,7 +16,7 @@ from casemate.node.core import report
 from casemate.node.policy.state import Policy
 from casemate.policy.identity import Endpoint, Kind
 from casemate.policy.plan import Planner
-from casemate.policy.rules import Names, RuleSet, name_matches
+from casemate.policy.rules import name_matches
 from casemate.spec.errors import CasemateError
 
 #: Addresses that one pod may hold under names of rules, and lifetimes at most: beyond, the oldest go.
@@ -39,25 +39,15 @@ class Named:
         self._held: dict[str, dict[str, dict[str, float]]] = {}
         #: When the kernel forgets each, if nothing is done.
         self._kernel: dict[tuple[str, str], float] = {}
-        #: The rules that were looked through last, and what they name.
-        self._patterns: tuple[RuleSet, tuple[str, ...]] | None = None
 
     def patterns(self) -> tuple[str, ...]:
         """Every name that a rule in force speaks of."""
         if not self._policy.active:
             return ()
-        rules = self._policy.rules
-        if self._patterns is not None and self._patterns[0] is rules:
-            return self._patterns[1]
-        found = {
-            pattern
-            for rule in rules.rules
-            for peer in rule.peers
-            if isinstance(peer, Names)
-            for pattern in peer.patterns
-        }
-        self._patterns = (rules, tuple(sorted(found)))
-        return self._patterns[1]
+        planner = self._policy.planner
+        if planner is None:
+            return ()
+        return tuple(sorted({pattern for one in planner.compiler.names for pattern in one.patterns}))
 
     async def answered(self, viewer: str, name: str, addresses: Iterable[tuple[str, int]]) -> None:
         """*viewer* is about to be told; when this returns the kernel knows."""

@@ -165,8 +165,8 @@ async def status(core: Core, referrals: dict[str, int]) -> PolicyStatus:
     return PolicyStatus(core.policy.state(), seen.elements, seen.counters, referrals, seen.waiting, holds)
 
 
-async def identities(core: Core) -> IdentityList:
-    """Every identity that the kernel knows, and whose it is."""
+async def identities(core: Core, project: str = "") -> IdentityList:
+    """Every identity that the kernel knows (of *project*, if given), and whose it is."""
     policy = core.policy
     await policy.load()
     planner = policy.planner
@@ -180,6 +180,6 @@ async def identities(core: Core) -> IdentityList:
     rows = [
         IdentityRow(number, one.kind.value, one.project, dict(one.labels), tuple(sorted(holders.get(number, ()))))
         for number, one in sorted(planner.compiler.identities.items())
-        if one.kind is Kind.POD or one.dns or one.blocks
+        if (one.project == project if project else one.kind is Kind.POD or one.dns or one.blocks)
     ]
     return IdentityList(tuple(rows))

@@ -12,7 +12,7 @@ from casemate.node.core import Core, report
 from casemate.node.flows.query import Wanted
 from casemate.node.flows.service import Flows
 from casemate.node.flows.wire import Referred as ToldReferred
-from casemate.node.policy import passages, quarantine
+from casemate.node.policy import passages, quarantine, wallpaths
 from casemate.node.policy.referrals import Referrals
 from casemate.node.policy.wallstate import read_bound
 from casemate.node.policy.watching import Watch
@@ -34,6 +34,7 @@ class Desk:
         self.flows = flows
         self.referrals = Referrals(core)
         self.watch = Watch(core, flows)
+        self.paths = wallpaths.Watch(core)
         self.referrals.met = self._met
         self.referrals.told = self._told
         #: The minute and the documents that were looked at last.

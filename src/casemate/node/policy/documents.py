@@ -14,11 +14,10 @@ import yaml
 from casemate.node import audit, events
 from casemate.node.clock import rfc3339
 from casemate.node.core import Caller, Core
-from casemate.node.policy import rights, store
+from casemate.node.policy import rights, store, wallpaths
 from casemate.node.policy.errors import PolicyNotFound
 from casemate.node.policy.reading import read_text
-from casemate.node.policy.ruleset import standing
-from casemate.node.policy.state import Policy
+from casemate.node.policy.state import Policy, without
 from casemate.policy import analysis
 from casemate.policy.addresses import BlockIndex
 from casemate.policy.compile import Compiler
@@ -65,40 +64,38 @@ class _Done:
 
     transaction: Transaction
     names: dict[int, str]
-    documents: list[Document]
+    documents: dict[str, Document]
+    paths: wallpaths.Seen
 
 
-@dataclass(frozen=True, slots=True)
-class _Seen:
-    """What is odd about a set of documents, and the paths that it leaves across walls."""
-
-    warnings: list[str]
-    crossings: list[str]
-
-
-async def apply(core: Core, data: bytes, caller: Caller, *, dry_run: bool, whole: bool) -> PolicyApplied:
+async def apply(
+    core: Core, data: bytes, caller: Caller, *, dry_run: bool, whole: bool, path_reason: str = ""
+) -> PolicyApplied:  # fmt: skip
     """Put the documents of *data* (YAML or JSON) in force; with *whole*, all others go.
 
-    Everything or nothing. Raises what reading raises, :class:`GrantMissing` for the operator's documents.
+    Everything or nothing. Raises what reading raises, :class:`GrantMissing` for the operator's documents,
+    :class:`WallPathOpened` unless an officer gives a *path_reason*.
     """
     read = await read_text(data)
     policy = core.policy
     async with policy.lock:
         await policy.load_held()
         change = _changes(policy, read, whole=whole)
-        done = await _change(core, policy, change, caller, dry_run=dry_run)
+        done = await _change(core, policy, change, caller, dry_run=dry_run, path_reason=path_reason)
     return await _told(policy, change, done, dry_run=dry_run)
 
 
-async def remove(core: Core, keys: Iterable[str], caller: Caller, *, dry_run: bool) -> PolicyApplied:
-    """Take documents out of force. Raises :class:`PolicyNotFound`."""
+async def remove(
+    core: Core, keys: Iterable[str], caller: Caller, *, dry_run: bool, path_reason: str = ""
+) -> PolicyApplied:  # fmt: skip
+    """Take documents out of force. Raises :class:`PolicyNotFound`, and :class:`WallPathOpened` as :func:`apply`."""
     policy = core.policy
     async with policy.lock:
         await policy.load_held()
         found = [find(policy, key) for key in keys]
         told = tuple(PolicyChange(one.key, "removed") for one in found)
         change = _Change((), tuple(one.key for one in found), told, {one.key: one for one in found})
-        done = await _change(core, policy, change, caller, dry_run=dry_run)
+        done = await _change(core, policy, change, caller, dry_run=dry_run, path_reason=path_reason)
     return await _told(policy, change, done, dry_run=dry_run)
 
 
@@ -136,21 +133,26 @@ def _diff(key: str, old: Document | None, new: Document | None) -> str:
     return "\n".join(difflib.unified_diff(before, after, f"in force: {key}", f"given: {key}", lineterm=""))
 
 
-async def _change(core: Core, policy: Policy, change: _Change, caller: Caller, *, dry_run: bool) -> _Done:
+async def _change(
+    core: Core, policy: Policy, change: _Change, caller: Caller, *, dry_run: bool, path_reason: str
+) -> _Done:  # fmt: skip
     """Do it, or rehearse it; the policy's lock is held."""
     touched = [*change.put, *(policy.documents[key] for key in change.drop)]
     gone = set(change.drop)
-    documents = {key: one for key, one in policy.documents.items() if key not in gone}
-    documents |= {one.key: one for one in change.put}
+    documents = without(policy.documents, gone) | {one.key: one for one in change.put}
     if dry_run:
         policies = await asyncio.to_thread(together, list(documents.values()))
         transaction, planner = await asyncio.to_thread(_rehearsed, policy, policies)
-        return _Done(transaction, _names(planner.compiler if planner else None, transaction), list(documents.values()))
+        paths = await wallpaths.looked(policy, documents)
+        return _Done(transaction, _names(planner.compiler if planner else None, transaction), documents, paths)
     for one in touched:
         if not one.project:
             rights.demand(caller, f"the operator's document {one.key}")
     if not touched:
-        return _Done(Transaction("nothing"), {}, list(documents.values()))
+        return _Done(Transaction("nothing"), {}, documents, await wallpaths.looked(policy))
+    paths, opened = wallpaths.NOTHING, tuple[wallpaths.Path, ...]()
+    if policy.walls or any(one.parsed.walls for one in change.put):
+        paths, opened = await wallpaths.demand(core, documents, caller, reason=path_reason)
     at = core.clock()
 
     def written(db: sqlite3.Connection) -> None:
@@ -158,17 +160,18 @@ async def _change(core: Core, policy: Policy, change: _Change, caller: Caller, *
             store.put_document(db, one, at, caller.who)
         for key in change.drop:
             store.drop_document(db, key)
+        wallpaths.allowed(db, at, opened, caller, path_reason)
         for told in change.told:
             if told.action != "unchanged":
                 events.add(db, at, "policy", told.key, told.action)
                 audit.append(db, at, caller.who, f"policy.{told.action}", told.key, rules=_rules(documents, told.key))
 
-    rows = {key: row for key, row in policy.rows.items() if key not in gone}
-    rows |= {one.key: _row(one, at, caller.who) for one in change.put}
+    rows = without(policy.rows, gone) | {one.key: _row(one, at, caller.who) for one in change.put}
     transaction, _ = await policy.change_documents(change.put, change.drop, written, lambda: rows)
+    core.walls.paths = {path.crossing.key for path in paths.paths} if policy.walls else None
     core.events.wake()
     names = _names(policy.planner.compiler if policy.planner else None, transaction)
-    return _Done(transaction, names, list(documents.values()))
+    return _Done(transaction, names, documents, paths)
 
 
 async def _told(policy: Policy, change: _Change, done: _Done, *, dry_run: bool) -> PolicyApplied:
@@ -177,12 +180,15 @@ async def _told(policy: Policy, change: _Change, done: _Done, *, dry_run: bool) 
     def name(number: int) -> str:
         return done.names.get(number, "everyone" if not number else str(number))
 
-    seen = await asyncio.to_thread(_looked_at, policy, done.documents, change)
-    diffs = await asyncio.to_thread(change.with_diffs)
+    # One hop: each may wait 5 ms for Python's lock.
+    warnings, diffs = await asyncio.to_thread(
+        lambda: (_warnings(policy, done.documents, change), change.with_diffs())
+    )  # fmt: skip
     transaction = done.transaction
     tightened = tuple(f"{name(one)} to {name(other)}" for one, other in transaction.tightened[:MAX_STEPS])
     return PolicyApplied(
-        dry_run, diffs, tuple(seen.warnings), tuple(seen.crossings), transaction.size, tightened,
+        dry_run, diffs, tuple(warnings), tuple(path.text for path in done.paths.inside[:MAX_STEPS]),
+        tuple(path.text for path in done.paths.paths if path.crossing.outside)[:MAX_STEPS], transaction.size, tightened,
         tuple(transaction.describe()[:MAX_STEPS]) if dry_run else (), policy.enforced and not dry_run,
         "" if policy.enforced else policy.why_not, policy.firewall.generation,
     )  # fmt: skip
@@ -199,24 +205,20 @@ def _row(one: Document, at: float, who: str) -> PolicyRow:
     )
 
 
-def _looked_at(policy: Policy, documents: list[Document], change: _Change) -> _Seen:
-    """What is odd about the set, and the paths that it leaves across walls. In a thread.
+def _warnings(policy: Policy, documents: dict[str, Document], change: _Change) -> list[str]:
+    """What is odd about the set. In a thread.
 
     All of it is compiled once more for that. Where this would take seconds, only the documents that came are looked
     at, and `policy diff` says the rest.
     """
     known = policy.planner.compiler.identities if policy.planner else {}
-    if len(policy.rules.rules) * len(known) > MAX_LOOK and not any(one.parsed.walls for one in change.put):
+    if len(policy.rules.rules) * len(known) > MAX_LOOK:
         warnings = analysis.warnings_of(together(change.put).rules, known.values())
-        return _Seen([*warnings, "the set is large: contradictions were not looked for"], [])
-    policies = together(documents)
+        return [*warnings, "the set is large: contradictions were not looked for"]
+    policies = together(documents.values())
     ends = policy.ends(policies.walls)
     _, own = policy.worked_out(policies)
-    compiler = compiled(own, ends)
-    across = compiled(standing(own, policies.walls), ends) if policies.walls else compiler
-    found = analysis.crossings(across, policies.walls)
-    crossings = [one.describe(across) for one in found[:100]]
-    return _Seen(analysis.warnings(policies, compiler, ends), crossings)
+    return analysis.warnings(policies, compiled(own, ends), ends)
 
 
 def compiled(rules: RuleSet, ends: Iterable[Endpoint]) -> Compiler:

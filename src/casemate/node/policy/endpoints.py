@@ -42,6 +42,7 @@ MAX_PORTS = 64
 
 _POD_REQUEST = msgspec.json.Decoder(PodRequest)
 _REQUEST = msgspec.json.Decoder(ContainerRequest)
+_LABELS = msgspec.json.Decoder(dict[str, str])
 _ADMISSION = msgspec.json.Decoder(Admission)
 
 
@@ -82,8 +83,9 @@ def named_ports(given: Mapping[str, str]) -> tuple[NamedPort, ...]:
     return tuple(found[:MAX_PORTS])
 
 
-def project_labels(project: str) -> Labels:
-    return labels({NAMESPACE_NAME: project, "casemate/project": project})
+def project_labels(project: str, given: Mapping[str, str] | None = None) -> Labels:
+    """What selectors of projects see: its name, and the labels that it was *given*."""
+    return labels({**(given or {}), NAMESPACE_NAME: project, "casemate/project": project})
 
 
 def workload_name(project: str, pod: PodRow, container: str) -> str:
@@ -91,8 +93,13 @@ def workload_name(project: str, pod: PodRow, container: str) -> str:
     return f"{project}/{container}" if pod.implicit and container else f"{project}/pod/{pod.name}"
 
 
-def workload_of(pod: PodRow, inside: Iterable[ContainerRow]) -> Workload | None:
-    """The workload of a pod and its containers; None where it has no address of its own (host network, none)."""
+def workload_of(
+    pod: PodRow, inside: Iterable[ContainerRow], of_project: Mapping[str, str] | None = None
+) -> Workload | None:  # fmt: skip
+    """The workload of a pod and its containers; None where it has no address of its own (host network, none).
+
+    *of_project*: its project's labels.
+    """
     if pod.address is None:
         return None
     rows = list(inside)
@@ -112,7 +119,7 @@ def workload_of(pod: PodRow, inside: Iterable[ContainerRow]) -> Workload | None:
     lone = rows[0] if pod.implicit and rows else None
     name = workload_name(pod.project, pod, lone.name if lone else "")
     endpoint = Endpoint(
-        name, pod.project, labels(own), project_labels(pod.project), named_ports(given), addresses_of(pod)
+        name, pod.project, labels(own), project_labels(pod.project, of_project), named_ports(given), addresses_of(pod)
     )
     return Workload(pod.id, lone.id if lone else "", endpoint, bool(pod.made))
 
@@ -159,7 +166,8 @@ def read_workloads(db: sqlite3.Connection, where: str = "", *values: object) -> 
     query = f"WHERE pod IN (SELECT id FROM pods {where}) ORDER BY created_at, id"  # noqa: S608
     for row in select(db, ContainerRow, query, *values):
         inside.setdefault(row.pod, []).append(row)
-    found = (workload_of(pod, inside.get(pod.id, ())) for pod in pods)
+    held = {name: _LABELS.decode(raw) for name, raw in db.execute("SELECT name, labels FROM projects")}
+    found = (workload_of(pod, inside.get(pod.id, ()), held.get(pod.project)) for pod in pods)
     return [workload for workload in found if workload is not None]
 
 

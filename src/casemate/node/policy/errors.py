@@ -41,6 +41,15 @@ class WallNotFound(NotFound):
     remedy = "`casemate wall ls` lists the walls that the operator's documents set up."
 
 
+class WallPathOpened(Conflict):
+    code = "policy.wall_path"
+    title = "The documents would open a path across a wall"
+    remedy = (
+        "Close one of the hops (`casemate wall check -f FILE` shows each path), or as officer give "
+        "--allow-path-across-wall REASON."
+    )
+
+
 class FlowsAbsent(Unavailable):
     code = "policy.no_flows"
     title = "There are no recorded flows to work on"

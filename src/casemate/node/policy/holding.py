@@ -1,5 +1,7 @@
 """``restart --hold``: new connections wait while a container stops and starts again, and then go on to it.
 
+With ``--hold connections`` those that are open wait too, in the relay of kept ports (:mod:`casemate.node.keeping`).
+
 What was listening before must be listening again before anything is let through; otherwise the callers that waited
 would be refused by a container that is not ready. When the time is over they get a reset, not a silence.
 """
@@ -13,6 +15,8 @@ from pathlib import Path
 
 from casemate.node import audit, events, lifecycle, lookup
 from casemate.node.core import Caller, Core
+from casemate.node.keeping.service import Keeping
+from casemate.node.keeping.service import Pod as KeptPod
 from casemate.node.lifecycle import row_and_pod
 from casemate.node.policy.errors import HoldUnavailable
 from casemate.node.rows import ContainerRow, PodRow
@@ -34,34 +38,78 @@ async def restart(core: Core, reference: str, project: str, request: RestartRequ
     reset).
     """
     stop = StopRequest(request.timeout, request.signal)
-    if not request.hold:
+    if not request.hold and not request.hold_open:
         await lifecycle.restart(core, reference, project, stop, caller)
         return
     row = await core.db.read(lambda db: lookup.container(db, reference, project))
     async with core.lock(row.id):
         row, pod = await core.db.read(lambda db: row_and_pod(db, row.id))
         _check(row, pod)
+        kept = await _kept(core, row, pod, request)
         wanted = Ports(request.hold_ports) or await asyncio.to_thread(listening, row.pid)
         wait_s = request.hold_for_s
         await core.policy.firewall.hold(pod.id, wait_s=wait_s, limit=request.hold_connections)
         await _note(core, row, "hold", seconds=wait_s, ports=sorted(wanted))
         try:
             async with asyncio.timeout(wait_s):
+                await kept.hold()
                 await lifecycle.stop_locked(core, row.id, stop, caller)
                 await lifecycle.start_locked(core, row.id, caller, attach=False)
                 await _ready(core, row.id, wanted)
         except TimeoutError as error:
             released = await core.policy.firewall.release(pod.id, accept=False)
-            await _note(core, row, "hold-failed", reset=released.waited)
+            ended = await kept.resume(accept=False)
+            await _note(core, row, "hold-failed", reset=released.waited + ended["reset"])
             raise TimedOut(
-                f"container {row.name} was not ready within {wait_s} s; {released.waited} connections were reset"
+                f"container {row.name} was not ready within {wait_s} s; "
+                f"{released.waited + ended['reset']} connections were reset"
             ) from error
         except BaseException:
             with contextlib.suppress(CasemateError):
                 await core.policy.firewall.release(pod.id, accept=False)
+            await kept.resume(accept=False)
             raise
         released = await core.policy.firewall.release(pod.id)
-        await _note(core, row, "released", waited=released.waited, refused=released.refused, caller=caller.who)
+        # Now that what is new goes to the pod, what was open does.
+        facts = await kept.resume(accept=True)
+        await _note(core, row, "released", waited=released.waited, refused=released.refused, caller=caller.who, **facts)
+
+
+class _NothingKept:
+    """``--hold`` alone: open connections end with their server."""
+
+    async def hold(self) -> None:
+        return
+
+    async def resume(self, *, accept: bool) -> dict[str, int]:  # noqa: ARG002 - as the other's
+        return {"reset": 0}
+
+
+class _Kept:
+    """Open connections to the kept ports of *pod*."""
+
+    def __init__(self, keeping: Keeping, pod: KeptPod, request: RestartRequest, *, anew: bool) -> None:
+        self._keeping, self._pod, self._request, self._anew = keeping, pod, request, anew
+
+    async def hold(self) -> None:
+        request = self._request
+        await self._keeping.hold(
+            self._pod, wait_s=request.hold_for_s, drain_s=request.hold_drain_s, limit=request.hold_connections
+        )
+
+    async def resume(self, *, accept: bool) -> dict[str, int]:
+        done = await self._keeping.resume(self._pod, accept=accept, anew=self._anew)
+        return {"resumed": done.resumed, "replayed": done.replayed, "reset": done.reset}
+
+
+async def _kept(core: Core, row: ContainerRow, pod: PodRow, request: RestartRequest) -> _NothingKept | _Kept:
+    if not request.hold_open:
+        return _NothingKept()
+    if core.keeping is None:
+        raise HoldUnavailable("this node has no relay of kept connections")
+    found = await core.keeping.check(pod.id, row.name)
+    # A sandbox with a network stack of its own ends without telling the other side.
+    return _Kept(core.keeping, found, request, anew=pod.the_spec().level != "namespace")
 
 
 def _check(row: ContainerRow, pod: PodRow) -> None:

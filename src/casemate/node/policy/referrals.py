@@ -24,6 +24,7 @@ from casemate.node.errors import TooMany
 from casemate.node.policy import ends, rights, store, walling
 from casemate.node.policy.deciding import Decider, Rates
 from casemate.node.policy.errors import PromptsFull, ReferralNotFound
+from casemate.node.policy.ruleset import asked as asked_of
 from casemate.policy.addresses import Address
 from casemate.policy.identity import Connection, Endpoint, Kind
 from casemate.policy.ports import Protocol
@@ -66,6 +67,11 @@ class _Answer:
     reason: str
     by: str
     lifetime_s: int = 0
+
+
+def concerns(row: ReferralRow, project: str) -> bool:
+    """Whether an end of *row* is in *project*; "" is every project."""
+    return not project or any(end.startswith(f"{project}/") for end in (row.source, row.destination))
 
 
 def key_of(asked: Connection) -> str:
@@ -150,7 +156,7 @@ class Referrals:
     def decider(self) -> Decider:
         if self._decider is None:
             policy = self._core.policy
-            self._decider = Decider(policy.own, policy.documents.values())
+            self._decider = Decider(asked_of(policy.own, policy.passages), policy.documents.values())
         return self._decider
 
     # --- packets --------------------------------------------------------------------------------------------------
@@ -328,8 +334,11 @@ class Referrals:
         answer = _Answer(given.allow, reason, caller.who, given.for_s or (self._lifetime_s if given.remember else 0))
         if given.allow:
             what = f"{asked.protocol.name.lower()}/{asked.port}, allowed by {caller.who}"
-            judged = await walling.judge(core, asked.source, asked.destination, what)
-            if not judged.allowed:
+            forbidden = self._forbidden_by_now(asked)
+            judged = None if forbidden else await walling.judge(core, asked.source, asked.destination, what)
+            if forbidden:
+                answer = _Answer(False, f"the rules forbid it by now: {forbidden}", forbidden)
+            elif judged is not None and not judged.allowed:
                 answer = _Answer(False, judged.why, f"wall {judged.wall}")
         at = core.clock()
         until = 0.0 if given.remember and not given.for_s else at + given.for_s
@@ -352,6 +361,18 @@ class Referrals:
         self.counters["answered"] += 1
         self._settle(ended.packets, asked, answer, at - ended.began, number)
         return row
+
+    def _forbidden_by_now(self, asked: Connection) -> str:
+        """The rule that forbids what somebody was asked about a while ago: an end may be in quarantine since."""
+        policy = self._core.policy
+
+        def fresh(end: Endpoint) -> Endpoint:
+            workload = policy.workload(end.name)
+            return policy.labelled(workload) if workload is not None else end
+
+        now = Connection(fresh(asked.source), fresh(asked.destination), asked.protocol, asked.port)
+        decision = self.decider.decide(now, self._core.clock(), first_contact=False, rate=0)
+        return decision.rule if decision.verdict is Verdict.DENY else ""
 
     async def forget(self, number: int, caller: Caller) -> ReferralRow:
         """A remembered answer holds no longer; what it opened is cut. Raises :class:`ReferralNotFound`."""
@@ -457,15 +478,18 @@ class Referrals:
 
     # --- looking --------------------------------------------------------------------------------------------------
 
-    async def listing(self, limit: int) -> ReferralList:
-        """Those that wait, the newest that were decided, and what is remembered."""
-        decided = await self._core.db.read(lambda db: store.referrals(db, limit))
+    async def listing(self, limit: int, project: str = "") -> ReferralList:
+        """Those that wait, the newest that were decided, and what is remembered; with an end in *project*, if given."""
+        decided = await self._core.db.read(lambda db: store.referrals(db, limit, project))
         unwritten = tuple(reversed(self._rows[-limit:]))
         known = {row.number for row in unwritten}
         now = self._core.clock()
         kept = tuple(row for until, row in self._remembered.values() if not until or until > now)
         waiting = tuple(self._row(prompt, None) for prompt in self._prompts.values())
         both = (*unwritten, *(row for row in decided if row.number not in known))
+        waiting, both, kept = (
+            tuple(row for row in rows if concerns(row, project)) for rows in (waiting, both, kept)
+        )  # fmt: skip
         return ReferralList(waiting, both[:limit], kept, dict(self.counters))
 
     def _tell(self, row: ReferralRow, *, prompted: bool) -> None:

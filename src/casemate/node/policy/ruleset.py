@@ -7,7 +7,7 @@ a tier before every document's, which no audit mode reaches.
 
 from __future__ import annotations
 
-from bisect import insort
+from bisect import bisect_left, insort
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -24,9 +24,9 @@ QUARANTINE_RULE = "Quarantine"
 WALL_RULE = "Wall"
 #: The value of a wall's label where a workload is in two members at once: nobody may talk to it.
 BOTH = "in-two-members"
-#: Before every document's rule: their priorities begin at 0.
-_QUARANTINE_RANK = -2
-_WALL_RANK = -1
+#: Before every document's rule: their priorities begin at 0. What a quarantine lets through leads across no wall.
+_WALL_RANK = -2
+_QUARANTINE_RANK = -1
 #: More changed rules than this are put in order all anew.
 MAX_PATCHED = 200
 
@@ -85,8 +85,8 @@ def wall_labels(walls: Iterable[Wall], endpoint: Endpoint) -> dict[str, str]:
 def wall_rules(walls: Iterable[Wall], *, refer: bool = True) -> list[Rule]:
     """Between members of different names nothing; between a member and who is none, the history decides (refer).
 
-    Only the opener's side is needed: both are pods, and the stricter side holds. Without *refer*: what the walls
-    forbid whatever the history is.
+    What other rules forbid is not asked about. Only the opener's side is needed: both are pods, and the stricter side
+    holds. Without *refer*: what the walls forbid whatever the history is.
     """
     rules: list[Rule] = []
     for wall in walls:
@@ -97,8 +97,9 @@ def wall_rules(walls: Iterable[Wall], *, refer: bool = True) -> list[Rule]:
         def add(what: tuple[str, int], subject: Workloads, peer: Peer, action: Action, wall: str = wall.name) -> None:
             rule_id, rank = f"{WALL_RULE}/{wall}:{what[0]}", (_WALL_RANK, wall, what[1])
             rules.append(
-                Rule(rule_id, Tier.GUARD, rank, Direction.EGRESS, subject, (peer,), action, name=f"wall {wall}")
-            )
+                Rule(rule_id, Tier.GUARD, rank, Direction.EGRESS, subject, (peer,), action, name=f"wall {wall}",
+                     least=action is Action.REFER)
+            )  # fmt: skip
 
         torn = Workloads(Selector((Requirement(label, Operator.IN, frozenset({BOTH})),)))
         add(("both", 0), torn, Workloads(EVERYTHING), Action.DENY)
@@ -126,7 +127,7 @@ def standing(own: RuleSet, walls: Iterable[Wall]) -> RuleSet:
 def effective(
     policies: Policies, minute_of_week: int, default: Action, exceptions: Mapping[int, Iterable[Passage]]
 ) -> tuple[RuleSet, RuleSet]:
-    """(what the kernel is given, what the documents say alone). The second is what a referral is judged by."""
+    """(what the kernel is given, what the documents say alone)."""
     own = policies.in_force(minute_of_week, default)
     above = [*quarantine_rules(exceptions), *wall_rules(policies.walls)]
     if not above:
@@ -135,24 +136,27 @@ def effective(
     return RuleSet((*first, *own.rules), own.audited, own.default), own
 
 
+def asked(own: RuleSet, exceptions: Mapping[int, Iterable[Passage]]) -> RuleSet:
+    """What a referred connection is judged by, the walls' history aside: quarantines, then the documents."""
+    above = sorted(quarantine_rules(exceptions), key=lambda rule: rule.order)
+    return RuleSet((*above, *own.rules), own.audited, own.default) if above else own
+
+
 @dataclass(frozen=True, slots=True)
 class Patch:
-    """Another set of documents, where little is different: the set, both lists of rules, and what differs."""
+    """Another set of documents, where little is different: both lists of rules, and what differs."""
 
-    policies: Policies
     rules: RuleSet
     own: RuleSet
     removed: list[Rule]
     added: list[Rule]
 
 
-def patched(
-    policies: Policies, rules: RuleSet, own: RuleSet, gone: Iterable[Document], come: Iterable[Document]
-) -> Patch | None:
-    """The documents *gone* out of *policies* and *come* into them, in time that grows with those alone.
+def patched(rules: RuleSet, own: RuleSet, gone: Iterable[Document], come: Iterable[Document]) -> Patch | None:
+    """The documents *gone* out of what is in force and *come* into it, each rule found by its place in the order.
 
     None where it is not so simple: hours, audited segments, walls, many rules. *rules* and *own* are what
-    :func:`effective` gave for *policies*.
+    :func:`effective` gave before.
     """
     touched = [*gone, *come]
     removed = [rule for one in gone for rule in one.parsed.rules]
@@ -161,14 +165,21 @@ def patched(
         one.parsed.audited or one.parsed.walls or any(rule.windows for rule in one.parsed.rules) for one in touched
     ):
         return None
-    out = set(map(id, removed))
-    kept = [rule for rule in policies.rules if id(rule) not in out] if out else list(policies.rules)
-    if len(kept) + len(added) > MAX_RULES:
+    if len(own.rules) - len(removed) + len(added) > MAX_RULES:
         return None
-    ordered = [rule for rule in own.rules if id(rule) not in out] if out else list(own.rules)
+    ordered = list(own.rules)
+    for rule in removed:
+        place = bisect_left(ordered, rule.order, key=_order)
+        if place == len(ordered) or ordered[place] is not rule:
+            return None
+        del ordered[place]
     for rule in added:
-        insort(ordered, rule, key=lambda one: one.order)
+        insort(ordered, rule, key=_order)
     above = rules.rules[: len(rules.rules) - len(own.rules)]
     after = RuleSet(tuple(ordered), own.audited, own.default)
     whole = RuleSet((*above, *ordered), own.audited, own.default) if above else after
-    return Patch(Policies((*kept, *added), policies.audited, policies.walls), whole, after, removed, added)
+    return Patch(whole, after, removed, added)
+
+
+def _order(rule: Rule) -> tuple[int, tuple[int, str, int], str]:
+    return rule.order

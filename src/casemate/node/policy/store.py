@@ -157,9 +157,14 @@ def add_referrals(db: sqlite3.Connection, rows: Iterable[ReferralRow], last_numb
         db.execute("DELETE FROM referrals WHERE number<=?", (last_number - REFERRAL_ROWS,))
 
 
-def referrals(db: sqlite3.Connection, limit: int) -> list[ReferralRow]:
-    """The newest decided ones, the newest first."""
-    rows = db.execute("SELECT row FROM referrals ORDER BY number DESC LIMIT ?", (limit,))
+def referrals(db: sqlite3.Connection, limit: int, project: str = "") -> list[ReferralRow]:
+    """The newest decided ones, the newest first; with an end in *project*, if given."""
+    query = "SELECT row FROM referrals"
+    if project:
+        ends = (f"json_extract(CAST(row AS TEXT), '$.{end}') GLOB ?" for end in ("source", "destination"))
+        query += f" WHERE {' OR '.join(ends)}"
+    values = (f"{project}/*",) * 2 if project else ()
+    rows = db.execute(f"{query} ORDER BY number DESC LIMIT ?", (*values, limit))
     return [_REFERRAL.decode(row) for (row,) in rows]
 
 

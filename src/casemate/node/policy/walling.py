@@ -7,7 +7,6 @@ is made anew under the same name inherits it, and a rename takes it along.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import sqlite3
 from collections.abc import Iterable
@@ -18,13 +17,10 @@ import msgspec
 from casemate.node import audit, events
 from casemate.node.clock import rfc3339
 from casemate.node.core import Caller, Core
-from casemate.node.policy import rights
-from casemate.node.policy.documents import compiled
+from casemate.node.policy import rights, wallpaths
 from casemate.node.policy.endpoints import WALL
 from casemate.node.policy.errors import WallNotFound
-from casemate.node.policy.ruleset import standing
 from casemate.node.policy.wallstate import Binding, Line, append, entries, read_bound
-from casemate.policy import analysis
 from casemate.policy.addresses import Address
 from casemate.policy.errors import PolicyInvalid, WallBreached
 from casemate.policy.identity import Endpoint, Kind
@@ -205,14 +201,8 @@ async def listing(core: Core) -> WallList:
     """Each wall with its members, who is bound to which, and the paths that the rules leave across it."""
     policy = core.policy
     await policy.load()
-    walls, ends = policy.policies.walls, policy.ends()
-    rules = standing(policy.own, walls)
-
-    def look() -> list[tuple[str, str]]:
-        compiler = compiled(rules, ends)
-        return [(one.wall, one.describe(compiler)) for one in analysis.crossings(compiler, walls)[:1000]]
-
-    paths = await asyncio.to_thread(look) if walls else []
+    walls = policy.policies.walls
+    proofs = {proof.wall: proof for proof in (await wallpaths.looked(policy)).proofs}
     rows: list[WallRow] = []
     for wall in walls:
         document = next((key for key, one in policy.documents.items() if wall in one.parsed.walls), "")
@@ -222,8 +212,8 @@ async def listing(core: Core) -> WallList:
             for workload, held in sorted(core.walls.bound.items())
             if wall.name in held
         )
-        across = tuple(text for name, text in paths if name == wall.name)
-        rows.append(WallRow(wall.name, document, members, bound, across))
+        proof = proofs[wall.name]
+        rows.append(WallRow(wall.name, document, members, bound, proof.paths, proof.outside))
     return WallList(tuple(rows))
 
 

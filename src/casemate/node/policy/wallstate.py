@@ -14,7 +14,7 @@ from casemate.node.clock import rfc3339
 from casemate.spec.api.policy import WallEntry
 
 START = "0" * 64
-Kind = Literal["reached", "refused", "released", "renamed"]
+Kind = Literal["reached", "refused", "released", "renamed", "opened"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,8 @@ class Walls:
     bound: dict[str, dict[str, Binding]] = field(default_factory=dict)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     refused: dict[tuple[str, str, str], float] = field(default_factory=dict)
+    #: Paths across that were there when somebody looked last (wall, the two members, through the outside).
+    paths: set[tuple[str, str, str, bool]] | None = None
 
 
 def chained(before: str, entry: WallEntry) -> str:
@@ -90,7 +92,8 @@ def entries(db: sqlite3.Connection) -> tuple[list[WallEntry], bool, str]:
 def read_bound(db: sqlite3.Connection) -> dict[str, dict[str, Binding]]:
     """What the rows add up to."""
     bound: dict[str, dict[str, Binding]] = {}
-    query = "SELECT at, kind, wall, workload, member, peer FROM wall_history WHERE kind<>'refused' ORDER BY number"
+    binding = "kind NOT IN ('refused', 'opened')"
+    query = f"SELECT at, kind, wall, workload, member, peer FROM wall_history WHERE {binding} ORDER BY number"  # noqa: S608 - our own text
     for at, kind, wall, workload, member, peer in db.execute(query):
         mine = bound.setdefault(workload, {})
         if kind == "released":

@@ -73,8 +73,8 @@ class Watch:
         self._decider = None
         self._wake.set()
 
-    def triggers(self) -> list[Trigger]:
-        return [one for document in self._core.policy.documents.values() for one in document.parsed.triggers]
+    def triggers(self) -> tuple[Trigger, ...]:
+        return self._core.policy.triggers
 
     async def run(self) -> None:
         """Never returns."""

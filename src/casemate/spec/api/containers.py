@@ -189,7 +189,8 @@ class StopRequest(Value, frozen=True):
 class RestartRequest(Value, frozen=True):
     """``POST .../restart``. *hold*: new connections wait meanwhile, at most *hold_for_s* and *hold_connections*.
 
-    *hold_ports*: TCP ports that must be listened at again; empty: those that were before.
+    *hold_ports*: TCP ports that must be listened at again; empty: those that were before. *hold_open*: open connections
+    to the pod's kept ports are held too; what is under way has *hold_drain_s* to come to its end before the stop.
     """
 
     timeout: Seconds | None = None
@@ -198,6 +199,8 @@ class RestartRequest(Value, frozen=True):
     hold_for_s: Annotated[int, Meta(ge=1, le=600)] = 30
     hold_connections: Annotated[int, Meta(ge=1, le=65_536)] = 16_384
     hold_ports: Annotated[tuple[Port, ...], Meta(max_length=256)] = ()
+    hold_open: bool = False
+    hold_drain_s: Annotated[int, Meta(ge=0, le=600)] = 5
 
 
 class KillRequest(Value, frozen=True):
@@ -254,6 +257,8 @@ class Control(Value, frozen=True):
     exit_code: int | None = None
     #: With the exit code: the kernel killed a process of the container for want of memory.
     oom_killed: bool = False
+    #: With the exit code: why it ended, where the end was not the process's own (its micro-VM's, its supervisor's).
+    reason: str = ""
     problem: dict[str, object] | None = None
     #: The server says this once the process runs (so that a client of ``run`` knows it started).
     started: bool = False

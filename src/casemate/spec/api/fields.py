@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from casemate.spec.workload import HostEntry, Port, Value
+from casemate.spec.workload import HostEntry, KeptPort, Port, Value
 
 Reference = Annotated[str, Meta(min_length=1, max_length=512)]
 Labels = Annotated[dict[str, Annotated[str, Meta(max_length=65_536)]], Meta(max_length=512)]
@@ -36,6 +36,8 @@ class NetworkRequest(Value, frozen=True):
     ports: Annotated[tuple[PortRequest, ...], Meta(max_length=1024)] = ()
     #: Publish every port that the image exposes (``-P``).
     publish_all: bool = False
+    #: TCP ports whose open connections outlive ``restart --hold connections`` (``--keep``).
+    kept: Annotated[tuple[KeptPort, ...], Meta(max_length=16)] = ()
     dns: Annotated[tuple[str, ...], Meta(max_length=8)] = ()
     dns_search: Annotated[tuple[str, ...], Meta(max_length=16)] = ()
     dns_options: Annotated[tuple[str, ...], Meta(max_length=16)] = ()

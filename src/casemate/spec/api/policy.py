@@ -89,7 +89,8 @@ class PolicyChange(Value, frozen=True):
 class PolicyApplied(Value, frozen=True):
     """What was (or, with *dry_run*, would be) changed.
 
-    *crossings*: paths that the rules leave across walls. *elements*: how many of the kernel's map elements change;
+    *crossings*: paths that the rules leave across walls; those in *outside* lead through addresses that are no
+    pod's. *elements*: how many of the kernel's map elements change;
     *tightened*: pairs of identities that may do less now, whose open connections are cut. *steps*: the first lines
     of the kernel's transaction.
     """
@@ -98,6 +99,7 @@ class PolicyApplied(Value, frozen=True):
     changes: tuple[PolicyChange, ...]
     warnings: tuple[str, ...] = ()
     crossings: tuple[str, ...] = ()
+    outside: tuple[str, ...] = ()
     elements: int = 0
     tightened: tuple[str, ...] = ()
     steps: tuple[str, ...] = ()
@@ -288,6 +290,8 @@ class WallRow(Value, frozen=True):
     members: tuple[WallMember, ...]
     bound: tuple[WallBound, ...]
     crossings: tuple[str, ...] = ()
+    #: Paths that lead through addresses that are no pod's.
+    outside: tuple[str, ...] = ()
 
 
 class WallList(Value, frozen=True):
@@ -295,11 +299,14 @@ class WallList(Value, frozen=True):
 
 
 class WallEntry(Value, frozen=True):
-    """A line of a wall's evidence; *chain* covers the line before it."""
+    """A line of a wall's evidence; *chain* covers the line before it.
+
+    *opened*: an officer let rules open a path between two members (*member* names both).
+    """
 
     number: int
     at: str
-    kind: Literal["reached", "refused", "released", "renamed"]
+    kind: Literal["reached", "refused", "released", "renamed", "opened"]
     wall: str
     workload: str
     member: str

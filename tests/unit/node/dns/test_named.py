@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from types import SimpleNamespace
-from typing import Any
 
 from casemate.node.dns.named import GRACE_S, MAX_OF_ONE, Named
 from casemate.policy.identity import Endpoint
 from casemate.policy.parse import parse
+from casemate.policy.plan import Planner
+from casemate.policy.rules import RuleSet
 
 POLICY = b"""
 apiVersion: casemate/v1
@@ -27,8 +28,7 @@ class Kept:
 
     def __init__(self) -> None:
         self.active = True
-        self.planner: Any = object()
-        self.rules = parse(POLICY, "test").in_force(0)
+        self.planner = Planner(parse(POLICY, "test").in_force(0))
         self.ends: dict[str, tuple[Endpoint, str, int]] = {}
         self.laid: list[tuple[str, bool]] = []
 
@@ -61,6 +61,19 @@ def test_patterns_not_names_and_lifetimes() -> None:
     asyncio.run(body())
 
 
+def test_names_come_and_go_with_the_rules_that_speak_of_them() -> None:
+    kept = Kept()
+    named = Named(kept, lambda: 100.0)  # type: ignore[arg-type]
+    whole = kept.planner.rules
+    again = POLICY.replace(b"{name: p}", b"{name: q}").replace(b'"*.cdn.example.org"', b"www.example.org")
+    kept.planner.replace_rules(RuleSet((*whole.rules, *parse(again, "more").in_force(0).rules)))
+    assert named.patterns() == ("*.cdn.example.org", "api.example.org", "www.example.org")
+    kept.planner.replace_rules(whole)
+    assert named.patterns() == ("*.cdn.example.org", "api.example.org")
+    kept.planner.replace_rules(RuleSet())
+    assert named.patterns() == ()
+
+
 def test_the_same_answer_again_renews_the_kernels_timer_only_when_it_must() -> None:
     async def body() -> None:
         kept, clock = Kept(), SimpleNamespace(now=100.0)
@@ -75,7 +88,7 @@ def test_the_same_answer_again_renews_the_kernels_timer_only_when_it_must() -> N
         await named.look()
         # The first look meets a planner that it did not know; the second has nothing to do.
         assert len(kept.laid) == 4
-        kept.planner = object()
+        kept.planner = Planner(kept.planner.rules)
         await named.look()
         assert len(kept.laid) == 5, "a new planner is told all"
 

@@ -99,14 +99,20 @@ class Site:
         self.core = Core(Settings(named), self.db, self.notes, clock=lambda: self.now)  # type: ignore[arg-type]
         self._number = 0
 
-    async def pod(self, name: str, *, up: bool = True, **labels: str) -> str:
+    async def pod(self, name: str, *, up: bool = True, project: str = "default", **labels: str) -> str:
         """A lone container with *labels*, started unless told otherwise; its pod's id."""
         self._number += 1
         id_, pod = f"{self._number:064x}", f"{self._number:063x}f"
-        spec = PodSpec(id=pod, name=f"pod-{name}", hostname="h", network=NetworkSpec(address=f"10.9.0.{self._number}"))
+        spec = PodSpec(
+            id=pod,
+            name=f"pod-{name}",
+            hostname="h",
+            project=project,
+            network=NetworkSpec(address=f"10.9.0.{self._number}"),
+        )
         request = {"image": "i", "labels": labels}
         row = ContainerRow(
-            id=id_, project="default", name=name, pod=pod, created_at=1.0, request=encode(request),
+            id=id_, project=project, name=name, pod=pod, created_at=1.0, request=encode(request),
             spec=encode(ContainerSpec(id=id_, pod=pod, name=name, layers=(), process=Process(args=("x",)))), image="i",
             image_digest="d", command="x", labels=encode({"forged": "by-the-image"} | labels), restart_name="no",
             restart_maximum=0, auto_remove=0, stop_signal=15, stop_timeout=10,
@@ -115,7 +121,7 @@ class Site:
 
         def work(db: Any) -> None:
             address = 0x0A090000 + self._number
-            insert(db, PodRow(pod, "default", f"pod-{name}", 1.0, encode({}), encode(spec), 1, address))
+            insert(db, PodRow(pod, project, f"pod-{name}", 1.0, encode({}), encode(spec), 1, address))
             insert(db, row)
 
         await self.db.write(work)
@@ -125,6 +131,12 @@ class Site:
 
     async def apply(self, text: bytes, caller: Caller = ROOT, *, dry_run: bool = False, whole: bool = False) -> Any:
         return await documents.apply(self.core, text, caller, dry_run=dry_run, whole=whole)
+
+
+def packet(number: int, source: int, destination: int, port: int, protocol: int = 6) -> wire.ReferredPacket:
+    return wire.ReferredPacket(
+        number, bytes([10, 9, 0, source]), bytes([10, 9, 0, destination]), protocol, 40000 + number, port, ""
+    )
 
 
 Play = Callable[[Site], Coroutine[Any, Any, None]]

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from tests.unit.node.policy.site import ANYBODY, REFER, ROOT, Site, banks
+from tests.unit.node.policy.site import ANYBODY, REFER, ROOT, Site, banks, packet
 
 from casemate.hostd import protocol_firewall as wire
 from casemate.node.flows.wire import Referred as FlowReferred
+from casemate.node.policy import quarantine
 from casemate.node.policy.errors import (
     PromptsFull,
     ReferralNotFound,
@@ -18,15 +19,10 @@ from casemate.node.policy.errors import (
 from casemate.node.policy.referrals import Referrals
 from casemate.node.policy.wallstate import entries, read_bound
 from casemate.spec.api.policy import (
+    QuarantineRequest,
     ReferralAnswer,
 )
 from casemate.spec.errors import GrantMissing
-
-
-def packet(number: int, source: int, destination: int, port: int, protocol: int = 6) -> wire.ReferredPacket:
-    return wire.ReferredPacket(
-        number, bytes([10, 9, 0, source]), bytes([10, 9, 0, destination]), protocol, 40000 + number, port, ""
-    )
 
 
 async def _settled(site: Site, count: int) -> list[wire.ReferralAnswer]:
@@ -203,5 +199,20 @@ def test_what_rules_deny_binds_nobody(play: Callable[..., None]) -> None:
         referrals.on_referred(wire.Referred((packet(1, 1, 2, 80),)))
         assert [one.accept for one in await _settled(site, 1)] == [False]
         assert await site.db.read(read_bound) == {}
+
+    play(scene)
+
+
+def test_nobody_lets_out_who_is_in_quarantine_since(play: Callable[..., None]) -> None:
+    async def scene(site: Site) -> None:
+        referrals = await _referring(site)
+        referrals.on_referred(wire.Referred((packet(1, 1, 3, 5432),)))
+        (waiting,) = (await referrals.listing(10)).waiting
+        await quarantine.by_person(site.core, QuarantineRequest("client", reason="scans"), ROOT)
+        row = await referrals.answer(waiting.number, ReferralAnswer(True, remember=True), ROOT)
+        assert (row.answer, row.by) == ("deny", "Quarantine:egress")
+        assert (await _settled(site, 1))[0].accept is False
+        referrals.on_referred(wire.Referred((packet(2, 1, 3, 5432),)))
+        assert (await _settled(site, 2))[1].accept is False, "nor does an answer of before"
 
     play(scene)

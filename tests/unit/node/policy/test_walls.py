@@ -6,20 +6,35 @@ import asyncio
 from collections.abc import Callable
 
 import pytest
-from tests.unit.node.policy.site import ROOT, Site, banks
+from tests.unit.node.policy.site import ANYBODY, BANKS, ROOT, Site, banks
 
 from casemate.hostd import protocol_firewall as wire
-from casemate.node import containers
-from casemate.node.policy import asking, ends, walling
-from casemate.node.policy.errors import (
-    WallNotFound,
-)
+from casemate.node import containers, events
+from casemate.node.policy import asking, documents, ends, quarantine, walling, wallpaths
+from casemate.node.policy.errors import WallNotFound, WallPathOpened
 from casemate.node.policy.wallstate import entries, read_bound
 from casemate.policy.errors import PolicyInvalid, WallBreached
-from casemate.spec.api.policy import (
-    ExplainRequest,
-    WallRelease,
-)
+from casemate.policy.parse import read_documents
+from casemate.policy.source import load_documents
+from casemate.spec.api.policy import ExplainRequest, QuarantineAllow, QuarantineRequest, WallRelease
+from casemate.spec.errors import GrantMissing
+
+CLOSED = b"""
+apiVersion: casemate/v1
+kind: Policy
+metadata: {name: closed}
+spec: {segments: {r: {select: {matchLabels: {role: analyst}}, default: deny}}}
+"""
+#: Opens what CLOSED closes; and the same at night alone.
+CHAT = b"""
+apiVersion: casemate/v1
+kind: Policy
+metadata: {name: chat}
+spec:
+  segments: {r: {select: {matchLabels: {role: analyst}}}}
+  rules: [{from: [{segment: r}], to: any, ports: [tcp/6667], action: allow}]
+"""
+NIGHT = CHAT.replace(b"action: allow", b'during: [{days: [sun], from: "02:00", to: "03:00"}], action: allow')
 
 
 async def _judge(site: Site, source: str, destination: str) -> walling.Judged:
@@ -103,12 +118,121 @@ def test_a_forged_line_is_found(play: Callable[..., None]) -> None:
 def test_paths_across_a_wall_are_named(play: Callable[..., None]) -> None:
     async def scene(site: Site) -> None:
         await banks(site)
-        paths = (await walling.listing(site.core)).walls[0].crossings
-        assert len(paths) == 1, "through the analyst, whom nothing else stops; not from a to b, which the wall forbids"
-        assert "role=analyst" in paths[0]
-        closed = b"apiVersion: casemate/v1\nkind: Policy\nmetadata: {name: x}\nspec:\n  segments: " \
-                 b"{r: {select: {matchLabels: {role: analyst}}, default: deny}}"  # fmt: skip
-        await site.apply(closed)
-        assert (await walling.listing(site.core)).walls[0].crossings == ()
+        (row,) = (await walling.listing(site.core)).walls
+        assert row.crossings == (), "the analyst is one: its history holds it to one member"
+        assert (await wallpaths.check(site.core.policy, (), whole=False)).walls[0].guarded == ("default/analyst",)
+        assert len(row.outside) == 1
+        await site.pod("second", role="analyst")
+        (row,) = (await walling.listing(site.core)).walls
+        assert len(row.crossings) == 1
+        assert row.crossings[0].count("default/analyst, default/second") == 4, "from one to the other"
+        await site.apply(CLOSED)
+        (row,) = (await walling.listing(site.core)).walls
+        assert row.crossings == ()
+
+    play(scene)
+
+
+async def _closed(site: Site, **labels: str) -> None:
+    """Banks, and two analysts who may not talk to each other."""
+    await site.core.policy.enforce()
+    await site.pod("analyst", role="analyst", **labels)
+    await site.pod("second", role="analyst", **labels)
+    await site.pod("a", bank="a")
+    await site.pod("b", bank="b")
+    await site.apply(CLOSED)
+    await site.apply(BANKS)
+
+
+def test_documents_that_open_a_path_are_refused(play: Callable[..., None]) -> None:
+    async def scene(site: Site) -> None:
+        core = site.core
+        await _closed(site)
+        before, told = core.policy.rules, len(site.notes.operations)
+        for text in (CHAT, NIGHT):
+            with pytest.raises(WallPathOpened) as caught:
+                await site.apply(text)
+            assert "default/analyst" in caught.value.detail
+            assert "tcp/6667" in caught.value.detail
+        with pytest.raises(WallPathOpened):
+            await documents.remove(core, ["closed"], ROOT, dry_run=False)
+        assert core.policy.rules == before
+        assert len(site.notes.operations) == told, "the kernel was told nothing"
+        assert (await site.apply(CHAT, dry_run=True)).crossings
+        asked = await wallpaths.check(core.policy, read_documents(load_documents(CHAT, "x"), "x"), whole=False)
+        assert not asked.closed
+        assert (await wallpaths.check(core.policy, (), whole=False)).closed
+        # A wall that comes where a path is open already is refused as well.
+        await documents.remove(core, ["banks"], ROOT, dry_run=False)
+        await site.apply(CHAT)
+        with pytest.raises(WallPathOpened):
+            await site.apply(BANKS)
+
+    play(scene)
+
+
+def test_an_officer_opens_a_path_and_it_is_evidence(play: Callable[..., None]) -> None:
+    async def scene(site: Site) -> None:
+        core = site.core
+        await _closed(site)
+        with pytest.raises(GrantMissing):
+            await documents.apply(core, CHAT, ANYBODY, dry_run=False, whole=False, path_reason="I want to")
+        done = await documents.apply(core, CHAT, ROOT, dry_run=False, whole=False, path_reason="audit of the audit")
+        assert len(done.crossings) == 1
+        told = await walling.report(core, "banks")
+        assert told.intact
+        assert [(one.kind, one.member, one.who) for one in told.entries] == [("opened", "a and b", "0:root")]
+        assert told.entries[0].reason.startswith("audit of the audit: wall banks: a and b are joined")
+        assert await site.db.read(read_bound) == {}, "it binds nobody"
+        # What is open already refuses nothing more.
+        await site.apply(CHAT.replace(b"6667", b"6668"))
+
+    play(scene)
+
+
+def test_a_node_that_only_warns(play: Callable[..., None]) -> None:
+    async def scene(site: Site) -> None:
+        await _closed(site)
+        assert (await site.apply(CHAT)).crossings
+
+    play(scene, **{"policy.wall_paths": "warn"})
+
+
+def test_a_workload_that_opens_a_path_is_told(play: Callable[..., None]) -> None:
+    async def scene(site: Site) -> None:
+        await _closed(site)
+        watch = wallpaths.Watch(site.core)
+        await site.pod("courier")
+        await site.pod("other-courier", app="x")
+        (path,) = await watch.look()
+        assert path.crossing.wall == "banks"
+        assert await watch.look() == (), "once"
+        rows = await site.db.read(lambda db: events.page(db, 0, 0.0, 1e12))
+        assert [row.action for row in rows if row.kind == "wall"] == ["path"]
+
+    play(scene)
+
+
+def test_a_quarantine_lets_nothing_through_a_wall(play: Callable[..., None]) -> None:
+    async def scene(site: Site) -> None:
+        core = site.core
+        await banks(site)
+        await _judge(site, "analyst", "a")
+        for name in ("analyst", "a"):
+            allow = (QuarantineAllow("b"),)
+            await quarantine.by_person(core, QuarantineRequest(name, allow=allow, reason="x"), ROOT)
+        kernel = [await asking.explained(core, ExplainRequest(name, "b", "tcp/80")) for name in ("analyst", "a")]
+        assert [one.verdict for one in kernel] == ["refer", "deny"], "asked, and the history answers"
+        assert (await asking.explained(core, ExplainRequest("analyst", "a", "tcp/80"))).verdict == "deny"
+
+    play(scene)
+
+
+def test_what_rules_forbid_is_not_asked_about(play: Callable[..., None]) -> None:
+    async def scene(site: Site) -> None:
+        await banks(site)
+        await site.apply(CLOSED)
+        found = await asking.explained(site.core, ExplainRequest("analyst", "a", "tcp/80"))
+        assert (found.verdict, found.rule) == ("deny", "Policy/default/closed:segment[r]:egress")
 
     play(scene)

@@ -1,0 +1,416 @@
+"""The relay of kept connections: a loop over sockets, the holds in force, and what it may hold at most.
+
+Its own loop on epoll and not asyncio's: a round trip through it is the price of every kept connection, and half of it
+would be the loop's.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import errno
+import os
+import select
+import socket
+import sys
+import time
+import traceback
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from casemate.hostd.protocol_keeping import RELAY_ANSWER, RELAY_REQUEST
+from casemate.node.keeping import wire
+from casemate.node.keeping.pair import OPEN, WAITING, Pair, prepare, reset
+from casemate.node.keeping.wire import Address
+
+#: Connections of all pods, to one port, and of one client to one port.
+MAX_PAIRS, MAX_OF_PORT, MAX_OF_CLIENT = 8192, 4096, 1024
+#: Bytes that are kept to be asked again, of all connections.
+MAX_KEPT_BYTES = 64 << 20
+#: How long hostd may take to begin a connection.
+ASK_S = 5.0
+_ACCEPTS_A_TURN = 64
+_EVENTS_A_TURN = 512
+_BUFFER_BYTES = 256 << 10
+_TELL_S = 1.0
+#: Looks at what is under way while a hold begins.
+_DRAIN_LOOK_S = 0.005
+_TIMERS_S = 0.05
+
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class _Hold:
+    """A hold in force; *drain_until* 0 once casemated was told. *resuming*: connections that are made anew."""
+
+    until: float
+    drain_until: float
+    resuming: set[Pair] | None = None
+    resumed: int = 0
+    replayed: int = 0
+    reset: int = 0
+
+
+class Relay:
+    """*tell* sends a message to casemated. :meth:`run` until :attr:`ended`."""
+
+    def __init__(
+        self, tell: Callable[[wire.Told | wire.Drained | wire.Resumed | wire.Connected], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
+        self._tell = tell
+        self._clock = clock
+        self._epoll = select.epoll()
+        self._handlers: dict[int, Callable[[int, int], None]] = {}
+        self.now = clock()
+        self.buffer = memoryview(bytearray(_BUFFER_BYTES))
+        self.ended = False
+        self.max_pairs = MAX_PAIRS
+        self.counted: Counter[str] = Counter()
+        self.pairs: set[Pair] = set()
+        self._of_port: Counter[Address] = Counter()
+        self._of_client: Counter[tuple[str, Address]] = Counter()
+        self._of_pod: dict[str, set[Pair]] = {}
+        self._kept: dict[Address, bool] = {}
+        self._kept_bytes = 0
+        self._holds: dict[str, _Hold] = {}
+        self._listener: socket.socket | None = None
+        self._hostd: socket.socket | None = None
+        self._asked: dict[int, tuple[Pair, float]] = {}
+        self._to_ask: deque[Pair] = deque()
+        self._number = 0
+        self._told: tuple[object, object] | None = None
+        self._next_tell = self._next_timers = 0.0
+
+    # --- the loop -------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        while not self.ended:
+            self.turn(self._patience())
+
+    def turn(self, patience_s: float) -> None:
+        """Wait for events, at most so long, and do what is due."""
+        events = self._epoll.poll(patience_s, _EVENTS_A_TURN)
+        self.now = self._clock()
+        for number, what in events:
+            handler = self._handlers.get(number)
+            if handler is None:
+                continue
+            try:
+                handler(number, what)
+            except OSError:
+                # A connection that nobody foresaw costs itself.
+                traceback.print_exc(limit=5)
+                for pair in [one for one in self.pairs if number in {one.client.fileno(), _fileno(one.pod)}]:
+                    pair.reset()
+        if self.now >= self._next_timers:
+            self._timers()
+
+    def _patience(self) -> float:
+        if any(hold.drain_until or hold.resuming is not None for hold in self._holds.values()):
+            return _DRAIN_LOOK_S
+        return _TIMERS_S if self._holds or self._asked or self._to_ask else _TELL_S
+
+    def add(self, number: int, handler: Callable[[int, int], None]) -> None:
+        """Have *handler* called when the descriptor *number* can be read."""
+        self._epoll.register(number, select.EPOLLIN)
+        self._handlers[number] = handler
+
+    def remove(self, number: int) -> None:
+        self.unwatch(number)
+
+    def watch(self, number: int, events: int, pair: Pair) -> None:
+        if number in self._handlers:
+            self._epoll.modify(number, events)
+        else:
+            self._epoll.register(number, events)
+            self._handlers[number] = pair.on_event
+
+    def unwatch(self, number: int) -> None:
+        if self._handlers.pop(number, None) is not None:
+            with contextlib.suppress(OSError):
+                self._epoll.unregister(number)
+
+    # --- from casemated -------------------------------------------------------------------------------------------
+
+    def on_message(self, message: object, descriptors: list[int]) -> None:
+        """What casemated says; takes the descriptors that the message is with."""
+        match message:
+            case wire.Listener():
+                if len(descriptors) == 2:
+                    self.listen(*descriptors)
+                    descriptors.clear()
+            case wire.KeptPorts():
+                self._keep({(address, port): replay for address, port, replay in message.ports})
+            case wire.Hold():
+                self._hold(message)
+            case wire.Resume():
+                self._resume(message)
+            case wire.Cut():
+                self._cut(message)
+            case wire.Ask():
+                self._tell_connected()
+
+    def _keep(self, kept: dict[Address, bool]) -> None:
+        gone = self._kept.keys() - kept.keys()
+        self._kept = kept
+        for pair in list(self.pairs):
+            if pair.own in gone:
+                # The pod is, and nobody will answer for it.
+                pair.reset()
+            else:
+                pair.declare(replay=kept.get(pair.own, pair.replay))
+
+    def listen(self, listener: int, channel: int) -> None:
+        """Accept from another listener from now on, and ask over another channel."""
+        for old in (self._listener, self._hostd):
+            if old is not None:
+                self.unwatch(old.fileno())
+                old.close()
+        self._listener, self._hostd = socket.socket(fileno=listener), socket.socket(fileno=channel)
+        for one in (self._listener, self._hostd):
+            one.setblocking(False)
+            os.set_inheritable(one.fileno(), False)
+        self.add(listener, self._on_listener)
+        self.add(channel, self._on_hostd)
+        # What the last hostd was asked it does not answer any more.
+        for pair, _ in self._asked.values():
+            self._to_ask.append(pair)
+        self._asked.clear()
+        self._ask()
+
+    # --- new connections ------------------------------------------------------------------------------------------
+
+    def _on_listener(self, _number: int, _events: int) -> None:
+        assert self._listener is not None
+        for _ in range(_ACCEPTS_A_TURN):
+            try:
+                client, peer = self._listener.accept()
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):
+                    self.counted["refused"] += 1
+                return
+            try:
+                own = client.getsockname()
+                prepare(client)
+            except OSError:
+                client.close()
+                continue
+            self._accepted(client, peer, own)
+
+    def _accepted(self, client: socket.socket, peer: Address, own: Address) -> None:
+        of_client = peer[0], own
+        if (
+            len(self.pairs) >= self.max_pairs
+            or self._of_port[own] >= MAX_OF_PORT
+            or self._of_client[of_client] >= MAX_OF_CLIENT
+        ):
+            self.counted["refused"] += 1
+            reset(client)
+            return
+        self.counted["accepted"] += 1
+        pair = Pair(self, client, peer, own, replay=self._kept.get(own, False))
+        self.pairs.add(pair)
+        self._of_port[own] += 1
+        self._of_client[of_client] += 1
+        self._of_pod.setdefault(own[0], set()).add(pair)
+        if own[0] in self._holds:
+            pair.hold()
+        self.ask_for_pod(pair)
+
+    def over(self, pair: Pair) -> None:
+        self.pairs.discard(pair)
+        _less(self._of_port, pair.own)
+        _less(self._of_client, (pair.peer[0], pair.own))
+        of_pod = self._of_pod.get(pair.own[0], set())
+        of_pod.discard(pair)
+        if not of_pod:
+            self._of_pod.pop(pair.own[0], None)
+
+    def keep_bytes(self, count: int) -> bool:
+        if count > 0 and self._kept_bytes + count > MAX_KEPT_BYTES:
+            return False
+        self._kept_bytes += count
+        return True
+
+    # --- hostd ----------------------------------------------------------------------------------------------------
+
+    def ask_for_pod(self, pair: Pair) -> None:
+        self._to_ask.append(pair)
+        self._ask()
+
+    def _ask(self) -> None:
+        while self._to_ask and self._hostd is not None:
+            pair = self._to_ask[0]
+            if pair.state != WAITING:
+                self._to_ask.popleft()
+                continue
+            self._number = self._number + 1 & 0xFFFFFFFF
+            beside = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [pair.client.fileno()]))]
+            try:
+                self._hostd.sendmsg([RELAY_REQUEST.pack(self._number)], beside, socket.MSG_NOSIGNAL)
+            except BlockingIOError:
+                return
+            except OSError:
+                self._hostd_lost()
+                return
+            self._to_ask.popleft()
+            self._asked[self._number] = pair, self.now + ASK_S
+
+    def _hostd_lost(self) -> None:
+        """casemate-hostd went away: casemated gives another channel when it is back; nobody waits for long."""
+        gone, self._hostd = self._hostd, None
+        if gone is not None:
+            self.unwatch(gone.fileno())
+            gone.close()
+
+    def _on_hostd(self, _number: int, _events: int) -> None:
+        for _ in range(_ACCEPTS_A_TURN):
+            if self._hostd is None:
+                return
+            try:
+                data, beside, _, _ = self._hostd.recvmsg(64, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC)
+            except BlockingIOError:
+                return
+            except OSError:
+                data, beside = b"", []
+            if len(data) != RELAY_ANSWER.size:
+                self._hostd_lost()
+                return
+            number, why = RELAY_ANSWER.unpack(data)
+            found = [array.array("i", content[:4])[0] for _, kind, content in beside if kind == socket.SCM_RIGHTS]
+            pair, _ = self._asked.pop(number, (None, 0.0))
+            if pair is None or pair.state != WAITING:
+                for one in found:
+                    os.close(one)
+            elif why or not found:
+                self.counted["failed"] += 1
+                pair.failed()
+            else:
+                pair.connected(socket.socket(fileno=found[0]))
+            self._ask()
+
+    # --- holds ----------------------------------------------------------------------------------------------------
+
+    def _hold(self, message: wire.Hold) -> None:
+        pairs = list(self._of_pod.get(message.address, ()))
+        self._holds[message.address] = _Hold(self.now + message.wait_s, self.now + message.drain_s)
+        self._next_timers = 0.0
+        for number, pair in enumerate(pairs):
+            if number < message.limit:
+                pair.hold()
+            else:
+                self._reset(pair)
+
+    def _reset(self, pair: Pair) -> None:
+        self.counted["reset"] += 1
+        pair.reset()
+
+    def _resume(self, message: wire.Resume) -> None:
+        hold = self._holds.get(message.address)
+        pairs = list(self._of_pod.get(message.address, ()))
+        if hold is None:
+            self._tell(wire.Resumed(message.address, 0, 0, 0))
+            return
+        if not message.accept:
+            for pair in pairs:
+                self._reset(pair)
+            del self._holds[message.address]
+            self._tell(wire.Resumed(message.address, 0, 0, len(pairs)))
+            return
+        hold.drain_until, hold.resuming, self._next_timers = 0.0, set(pairs), 0.0
+        # New connections do not wait any more.
+        for pair in pairs:
+            pair.replayed = False
+            pair.resume(anew=message.anew)
+
+    def _timers(self) -> None:
+        self._next_timers = self.now + min(_TIMERS_S, self._patience())
+        for address, hold in list(self._holds.items()):
+            pairs = self._of_pod.get(address, set())
+            if hold.resuming is not None:
+                self._look_at_resuming(address, hold)
+            elif self.now >= hold.until:
+                for pair in list(pairs):
+                    self._reset(pair)
+                del self._holds[address]
+            elif hold.drain_until:
+                busy = sum(not pair.is_quiet for pair in pairs)
+                if not busy or self.now >= hold.drain_until:
+                    hold.drain_until = 0.0
+                    self._tell(wire.Drained(address, len(pairs) - busy, busy))
+        for number in [one for one, (_, until) in self._asked.items() if until <= self.now]:
+            pair, _ = self._asked.pop(number)
+            if pair.state == WAITING:
+                self.counted["failed"] += 1
+                pair.failed()
+        self._ask()
+        if self.now >= self._next_tell:
+            self._next_tell = self.now + _TELL_S
+            self.tell_state()
+
+    def _look_at_resuming(self, address: str, hold: _Hold) -> None:
+        assert hold.resuming is not None
+        for pair in list(hold.resuming):
+            if pair.state == OPEN:
+                hold.resumed += 1
+                hold.replayed += pair.replayed
+            elif pair in self.pairs and self.now < hold.until:
+                continue
+            else:
+                hold.reset += 1
+                pair.reset()
+            hold.resuming.discard(pair)
+        if not hold.resuming:
+            del self._holds[address]
+            self.counted.update(resumed=hold.resumed, replayed=hold.replayed, reset=hold.reset)
+            self._tell(wire.Resumed(address, hold.resumed, hold.replayed, hold.reset))
+
+    # --- what is told, what is cut --------------------------------------------------------------------------------
+
+    def _cut(self, message: wire.Cut) -> None:
+        for pair in list(self._of_pod.get(message.address, ()) if message.address else self.pairs):
+            if message.client in ("", pair.peer[0]) and message.port in (0, pair.own[1]):
+                self.counted["cut"] += 1
+                pair.reset()
+
+    def _tell_connected(self) -> None:
+        ends = sorted({(pair.peer[0], *pair.own) for pair in self.pairs})
+        for start in range(0, max(1, len(ends)), wire.MAX_ENDS):
+            part = tuple(ends[start : start + wire.MAX_ENDS])
+            self._tell(wire.Connected(part, start + wire.MAX_ENDS >= len(ends)))
+
+    def tell_state(self) -> None:
+        """Tell casemated what there is, where that has changed."""
+        ports = tuple(self._held(own) for own in sorted(self._of_port))
+        counters = wire.Counters(**{name: self.counted[name] for name in wire.Counters.__struct_fields__})
+        if (ports, counters) != self._told:
+            self._told = ports, counters
+            self._tell(wire.Told(ports[: wire.MAX_ENDS], counters))
+
+    def _held(self, own: Address) -> wire.Held:
+        pairs = [pair for pair in self._of_pod.get(own[0], ()) if pair.own == own]
+        hold = self._holds.get(own[0])
+        kept = sum(len(pair.unanswered or b"") for pair in pairs)
+        left_s = round(max(0.0, hold.until - self.now), 1) if hold is not None else 0.0
+        return wire.Held(*own, len(pairs), sum(pair.held for pair in pairs), kept, left_s)
+
+
+def _less(counter: Counter[T], key: T) -> None:
+    counter[key] -= 1
+    if counter[key] <= 0:
+        del counter[key]
+
+
+def _fileno(one: socket.socket | None) -> int:
+    return -1 if one is None else one.fileno()
+
+
+def note(text: str) -> None:
+    """A line to the journal."""
+    sys.stderr.write(f"casemated: the relay of kept connections: {text}\n")
+    sys.stderr.flush()
