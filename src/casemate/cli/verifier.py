@@ -3,8 +3,8 @@
 containerd runs every program in the ``bin_dir`` of its plugin ``io.containerd.image-verifier.v1.bindir`` before it
 pulls: ``-name NAME -digest DIGEST -stdin-media-type TYPE``, the descriptor on standard input. Exit code 0 lets the
 image in, any other keeps it out; standard output is the reason, of which 32 KiB are read. With ``verify_on_run`` (newer
-than 2.0) it asks before a container is made, too: ``-operation pull|run``, and the descriptor stands in a wrapper of its
-own media type. (containerd docs/image-verification.md and pkg/imageverifier, 1.7 and 2.x.)
+than 2.0) it asks before a container is made, too: ``-operation pull|run``, and the descriptor stands in a wrapper of
+its own media type. (containerd docs/image-verification.md and pkg/imageverifier, 1.7 and 2.x.)
 
 It fails closed: no daemon, no policy, no rule, an answer that is not understood, too little time: the image stays out.
 """
