@@ -29,7 +29,10 @@ SERVER = r"""
 static volatile sig_atomic_t over;
 static void end(int n) { (void)n; over = 1; }
 static long start;
-static long now(void) { struct timespec t; clock_gettime(CLOCK_REALTIME, &t); return t.tv_sec * 1000 + t.tv_nsec / 1000000; }
+static long now(void) {
+    struct timespec t; clock_gettime(CLOCK_REALTIME, &t);
+    return t.tv_sec * 1000 + t.tv_nsec / 1000000;
+}
 static void doze(long ms) { long until = now() + ms; while (now() < until) usleep(1000); }
 static int say(int c, const char *b, size_t n) {
     while (n) { ssize_t w = write(c, b, n); if (w < 0) { if (errno == EINTR) continue; return -1; } b += w; n -= w; }
@@ -51,10 +54,17 @@ static void serve(int c, const char *peer) {
         if (!strncmp(b, "get ", 4)) {
             long left = atol(b + 4);
             memset(block, 'x', sizeof block);
-            while (left > 0) { size_t n = left < (long)sizeof block ? left : sizeof block; if (say(c, block, n)) return; left -= n; }
+            while (left > 0) {
+                size_t n = left < (long)sizeof block ? left : sizeof block;
+                if (say(c, block, n)) return;
+                left -= n;
+            }
         } else if (!strcmp(b, "sink")) {
             long total = have - (line + 1 - b); ssize_t n;
-            while ((n = read(c, block, sizeof block)) != 0) { if (n < 0) { if (errno == EINTR) continue; return; } total += n; }
+            while ((n = read(c, block, sizeof block)) != 0) {
+                if (n < 0 && errno != EINTR) return;
+                if (n > 0) total += n;
+            }
             char out[64]; say(c, out, snprintf(out, sizeof out, "%ld\n", total)); return;
         } else {
             char out[4300]; if (say(c, out, snprintf(out, sizeof out, "%ld %s %s\n", start, peer, b))) return;

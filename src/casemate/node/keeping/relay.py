@@ -92,6 +92,13 @@ class Relay:
         while not self.ended:
             self.turn(self._patience())
 
+    def close(self) -> None:
+        """Give up what is listened to; connections are their own."""
+        for one in (self._listener, self._hostd):
+            if one is not None:
+                one.close()
+        self._epoll.close()
+
     def turn(self, patience_s: float) -> None:
         """Wait for events, at most so long, and do what is due."""
         events = self._epoll.poll(patience_s, _EVENTS_A_TURN)
