@@ -214,11 +214,14 @@ int jail_add_map(struct id_map *map, const char *text)
 	return 0;
 }
 
-const char *jail_drop(const struct jail *jail)
+const char *jail_drop(const struct jail *jail, pid_t qemu)
 {
 	struct rlimit none = { 0, 0 };
+	const char *step;
 
 	setrlimit(RLIMIT_CORE, &none);
 	/* The same user as QEMU's, which cannot see or signal this process from its own pid namespace. */
-	return drop(jail);
+	if ((step = drop(jail)))
+		return step;
+	return seccomp_enter_monitor(qemu) < 0 ? "system calls" : NULL;
 }

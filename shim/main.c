@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "join.h"
 #include "shim.h"
 
 static void show(const struct options *o, const struct wire_out *out)
@@ -169,6 +170,8 @@ int main(int argc, char **argv)
 		return monitor_main(argc - 1, argv + 1);
 	if (argc > 2 && !strcmp(argv[1], "runsc"))
 		runsc_main(argv + 2);
+	if (argc > 1 && !strcmp(argv[1], "rest"))
+		rest_main();
 	if (argc > 1 && !strcmp(argv[1], "tsc"))
 		return tsc_main();
 	if (socket)

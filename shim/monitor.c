@@ -1,7 +1,8 @@
 /* The monitor of one micro-VM: QEMU's parent, and the only process that reads the guest's port. It sorts frames by their
  * header and looks no further: standard files go to their channels, control messages to hostd, which may come and go.
  *
- * Descriptors at start: 3 a listening SOCK_SEQPACKET socket for hostd; 10 and above are QEMU's own (memory, state,
+ * Descriptors at start: 3 a listening SOCK_SEQPACKET socket for hostd; 7 a file for how the machine ended (u32 QEMU's
+ * wait status, the console's tail), which counts where no hostd listens; 10 and above are QEMU's own (memory, state,
  * block devices, tap), whose numbers stand in its arguments. Made here, with numbers that the arguments name: PORT,
  * CONSOLE and QMP.
  *
@@ -25,10 +26,10 @@
 
 #include "channels.h"
 
-enum { LISTEN_FD = 3, PORT_FD = 4, CONSOLE_FD = 5, QMP_FD = 6, FIRST_PASSED = 10, TAIL = 8192 };
+enum { LISTEN_FD = 3, PORT_FD = 4, CONSOLE_FD = 5, QMP_FD = 6, END_FD = 7, FIRST_PASSED = 10, TAIL = 8192 };
 
 static struct {
-	int listener, hostd, console, qmp, signals;
+	int listener, hostd, console, qmp, signals, end;
 	pid_t qemu;
 	uint8_t input[MUX_HEADER + MUX_MAX_CONTROL];
 	size_t input_length;
@@ -69,20 +70,6 @@ static void keep_tail(const char *bytes, size_t length)
 	vm.tail_length += length;
 }
 
-_Noreturn static void finish(int status)
-{
-	uint8_t number[4];
-
-	if (vm.qemu > 0) {
-		kill(vm.qemu, SIGKILL);
-		waitpid(vm.qemu, NULL, 0);
-	}
-	channels_end(137);
-	wire_put_u32(number, (uint32_t)status);
-	tell('X', number, 4);
-	exit(0);
-}
-
 static void hear_text(int fd, uint8_t kind)
 {
 	char bytes[4096];
@@ -94,6 +81,46 @@ static void hear_text(int fd, uint8_t kind)
 		tell(kind, bytes, (size_t)got);
 	else
 		keep_tail(bytes, (size_t)got);
+}
+
+/* Before anybody is told of an end: who is told may look. */
+static void write_end(int status)
+{
+	static uint8_t end[4 + TAIL];
+
+	for (int i = 0; i < 4; i++)
+		hear_text(vm.console, 0);
+	wire_put_u32(end, (uint32_t)status);
+	memcpy(end + 4, vm.tail, vm.tail_length);
+	if (vm.end >= 0 && write(vm.end, end, 4 + vm.tail_length) < 0)
+		return;
+}
+
+_Noreturn static void finish(int status)
+{
+	uint8_t number[4];
+
+	if (vm.qemu > 0) {
+		kill(vm.qemu, SIGKILL);
+		waitpid(vm.qemu, NULL, 0);
+	}
+	write_end(status);
+	channels_end(137);
+	wire_put_u32(number, (uint32_t)status);
+	tell('X', number, 4);
+	_exit(0);
+}
+
+/* QEMU has closed the port: it is ending, and how is known in a moment. */
+_Noreturn static void finish_ending(void)
+{
+	struct pollfd one = { vm.signals, POLLIN, 0 };
+	int status = 0;
+
+	poll(&one, 1, 1000);
+	if (vm.qemu > 0 && waitpid(vm.qemu, &status, WNOHANG) == vm.qemu)
+		vm.qemu = 0;
+	finish(status);
 }
 
 static void hear_hostd(void)
@@ -163,7 +190,7 @@ static void hear_guest(void)
 
 	if (got <= 0) {
 		if (got == 0 || (errno != EAGAIN && errno != EINTR))
-			finish(0);
+			finish_ending();
 		return;
 	}
 	vm.input_length += (size_t)got;
@@ -229,7 +256,7 @@ _Noreturn static void serve(void)
 		if (list[0].revents)
 			accept_hostd();
 		if (port.length && port_write() < 0)
-			finish(0);
+			finish_ending();
 	}
 }
 
@@ -330,6 +357,8 @@ int monitor_main(int argc, char **argv)
 
 	vm.listener = LISTEN_FD;
 	fcntl(vm.listener, F_SETFD, FD_CLOEXEC);
+	/* None is passed for a template's guest, or a probe's. */
+	vm.end = fcntl(END_FD, F_SETFD, FD_CLOEXEC) < 0 ? -1 : END_FD;
 	char **qemu = parse(argc, argv, &jail, &qmp);
 	if (jail.uid == (uid_t)-1 || jail.gid == (gid_t)-1 || !jail.uid || !jail.gid)
 		die("%s", usage);
@@ -364,7 +393,7 @@ int monitor_main(int argc, char **argv)
 	}
 	close_range(FIRST_PASSED, 499, 0);
 	prctl(PR_SET_NAME, "casemate-vmm");
-	if ((step = jail_drop(&jail)))
+	if ((step = jail_drop(&jail, vm.qemu)))
 		die("jail: %s: %s", step, strerror(errno));
 	serve();
 }

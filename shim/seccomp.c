@@ -41,11 +41,6 @@ static const unsigned short allowed[] = {
 enum { COUNT = sizeof allowed / sizeof *allowed, HEAD = 4 };
 _Static_assert(COUNT < 250, "a jump of the kernel's filter language reaches 255 instructions");
 
-int seccomp_count(void)
-{
-	return COUNT;
-}
-
 /* Needs no_new_privs. 0, or -1 with errno. */
 int seccomp_enter(void)
 {

@@ -154,8 +154,9 @@ int jail_inner(struct jail *jail);
 const char *jail_map(const struct jail *jail, pid_t child, int maps);
 /* seccomp.c */
 int seccomp_enter(void);
-int seccomp_count(void);
-/* In the monitor itself, once QEMU runs. */
-const char *jail_drop(const struct jail *jail);
+/* seccomp_monitor.c */
+int seccomp_enter_monitor(pid_t qemu);
+/* In the monitor itself, once QEMU runs: no privilege, and few system calls. */
+const char *jail_drop(const struct jail *jail, pid_t qemu);
 
 #endif

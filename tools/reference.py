@@ -27,6 +27,7 @@ from casemate.api.routes import openapi_bytes  # noqa: E402
 from casemate.cli.reference import cli_page  # noqa: E402
 from casemate.spec.errors import CasemateError, error_classes  # noqa: E402
 from casemate.spec.settings import SETTINGS, Setting  # noqa: E402
+from sdk_page import sdk_page  # noqa: E402
 
 GENERATED = "<!-- Written by tools/reference.py out of the code; do not edit. -->\n"
 
@@ -108,6 +109,7 @@ PAGES: list[tuple[str, Callable[[], str]]] = [
     ("reference/openapi.json", openapi_text),
     ("reference/errors.md", errors_page),
     ("reference/settings.md", settings_page),
+    ("reference/sdk.md", lambda: GENERATED + "\n" + sdk_page()),
 ]
 
 

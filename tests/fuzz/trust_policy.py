@@ -7,6 +7,7 @@ a CasemateError; a policy that is taken decides about any image without another 
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import sys
 from collections.abc import Callable
@@ -23,20 +24,27 @@ if __name__ == "__main__":
         import casemate.node.trust.judge_child
         import casemate.node.trust.mirror  # noqa: F401
 
+import msgspec
+
 from casemate.image.jobs import Failure
 from casemate.node.trust.documents import combine, parse_cases, parse_policies
 from casemate.node.trust.judge_child import answer
 from casemate.node.trust.judging import Judge
-from casemate.node.trust.mirror import parse_manifest
 from casemate.spec.errors import CasemateError
 from casemate.trust.admission import Candidate
+from casemate.trust.feed.manifest import PAYLOAD_TYPE, Seen, is_signed, parse_manifest, verify_manifest
 from casemate.trust.feed.match import Match
+from casemate.trust.keys.private import new_key
 from casemate.trust.packages.merge import ImageContents
 from casemate.trust.rules.decide import Scan, decide
+from casemate.trust.signature.keys import load_public_key
+from casemate.trust.signature.statement import pae
 
 TODAY = date(2026, 11, 22)
 DIGEST = "sha256:" + "ab" * 32
 JUDGE = Judge()
+KEY = new_key()
+PUBLIC = load_public_key(KEY.public_pem.encode())
 
 
 def policies(data: bytes) -> None:
@@ -56,7 +64,22 @@ def jobs(data: bytes) -> None:
     assert isinstance(found, Failure) or found.__struct_fields__
 
 
-TARGETS: list[Callable[[bytes], object]] = [policies, cases, parse_manifest, jobs]
+def manifests(data: bytes) -> None:
+    """As it says of itself; as a payload that its key did sign; and against the key."""
+    if not is_signed(data):
+        data = sealed(data)
+    with contextlib.suppress(CasemateError):
+        parse_manifest(data)
+    verify_manifest(data, [PUBLIC], 1, TODAY, {PUBLIC.ident: Seen(3, "")})
+
+
+def sealed(payload: bytes) -> bytes:
+    signature = base64.b64encode(KEY.sign(pae(PAYLOAD_TYPE, payload))).decode()
+    whole = {"payload": base64.b64encode(payload).decode(), "payloadType": PAYLOAD_TYPE}
+    return msgspec.json.encode({**whole, "signatures": [{"sig": signature}]})
+
+
+TARGETS: list[Callable[[bytes], object]] = [policies, cases, manifests, jobs]
 
 
 def fuzz_one(data: bytes) -> None:

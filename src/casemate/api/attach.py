@@ -12,6 +12,7 @@ from casemate.api.frames import CONTROL, STDIN, control
 from casemate.api.routing import Call, Project, SocketRow
 from casemate.node import attaching, execs
 from casemate.node.hub import Client
+from casemate.node.signals import exit_reason
 from casemate.spec.api import Control
 from casemate.spec.errors import CasemateError
 
@@ -45,7 +46,8 @@ async def attach_container(socket: WebSocket, call: Call) -> None:
 
         if await _relay(socket, session.client, resize, stdin=query.stdin):
             answer = await attaching.ended(call.core, session)
-            await socket.send_bytes(control(exit_code=answer.exit_code, oom_killed=answer.oom_killed))
+            reason = "" if answer.reason == exit_reason(answer.exit_code) else answer.reason
+            await socket.send_bytes(control(exit_code=answer.exit_code, oom_killed=answer.oom_killed, reason=reason))
             await socket.close()
     finally:
         session.client.leave()

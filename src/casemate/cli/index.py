@@ -107,6 +107,7 @@ ROWS: tuple[tuple[str, str, str, str, str], ...] = (
     ("feed verify", "feeds", "VERIFY", "Check the feeds: whole, sound, young enough", "Trust"),
     ("feed update", "feeds", "UPDATE", "Fetch newer feeds from a mirror, by digest", "Trust"),
     ("feed rm", "feeds", "RM", "Remove feeds", "Trust"),
+    ("feed sign", "mirrors", "SIGN", "Sign the manifest of a folder of feeds, for hosts that fetch from it", "Trust"),
     ("trust verify", "signatures", "VERIFY", "Check who signed an image", "Trust"),
     ("trust sign", "signatures", "SIGN", "Sign an image at its registry", "Trust"),
     ("trust attest", "signatures", "ATTEST", "Sign a statement about an image", "Trust"),

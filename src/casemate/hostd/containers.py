@@ -7,6 +7,7 @@ stands in docs/decisions/0034.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -28,7 +29,7 @@ from casemate.hostd.state import Container, Pod, changed
 from casemate.hostd.watching import forget, wait_ended, watch
 from casemate.isolation import conmon
 from casemate.isolation.bundle import BundleInput
-from casemate.isolation.level import IsolationLevel, LevelLacks
+from casemate.isolation.level import IsolationLevel, LevelLacks, Runtime, is_lone
 from casemate.network import links
 from casemate.spec.errors import CasemateError, ProgramFailed, TimedOut
 from casemate.spec.workload import ContainerSpec
@@ -82,61 +83,82 @@ async def prepare(context: Context, pod: Pod, container: Container) -> list[str]
     if not pods.is_built(context, pod):
         warnings += await pods.build(context, pod, spec)
         pods.set_phase(context, pod, "ready")
-    if not level.features.shares_sandbox:
-        _check_alone(pod, container, level)
-    if level.features.takes_address and pod.record.spec.network.mode == "pod":
+    _check_alone(pod, container, level)
+    if level.features.takes_address and pod.record.spec.network.mode == "pod" and not _has_sandbox(level, pod):
         await links.give_address(pods.link(context, pod))
     binds, said = await mounting.mount(context, pod, container)
     # Mounted for a reader until now, perhaps: from here on it is the container's.
     container.lent = False
     warnings += said
-    plan = level.bundle(
-        BundleInput(
-            pod=pod.record.spec,
-            container=spec,
-            sandbox=pods.boundary(context, pod),
-            rootfs=str(context.folders.rootfs(spec.id)),
-            facts=context.facts,
-            binds=tuple(binds),
-            devices=mounting.device_nodes(spec.devices),
-            writable=machinefiles.kept_text(context, pod, container),
-        )
+    given = BundleInput(
+        pod=pod.record.spec,
+        container=spec,
+        sandbox=pods.boundary(context, pod),
+        rootfs=str(context.folders.rootfs(spec.id)),
+        facts=context.facts,
+        binds=tuple(binds),
+        devices=mounting.device_nodes(spec.devices),
+        writable=machinefiles.kept_text(context, pod, container),
     )
+    plan = level.bundle(given)
     warnings += plan.warnings
     (context.folders.bundle(spec.id) / "config.json").write_bytes(json.dumps(plan.config).encode())
     context.step("container.bundle")
-    await _supervise(context, container, level)
+    if level.inside is not None:
+        await level.inside.enter(given)
+    runtime = dataclasses.replace(level.runtime, before=plan.before) if plan.before else level.runtime
+    await _supervise(context, container, runtime)
     if level.inside is not None:
         await level.inside.created(spec)
-    # After the runtime has joined the cgroup: crun 1.8 takes v1's memory limits away when it does. Nothing of the
-    # image runs before the start, so nothing has run without its limits.
-    if level.features.cgroup:
-        path = f"{context.pod_cgroup(pod.id)}/{spec.id}"
-        pids = level.features.pids_limit
-        warnings += context.cgroups.set_limits(path, pods.limits(spec.resources, pids=pids))
-        if not pids and spec.resources.pids not in (None, -1, context.settings.number("limits.pids")):
-            warnings.append(f"pids: level {level.name} cannot limit the number of processes")
+    warnings += _limit(context, pod, container, level)
     context.step("container.limited")
     return list(warnings)
 
 
+def _has_sandbox(level: IsolationLevel, pod: Pod) -> bool:
+    """Whether a sandbox that containers join runs, which has the pod's address."""
+    return level.inside is not None and level.inside.knows(pod.id)
+
+
+def _limit(context: Context, pod: Pod, container: Container, level: IsolationLevel) -> list[str]:
+    # After the runtime has joined the cgroup: crun 1.8 takes v1's memory limits away when it does. Nothing of the
+    # image runs before the start, so nothing has run without its limits.
+    spec, warnings = container.record.spec, []
+    pids = level.features.pids_limit
+    if level.features.in_cgroup(pod.record.spec, spec):
+        path = f"{context.pod_cgroup(pod.id)}/{spec.id}"
+        warnings += context.cgroups.set_limits(path, pods.limits(spec.resources, pids=pids))
+    if not pids and spec.resources.pids not in (None, -1, context.settings.number("limits.pids")):
+        warnings.append(f"pids: level {level.name} cannot limit the number of processes")
+    return warnings
+
+
 def _check_alone(pod: Pod, container: Container, level: IsolationLevel) -> None:
-    """Refuse a second container beside one that lives: it would be behind a wall of its own, without the network."""
-    for other in pod.containers.values():
-        if other is not container and other.record.phase in ("created", "running"):
+    """Refuse a second container where it would be behind a wall of its own, without the network."""
+    if level.features.shares_sandbox == "all":
+        return
+    for other in _alive(pod, container):
+        if level.features.shares_sandbox == "none" or is_lone(pod.record.spec, other.record.spec):
             raise LevelLacks(
                 f"pod {pod.record.spec.name} runs container {other.record.spec.name}, "
-                f"and at level {level.name} a pod runs one container at a time",
-                remedy="Run it in a pod of its own, or in a pod at level namespace or microvm.",
+                f"and at level {level.name} that one runs alone",
+                remedy="Make a pod for several: casemate pod create --isolation LEVEL NAME (needs casemate-vm).",
             )
 
 
-async def _supervise(context: Context, container: Container, level: IsolationLevel) -> None:
+def _alive(pod: Pod, container: Container) -> list[Container]:
+    """The other containers of *pod* that run or can be started."""
+    return [
+        one for one in pod.containers.values() if one is not container and one.record.phase in ("created", "running")
+    ]
+
+
+async def _supervise(context: Context, container: Container, runtime: Runtime) -> None:
     spec = container.record.spec
     folder = str(context.folders.bundle(spec.id))
     plan = conmon.ConmonPlan(
         program=context.conmon,
-        runtime=level.runtime,
+        runtime=runtime,
         container=spec.id,
         unique=spec.id,
         bundle=folder,
@@ -147,7 +169,7 @@ async def _supervise(context: Context, container: Container, level: IsolationLev
         terminal=spec.process.terminal,
         stdin=spec.process.stdin,
     )
-    supervised = await context.launcher(level.runtime).supervise(plan)
+    supervised = await context.launcher(runtime).supervise(plan)
     try:
         context.step("container.conmon")
         conmon_pid = supervised.child.pid
@@ -155,7 +177,7 @@ async def _supervise(context: Context, container: Container, level: IsolationLev
         begun, conmon_begun = pidfd.start_ticks(pid), pidfd.start_ticks(conmon_pid)
         if begun is None or conmon_begun is None:
             await supervised.end()
-            raise ProgramFailed(f"container {spec.id[:12]} ended while it was created", program=level.runtime.name)
+            raise ProgramFailed(f"container {spec.id[:12]} ended while it was created", program=runtime.name)
     finally:
         supervised.close()
     container.ended.clear()
@@ -211,6 +233,7 @@ async def end(context: Context, container: Container) -> None:
         return
     process = container.record.process
     path = f"{context.pod_cgroup(container.record.spec.pod)}/{container.id}"
+    await _kill_in_sandbox(context, container)
     pidfd.send_signal(process.pid, process.start_ticks, signal.SIGKILL)
     with contextlib.suppress(CasemateError, OSError):
         # A frozen process dies when it is thawed.
@@ -226,17 +249,31 @@ async def end(context: Context, container: Container) -> None:
         await wait_ended(container, _KILL_WAIT_S)
 
 
+async def _kill_in_sandbox(context: Context, container: Container) -> None:
+    """KILL what a container has in a sandbox that others share: there, the death of what stands for it is not its."""
+    pod = context.state.pods[container.record.spec.pod]
+    level = context.levels.get(pod.record.spec.level)
+    if level is None or not level.features.shared_cgroup:
+        return
+    if level.features.in_cgroup(pod.record.spec, container.record.spec):
+        return
+    with contextlib.suppress(CasemateError):  # it, or the sandbox, has ended
+        await context.launcher(level.runtime).run(level.runtime.kill(container.id, signal.SIGKILL, every=True))
+
+
 async def retire(context: Context, pod: Pod, container: Container) -> None:
     """Take away what is only of a running container: the runtime's state, its cgroup, exit file and sockets."""
-    level = context.levels.get(pod.record.spec.level)
+    level, spec = context.levels.get(pod.record.spec.level), pod.record.spec
     if level is None:
         pass  # the level is gone from this host, and what it had with it
-    elif level.features.state_is_files:
+    elif level.features.state_is_files and level.features.in_cgroup(spec, container.record.spec):
         for path in level.runtime.state_files(container.id):
             remove_small(Path(path))
     elif level.inside is None or level.inside.knows(container.id):
         await context.launcher(level.runtime).run(level.runtime.delete(container.id))
     await cgroups.end(context.cgroups, f"{context.pod_cgroup(pod.id)}/{container.id}")
+    if level is not None and level.inside is not None and not _alive(pod, container):
+        await level.inside.leave(spec, context.pod_cgroup(pod.id))
     context.folders.exit_file(container.id).unlink(missing_ok=True)
     folder = context.folders.bundle(container.id)
     for name in ("attach", "ctl", "winsz", "oom", "pid", "config.json"):

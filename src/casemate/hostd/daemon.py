@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import pwd
@@ -31,7 +32,7 @@ from casemate.isolation import observe, runtime
 from casemate.isolation.gvisor import driver
 from casemate.isolation.gvisor import probe as gvisor
 from casemate.isolation.gvisor.driver import GvisorLevel
-from casemate.isolation.gvisor.inside import GvisorInside
+from casemate.isolation.gvisor.inside import GvisorInside, Rest
 from casemate.network import links
 from casemate.network.nat import Nat
 from casemate.spec.errors import CasemateError, HostLacks
@@ -152,9 +153,13 @@ async def _add_gvisor(context: Context, first_id: int) -> None:
     if found.runtime is None:
         context.levels.lack("gvisor", found.why)
         return
-    inside = GvisorInside(found.runtime, context.cgroups, settings.text("cgroup.parent"))
-    shim = settings.text("microvm.shim")
-    started = driver.wrapped(found.runtime, shim) if os.access(shim, os.X_OK) else found.runtime
+    one, shim, rest = found.runtime, settings.text("microvm.shim"), None
+    started = one
+    if os.access(shim, os.X_OK):
+        started = driver.wrapped(one, shim)
+        launch = functools.partial(context.launcher, one)
+        rest = Rest(context.folders.run / "gvisor", Path(shim), launch)
+    inside = GvisorInside(one, context.cgroups, settings.text("cgroup.parent"), rest)
     context.levels.add(GvisorLevel(started, f"runsc {found.runtime.version}: {found.why}", inside))
 
 

@@ -92,8 +92,8 @@ async def _figures(context: Context, container: Container) -> ContainerUsage:
         # It ends at this moment, or its guest does not answer: neither keeps the others' figures back.
         figures = InnerUsage(0, 0, 0, 0, 0, 0, 0)
     received, sent = 0, 0
-    if level.features.network == "tap":
-        received, sent = _tap_bytes(pods.interface(context, pod))
+    if level.features.network == "tap" or level.features.takes_address:
+        received, sent = _link_bytes(pods.interface(context, pod))
     else:
         received, sent = _network(container)
     return ContainerUsage(
@@ -110,8 +110,8 @@ async def _figures(context: Context, container: Container) -> ContainerUsage:
     )
 
 
-def _tap_bytes(interface: str) -> tuple[int, int]:
-    """(received, sent) by the pod: what the host sends through its tap, the pod receives."""
+def _link_bytes(interface: str) -> tuple[int, int]:
+    """(received, sent) by the pod: what the host sends through its end of the link, the pod receives."""
     folder = Path(f"/sys/class/net/{interface}/statistics")
     try:
         return int((folder / "tx_bytes").read_text()), int((folder / "rx_bytes").read_text())

@@ -31,6 +31,7 @@ from casemate.hostd.errors import ProtocolViolated, WrongState
 from casemate.hostd.grants import NOBODY, Caller, caller_of
 from casemate.hostd.protocol import AnyAnswer, AnyOperation, Created, Done, Started, Warnings, Welcome
 from casemate.hostd.state import Container, Pod
+from casemate.spec.errors import ProgramFailed
 
 Answered = tuple[AnyAnswer, list[int]]
 #: The name that casemated gives its API's socket below ``paths.run``.
@@ -252,9 +253,15 @@ class Operations:
             raise WrongState(f"container {container.record.spec.name} does not run", phase=container.record.phase)
         level = context.levels.find(pod.record.spec.level)
         # KILL is the host's where its cgroup holds all: a sandbox that is paused takes no signal.
-        if level.features.processes == "runtime" and not (operation.signal == 9 and level.features.cgroup):
+        in_cgroup = level.features.in_cgroup(pod.record.spec, container.record.spec)
+        if level.features.processes == "runtime" and not (operation.signal == 9 and in_cgroup):
             argv = level.runtime.kill(container.id, operation.signal, every=operation.all_processes)
-            await context.launcher(level.runtime).run(argv)
+            try:
+                await context.launcher(level.runtime).run(argv)
+            except ProgramFailed as error:
+                if "no such process" in error.detail:
+                    raise WrongState(f"container {container.record.spec.name} has ended", phase="exited") from error
+                raise
             return Done()
         path = f"{context.pod_cgroup(pod.id)}/{container.id}"
         if operation.all_processes:
@@ -275,7 +282,7 @@ class Operations:
             raise WrongState(f"container {container.record.spec.name} does not run", phase=container.record.phase)
         path = f"{context.pod_cgroup(pod.id)}/{container.id}"
         level = context.levels.find(pod.record.spec.level)
-        if level.features.processes == "runtime" and not level.features.cgroup:
+        if not level.features.in_cgroup(pod.record.spec, container.record.spec):
             if observing.is_paused(context, pod, container) == frozen:
                 raise WrongState(f"container {container.record.spec.name} is {'' if frozen else 'not '}paused")
             argv = level.runtime.pause(container.id) if frozen else level.runtime.resume(container.id)
@@ -295,7 +302,8 @@ class Operations:
         warnings: list[str] = []
         if level is not None and level.inside is not None and container.record.phase == "running":
             warnings = await level.inside.update(container.id, new)
-        if (level is None or level.features.cgroup) and context.cgroups.exists(path):
+        in_cgroup = level is None or level.features.in_cgroup(pod.record.spec, spec)
+        if in_cgroup and context.cgroups.exists(path):
             pids = level is None or level.features.pids_limit
             warnings += context.cgroups.set_limits(path, pods.limits(new, pids=pids))
             if new.pids is not None and not pids:

@@ -261,6 +261,8 @@ class ContainerExited(Event, frozen=True, tag="exited"):
     exit_code: int
     oom_killed: bool
     finished_at: float
+    #: Why, where it was no end of its own: conmon's was lost, or its micro-VM's end (with an error's code).
+    reason: str = ""
 
 
 class ContainerOom(Event, frozen=True, tag="oom"):

@@ -100,7 +100,8 @@ async def _container(context: Context, pod: Pod, container: Container, found: di
                     execs.adopt(context, container)
         case "exited":
             container.ended.set()
-            if context.machines is not None and context.machines.find(container.id) is not None:
+            level = context.levels.get(pod.record.spec.level)
+            if level is not None and level.inside is not None and level.inside.knows(container.id):
                 context.spent.add(container.id)
                 context.spent_waits.set()
 

@@ -68,7 +68,9 @@ def container_ended(context: Context, container: Container) -> None:
         return  # of an earlier start
     inputs.drop(container.held)
     code, finished, reason = read_exit(context.folders.exit_file(container.id))
-    if reason and record.process is not None:
+    if not reason and context.machines is not None:
+        reason = context.machines.ending(container.id)
+    if code == UNKNOWN_EXIT_CODE and reason and record.process is not None:
         # conmon is gone without a word: what it supervised must not run on unseen.
         _kill(record.process)
     oom = was_oom(context, container)
@@ -89,12 +91,19 @@ def container_ended(context: Context, container: Container) -> None:
     _close_ports(context, container)
     context.records.write_container(container.record)
     context.step("container.exited")
-    if pods.is_machine(context.state.pods[record.spec.pod].record.spec):
-        # A machine whose containers have ended holds memory for nothing.
+    if _has_more(context, container):
+        # A sandbox whose containers have ended holds memory for nothing.
         context.spent.add(container.id)
         context.spent_waits.set()
     container.ended.set()
-    context.emit(ContainerExited(container.id, code, oom, finished))
+    context.emit(ContainerExited(container.id, code, oom, finished, reason))
+
+
+def _has_more(context: Context, container: Container) -> bool:
+    """Whether the end of *container* leaves something of it in a machine, or in a sandbox that others share."""
+    pod = context.state.pods[container.record.spec.pod].record.spec
+    level = context.levels.get(pod.level)
+    return level is not None and not level.features.in_cgroup(pod, container.record.spec)
 
 
 def _close_ports(context: Context, container: Container) -> None:

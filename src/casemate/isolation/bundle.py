@@ -79,3 +79,5 @@ class BundlePlan:
 
     config: dict[str, Any]
     warnings: tuple[str, ...] = ()
+    #: For this one container, what stands before the runtime's own words (``Runtime.before``); empty: as ever.
+    before: tuple[str, ...] = ()

@@ -85,10 +85,11 @@ class Features:
     *namespaces*: the pod's namespaces are the host kernel's. *rootfs*: the root is mounted on the host, else the
     runtime takes the layers. *network*: the pod's end of its link is a veth in a namespace, or a tap.
     *takes_address*: the sandbox takes the address off the veth and asks by ARP itself: the address must be given
-    back before each start, and questions for the gateway be answered. *shares_sandbox*: several containers of a pod
-    run at a time. *pids_limit*: the container's cgroup counts
-    its own processes alone, so that a limit on them means what the user meant. *cgroup*: the container's cgroup on
-    the host holds everything of it, so limits go there.
+    back before each start, and questions for the gateway be answered. *shares_sandbox*: which containers of a pod
+    run at a time: ``all``; ``made``, those of a pod that was made for several; ``none``, one alone. *pids_limit*: the
+    container's cgroup counts its own processes alone, so that a limit on them means what the user meant. *cgroup*:
+    the container's cgroup on the host holds everything of it, so limits go there; *shared_cgroup*: not so in a pod
+    that was made for several, whose sandbox is in a cgroup of its own (see :meth:`in_cgroup`).
     """
 
     processes: Literal["host", "runtime"]
@@ -97,9 +98,19 @@ class Features:
     rootfs: bool = True
     network: Literal["veth", "tap"] = "veth"
     takes_address: bool = False
-    shares_sandbox: bool = True
+    shares_sandbox: Literal["all", "made", "none"] = "all"
     pids_limit: bool = True
     cgroup: bool = True
+    shared_cgroup: bool = False
+
+    def in_cgroup(self, pod: PodSpec, container: ContainerSpec) -> bool:
+        """Whether the cgroup of *container* on the host holds all of it."""
+        return self.cgroup and not (self.shared_cgroup and not is_lone(pod, container))
+
+
+def is_lone(pod: PodSpec, container: ContainerSpec | None) -> bool:
+    """Whether *pod* was made for *container* alone (casemated names it so): nothing joins it."""
+    return container is not None and pod.name == f"pod-{container.id[:12]}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +157,14 @@ class Inside(Protocol):
 
     async def reserve(self, pod: PodSpec, container: ContainerSpec | None, interface: str) -> str:
         """The interface of a sandbox that waits and fits, which the caller renames to *interface*; empty for none."""
+        ...
+
+    async def enter(self, given: BundleInput) -> None:
+        """Make the sandbox that a container is to join, where it does not come with its first container."""
+        ...
+
+    async def leave(self, pod: PodSpec, group: str) -> None:
+        """No container of *pod* runs any more: end what :meth:`enter` made. *group*: the pod's cgroup."""
         ...
 
     async def created(self, container: ContainerSpec) -> None:

@@ -22,8 +22,9 @@ def on_event(core: Core, event: AnyEvent) -> None:
     match event:
         case ContainerExited():
             work = exited(
-                core, event.container, event.exit_code, oom_killed=event.oom_killed, finished_at=event.finished_at
-            )
+                core, event.container, event.exit_code, oom_killed=event.oom_killed, finished_at=event.finished_at,
+                reason=event.reason,
+            )  # fmt: skip
             core.spawn(work, f"exit of {event.container[:12]}")
         case ContainerOom():
             core.spawn(_out_of_memory(core, event.container), f"oom of {event.container[:12]}")

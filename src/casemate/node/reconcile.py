@@ -47,6 +47,10 @@ class RecordRunning:
         return f"record that {self.id[:12]} {'is paused' if self.paused else 'runs'}: {self.reason}"
 
 
+#: The reason of an end that has none of its own.
+ENDED = "it ended"
+
+
 @dataclass(frozen=True, slots=True)
 class RecordExit:
     """It ended while nobody looked; the restart policy and ``--rm`` follow as for any end."""
@@ -157,7 +161,7 @@ def _plan_ended(row: Wanted, seen: ObservedContainer | None, *, rebooted: bool) 
         # Nothing is there, it was made and not started, or what is told is the end of an older run.
         return [RecordUnstarted(row.id, "its start was interrupted")]
     if seen is not None and seen.exit_code is not None:
-        return [RecordExit(row.id, seen.exit_code, seen.oom_killed, seen.finished_at, seen.reason or "it ended")]
+        return [RecordExit(row.id, seen.exit_code, seen.oom_killed, seen.finished_at, seen.reason or ENDED)]
     why = "the host rebooted" if rebooted else "it is gone, and nobody knows how it ended"
     return [RecordExit(row.id, LOST_EXIT_CODE, False, 0.0, why)]
 

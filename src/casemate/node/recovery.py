@@ -75,7 +75,7 @@ async def apply(core: Core, operation: reconcile.Operation) -> None:
             finished_at = operation.finished_at or core.clock()
             await exits.exited(
                 core, operation.id, operation.exit_code, oom_killed=operation.oom_killed, finished_at=finished_at,
-                reason=operation.reason if operation.exit_code == reconcile.LOST_EXIT_CODE else "",
+                reason="" if operation.reason == reconcile.ENDED else operation.reason,
             )  # fmt: skip
         case reconcile.RecordUnstarted():
             await core.db.write(lambda db: _record_unstarted(db, operation))

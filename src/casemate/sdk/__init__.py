@@ -3,5 +3,6 @@
 from casemate.sdk.client import Client, Ran
 from casemate.sdk.errors import ApiAway, ApiBroken, ApiError
 from casemate.sdk.transport import Transport
+from casemate.sdk.trust import Trust
 
-__all__ = ["ApiAway", "ApiBroken", "ApiError", "Client", "Ran", "Transport"]
+__all__ = ["ApiAway", "ApiBroken", "ApiError", "Client", "Ran", "Transport", "Trust"]

@@ -20,6 +20,7 @@ import msgspec
 from casemate.sdk.attach import Attached
 from casemate.sdk.errors import ApiBroken
 from casemate.sdk.transport import Pairs, Transport
+from casemate.sdk.trust import Trust
 from casemate.sdk.websocket import WebSocket
 from casemate.spec import api as schema
 from casemate.spec.api.flows import FlowList, FlowMap, FlowRow
@@ -42,6 +43,11 @@ class Client:
     def __init__(self, transport: Transport | None = None, *, project: str = "default") -> None:
         self.transport = transport or Transport()
         self.project = project
+
+    @property
+    def trust(self) -> Trust:
+        """Scans, feeds, the trust policy, signatures, publishers."""
+        return Trust(self)
 
     # containers
 

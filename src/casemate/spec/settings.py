@@ -161,6 +161,12 @@ SETTINGS: tuple[Setting, ...] = (
         3650,
     ),
     Setting("feed.mirror", "", "where `casemate feed update` fetches feeds from: an address of a manifest.json"),
+    Setting(
+        "feed.keys",
+        (),
+        "files of public keys (PEM) that have to have signed the mirror's manifest; none: it is believed by TLS",
+    ),
+    Setting("feed.key_threshold", 1, "so many of feed.keys have to have signed", "keys", 1, 16),
     Setting("api.tls_listen", "", "address:port for TLS with client certificates; empty: off"),
     Setting("api.tls_certificate", "/etc/casemate/tls/server.crt", "server certificate chain, PEM"),
     Setting("api.tls_key", "/etc/casemate/tls/server.key", "server key, PEM, readable by casemate only"),

@@ -78,7 +78,7 @@ def test_expectations_in_the_exit_code(cm: Cli) -> None:
 def test_mistakes_are_told_with_their_line(cm: Cli) -> None:
     done = cm("policy", "apply", "-f", "-", stdin=SHOP.replace(b"action: allow", b"action: permit"))
     assert done.returncode == 125
-    assert b"line 10: policy[0].spec.rules[0].action" in done.stderr
+    assert b"standard input:10: spec.rules[0].action" in done.stderr
     assert cm("policy", "apply").returncode == 125
     assert cm("policy", "apply", "-f", "/nowhere").returncode == 125
     assert cm("policy", "explain", "a", "b").returncode == 125

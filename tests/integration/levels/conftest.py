@@ -57,16 +57,25 @@ def pair(programs: Path) -> Iterator[Daemons]:
         yield daemons
 
 
+def environment(pair: Daemons) -> dict[str, str]:
+    """The command line's, which speaks to *pair*."""
+    found = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "LC_ALL": "C.UTF-8", "PYTHONPATH": str(SOURCE)}
+    return found | {"CASEMATE_HOST": f"unix://{pair.socket}"}
+
+
+def words_of_cli() -> list[str]:
+    """How the command line is started."""
+    return [sys.executable, "-c", _PROGRAM]
+
+
 @pytest.fixture(scope="session")
 def cm(pair: Daemons) -> Run:
     """The command line."""
-    environment = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "LC_ALL": "C.UTF-8", "PYTHONPATH": str(SOURCE)}
-    environment |= {"CASEMATE_HOST": f"unix://{pair.socket}"}
 
     def run(*words: str, **options: object) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-c", _PROGRAM, *words],
-            env=environment,
+            [*words_of_cli(), *words],
+            env=environment(pair),
             text=True,
             timeout=170,
             check=False,

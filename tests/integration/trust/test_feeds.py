@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import http.server
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tarfile
@@ -18,62 +16,21 @@ import zipfile
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 from tests.integration.daemons import SOURCE, USER
 from tests.integration.trust.conftest import Casemate, tracker
+from tests.integration.trust.mirror import Mirror, serving
 
 pytestmark = pytest.mark.root
 pytest.importorskip("cvss", reason="missing: cvss")
 TODAY = datetime.now(UTC).date().isoformat()
 
 
-class Mirror(http.server.BaseHTTPRequestHandler):
-    """Serves *files*; cuts the answer after *cut* bytes once; answers ranges."""
-
-    files: ClassVar[dict[str, bytes]] = {}
-    cut: ClassVar[dict[str, int]] = {}
-    seen: ClassVar[list[tuple[str, str]]] = []
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self) -> None:
-        name = self.path.rpartition("/")[2]
-        data = self.files.get(name)
-        wanted = self.headers.get("Range", "")
-        self.seen.append((name, wanted))
-        if data is None:
-            self.send_response(404)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
-        start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted else 0
-        self.send_response(206 if wanted else 200)
-        if wanted:
-            self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
-        self.send_header("Content-Length", str(len(data) - start))
-        self.end_headers()
-        end = self.cut.pop(name, len(data))
-        self.wfile.write(data[start:end])
-        if end < len(data):
-            self.wfile.flush()
-            self.connection.shutdown(socket.SHUT_RDWR)
-            self.close_connection = True
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
-        """Quiet."""
-
-
 @pytest.fixture
 def mirror() -> Iterator[str]:
-    Mirror.files, Mirror.cut, Mirror.seen = {}, {}, []
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Mirror)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}/feeds"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving() as url:
+        yield url
 
 
 def offer(folder: Path, **changes: object) -> str:

@@ -187,6 +187,13 @@ def test_a_user_s_cases(casemate: Casemate, tmp_path: Path) -> None:
     done = casemate.ended("trust", "policy", "test", "--policy", written(tmp_path), str(cases))
     assert done.returncode == 1
     assert b"answer is 'refuse', expected 'admit'" in done.stdout
+    # By the other word: the kind of the document says what it is about.
+    for words in (("-f", str(cases)), (str(cases),)):
+        done = casemate.ended("policy", "test", *words, "--with", written(tmp_path))
+        assert done.returncode == 1
+        assert b"answer is 'refuse', expected 'admit'" in done.stdout
+    cases.write_text(TESTS.replace("EXPECTED", "refuse"))
+    assert casemate.run("policy", "test", str(cases), "--with", written(tmp_path)).count("ok  ") == 3
 
 
 def test_it_survives_a_restart_and_what_cannot_be_read_refuses(casemate: Casemate, image: str, tmp_path: Path) -> None:
@@ -207,17 +214,17 @@ def test_it_survives_a_restart_and_what_cannot_be_read_refuses(casemate: Casemat
     assert casemate.run("run", "--rm", image, "echo", "yes") == "yes\n"
 
 
-def test_a_document_at_the_wrong_command_names_the_right_one(casemate: Casemate, tmp_path: Path) -> None:
+def test_a_document_goes_where_its_kind_belongs(casemate: Casemate, image: str, tmp_path: Path) -> None:
     def problem(*argv: str) -> dict[str, object]:
         done = casemate.ended("--json", *argv)
         assert done.returncode == 125
         return dict(json.loads(done.stderr.splitlines()[-1]))
 
     trust = written(tmp_path)
-    found = problem("policy", "apply", "-f", trust)
-    assert found["code"] == "policy.invalid"
-    assert "`casemate trust policy apply FILE`" in str(found["remedy"])
-    casemate.run("trust", "policy", "apply", trust)
+    assert casemate.run("policy", "diff", "-f", trust).endswith("containers would be judged otherwise\n")
+    assert casemate.run("policy", "apply", trust) == "test applied\n"
+    assert casemate.json("trust", "policy", "ls")["policies"][0]["name"] == "test"  # type: ignore[index,call-overload]
+    assert problem("policy", "apply", "-f", trust, "--whole")["code"] == "cli.usage"
     casemate.run("trust", "policy", "rm", "test")
 
     network = tmp_path / "network.yaml"
@@ -228,6 +235,7 @@ def test_a_document_at_the_wrong_command_names_the_right_one(casemate: Casemate,
     found = problem("trust", "policy", "apply", str(network))
     assert found["code"] == "trust.policy_invalid"
     assert "`casemate policy apply -f FILE`" in str(found["remedy"])
+    assert problem("policy", "apply", "-f", trust, "-f", str(network))["code"] == "cli.usage"
     casemate.run("policy", "apply", "-f", str(network))
     casemate.run("policy", "rm", "NetworkPolicy/default/shut")
 
@@ -235,3 +243,25 @@ def test_a_document_at_the_wrong_command_names_the_right_one(casemate: Casemate,
     cases.write_text("apiVersion: casemate/v1\nkind: TrustPolicyTest\ncases: []\n")
     assert "`casemate trust policy test" in str(problem("trust", "policy", "apply", str(cases))["remedy"])
     assert "`casemate trust policy test" in str(problem("policy", "apply", "-f", str(cases))["remedy"])
+    # What only the daemon's reader sees as one: its answer names the command.
+    cases.write_text('{apiVersion: casemate/v1, "kind": TrustPolicy, metadata: {name: x}, spec: {}}')
+    assert "`casemate trust policy apply" in str(problem("policy", "apply", "-f", str(cases))["remedy"])
+
+
+def test_a_mistake_is_told_with_its_file_and_its_place_there(casemate: Casemate, tmp_path: Path) -> None:
+    good, bad = tmp_path / "good.yaml", tmp_path / "bad.yaml"
+    good.write_text("apiVersion: casemate/v1\nkind: Policy\nmetadata: {name: a}\nspec: {rules: []}\n")
+    bad.write_text("apiVersion: casemate/v1\nkind: Policy\nmetadata: [\n")
+    done = casemate.ended("policy", "apply", "-f", str(good), "-f", str(bad))
+    assert f"{bad}:4:1: not YAML".encode() in done.stderr
+    bad.write_text("apiVersion: casemate/v1\nkind: Polic\n")
+    assert (
+        f"{bad}:1: 'casemate/v1' 'Polic' is not known".encode()
+        in casemate.ended("policy", "diff", str(good), str(bad)).stderr
+    )
+    trust = written(tmp_path)
+    bad.write_text("apiVersion: casemate/v1\nkind: TrustPolicy\nmetadata: {name: B}\nspec: {}\n")
+    assert f"{bad}, document 1: ".encode() in casemate.ended("trust", "policy", "apply", trust, str(bad)).stderr
+    assert f"{bad}, document 1: ".encode() in casemate.ended("policy", "apply", trust, str(bad)).stderr
+    bad.write_text("tests: [")
+    assert f"{bad}:2:1: not YAML".encode() in casemate.ended("policy", "test", str(bad)).stderr

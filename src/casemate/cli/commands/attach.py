@@ -78,6 +78,10 @@ def finish(context: Context, ended: Ended, reference: str) -> int:
         context.note(json.dumps(outcome) + "\n")
     elif ended.oom_killed and ended.exit_code == 137:
         context.note("casemate: the kernel killed the process: it needed more memory than it may have (-m)\n")
+    elif ended.reason and ended.exit_code:
+        from casemate.cli.show.plain import clean
+
+        context.note(f"casemate: {clean(ended.reason, newlines=True)}\n")
     return ended.exit_code
 
 

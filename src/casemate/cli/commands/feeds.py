@@ -6,7 +6,7 @@ import posix
 
 from casemate.cli.commands.archives import read_chunks
 from casemate.cli.fail import bad_value, file_trouble
-from casemate.cli.flags import Arguments, Command, switch, value
+from casemate.cli.flags import Arguments, Command, switch, value, values
 from casemate.cli.show.human import size
 from casemate.cli.show.plain import clean, shortened
 from casemate.cli.show.table import aligned
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from casemate.cli.context import Context
 
+MAX_PEM_BYTES = 16 << 10
 KINDS = ("osv", "debian-tracker", "debian-advisories", "alpine-secdb", "csaf-vex", "epss", "kev")
 
 
@@ -96,13 +97,25 @@ def _show(context: Context, answer: dict[str, object], arguments: Arguments) -> 
     return 0
 
 
+def _pem(path: str) -> str:
+    data = b"".join(read_chunks(path, "--trusted-key"))
+    if len(data) > MAX_PEM_BYTES:
+        raise file_trouble(f"{path[:200]!r} has {len(data)} bytes; {MAX_PEM_BYTES} are allowed")
+    return data.decode("utf-8", "replace")
+
+
 def update(arguments: Arguments, context: Context) -> int:
+    from casemate.cli.asked.quantities import whole
     from casemate.cli.progress import follow
 
     request: dict[str, object] = {"names": arguments.words}
     for flag in ("url", "digest"):
         if text := arguments.text(flag):
             request[flag] = text
+    if arguments.texts("trusted-key"):
+        request["keys"] = [_pem(path) for path in arguments.texts("trusted-key")]
+        if (text := arguments.text("threshold")) is not None:
+            request["threshold"] = whole("--threshold", text, 1, len(arguments.texts("trusted-key")))
     ended = follow(context, context.client.post("/v1/feeds/update", request), arguments.on("quiet"), 2)
     if context.json:
         context.answer(ended)
@@ -148,10 +161,14 @@ UPDATE = Command(
     (
         value("url", "ADDRESS", "The mirror (setting feed.mirror): an address of a manifest.json"),
         value("digest", "sha256:HEX", "What the manifest must hash to"),
+        values("trusted-key", "FILE", "A public key that has to have signed the manifest (feed.keys); again for each",
+               completes="file"),
+        value("threshold", "N", "So many of the trusted keys have to have signed (1)"),
         _QUIET,
     ),
     0, None, ("name",),
-    "Only files whose digest is new are fetched; one that was cut off goes on where it stopped.",
+    "Only files whose digest is new are fetched; one that was cut off goes on where it stopped. A signed manifest\n"
+    "that is older than the one before, or whose last day has passed, is refused.",
     ("casemate feed update", "casemate feed update --url https://mirror.example/feeds debian"),
 )  # fmt: skip
 RM = Command("NAME [NAME...]", remove, (), 1, None, ("name",))

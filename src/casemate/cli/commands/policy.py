@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from casemate.cli.commands.archives import read_chunks
 from casemate.cli.commands.listing import FORMAT
+from casemate.cli.commands.policy_files import Files
 from casemate.cli.fail import usage
 from casemate.cli.flags import Arguments, Command, switch, value, values
 from casemate.cli.show.plain import clean, coloured
@@ -30,36 +30,45 @@ _IDENTITY_COLUMNS = (
 _COLOURS = {"allow": "32", "audit": "33", "refer": "36", "hold": "36", "deny": "31"}
 
 
-def read_files(names: list[str], flag: str = "-f") -> bytes:
-    """Every file one after the other, as documents of one text; ``-`` is standard input."""
-    if not names:
-        raise usage(f"{flag} FILE is missing", f"Name a file with {flag}, or - for standard input.")
-    parts = [b"".join(read_chunks(None if name == "-" else name, flag)) for name in names]
-    return b"\n---\n".join(parts)
-
-
 def apply(arguments: Arguments, context: Context) -> int:
-    return _apply(arguments, context, arguments.on("dry-run"), arguments.on("diff"))
+    return _apply("policy apply", arguments, context, arguments.on("dry-run"), arguments.on("diff"))
 
 
 def diff(arguments: Arguments, context: Context) -> int:
     """What applying the files would change; exit code 1 where it would change anything (as diff(1))."""
-    return _apply(arguments, context, True, True)
+    return _apply("policy diff", arguments, context, True, True)
 
 
-def _apply(arguments: Arguments, context: Context, dry_run: bool, with_diff: bool) -> int:
-    data = read_files(arguments.texts("file"))
+def _files(arguments: Arguments) -> Files:
+    return Files([*arguments.texts("file"), *arguments.words])
+
+
+def _apply(command: str, arguments: Arguments, context: Context, dry_run: bool, with_diff: bool) -> int:
+    files = _files(arguments)
+    if files.are_trusts(command):
+        from casemate.cli.commands import trust
+
+        if arguments.on("whole") or arguments.on("exit-code"):
+            raise usage("--whole and --exit-code are not for documents of the trust policy", "", command)
+        return trust.dry_run_files(files, context) if dry_run else trust.apply_files(files, context)
     pairs: Pairs = [("dry_run", "true")] if dry_run else []
     if arguments.on("whole"):
         pairs.append(("whole", "true"))
     pairs += _path_reason(arguments)
-    answer = object_of(context.client.upload("POST", _DOCUMENTS, pairs, iter([data]), YAML).json())
+    answer = _uploaded(context, files, _DOCUMENTS, pairs)
     if context.json:
         context.answer(answer)
     else:
         told(context, answer, with_diff)
     changes = [row for row in rows_of(answer, "changes") if row.get("action") != "unchanged"]
     return 1 if with_diff and dry_run and changes and arguments.on("exit-code") else 0
+
+
+def _uploaded(context: Context, files: Files, path: str, pairs: Pairs) -> dict[str, object]:
+    def ask() -> object:
+        return context.client.upload("POST", path, pairs, iter([files.data]), YAML).json()
+
+    return object_of(files.asked(ask, "policy"))
 
 
 def _path_reason(arguments: Arguments) -> Pairs:
@@ -157,16 +166,23 @@ def explain(arguments: Arguments, context: Context) -> int:
 
 def test(arguments: Arguments, context: Context) -> int:
     """Exit code 1 where an expectation does not hold."""
-    tests = read_files(arguments.texts("file"))
-    if arguments.texts("with"):
+    files = _files(arguments)
+    if files.are_trusts("policy test"):
+        from casemate.cli.commands import trust
+
+        return trust.test_files(files, arguments.texts("with"), context)
+    body, kind, given = files.data, YAML, arguments.texts("with")
+    if given:
         from casemate.cli.wire import json
 
-        documents = read_files(arguments.texts("with"), "--with")
-        both = {"tests": tests.decode("utf-8", "replace"), "documents": documents.decode("utf-8", "replace")}
+        documents = Files(given, "--with").data.decode("utf-8", "replace")
+        both = {"tests": files.data.decode("utf-8", "replace"), "documents": documents}
         body, kind = json.dumps(both).encode(), "application/json"
-    else:
-        body, kind = tests, YAML
-    answer = object_of(context.client.upload("POST", "/v1/policy/test", [], iter([body]), kind).json())
+
+    def ask() -> object:
+        return context.client.upload("POST", "/v1/policy/test", [], iter([body]), kind).json()
+
+    answer = object_of(files.asked(ask, "tests"))
     if context.json:
         context.answer(answer)
     else:
@@ -181,11 +197,11 @@ def test(arguments: Arguments, context: Context) -> int:
 
 
 def simulate(arguments: Arguments, context: Context) -> int:
-    data = read_files(arguments.texts("file"))
+    files = _files(arguments)
     pairs: Pairs = [("since", arguments.text("since") or "1h")]
     if arguments.on("whole"):
         pairs.append(("whole", "true"))
-    answer = object_of(context.client.upload("POST", "/v1/policy/simulate", pairs, iter([data]), YAML).json())
+    answer = _uploaded(context, files, "/v1/policy/simulate", pairs)
     if context.json:
         context.answer(answer)
         return 0
@@ -262,16 +278,19 @@ _PATH = value("allow-path-across-wall", "REASON", "As officer: open a path acros
 _DRY = switch("dry-run", "Say what would be done, and do nothing")
 
 APPLY = Command(
-    "-f FILE [OPTIONS]", apply,
+    "[OPTIONS] -f FILE | FILE...", apply,
     (_FILE, _DRY, _WHOLE, _PATH, switch("diff", "Show what changes, line by line"),
      switch("exit-code", "With --dry-run --diff: end with 1 where something would change")),
-    0, 0, (), "Kinds: casemate/v1 Policy; Kubernetes' NetworkPolicy, ClusterNetworkPolicy, AdminNetworkPolicy and\n"
-    "BaselineAdminNetworkPolicy, unchanged. All of it or nothing is applied.",
+    0, None, ("file",),
+    "Kinds: casemate/v1 Policy; Kubernetes' NetworkPolicy, ClusterNetworkPolicy, AdminNetworkPolicy and\n"
+    "BaselineAdminNetworkPolicy, unchanged. All of it or nothing is applied. Documents of the kind TrustPolicy go to\n"
+    "the trust policy, as with `casemate trust policy apply`.",
     ("casemate policy apply -f shop.yaml", "kubectl get networkpolicy -A -o yaml | casemate policy apply -f -"),
 )  # fmt: skip
 DIFF = Command(
-    "-f FILE [OPTIONS]", diff, (_FILE, _WHOLE, switch("exit-code", "End with 1 where something would change")),
-    0, 0, (), "", ("casemate policy diff -f shop.yaml",),
+    "[OPTIONS] -f FILE | FILE...", diff,
+    (_FILE, _WHOLE, switch("exit-code", "End with 1 where something would change")),
+    0, None, ("file",), "", ("casemate policy diff -f shop.yaml",),
 )  # fmt: skip
 LS = Command("[OPTIONS]", ls, (FORMAT, switch("quiet", "Only their keys", "q")))
 SHOW = Command("DOCUMENT [DOCUMENT...]", show, (), 1, None, (), "", ("casemate policy show Policy/default/shop",))
@@ -283,13 +302,16 @@ EXPLAIN = Command(
     ("casemate policy explain web db tcp/5432", "casemate policy explain web 192.0.2.7 tcp/443"),
 )  # fmt: skip
 TEST = Command(
-    "-f FILE [OPTIONS]", test,
+    "[OPTIONS] -f FILE | FILE...", test,
     (_FILE, values("with", "FILE", "Judge these documents, not those in force", completes="file")),
-    0, 0, (), "The file: `tests: [{from: web, to: db, port: tcp/5432, expect: allow}]`. Exit code 1 where one fails.",
-    ("casemate policy test -f expected.yaml", "casemate policy test -f expected.yaml --with new.yaml"),
+    0, None, ("file",),
+    "The file: `tests: [{from: web, to: db, port: tcp/5432, expect: allow}]` for connections, or a document of the\n"
+    "kind TrustPolicyTest for images. Exit code 1 where one fails.",
+    ("casemate policy test expected.yaml", "casemate policy test -f expected.yaml --with new.yaml",
+     "casemate policy test cases.yaml --with production.yaml"),
 )  # fmt: skip
 SIMULATE = Command(
-    "-f FILE [OPTIONS]", simulate, (_FILE, _SINCE, _WHOLE), 0, 0, (), "",
+    "[OPTIONS] -f FILE | FILE...", simulate, (_FILE, _SINCE, _WHOLE), 0, None, ("file",), "",
     ("casemate policy simulate -f new.yaml --since 24h",),
 )  # fmt: skip
 SUGGEST = Command(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from casemate.cli.commands.archives import read_chunks
+from casemate.cli.commands.policy_files import Files
 from casemate.cli.fail import usage
 from casemate.cli.flags import Arguments, Command, value
 from casemate.cli.show.plain import clean, coloured, shortened
@@ -14,26 +14,29 @@ if TYPE_CHECKING:
     from casemate.cli.context import Context
 
 MAX_TEXT_BYTES = 1_000_000
+#: What the daemon calls the text that it was sent; for people it is the name of a file.
+ORIGIN = "the text"
 FAILED = 1
 _MARKS = {"ok": "ok", "refuse": "REFUSES", "raise": "raises", "warn": "warns", "excepted": "excepted"}
 
 
-def _text(path: str) -> str:
-    data = b"".join(read_chunks(None if path == "-" else path, "FILE"))
-    if len(data) > MAX_TEXT_BYTES:
-        raise usage(f"{path[:200]!r} has {len(data)} bytes; {MAX_TEXT_BYTES} are allowed")
-    return data.decode("utf-8", "surrogateescape")
+def _text(files: Files) -> str:
+    if len(files.data) > MAX_TEXT_BYTES:
+        raise usage(f"{files.names[0][:200]!r} has {len(files.data)} bytes; {MAX_TEXT_BYTES} are allowed")
+    return files.text
 
 
-def _origin(path: str) -> str:
-    return "standard input" if path == "-" else path.rsplit("/", 1)[-1][:255]
+def _asked(context: Context, path: str, files: Files, request: dict[str, object]) -> dict[str, object]:
+    return object_of(files.asked(lambda: context.client.post(path, request | {"origin": ORIGIN}), ORIGIN))
 
 
 def apply(arguments: Arguments, context: Context) -> int:
+    return apply_files(Files(arguments.words, "FILE"), context)
+
+
+def apply_files(files: Files, context: Context) -> int:
     # One request: several files are applied together or not at all.
-    text = "\n---\n".join(_text(path) for path in arguments.words)
-    origin = _origin(arguments.words[0]) if len(arguments.words) == 1 else f"{len(arguments.words)} files"
-    answer = object_of(context.client.post("/v1/trust/policy", {"text": text, "origin": origin}))
+    answer = _asked(context, "/v1/trust/policy", files, {"text": _text(files)})
     if context.json:
         context.answer(answer)
         return 0
@@ -82,12 +85,16 @@ def remove(arguments: Arguments, context: Context) -> int:
 
 def test(arguments: Arguments, context: Context) -> int:
     """Exit code 1 when a case comes out otherwise than it expects."""
-    path = arguments.words[0]
-    request = {"text": _text(path), "origin": _origin(path)}
     policy = arguments.text("policy")
-    if policy is not None:
-        request["policy"] = _text(policy)
-    answer = object_of(context.client.post("/v1/trust/policy/test", request))
+    return test_files(Files(arguments.words, "FILE"), [policy] if policy is not None else [], context)
+
+
+def test_files(files: Files, policies: list[str], context: Context) -> int:
+    """The cases in *files* against the documents in the files *policies*, or (none) against what is in force."""
+    request: dict[str, object] = {"text": _text(files)}
+    if policies:
+        request["policy"] = _text(Files(policies, "--with"))
+    answer = _asked(context, "/v1/trust/policy/test", files, request)
     if context.json:
         context.answer(answer)
     else:
@@ -104,9 +111,12 @@ def test(arguments: Arguments, context: Context) -> int:
 
 
 def dry_run(arguments: Arguments, context: Context) -> int:
-    path = arguments.words[0]
-    request = {"text": _text(path), "origin": _origin(path)}
-    answer = object_of(context.client.post("/v1/trust/policy/dry-run", request))
+    return dry_run_files(Files(arguments.words, "FILE"), context)
+
+
+def dry_run_files(files: Files, context: Context) -> int:
+    """What the documents would change among the containers."""
+    answer = _asked(context, "/v1/trust/policy/dry-run", files, {"text": _text(files)})
     if context.json:
         context.answer(answer)
         return 0
@@ -147,7 +157,9 @@ def _told(answer: dict[str, object], now: dict[str, object]) -> str:
         return f"{head:<12}{clean(str(text))}\n" if text else ""
 
     text = line(str(answer.get("kind", "")), answer.get("name"))
-    text += line("image", answer.get("image")) + line("digest", answer.get("digest"))
+    if answer.get("kind") != "image" or answer.get("image") != answer.get("name"):
+        text += line("image", answer.get("image"))
+    text += line("digest", answer.get("digest"))
     text += line("repository", answer.get("repository"))
     if answer.get("level"):
         text += line("runs at", answer["level"])

@@ -41,12 +41,18 @@ def _count(listed: object) -> int:
 
 def check(arguments: Arguments, context: Context) -> int:
     """Exit code 1 where a path leads across a wall."""
-    from casemate.cli.commands.policy import YAML, read_files
+    from casemate.cli.commands.policy import YAML
+    from casemate.cli.commands.policy_files import Files
 
     names = arguments.texts("file")
-    data = read_files(names) if names else b""
+    files = Files(names) if names else None
     pairs = [("whole", "true")] if arguments.on("whole") else []
-    answer = object_of(context.client.upload("POST", "/v1/walls/check", pairs, iter([data]), YAML).json())
+
+    def ask() -> object:
+        data = files.data if files is not None else b""
+        return context.client.upload("POST", "/v1/walls/check", pairs, iter([data]), YAML).json()
+
+    answer = object_of(files.asked(ask, "policy") if files is not None else ask())
     found = [row for row in rows_of(answer, "walls") if not arguments.words or row.get("wall") in arguments.words]
     missing = set(arguments.words) - {str(row.get("wall")) for row in found}
     if missing:

@@ -62,13 +62,14 @@ class Plan:
 
 
 class Ended:
-    """How it ended: *exit_code* (and whether the kernel killed for want of memory), or *detached*."""
+    """How it ended: *exit_code* (whether the kernel killed for want of memory, another *reason*), or *detached*."""
 
-    __slots__ = ("detached", "exit_code", "oom_killed")
+    __slots__ = ("detached", "exit_code", "oom_killed", "reason")
 
-    def __init__(self, exit_code: int, detached: bool = False, oom_killed: bool = False) -> None:
+    def __init__(self, exit_code: int, detached: bool = False, oom_killed: bool = False, reason: str = "") -> None:
         self.exit_code = exit_code
         self.oom_killed = oom_killed
+        self.reason = reason
         self.detached = detached
 
 
@@ -205,7 +206,12 @@ class _Session:
         code = value.get("exit_code")
         if isinstance(code, int):
             code = code & 0xFF if code > 255 or code < 0 else code
-            self.ended = Ended(code, oom_killed=value.get("oom_killed") is True)
+            reason = value.get("reason")
+            self.ended = Ended(
+                code,
+                oom_killed=value.get("oom_killed") is True,
+                reason=reason if isinstance(reason, str) else "",
+            )
 
     def _input(self) -> None:
         try:

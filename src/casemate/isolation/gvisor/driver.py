@@ -15,8 +15,8 @@ from typing import Any
 
 from casemate.isolation import oci
 from casemate.isolation.bundle import BundleInput, BundlePlan
-from casemate.isolation.level import Features, Inside, LevelLacks, Runtime
-from casemate.spec.workload import Level
+from casemate.isolation.level import Features, Inside, LevelLacks, Runtime, is_lone
+from casemate.spec.workload import Level, Resources
 
 #: In the words of runsc's own list of flags: what we give where it exists, and why.
 _FLAGS: tuple[tuple[str, str, str], ...] = (
@@ -32,8 +32,11 @@ _FLAGS: tuple[tuple[str, str, str], ...] = (
 #: Covered while `runsc start` runs: one that asks whether a network namespace is the host's by looking for
 #: net/core/rmem_default (2022) takes every namespace of a kernel since 6.13 for that, which shows it in each.
 COVERED = "/proc/sys/net"
-#: A container's state: removed with its sandbox dead, without `runsc delete`, which fails for one that was paused.
+#: A sandbox's state, and a lone container's: removed with its sandbox dead,
+#: without `runsc delete`, which fails for one that was paused.
 STATE = ("{}_sandbox:{}.state", "{}_sandbox:{}.lock")
+#: By these runsc knows the sandbox of a pod and what joins it, as containerd and CRI-O name them.
+_KIND, _SANDBOX = "io.kubernetes.cri.container-type", "io.kubernetes.cri.sandbox-id"
 #: gVisor has its own of each; what a host's namespace would share does not exist in it.
 _OWN_NAMESPACES = ("pid", "ipc", "uts", "mount")
 
@@ -84,11 +87,17 @@ class GvisorLevel:
     """Containers in a runsc sandbox of their pod's own."""
 
     name: Level = "gvisor"
-    features = Features(
-        processes="runtime", state_is_files=True, takes_address=True, shares_sandbox=False, pids_limit=False
-    )
 
     def __init__(self, runtime: Runtime, summary: str, inside: Inside | None = None) -> None:
+        self.features = Features(
+            processes="runtime",
+            state_is_files=True,
+            takes_address=True,
+            # A further container has a waiter in front of it, which is a part of casemate-vm.
+            shares_sandbox="made" if runtime.before else "none",
+            pids_limit=False,
+            shared_cgroup=True,
+        )
         self.runtime = runtime
         self.summary = summary
         self.inside = inside
@@ -102,7 +111,50 @@ class GvisorLevel:
         plan.config["root"]["readonly"] = False
         # gVisor has neither: it would pass over them with a word in a log that nobody reads.
         plan.config["mounts"] = [one for one in plan.config["mounts"] if one["type"] not in ("mqueue", "cgroup")]
-        return plan
+        if not self.runtime.before or is_lone(given.pod, given.container):
+            return plan
+        if given.container.read_only:
+            raise LevelLacks(
+                f"container {given.container.name}: a read-only root cannot be had in a pod of several at level gvisor"
+            )
+        plan.config["annotations"] = {_KIND: "container", _SANDBOX: given.pod.id}
+        said = _not_its_own(given.container.resources)
+        before = (self.runtime.before[0], "--join", given.pod.id, *self.runtime.before[1:])
+        return BundlePlan(plan.config, (*plan.warnings, *said), before)
+
+
+def resting(given: BundleInput, rootfs: str, program: str) -> dict[str, Any]:
+    """The bundle of a sandbox that containers of *given*'s pod join: one process, *program* in *rootfs*, which waits.
+
+    It has the pod's network and name, no capability and no file but its own.
+    """
+    plan = oci.configuration(given)
+    linux = plan.config["linux"]
+    kept = {key: linux[key] for key in ("uidMappings", "gidMappings")}
+    return {
+        "ociVersion": oci.OCI_VERSION,
+        "process": {"args": [program, "rest"], "cwd": "/", "user": {"uid": 0, "gid": 0}, "noNewPrivileges": True},
+        "root": {"path": rootfs, "readonly": False},
+        "hostname": given.pod.hostname,
+        "mounts": [],
+        "annotations": {_KIND: "sandbox"},
+        "linux": _linux(given, kept) | {"cgroupsPath": f"/{sandbox_group(given.sandbox.cgroup)}"},
+    }
+
+
+def sandbox_group(pod_group: str) -> str:
+    """The cgroup of the sandbox in a pod of several: limits of the pod hold it."""
+    return f"{pod_group}/sandbox"
+
+
+def _not_its_own(wanted: Resources) -> tuple[str, ...]:
+    """Warnings for limits of one container in a sandbox that several share."""
+    asked = {"memory": wanted.memory_bytes, "cpus": wanted.cpu_millis, "cpuset": wanted.cpuset}
+    return tuple(
+        f"{name}: at level gvisor a pod's containers share one sandbox: limit the pod (`pod create`) instead"
+        for name, value in asked.items()
+        if value
+    )
 
 
 def check(given: BundleInput) -> None:

@@ -10,14 +10,19 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import time
 from collections.abc import Generator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from casemate.host import cgroups, durable, programs, syscalls
 from casemate.host.netns import in_own_thread
-from casemate.isolation.level import InnerProcess, InnerUsage, LevelUnavailable, Runtime
+from casemate.isolation.bundle import BundleInput
+from casemate.isolation.gvisor import driver
+from casemate.isolation.launcher import Launcher
+from casemate.isolation.level import InnerProcess, InnerUsage, LevelUnavailable, Runtime, is_lone
 from casemate.spec.errors import Corrupt
 from casemate.spec.workload import ContainerSpec, PodSpec, Resources
 
@@ -29,6 +34,21 @@ _ANSWER_BYTES, _TIMEOUT_S = 1 << 20, 20.0
 _TIME = re.compile(r"(?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+(?:\.\d+)?)s)?(?:(\d+(?:\.\d+)?)ms)?\Z")
 
 
+class Launch(Protocol):
+    """Gives the launcher for runsc's ``start``, or for its other commands."""
+
+    def __call__(self, *, starting: bool) -> Launcher: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """What sandboxes of several need: *folder* for their bundles, *program*, casemate-vm, which rests in them."""
+
+    folder: Path
+    program: Path
+    launcher: Launch
+
+
 class AnswerBroken(Corrupt):
     code = "isolation.gvisor_answer"
     title = "runsc answered what nobody understands"
@@ -38,16 +58,22 @@ class AnswerBroken(Corrupt):
 class GvisorInside:
     """The sandboxes of one host. *group*: a container's cgroup by its pod's id and its own."""
 
-    def __init__(self, runtime: Runtime, hierarchy: cgroups.Cgroups, parent: str) -> None:
-        self._runtime, self._cgroups, self._parent = runtime, hierarchy, parent
+    def __init__(self, runtime: Runtime, hierarchy: cgroups.Cgroups, parent: str, rest: Rest | None = None) -> None:
+        self._runtime, self._cgroups, self._parent, self._rest = runtime, hierarchy, parent, rest
 
     def _state(self, container: str) -> Path:
-        return Path(self._runtime.root) / f"{container}_sandbox:{container}.state"
+        root = Path(self._runtime.root)
+        alone = root / f"{container}_sandbox:{container}.state"
+        if alone.exists():
+            return alone
+        return next(iter(root.glob(f"{container}_sandbox:*.state")), alone)
 
     def knows(self, container: str) -> bool:
         return self._state(container).exists()
 
     def is_paused(self, container: str) -> bool:
+        if (Path(self._runtime.root) / f"{container}.paused").exists():
+            return True
         group = self._group(container)
         return group is not None and self._cgroups.exists(group) and self._cgroups.is_frozen(group)
 
@@ -64,7 +90,10 @@ class GvisorInside:
         linux = spec.get("linux") if isinstance(spec, dict) else None
         path = linux.get("cgroupsPath") if isinstance(linux, dict) else None
         found = str(path).strip("/")
-        return found if isinstance(path, str) and found.startswith(f"{self._parent}/") else None
+        if not isinstance(path, str) or not found.startswith(f"{self._parent}/"):
+            return None
+        joined = not self._state(container).name.endswith(f":{container}.state")
+        return driver.sandbox_group(found.rpartition("/")[0]) if joined else found
 
     def was_oom(self, container: str) -> bool:
         group = self._group(container)
@@ -73,6 +102,48 @@ class GvisorInside:
     async def reserve(self, pod: PodSpec, container: ContainerSpec | None, interface: str) -> str:  # noqa: ARG002
         """None waits."""
         return ""
+
+    async def enter(self, given: BundleInput) -> None:
+        """Make the sandbox of a pod of several, and start it, where it does not run."""
+        rest, pod = self._rest, given.pod.id
+        if rest is None or is_lone(given.pod, given.container):
+            return
+        if self.knows(pod):
+            return
+        folder = rest.folder / pod
+        program = _rest_root(rest)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(mode=0o711, parents=True)
+        (folder / "config.json").write_text(json.dumps(driver.resting(given, str(program.parent), f"/{program.name}")))
+        create = [self._runtime.program, *self._runtime.global_arguments, "create", "--bundle", str(folder), pod]
+        try:
+            await rest.launcher(starting=False).run(create)
+            await rest.launcher(starting=True).run(self._runtime.start(pod))
+        except BaseException:
+            await self.leave(given.pod, given.sandbox.cgroup)
+            raise
+
+    async def leave(self, pod: PodSpec, group: str) -> None:
+        """End the sandbox of a pod of several, which none of them is in any more. May be repeated."""
+        if self._rest is None or not (self.knows(pod.id) or (self._rest.folder / pod.id).exists()):
+            return
+        await cgroups.end(self._cgroups, driver.sandbox_group(group))
+        self._forget(pod.id)
+
+    def _forget(self, pod: str) -> None:
+        for path in self._runtime.state_files(pod):
+            Path(path).unlink(missing_ok=True)
+        if self._rest is not None:
+            shutil.rmtree(self._rest.folder / pod, ignore_errors=True)
+
+    def _is_sandbox(self, pod: str) -> bool:
+        found = self._read(pod).get("sandbox")
+        pid = found.get("pid") if isinstance(found, dict) else None
+        try:
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        except OSError:
+            return False
+        return words[0] == b"runsc-sandbox" and pod.encode() in words
 
     async def created(self, container: ContainerSpec) -> None:
         """Make the root read-only where it is to be: in the gofer's mount namespace, from outside.
@@ -88,6 +159,9 @@ class GvisorInside:
             await in_own_thread(lambda: _make_read_only(namespace, root))
 
     async def prepare(self, pod: PodSpec, container: ContainerSpec) -> list[str]:  # noqa: ARG002 - of the Protocol
+        """Nothing is left of a sandbox of the pod's that was killed: who knows the pod knows one that runs."""
+        if self.knows(pod.id) and not self._is_sandbox(pod.id):
+            self._forget(pod.id)
         return []
 
     @contextlib.contextmanager
@@ -129,6 +203,24 @@ class GvisorInside:
     async def update(self, container: str, resources: Resources) -> list[str]:  # noqa: ARG002 - of the Protocol
         """Nothing to do beside the container's cgroup, which holds the whole sandbox."""
         return []
+
+
+def _rest_root(rest: Rest) -> Path:
+    """The program in a root of its own, beside nothing else; copied when it is not this one."""
+    here = rest.folder / "root" / "casemate-vm"
+    wanted = rest.program.stat()
+    with contextlib.suppress(OSError):
+        status = here.stat()
+        if (status.st_size, status.st_mtime_ns) == (wanted.st_size, wanted.st_mtime_ns):
+            return here
+    for place in (rest.folder, here.parent):
+        place.mkdir(mode=0o711, parents=True, exist_ok=True)
+        place.chmod(0o755)
+    new = here.with_suffix(".new")
+    shutil.copy2(rest.program, new)
+    new.chmod(0o755)
+    new.rename(here)
+    return here
 
 
 def _make_read_only(namespace: int, root: int) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 #: Descriptors that the monitor makes for QEMU (shim/monitor.c), and the first that we pass.
-PORT_FD, CONSOLE_FD, QMP_FD, FIRST_PASSED_FD = 4, 5, 6, 10
+PORT_FD, CONSOLE_FD, QMP_FD, END_FD, FIRST_PASSED_FD = 4, 5, 6, 7, 10
 #: The guest's view of its block device is fixed at the template: larger than any image, read only where layers are.
 DISK_SECTORS = 1 << 31
 MIB = 1 << 20

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from casemate.isolation.microvm import argv, disks
+from casemate.isolation.microvm import argv, disks, ending
 from casemate.isolation.microvm.errors import AgentFailed
 from casemate.isolation.microvm.monitor import Launch, Monitor
 from casemate.isolation.microvm.records import Ids
@@ -96,6 +96,8 @@ async def start(
             argv.Shares(),
             begins,
         )
+        end = ending.open_file(place.folder)
+        opened.append(end)
         launch = Launch(
             shim=shim,
             qemu=qemu,
@@ -109,6 +111,7 @@ async def start(
             kvm=recipe.accelerator.kind == "kvm",
             cgroups=place.cgroups,
             ids=place.ids,
+            end_fd=end,
         )
         return await Monitor.start(launch), extents
     finally:

@@ -12,7 +12,7 @@ from typing import Any
 from casemate.host import programs
 from casemate.isolation import oci
 from casemate.isolation.bundle import BundleInput, BundlePlan
-from casemate.isolation.level import Features, Inside, Runtime
+from casemate.isolation.level import Features, Inside, Runtime, is_lone
 from casemate.isolation.microvm import bundles
 from casemate.isolation.microvm import origin as origins
 from casemate.isolation.microvm.errors import QemuMissing
@@ -114,11 +114,6 @@ class MicrovmLevel:
             )
         warnings = (*plan.warnings, EMULATED) if self._emulated else plan.warnings
         return BundlePlan(plan.config, warnings)
-
-
-def is_lone(pod: PodSpec, container: ContainerSpec | None) -> bool:
-    """Whether *pod* was made for *container* alone (casemated names it so): nothing joins it."""
-    return container is not None and pod.name == f"pod-{container.id[:12]}"
 
 
 def resources(wanted: Resources, machine_bytes: int) -> dict[str, Any]:

@@ -80,6 +80,27 @@ class CopyRefused(InvalidArgument):
     remedy = "The detail names the entry; `tar -tvf` shows what is in an archive."
 
 
+class MachineLost(CasemateError):
+    code = "microvm.machine_lost"
+    title = "The micro-VM's monitor or QEMU was killed, or ended by itself"
+    remedy = "Start the container anew; the detail and the host's log say who ended it."
+    retryable = True
+
+
+class MachineMemory(CasemateError):
+    code = "microvm.machine_memory"
+    title = "The micro-VM took more memory on the host than its guest and the monitor may have"
+    remedy = "Start the container anew; `casemate stats` shows what a machine takes. This should not happen: report it."
+    retryable = True
+
+
+class GuestPanicked(CasemateError):
+    code = "microvm.guest_panic"
+    title = "The guest's kernel panicked"
+    remedy = "The detail holds the guest's console; start the container anew, or `casemate system kernel use` another."
+    retryable = True
+
+
 class MachineMissing(NotFound):
     code = "microvm.container_missing"
     title = "No container of this name runs in a micro-VM"

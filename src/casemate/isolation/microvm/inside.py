@@ -6,9 +6,10 @@ import contextlib
 from collections.abc import Callable, Generator
 from pathlib import Path
 
-from casemate.isolation.level import InnerProcess, InnerUsage
+from casemate.isolation.bundle import BundleInput
+from casemate.isolation.level import InnerProcess, InnerUsage, is_lone
 from casemate.isolation.microvm import frames, guestrows
-from casemate.isolation.microvm.driver import MicrovmLevel, is_lone
+from casemate.isolation.microvm.driver import MicrovmLevel
 from casemate.isolation.microvm.errors import MachineMissing
 from casemate.isolation.microvm.frames import Field, Kind, Tag
 from casemate.isolation.microvm.machine import Machine
@@ -48,6 +49,12 @@ class MicrovmInside:
             return ""
         template = await self._machines.template(self._level().memory_bytes(pod, container), origin)
         return self._machines.pool.reserve(template, interface) or ""
+
+    async def enter(self, given: BundleInput) -> None:
+        """Nothing: the machine comes with its first container."""
+
+    async def leave(self, pod: PodSpec, group: str) -> None:
+        """Nothing: it ends with its last."""
 
     async def created(self, container: ContainerSpec) -> None:
         """Nothing."""

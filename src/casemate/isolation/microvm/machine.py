@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from casemate.host import pidfd
-from casemate.isolation.microvm import frames, records, shares
+from casemate.isolation.microvm import ending, frames, hostlimits, records, shares
 from casemate.isolation.microvm.errors import MonitorFailed, RootfsFailed, ShareFailed
 from casemate.isolation.microvm.frames import Field, Kind, Message, Tag
 from casemate.isolation.microvm.monitor import Monitor
@@ -41,14 +41,16 @@ class Machine:
         rest = tuple(one for one in self.record.containers if one.id != name)
         self._write(msgspec.structs.replace(self.record, containers=rest))
 
-    def set_status(self, name: str, status: Status, code: int = 0, *, oom_killed: bool = False) -> None:
+    def set_status(
+        self, name: str, status: Status, code: int = 0, *, oom_killed: bool = False, reason: str = ""
+    ) -> None:
         one = self.container(name)
         if one is not None:
-            self.put(msgspec.structs.replace(one, status=status, code=code, oom_killed=oom_killed))
+            self.put(msgspec.structs.replace(one, status=status, code=code, oom_killed=oom_killed, reason=reason))
 
-    def rename(self, name: str, cgroups: tuple[str, ...]) -> None:
-        """It is somebody's from now on; its folder has been renamed."""
-        self._write(msgspec.structs.replace(self.record, name=name, cgroups=cgroups))
+    def rename(self, name: str, cgroups: tuple[str, ...], memory_kills: int) -> None:
+        """It is somebody's from now on, in *cgroups*; its folder has been renamed."""
+        self._write(msgspec.structs.replace(self.record, name=name, cgroups=cgroups, memory_kills=memory_kills))
 
     def join(self) -> None:
         """Move monitor and QEMU into the record's cgroups."""
@@ -116,10 +118,27 @@ class Machine:
 
     def lost(self) -> None:
         """The monitor ended: so did everything in it."""
+        reason = self.ending()
         for one in self.record.containers:
             if one.status != "stopped":
-                self.set_status(one.id, "stopped", 137)
+                self.set_status(one.id, "stopped", 137, reason=reason)
                 self.changed(one.id)
+
+    def ending(self) -> str:
+        """How the machine ended, as its monitor wrote it down and its cgroup counted; empty while it runs."""
+        said = ending.read(self.folder)
+        # Its socket tells the loop a moment later than its waiter's end tells a supervisor.
+        if not said and not self.monitor.ended.is_set() and not ending.is_over(self.record.pid):
+            return ""
+        kills = hostlimits.memory_kills(self.record.cgroups) - self.record.memory_kills
+        return ending.words(ending.explain(said, kills))
+
+    def ending_of(self, container: str) -> str:
+        """Why *container* ended with the machine; empty for an end of its own, and while it runs."""
+        one = self.container(container)
+        if one is None or one.status == "stopped":
+            return "" if one is None else one.reason
+        return self.ending()
 
     def _write(self, record: MachineRecord) -> None:
         self.record = record

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import os
 import re
@@ -14,7 +15,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from casemate.isolation.microvm import argv, clone, disks, frames, join, kernel, records, shares, swap, tap, warming
+from casemate.isolation.microvm import (
+    argv,
+    clone,
+    disks,
+    ending,
+    frames,
+    hostlimits,
+    join,
+    kernel,
+    records,
+    shares,
+    swap,
+    tap,
+    warming,
+)
 from casemate.isolation.microvm import origin as origins
 from casemate.isolation.microvm.errors import MonitorFailed, NetworkFailed
 from casemate.isolation.microvm.frames import Field, Kind, Tag
@@ -84,6 +99,8 @@ class Machines:
             settings.state / "templates", settings.run, shim=settings.shim, qemu=settings.qemu, uid=FIRST_UID
         )
         self._machines: dict[str, Machine] = {}
+        #: Of containers that ended with their machine while no hostd ran; read by the one that finds them.
+        self._endings: dict[str, str] = {}
         #: Taken before the first wait of a start: two starts at a time must not get one user.
         self._uids: set[int] = set()
         self._waiting_number = 0
@@ -109,6 +126,7 @@ class Machines:
                 record = records.read(folder)
                 monitor = await Monitor.find(folder / "monitor.sock")
             except CasemateError:
+                self._remember_end(folder)
                 shutil.rmtree(folder, ignore_errors=True)
                 continue
             machine = self._add(record, folder, monitor)
@@ -122,6 +140,18 @@ class Machines:
             except CasemateError:
                 await self.end(machine)
         return found
+
+    def _remember_end(self, folder: Path) -> None:
+        with contextlib.suppress(CasemateError):
+            record = records.read(folder)
+            kills = hostlimits.memory_kills(record.cgroups) - record.memory_kills
+            why = ending.words(ending.explain(ending.read(folder), kills))
+            self._endings |= {one.id: one.reason or why for one in record.containers if _ended_with(one)}
+
+    def ending(self, container: str) -> str:
+        """Why *container* ended with its machine; empty for an end of its own, and for one that is not known."""
+        machine = self.find(container)
+        return self._endings.pop(container, "") if machine is None else machine.ending_of(container)
 
     async def _catch_up(self, machine: Machine) -> None:
         """What ended while nobody listened."""
@@ -231,6 +261,7 @@ class Machines:
         uid: int | None = None
         try:
             folder.mkdir(mode=0o700)
+            kills = self._bound(where.cgroups, _recipe_of(source).memory_bytes)
             uid = self._free_uid() if where.ids is None else where.ids.uids[0][1]
             monitor, extents = await clone.start(
                 source,
@@ -251,10 +282,18 @@ class Machines:
             if where.tap_fd is not None:
                 os.close(where.tap_fd)
         pid = 0 if monitor.child is None else monitor.child.pid
-        record = MachineRecord(where.name, uid, 1, (), where.cgroups, pid, _recipe_of(source).memory_bytes)
+        size = _recipe_of(source).memory_bytes
+        record = MachineRecord(
+            where.name, uid, 1, cgroups=where.cgroups, pid=pid, memory_bytes=size, memory_kills=kills
+        )
         machine = self._add(record, folder, monitor)
         records.write(folder, record)
         return machine, extents
+
+    def _bound(self, folders: Sequence[str], memory_bytes: int) -> int:
+        """The limits on the host of a machine that is to be in these cgroups; how often it was killed there before."""
+        hostlimits.bound(folders, memory_bytes, self.settings.accelerator)
+        return hostlimits.memory_kills(folders)
 
     async def _hand_out(
         self, machine: Machine, name: str, layers: Sequence[Path], cgroups: tuple[str, ...]
@@ -262,7 +301,7 @@ class Machines:
         """Make a waiting machine the one called *name*, over *layers*, in *cgroups*."""
         self._machines[name] = self._machines.pop(machine.record.name)
         machine.folder = machine.folder.rename(self.folder / name)
-        machine.rename(name, cgroups)
+        machine.rename(name, cgroups, self._bound(cgroups, machine.record.memory_bytes))
         machine.join()
         return await swap.layers(machine.monitor, layers)
 
@@ -339,6 +378,11 @@ class Machines:
             if machine.record.name.startswith(_WAITS):
                 machine.monitor.quit()
             machine.monitor.leave()
+
+
+def _ended_with(one: records.ContainerRecord) -> bool:
+    """Whether the end of a container was its machine's, by what was written down."""
+    return one.status != "stopped" or bool(one.reason)
 
 
 def _recipe_of(source: Template | Recipe) -> Recipe:

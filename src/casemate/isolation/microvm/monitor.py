@@ -46,6 +46,8 @@ class Launch:
     ids: Ids | None = None
     #: The jail holds /dev/kvm.
     kvm: bool = False
+    #: A file for the monitor's last word (:mod:`casemate.isolation.microvm.ending`).
+    end_fd: int | None = None
 
     def arguments(self) -> list[str]:
         found = [self.shim, "monitor", "--uid", str(self.uid), "--gid", str(self.gid)]
@@ -87,6 +89,8 @@ class Monitor:
         server = seqpacket.listen(launch.socket)
         try:
             fds = {3: server.fileno(), **launch.fds}
+            if launch.end_fd is not None:
+                fds[argv.END_FD] = launch.end_fd
             # Standard error is QEMU's and the monitor's last word before it has a socket; nobody reads it later.
             child = programs.Child(programs.spawn(launch.arguments(), fds=fds, new_session=True))
         finally:

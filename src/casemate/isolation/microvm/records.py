@@ -37,6 +37,8 @@ class ContainerRecord(Struct, frozen=True, forbid_unknown_fields=True):
     channel: int
     code: int = 0
     oom_killed: bool = False
+    #: Why it ended with its machine; empty for an end of its own.
+    reason: str = ""
     created: str = ""
     annotations: dict[str, str] = {}
     #: The guest takes over what an engine has set up in the waiter's network namespace.
@@ -57,6 +59,8 @@ class MachineRecord(Struct, frozen=True, forbid_unknown_fields=True):
     cgroups: tuple[str, ...] = ()
     #: The monitor, whose only child is QEMU.
     pid: int = 0
+    #: How often the kernel had killed for want of memory in its cgroups before it was there.
+    memory_kills: int = 0
     memory_bytes: int = 0
     #: The files on its block device, in their order; how often further ones were put behind them; and whether the
     #: guest has mounted the device whole, so that there can be none.

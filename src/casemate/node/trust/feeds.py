@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from casemate.host.durable import read_bounded
 from casemate.node import audit, events
 from casemate.node.core import Caller, Core
 from casemate.node.operations import Operations, Running
@@ -20,9 +21,12 @@ from casemate.spec.api import Operation, Progress
 from casemate.spec.api.scan import FeedChange, FeedList, FeedUpdateRequest
 from casemate.spec.errors import InvalidArgument
 from casemate.trust.feed.model import FeedKind, Source
+from casemate.trust.signature.errors import KeyInvalid
 
 #: Counting every row of the largest feed takes seconds.
 LIST_TIMEOUT_S = 600.0
+#: As `casemate.trust.signature.keys` bounds a key, which is not loaded before a key is.
+MAX_PEM_BYTES = 16 << 10
 
 
 async def listing(core: Core, *, thorough: bool = False) -> FeedList:
@@ -72,9 +76,15 @@ async def update(core: Core, operations: Operations, request: FeedUpdateRequest,
         raise InvalidArgument(
             "no mirror of feeds is named", remedy="Give its address, or set feed.mirror in /etc/casemate/casemate.toml."
         )
+    keys, threshold = request.keys, request.threshold
+    if not keys:
+        keys = await asyncio.to_thread(_keys, core.settings.texts("feed.keys"))
+        threshold = core.settings.number("feed.key_threshold")
+    if keys and threshold > len(keys):
+        raise InvalidArgument(f"{threshold} of {len(keys)} keys cannot have signed the mirror's manifest")
     job = UpdateJob(
         state=core.settings.text("paths.state"), url=url, today=today(core), digest=request.digest,
-        names=request.names, insecure=core.settings.texts("registry.insecure"),
+        names=request.names, insecure=core.settings.texts("registry.insecure"), keys=keys, threshold=threshold,
     )  # fmt: skip
 
     async def work(running: Running) -> dict[str, object]:
@@ -86,6 +96,17 @@ async def update(core: Core, operations: Operations, request: FeedUpdateRequest,
         return {"changes": [msgspec.to_builtins(change) for change in changes]}
 
     return await operations.start("feed.update", url[:200], caller, work)
+
+
+def _keys(paths: tuple[str, ...]) -> tuple[str, ...]:
+    """The PEM files that ``feed.keys`` names. Whatever is wrong with one of them stops the update."""
+    found: list[str] = []
+    for path in paths:
+        try:
+            found.append(read_bounded(Path(path), MAX_PEM_BYTES).decode())
+        except (OSError, UnicodeDecodeError) as error:
+            raise KeyInvalid(f"{path}, which feed.keys names, cannot be read: {error}") from error
+    return tuple(found)
 
 
 async def remove(core: Core, name: str, caller: Caller) -> None:

@@ -68,7 +68,10 @@ class ImportJob(msgspec.Struct, frozen=True, tag="import", kw_only=True):
 
 
 class UpdateJob(msgspec.Struct, frozen=True, tag="update", kw_only=True):
-    """Fetch from the mirror at *url* what its manifest says is new, and import it."""
+    """Fetch from the mirror at *url* what its manifest says is new, and import it.
+
+    *keys* (PEM): so many of them as *threshold* have to have signed the manifest; none: it need not be signed.
+    """
 
     state: str
     url: str
@@ -76,6 +79,8 @@ class UpdateJob(msgspec.Struct, frozen=True, tag="update", kw_only=True):
     digest: str = ""
     names: tuple[str, ...] = ()
     insecure: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()
+    threshold: int = 1
 
 
 class RemoveJob(msgspec.Struct, frozen=True, tag="remove", kw_only=True):

@@ -1,31 +1,28 @@
 """Feeds from a mirror, by digest: a manifest says which files there are; what is new is fetched, checked, imported.
 
-Runs in the trust child only. The manifest is JSON::
-
-    {"feeds": [{"name": "debian", "kind": "debian-tracker", "file": "debian.json.xz", "sha256": "<64 digits>",
-                "date": "2026-11-20"}]}
-
-``file`` is relative to the manifest's own address. A transfer that was cut goes on where it stopped; nothing is
-imported before its digest is that of the manifest. The manifest itself is believed by TLS, or by the digest that the
-caller gives.
+Runs in the trust child only. What a manifest is, and who vouches for it: :mod:`casemate.trust.feed.manifest`. A
+transfer that was cut goes on where it stopped; nothing is imported before its digest is that of the manifest. Where
+keys are named the manifest has to be signed by them, and which version each was seen with is kept in ``mirror.json``
+beside the feeds before anything is fetched; else the manifest is believed by TLS, or by the digest that the caller
+gives.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import http.client
 import os
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Annotated
 from urllib.parse import urljoin
 
 import msgspec
-from msgspec import Meta
 
+from casemate.host.durable import write_atomic
 from casemate.image.errors import RegistryUnavailable
 from casemate.image.http import Answer as HttpAnswer
 from casemate.image.http import Client, Url, parse_url
@@ -33,14 +30,24 @@ from casemate.node.trust.jobs import Told, UpdateJob
 from casemate.spec.api.scan import FeedChange
 from casemate.spec.errors import CasemateError
 from casemate.trust.feed.apply import import_feed, open_feed
-from casemate.trust.feed.model import FeedDigestMismatch, FeedInvalid, FeedKind, FeedMissing
+from casemate.trust.feed.manifest import (
+    MAX_MANIFEST_BYTES,
+    Manifest,
+    Offered,
+    Seen,
+    parse_manifest,
+    verify_manifest,
+)
+from casemate.trust.feed.model import FeedBusy, FeedDigestMismatch, FeedInvalid, FeedMissing
+from casemate.trust.signature.keys import load_public_key
 
-MAX_MANIFEST_BYTES = 1 << 20
-MAX_FEEDS = 1000
 #: OSV's export of everything is 1.3 GiB.
 MAX_FILE_BYTES = 8 << 30
 TELL_EVERY_BYTES = 4 << 20
-_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}(/[A-Za-z0-9][A-Za-z0-9._-]{0,199}){0,8}\Z")
+#: Keys come and go; so many are remembered, the newest seen last.
+MAX_SEEN = 256
+SEEN_FILE = "mirror.json"
+_SEEN: msgspec.json.Decoder[dict[str, Seen]] = msgspec.json.Decoder(dict[str, Seen])
 
 
 class FeedMirrorFailed(CasemateError):
@@ -49,35 +56,6 @@ class FeedMirrorFailed(CasemateError):
     title = "The mirror of feeds did not give what was asked for"
     remedy = "Check the address and that the mirror serves manifest.json; the feeds are as they were."
     retryable = True
-
-
-class Offered(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One file of the manifest."""
-
-    name: Annotated[str, Meta(min_length=1, max_length=100)]
-    kind: FeedKind
-    file: str
-    sha256: Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
-    date: Annotated[str, Meta(pattern=r"\A([0-9]{4}-[0-9]{2}-[0-9]{2})?\Z")] = ""
-
-
-class Manifest(msgspec.Struct, frozen=True):
-    feeds: Annotated[tuple[Offered, ...], Meta(min_length=1, max_length=MAX_FEEDS)]
-
-
-def parse_manifest(data: bytes) -> Manifest:
-    """The manifest; raises :class:`FeedInvalid`. Names are there once, files stay below the manifest's folder."""
-    try:
-        found = msgspec.json.decode(data, type=Manifest)
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-        raise FeedInvalid(f"the mirror's manifest: {error}"[:300]) from error
-    names = [row.name for row in found.feeds]
-    if len(set(names)) != len(names):
-        raise FeedInvalid("the mirror's manifest names a feed twice")
-    for row in found.feeds:
-        if not _FILE.match(row.file) or not row.name.isprintable():
-            raise FeedInvalid(f"the mirror's manifest: {row.file[:100]!r} is no file below the manifest's folder")
-    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,10 +135,15 @@ class _Mirror:
 def update(job: UpdateJob, feed: Path, tell: Callable[[Told], None]) -> tuple[FeedChange, ...]:
     """Bring the feed up to the mirror's manifest; what is the same already is left alone."""
     base = parse_url(job.url if job.url.endswith(".json") else job.url.rstrip("/") + "/manifest.json")
-    if base.scheme == "http" and not job.digest and not {base.host, f"{base.host}:{base.port}"} & set(job.insecure):
+    if (
+        base.scheme == "http"
+        and not (job.digest or job.keys)
+        and not {base.host, f"{base.host}:{base.port}"} & set(job.insecure)
+    ):
         raise FeedMirrorFailed(
-            f"{base} is plain HTTP, and no digest of its manifest was given",
-            remedy="Use https, give --digest sha256:..., or name the host in registry.insecure.",
+            f"{base} is plain HTTP, and neither a key nor a digest of its manifest was given",
+            remedy="Use https, name its maker's key (feed.keys, --trusted-key), give --digest sha256:..., or name the "
+            "host in registry.insecure.",
         )
     client = Client()
     try:
@@ -168,7 +151,7 @@ def update(job: UpdateJob, feed: Path, tell: Callable[[Told], None]) -> tuple[Fe
         data = mirror.manifest()
         if job.digest and f"sha256:{hashlib.sha256(data).hexdigest()}" != job.digest:
             raise FeedDigestMismatch(f"the manifest of {base} is not {job.digest}")
-        offered = parse_manifest(data).feeds
+        offered = _believed(job, data, feed.with_name(SEEN_FILE)).feeds
         if unknown := set(job.names) - {row.name for row in offered}:
             raise FeedInvalid(f"the mirror offers no feed {sorted(unknown)[0]!r}")
         return tuple([mirror.bring(row) for row in offered if not job.names or row.name in job.names])
@@ -176,6 +159,48 @@ def update(job: UpdateJob, feed: Path, tell: Callable[[Told], None]) -> tuple[Fe
         raise FeedMirrorFailed(error.detail) from error
     finally:
         client.close()
+
+
+def _believed(job: UpdateJob, data: bytes, kept: Path) -> Manifest:
+    """The manifest, verified where keys are named; what it was seen with is kept before it is acted upon."""
+    if not job.keys:
+        return parse_manifest(data)
+    keys = [load_public_key(pem.encode()) for pem in job.keys]
+    with _held(kept):
+        floor = _read_seen(kept)
+        found = verify_manifest(data, keys, job.threshold, date.fromisoformat(job.today), floor)
+        newer = {ident: seen for ident, seen in found.seen.items() if floor.get(ident) != seen}
+        if newer:
+            rows = list((floor | newer).items())[-MAX_SEEN:]
+            write_atomic(kept, msgspec.json.encode(dict(rows)))
+    return found.manifest
+
+
+def _read_seen(kept: Path) -> dict[str, Seen]:
+    try:
+        return _SEEN.decode(kept.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise FeedInvalid(
+            f"{kept}, which says what each key was seen with, cannot be read: {error}"[:300],
+            remedy=f"Look at the disk; `rm {kept}` forgets what was seen, and with it the guard against older feeds.",
+        ) from error
+
+
+@contextlib.contextmanager
+def _held(kept: Path) -> Generator[None]:
+    """One update at a time reads and raises what was seen."""
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    number = os.open(kept.with_name(f".{kept.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        try:
+            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise FeedBusy(f"{kept}: another update reads it") from error
+        yield
+    finally:
+        os.close(number)
 
 
 def _present(feed: Path) -> dict[str, str]:

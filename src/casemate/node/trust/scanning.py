@@ -6,6 +6,7 @@ Runs in the child only.
 from __future__ import annotations
 
 import contextlib
+import sqlite3
 from collections import Counter
 from collections.abc import Sequence
 from datetime import date
@@ -26,7 +27,7 @@ from casemate.spec.api.scan import (
 )
 from casemate.spec.errors import CasemateError
 from casemate.trust.feed.apply import open_feed
-from casemate.trust.feed.ecosystems import of_distribution, place_of, scheme_of
+from casemate.trust.feed.ecosystems import import_command, of_distribution, place_of, scheme_of
 from casemate.trust.feed.fresh import age_days, as_date
 from casemate.trust.feed.ignores import Ignored, Judged, judge
 from casemate.trust.feed.match import Finding, Match, match
@@ -52,7 +53,7 @@ def scan(job: ScanJob) -> Answer:
 
         bill = (cyclonedx if job.form == "cyclonedx" else spdx)(contents, job.digest, job.name, job.created)
         return Answer(text=_pretty(bill))
-    database, sources = open_feed(Path(job.state) / FEED_FILE)
+    database, sources = _feed_for(job, contents)
     with contextlib.closing(database):
         matched = match(database, contents)
     today = date.fromisoformat(job.today)
@@ -70,6 +71,19 @@ def scan(job: ScanJob) -> Answer:
     from casemate.trust.report.sarif import sarif  # noqa: PLC0415 - only here
 
     return Answer(text=_pretty(sarif(matched, judged.findings[:MAX_FINDINGS], job.digest, job.version)))
+
+
+def _feed_for(job: ScanJob, contents: ImageContents) -> tuple[sqlite3.Connection, list[Source]]:
+    """The feed; where there is none, the error says which commands bring what this image needs."""
+    try:
+        return open_feed(Path(job.state) / FEED_FILE)
+    except FeedMissing as error:
+        system = of_distribution(contents.distribution)
+        places = {place_of(found.package, system)[0] for found in contents.packages if not found.package.owned}
+        commands = dict.fromkeys(import_command(place) for place in sorted(filter(None, {system, *places})))
+        if not commands:
+            raise
+        raise FeedMissing(error.detail, remedy=f"For this image: {', '.join(commands)}.") from error
 
 
 def list_feeds(job: FeedsJob) -> FeedList:
@@ -166,7 +180,7 @@ def _upgrade(rows: list[Finding], distribution: str | None) -> ScanUpgrade:
 
 def _gaps(contents: ImageContents, matched: Match, feeds: Sequence[FeedRow]) -> tuple[str, ...]:
     """Why the answer is not whole: nothing of this may pass for clean."""
-    found = [f"no feed speaks of {ecosystem}" for ecosystem in matched.uncovered]
+    found = [_uncovered(ecosystem) for ecosystem in matched.uncovered]
     found += [f"{row.path} cannot be read: {row.reason}"[:300] for row in contents.unreadable[:MAX_ROWS]]
     for feed in feeds:
         if feed.age_days < 0:
@@ -174,6 +188,12 @@ def _gaps(contents: ImageContents, matched: Match, feeds: Sequence[FeedRow]) -> 
         elif feed.stale:
             found.append(f"feed {feed.name} is of {feed.date}, {feed.age_days} days old")
     return tuple(found)
+
+
+def _uncovered(ecosystem: str) -> str:
+    """What is not an ecosystem (packages of a distribution that nobody knows) has no feed that could be named."""
+    text = f"no feed speaks of {ecosystem}"
+    return f"{text}; {import_command(ecosystem)} brings one" if scheme_of(ecosystem) else text
 
 
 def _finding(row: Finding, ignored: str = "") -> ScanFinding:

@@ -257,6 +257,8 @@ class Control(Value, frozen=True):
     exit_code: int | None = None
     #: With the exit code: the kernel killed a process of the container for want of memory.
     oom_killed: bool = False
+    #: With the exit code: why it ended, where the end was not the process's own (its micro-VM's, its supervisor's).
+    reason: str = ""
     problem: dict[str, object] | None = None
     #: The server says this once the process runs (so that a client of ``run`` knows it started).
     started: bool = False

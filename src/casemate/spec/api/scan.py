@@ -142,12 +142,15 @@ class FeedList(Value, frozen=True):
 class FeedUpdateRequest(Value, frozen=True):
     """Bring feeds up to what the mirror at *url* offers (empty: the setting ``feed.mirror``).
 
-    *digest*: ``sha256:...`` that its manifest must have; *names*: only these (empty: all that it lists).
+    *digest*: ``sha256:...`` that its manifest must have; *names*: only these (empty: all that it lists). *keys* (PEM):
+    *threshold* of them have to have signed the manifest (empty: those of the setting ``feed.keys``).
     """
 
     url: Annotated[str, Meta(max_length=2048)] = ""
     digest: Annotated[str, Meta(pattern=r"\A(sha256:[0-9a-f]{64})?\Z")] = ""
     names: Annotated[tuple[Annotated[str, Meta(max_length=100)], ...], Meta(max_length=256)] = ()
+    keys: Annotated[tuple[Annotated[str, Meta(min_length=1, max_length=16_384)], ...], Meta(max_length=16)] = ()
+    threshold: Annotated[int, Meta(ge=1, le=16)] = 1
 
 
 class FeedChange(msgspec.Struct, frozen=True):

@@ -118,3 +118,25 @@ class TrustWhy(Value, frozen=True):
     now: Admission
     then: Admission | None = None
     level: str = ""
+
+
+class TrustJudgement(Value, frozen=True):
+    """What judging anew (*because* a feed, a document, a key or the day changed) found of one container in use.
+
+    *was*: the answer before; *does*: what is done with it while it runs.
+    """
+
+    container: str
+    name: str
+    project: str
+    at: str
+    image: str
+    digest: str
+    answer: str
+    was: str
+    level: str = ""
+    segment: str = ""
+    rule: str = ""
+    reason: str = ""
+    because: str = ""
+    does: str = "nothing"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import MappingProxyType
 
-from casemate.trust.feed.model import BY_NAME, BY_SOURCE
+from casemate.trust.feed.model import BY_NAME, BY_SOURCE, FeedKind
 from casemate.trust.packages.distribution import release_of
 from casemate.trust.packages.model import DISTRIBUTION_TYPES, Distribution, Package, PackageType
 from casemate.trust.version.order import Scheme
@@ -35,6 +35,11 @@ DEBIAN_RELEASES = MappingProxyType({
     "stretch": "9",
     "buster": "10", "bullseye": "11", "bookworm": "12", "trixie": "13", "forky": "14", "duke": "15",
 })  # fmt: skip
+#: What a distribution says of itself goes before what others gather.
+_KINDS: MappingProxyType[str, FeedKind] = MappingProxyType({
+    "Debian": "debian-tracker", "Alpine": "alpine-secdb", "Wolfi": "alpine-secdb", "Chainguard": "alpine-secdb",
+    "Red Hat": "csaf-vex",
+})  # fmt: skip
 
 
 def scheme_of(ecosystem: str) -> Scheme | None:
@@ -64,6 +69,16 @@ def of_distribution(distribution: Distribution | None) -> str | None:
         if release or distribution.id in ("wolfi", "chainguard")
         else None
     )
+
+
+def kind_for(ecosystem: str) -> FeedKind:
+    """The kind of feed that its own maker publishes for *ecosystem*; OSV exports where there is none."""
+    return _KINDS.get(ecosystem.partition(":")[0], "osv")
+
+
+def import_command(ecosystem: str) -> str:
+    """What to type to have *ecosystem* judged."""
+    return f"`casemate feed import {kind_for(ecosystem)} FILE`"
 
 
 def place_of(package: Package, distribution: str | None) -> tuple[str | None, int, str]:

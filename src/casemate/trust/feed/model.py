@@ -42,14 +42,14 @@ class FeedMissing(CasemateError):
     code = "trust.feed_missing"
     status = 409
     title = "There is no feed to judge by"
-    remedy = "Import one for the image's distribution."
+    remedy = "Import one: `casemate feed import KIND FILE`; `casemate feed import --help` names the kinds."
 
 
 class FeedStale(CasemateError):
     code = "trust.feed_stale"
     status = 409
     title = "A feed is older than the policy allows"
-    remedy = "Import a newer export."
+    remedy = "Import a newer export: `casemate feed import KIND FILE`, or `casemate feed update` from a mirror."
 
 
 class FeedDigestMismatch(FeedInvalid):

@@ -1,0 +1,128 @@
+"""Machines that end as they should not, from the command line: what is said, what is left, who goes on.
+
+QEMU is made to ask for memory without end, as one that leaks or was broken into would: its cgroup ends it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+from tests.integration.daemons import Daemons
+from tests.integration.levels.conftest import Run, environment, words_of_cli
+from tests.integration.levels.test_microvm import container, machines, monitor_of, until
+
+from casemate.isolation.microvm import hostlimits
+from casemate.isolation.microvm.argv import Accelerator
+
+pytestmark = pytest.mark.root
+
+INJECT = Path(__file__).parents[1] / "microvm/inject/inject.c"
+MMAP, POPULATED = 9, 0x8022  # mmap(2): MAP_PRIVATE, MAP_ANONYMOUS, MAP_POPULATE
+
+
+@pytest.fixture(scope="module")
+def inject(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("inject") / "inject"
+    subprocess.run(["gcc", "-O1", "-o", str(out), str(INJECT)], check=True, timeout=60)
+    return out
+
+
+def qemu_of(pair: Daemons, machine: str) -> int:
+    monitor = monitor_of(pair, machine)
+    return int(Path(f"/proc/{monitor}/task/{monitor}/children").read_text().split()[0])
+
+
+def cgroup_of(pid: int, controller: str) -> Path:
+    """The folder of the process's cgroup for *controller*, in either version."""
+    for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
+        _, names, path = line.split(":", 2)
+        if controller in names.split(",") and path != "/":
+            return Path(f"/sys/fs/cgroup/{controller}{path}")
+        if not names and path != "/":
+            return Path(f"/sys/fs/cgroup{path}")
+    raise AssertionError(f"process {pid} is in no cgroup")
+
+
+def number(folder: Path, *names: str) -> int:
+    return next(int((folder / name).read_text()) for name in names if (folder / name).exists())
+
+
+def state(vm: Run, name: str) -> dict[str, str]:
+    (found,) = json.loads(vm("inspect", name).stdout)
+    return {
+        "status": found["State"]["Status"],
+        "code": str(found["State"]["ExitCode"]),
+        "reason": found["Casemate"]["Reason"],
+    }
+
+
+def test_a_qemu_that_leaks_is_killed_and_nothing_else(pair: Daemons, vm: Run, inject: Path) -> None:
+    with container(vm, "beside", "busybox", "sleep", "100000"):
+        beside = machines(pair)
+        with container(vm, "leaks", "busybox", "sleep", "100000"):
+            (machine,) = set(machines(pair)) - set(beside)
+            qemu, monitor = qemu_of(pair, machine), monitor_of(pair, machine)
+            folder = cgroup_of(qemu, "memory")
+            assert cgroup_of(monitor, "memory") == folder
+            record = json.loads((pair.scope.folder / f"host-run/vm/{machine}/machine.json").read_text())
+            most = number(folder, "memory.max", "memory.limit_in_bytes")
+            assert most == hostlimits.memory_bytes(record["memory_bytes"], Accelerator("tcg"))
+            assert number(cgroup_of(qemu, "pids"), "pids.max") == hostlimits.MOST_PROCESSES
+            words = [
+                str(inject),
+                "step",
+                str(qemu),
+                str(MMAP),
+                "0",
+                str(most),
+                "3",
+                str(POPULATED),
+                str(2**64 - 1),
+                "0",
+            ]
+            done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+            assert done.stdout.strip() == f"killed {signal.SIGKILL.value}", done
+            until(lambda: state(vm, "leaks")["status"] == "exited")
+            found = state(vm, "leaks")
+            assert found["code"] == "137"
+            assert "took more memory than its cgroup may have" in found["reason"]
+            assert "(microvm.machine_memory)" in found["reason"]
+            until(lambda: machines(pair) == beside)
+        assert vm("exec", "beside", "echo", "goes on").stdout == "goes on\n"
+
+
+@pytest.mark.parametrize("victim", ["qemu", "monitor"])
+def test_who_runs_is_told_why_the_machine_ended(pair: Daemons, vm: Run, victim: str) -> None:
+    before = set(machines(pair))
+    words = [*words_of_cli(), "run", "--name", "watched", "--isolation", "microvm", "busybox", "sleep", "100000"]
+    with subprocess.Popen(words, env=environment(pair), stderr=subprocess.PIPE, text=True) as running:
+        try:
+            until(lambda: vm("exec", "watched", "true").returncode == 0)
+            (machine,) = set(machines(pair)) - before
+            os.kill(qemu_of(pair, machine) if victim == "qemu" else monitor_of(pair, machine), signal.SIGKILL)
+            _, said = running.communicate(timeout=30)
+            assert running.returncode == 137
+            assert "(microvm.machine_lost)" in said, said
+            assert state(vm, "watched")["reason"] in said
+            until(lambda: set(machines(pair)) == before)
+        finally:
+            running.kill()
+            vm("rm", "-f", "watched")
+
+
+def test_an_end_that_no_hostd_saw_has_its_reason(pair: Daemons, vm: Run) -> None:
+    with container(vm, "unseen", "busybox", "sleep", "100000"):
+        (machine,) = machines(pair)
+        qemu = qemu_of(pair, machine)
+        pair.kill("casemate-hostd")
+        os.kill(qemu, signal.SIGKILL)
+        pair.start()
+        until(lambda: state(vm, "unseen")["status"] == "exited")
+        assert state(vm, "unseen")["code"] == "137"
+        assert state(vm, "unseen")["reason"] == "the machine's QEMU was killed by SIGKILL (microvm.machine_lost)"
+        assert machines(pair) == []
