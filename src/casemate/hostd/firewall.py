@@ -33,7 +33,7 @@ from casemate.hostd.state import State
 from casemate.network import flowlog, plan
 from casemate.network.firewall import sets
 from casemate.network.firewall.kernel import Change, Kernel
-from casemate.network.firewall.rules import TableSpec
+from casemate.network.firewall.rules import LAST_GENERATION, TableSpec
 from casemate.network.firewall.sets import Row
 from casemate.spec.errors import CasemateError
 from casemate.spec.settings import Settings
@@ -47,7 +47,7 @@ RECORD = "firewall.record"
 #: A look at every element is followed by so many times as long without one.
 _PACE, _PACE_BLIND = 100.0, 20.0
 #: Labels of connections bear 31 bits of it.
-_LAST_RULES = (1 << 31) - 1
+_LAST_RULES = LAST_GENERATION
 _EMPTY = Body(dict.fromkeys(wire.SECTIONS, b""))
 _IDENTITY_NAMES = tuple(one.name for one in sets.IDENTITY_SETS)
 
