@@ -21,7 +21,7 @@ def slots_of(mask: int) -> tuple[int, ...]:
 
 
 def places(mask: int) -> list[int]:
-    """The same as a list. The digits are searched as text: taking bit by bit from the number would copy it each time."""
+    """The same as a list. The digits are searched as text: each bit taken from the number would copy all of it."""
     if mask.bit_count() > MANY_BITS:
         return [place for place, digit in enumerate(reversed(bin(mask)[2:])) if digit == "1"]
     digits = bin(mask)[:1:-1]
