@@ -28,6 +28,7 @@ _IFLA_NET_NS_FD = 28
 _NESTED = 0x8000
 _IFF_UP = 1
 _TIMEOUT_S = 5.0
+_TRIES = 20
 _RECEIVE_BYTES = 1 << 18
 #: A dump of all links of a host with 10,000 pods takes some 15 MB; beyond this something is wrong.
 _MAX_DUMP_BYTES = 256 << 20
@@ -42,6 +43,10 @@ class NetlinkFailed(CasemateError):
         self.errno = number
         name = errno.errorcode.get(number, str(number))
         super().__init__(f"{what}: {name}{f' ({words})' if words else ''}", errno=name)
+
+
+class _Interrupted(NetlinkFailed):
+    """The list changed while it was read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +95,7 @@ class RouteSocket:
         self._socket.settimeout(_TIMEOUT_S)
         self._socket.bind((0, 0))
         self._sequence = 0
+        self._interrupted = False
 
     def close(self) -> None:
         self._socket.close()
@@ -213,13 +219,25 @@ class RouteSocket:
         return next((link for link in self.links() if link.index == index), None) if index else None
 
     def request(self, kind: int, flags: int, body: bytes, what: str) -> list[bytes]:
-        """Send one message; the bodies of its answers. Raises :class:`NetlinkFailed`."""
+        """Send one message; the bodies of its answers. Raises :class:`NetlinkFailed`.
+
+        A list that others changed while it was read is read again: on a host where pods come and go that is often.
+        """
+        for _ in range(_TRIES - 1):
+            try:
+                return self._request(kind, flags, body, what)
+            except _Interrupted:
+                continue
+        return self._request(kind, flags, body, what)
+
+    def _request(self, kind: int, flags: int, body: bytes, what: str) -> list[bytes]:
         dump = flags & _ROOT_MATCH == _ROOT_MATCH
         self._sequence = (self._sequence + 1) & 0xFFFFFFFF
         flags |= _REQUEST | (0 if dump else _ACK)
         header = struct.pack("=IHHII", 16 + len(body), kind, flags, self._sequence, 0)
         answers: list[bytes] = []
         left = _MAX_DUMP_BYTES
+        self._interrupted = False
         try:
             self._socket.send(header + body)
             while True:
@@ -227,12 +245,16 @@ class RouteSocket:
                 left -= len(data)
                 if left < 0:
                     raise NetlinkFailed(what, errno.EMSGSIZE)
+                # To the end in any case: the kernel sends no second list while the first goes on.
                 if self._take(data, answers, what):
-                    return answers
+                    break
         except TimeoutError as error:
             raise NetlinkFailed(what, errno.ETIMEDOUT) from error
         except OSError as error:
             raise NetlinkFailed(what, error.errno or errno.EIO) from error
+        if self._interrupted:
+            raise _Interrupted(what, errno.EAGAIN, "the list changed while it was read")
+        return answers
 
     def _take(self, data: bytes, answers: list[bytes], what: str) -> bool:
         """Read one datagram; True when it ended the answer."""
@@ -246,7 +268,7 @@ class RouteSocket:
             if sequence != self._sequence:
                 continue  # the late answer to a request that timed out
             if flags & _DUMP_INTERRUPTED:
-                raise NetlinkFailed(what, errno.EAGAIN, "the list changed while it was read")
+                self._interrupted = True
             if kind == _DONE:
                 return True
             if kind == _ERROR:

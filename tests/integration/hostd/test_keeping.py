@@ -90,7 +90,8 @@ async def main():
     before = len(os.listdir("/proc/self/fd"))
     for name, data, make in (
         ("short", b"abc", lambda: [connection()]), ("long", bytes(8), lambda: [connection()]),
-        ("none", RELAY_REQUEST.pack(1), lambda: []), ("two", RELAY_REQUEST.pack(1), lambda: [connection(), connection()]),
+        ("none", RELAY_REQUEST.pack(1), lambda: []),
+        ("two", RELAY_REQUEST.pack(1), lambda: [connection(), connection()]),
     ):
         listener, channel = (socket.socket(fileno=one) for one in k.listen())
         channel.setblocking(False)
@@ -104,7 +105,8 @@ async def main():
     print("listens at", listener.getsockname()[0], listener.getsockopt(socket.SOL_SOCKET, 36) == mark.down)
     cases = (
         ("file", lambda: open("/dev/null")), ("datagrams", lambda: socket.socket(type=socket.SOCK_DGRAM)),
-        ("unix", lambda: socket.socket(socket.AF_UNIX)), ("alone", socket.socket), ("six", lambda: socket.socket(socket.AF_INET6)),
+        ("unix", lambda: socket.socket(socket.AF_UNIX)), ("alone", socket.socket),
+        ("six", lambda: socket.socket(socket.AF_INET6)),
         ("unmarked", connection), ("marked", lambda: connection(number=mark.down)), ("elsewhere", elsewhere),
         ("listener", lambda: listener.dup()),
     )

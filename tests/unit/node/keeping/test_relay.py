@@ -14,7 +14,7 @@ import pytest
 from casemate.hostd.protocol_keeping import RELAY_ANSWER, RELAY_REQUEST
 from casemate.node.keeping import relay as relay_module
 from casemate.node.keeping import wire
-from casemate.node.keeping.pair import MAX_REPLAY_BYTES, OPEN, QUIET_S
+from casemate.node.keeping.pair import DOUBT_S, MAX_REPLAY_BYTES, OPEN, QUIET_S
 from casemate.node.keeping.relay import Relay
 
 TURNS = 50
@@ -174,6 +174,7 @@ def test_what_is_quiet_moves(site: Site) -> None:
     site.later(2 * QUIET_S)
     assert site.of(wire.Drained) == [wire.Drained(site.address[0], 1, 0)]
     client.sendall(b"while it is held")
+    site.turn()
     pod.close()
     site.turn()
     site.resume()
@@ -226,10 +227,43 @@ def test_too_much_to_be_asked_again_is_a_reset(site: Site) -> None:
 
 
 def test_an_answer_that_is_cut_off_is_no_whole_one(site: Site) -> None:
-    """Its server ends in the middle of it: the client sees that end, not a connection that goes on."""
+    """Its process is killed in the middle of it: a client that says nothing more gets a reset, and no silence."""
     client, pod = site.connected()
     _passes(site, client, pod, b"q")
     _passes(site, pod, client, b"half an ")
+    site.hold(drain_s=0.0)
+    assert site.of(wire.Drained) == [wire.Drained(site.address[0], 0, 1)]
+    pod.close()
+    site.turn()
+    site.resume()
+    site.answer()
+    site.turn()
+    site.later(DOUBT_S - 0.1)
+    assert len(site.relay.pairs) == 1
+    site.later(1.2)
+    assert _is_reset(client)
+
+
+def test_a_client_that_asks_again_had_its_answer(site: Site) -> None:
+    client, pod = site.connected()
+    _passes(site, client, pod, b"q")
+    _passes(site, pod, client, b"whole")
+    site.hold(drain_s=0.0)
+    pod.close()
+    site.turn()
+    site.resume()
+    site.answer()
+    site.turn()
+    other = site.accept()
+    _passes(site, client, other, b"next")
+    site.later(2 * DOUBT_S)
+    _passes(site, other, client, b"answer")
+
+
+def test_an_end_before_the_stop_is_the_pods_own(site: Site) -> None:
+    client, pod = site.connected()
+    _passes(site, client, pod, b"q")
+    _passes(site, pod, client, b"until the end")
     site.hold()
     pod.close()
     site.turn()
@@ -268,6 +302,32 @@ def test_what_comes_while_it_is_held_waits_too(site: Site) -> None:
     # The connection that came while it was held was given back.
     peers = [site.accept(), site.accept()]
     assert [one.recv(10) for one in peers if not _gone(one)] == [b"early"]
+
+
+def test_what_comes_while_others_go_on_does_not_wait(site: Site) -> None:
+    _, pod = site.connected()
+    site.hold()
+    site.later(1.0)
+    pod.close()
+    site.turn()
+    site.resume()
+    client = site.client()
+    client.sendall(b"new")
+    site.turn()
+    for _ in range(2):
+        site.answer()
+    site.later(0.1)
+    peers = [site.accept(), site.accept()]
+    site.later(0.1)
+    assert [one.recv(10) for one in peers if _has(one)] == [b"new"]
+
+
+def _has(one: socket.socket) -> bool:
+    one.setblocking(False)
+    try:
+        return bool(one.recv(1, socket.MSG_PEEK))
+    except BlockingIOError:
+        return False
 
 
 def _gone(one: socket.socket) -> bool:
