@@ -274,6 +274,18 @@ def exists(interface: str) -> bool:
         return host.link(interface) is not None
 
 
+def dropped_ipv6(prefix: str) -> int:
+    """IPv6 packets that came from pods and were dropped by their interfaces, on which IPv6 is off; some 20 us a pod."""
+    total = 0
+    with contextlib.suppress(FileNotFoundError), os.scandir("/proc/net/dev_snmp6") as found:
+        for one in found:
+            if not one.name.startswith(prefix):
+                continue
+            with contextlib.suppress(OSError, IndexError, ValueError):
+                total += int(Path(one.path).read_text().partition("Ip6InDiscards")[2].split(None, 1)[0])
+    return total
+
+
 def pins(netns_folder: Path) -> list[Path]:
     """The pins below *netns_folder*, also those whose namespace is gone (a reboot)."""
     with contextlib.suppress(FileNotFoundError):
