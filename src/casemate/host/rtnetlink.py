@@ -45,10 +45,6 @@ class NetlinkFailed(CasemateError):
         super().__init__(f"{what}: {name}{f' ({words})' if words else ''}", errno=name)
 
 
-class _Interrupted(NetlinkFailed):
-    """The list changed while it was read."""
-
-
 @dataclass(frozen=True, slots=True)
 class Link:
     """An interface: its index, name, MTU in bytes, hardware address and flags."""
@@ -223,14 +219,14 @@ class RouteSocket:
 
         A list that others changed while it was read is read again: on a host where pods come and go that is often.
         """
-        for _ in range(_TRIES - 1):
-            try:
-                return self._request(kind, flags, body, what)
-            except _Interrupted:
-                continue
-        return self._request(kind, flags, body, what)
+        for _ in range(_TRIES):
+            answers = self._request(kind, flags, body, what)
+            if answers is not None:
+                return answers
+        raise NetlinkFailed(what, errno.EAGAIN, f"the list changed {_TRIES} times while it was read")
 
-    def _request(self, kind: int, flags: int, body: bytes, what: str) -> list[bytes]:
+    def _request(self, kind: int, flags: int, body: bytes, what: str) -> list[bytes] | None:
+        """The same; None where a list changed while it was read."""
         dump = flags & _ROOT_MATCH == _ROOT_MATCH
         self._sequence = (self._sequence + 1) & 0xFFFFFFFF
         flags |= _REQUEST | (0 if dump else _ACK)
@@ -252,9 +248,7 @@ class RouteSocket:
             raise NetlinkFailed(what, errno.ETIMEDOUT) from error
         except OSError as error:
             raise NetlinkFailed(what, error.errno or errno.EIO) from error
-        if self._interrupted:
-            raise _Interrupted(what, errno.EAGAIN, "the list changed while it was read")
-        return answers
+        return None if self._interrupted else answers
 
     def _take(self, data: bytes, answers: list[bytes], what: str) -> bool:
         """Read one datagram; True when it ended the answer."""
