@@ -32,7 +32,6 @@ _TRIES = 20
 _RECEIVE_BYTES = 1 << 18
 #: A dump of all links of a host with 10,000 pods takes some 15 MB; beyond this something is wrong.
 _MAX_DUMP_BYTES = 256 << 20
-#: A list that changes while it is read is read again.
 
 
 class NetlinkFailed(CasemateError):
