@@ -59,7 +59,8 @@ class CgroupsV1:
         with contextlib.suppress(base.CgroupFailed):
             self.freeze(path, True)
         try:
-            for folder in self._folders(path):
+            # In the other hierarchies too: a runtime that is ended on its way has joined some of them only.
+            for folder in self._every(path):
                 base.kill_each(folder)
         finally:
             with contextlib.suppress(base.CgroupFailed):

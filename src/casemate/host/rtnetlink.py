@@ -28,11 +28,10 @@ _IFLA_NET_NS_FD = 28
 _NESTED = 0x8000
 _IFF_UP = 1
 _TIMEOUT_S = 5.0
+_TRIES = 20
 _RECEIVE_BYTES = 1 << 18
 #: A dump of all links of a host with 10,000 pods takes some 15 MB; beyond this something is wrong.
 _MAX_DUMP_BYTES = 256 << 20
-#: A list that changes while it is read is read again.
-_LIST_TRIES = 5
 
 
 class NetlinkFailed(CasemateError):
@@ -165,14 +164,7 @@ class RouteSocket:
     def links(self, prefix: str = "") -> list[Link]:
         """The interfaces whose names begin with *prefix*."""
         body = struct.pack("=BBHiII", 0, 0, 0, 0, 0, 0)
-        for left in reversed(range(_LIST_TRIES)):
-            try:
-                answers = self.request(_GETLINK, _ROOT_MATCH, body, "listing interfaces")
-                break
-            except NetlinkFailed as error:
-                # On a host with thousands some interface comes or goes while they are read.
-                if error.errno != errno.EAGAIN or not left:
-                    raise
+        answers = self.request(_GETLINK, _ROOT_MATCH, body, "listing interfaces")
         return [link for link in map(_link, answers) if link.name.startswith(prefix)]
 
     def add_address(self, index: int, address: str, prefix_length: int = 32, *, link_scope: bool = False) -> None:
@@ -232,14 +224,25 @@ class RouteSocket:
         return _link(answers[0]) if answers else None
 
     def request(self, kind: int, flags: int, body: bytes, what: str) -> list[bytes]:
-        """Send one message; the bodies of its answers. Raises :class:`NetlinkFailed`."""
+        """Send one message; the bodies of its answers. Raises :class:`NetlinkFailed`.
+
+        A list that others changed while it was read is read again: on a host where pods come and go that is often.
+        """
+        for _ in range(_TRIES):
+            answers = self._request(kind, flags, body, what)
+            if answers is not None:
+                return answers
+        raise NetlinkFailed(what, errno.EAGAIN, f"the list changed {_TRIES} times while it was read")
+
+    def _request(self, kind: int, flags: int, body: bytes, what: str) -> list[bytes] | None:
+        """The same; None where a list changed while it was read."""
         dump = flags & _ROOT_MATCH == _ROOT_MATCH
         self._sequence = (self._sequence + 1) & 0xFFFFFFFF
         flags |= _REQUEST | (0 if dump else _ACK)
         header = struct.pack("=IHHII", 16 + len(body), kind, flags, self._sequence, 0)
         answers: list[bytes] = []
-        self._interrupted = False
         left = _MAX_DUMP_BYTES
+        self._interrupted = False
         try:
             self._socket.send(header + body)
             while True:
@@ -247,14 +250,14 @@ class RouteSocket:
                 left -= len(data)
                 if left < 0:
                     raise NetlinkFailed(what, errno.EMSGSIZE)
+                # To the end in any case: the kernel sends no second list while the first goes on.
                 if self._take(data, answers, what):
-                    if self._interrupted:
-                        raise NetlinkFailed(what, errno.EAGAIN, "the list changed while it was read")
-                    return answers
+                    break
         except TimeoutError as error:
             raise NetlinkFailed(what, errno.ETIMEDOUT) from error
         except OSError as error:
             raise NetlinkFailed(what, error.errno or errno.EIO) from error
+        return None if self._interrupted else answers
 
     def _take(self, data: bytes, answers: list[bytes], what: str) -> bool:
         """Read one datagram; True when it ended the answer."""
@@ -267,8 +270,8 @@ class RouteSocket:
             offset += (size + 3) & ~3
             if sequence != self._sequence:
                 continue  # the late answer to a request that timed out
-            # Said when the list is at its end: what is left of it would else be the answer to the next request.
-            self._interrupted = self._interrupted or bool(flags & _DUMP_INTERRUPTED)
+            if flags & _DUMP_INTERRUPTED:
+                self._interrupted = True
             if kind == _DONE:
                 return True
             if kind == _ERROR:
