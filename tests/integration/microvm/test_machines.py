@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ from pathlib import Path
 import harness
 import pytest
 
+from casemate.isolation.microvm import making
 from casemate.isolation.microvm.errors import HostdUnreachable
 
 pytestmark = pytest.mark.root
@@ -118,6 +120,40 @@ def test_hostd_goes_and_comes_back(host: harness.Host, base_layer: Path) -> None
     assert (folder / "log").read_text().count("line") == 30
     for name in ("stays", "endsmeanwhile"):
         assert host.vm("delete", name).returncode == 0
+
+
+def begin(host: harness.Host, name: str, bundle: Path, *, had: bool) -> int:
+    """Begin a machine as hostd does while conmon starts; its QEMU's pid. *had*: it is asked for, as by casemate-vm."""
+    assert host._loop is not None
+
+    async def work() -> int:
+        machines = host.machines
+        assert machines is not None
+        making.begin(machines, name, bundle)
+        if had:
+            machine = await machines.early.take(name)
+        else:
+            while (machine := machines.get(name)) is None or not machine.record.qemu_pid:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        assert machine is not None
+        return machine.record.qemu_pid
+
+    return asyncio.run_coroutine_threadsafe(work(), host._loop).result(60)
+
+
+def test_a_machine_that_was_begun_in_vain_ends(host: harness.Host, base_layer: Path) -> None:
+    config = harness.configuration([base_layer], "true")
+    config["annotations"] |= {"org.casemate.pod": "begun"}  # type: ignore[operator]
+    bundle = host.bundle("begun", config)
+    qemu = begin(host, "begun", bundle, had=False)
+    assert host.vm("delete", "--force", "begun").returncode == 0
+    assert gone(qemu)
+    # hostd is killed between the machine and its container.
+    qemu = begin(host, "begun", bundle, had=True)
+    host.stop()
+    host.start()
+    assert gone(qemu)
+    assert not (host.folder / "vm/begun").exists()
 
 
 def test_a_damaged_template_is_made_anew(host: harness.Host, base_layer: Path) -> None:
