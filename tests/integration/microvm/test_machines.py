@@ -234,8 +234,8 @@ def test_what_a_bundle_asks_in_vain_is_refused_and_leaves_nothing(host: harness.
         },
         "neither layers nor a root": {"annotations": {}},
         "ids that make root of the host": {"linux": {"uidMappings": [ROOT_ROW], "gidMappings": [ROOT_ROW]}},
-        "hooks inside": {"hooks": {"startContainer": [{"path": "/bin/true"}]}},
-        "hooks inside, before": {"hooks": {"createContainer": [{"path": "/bin/true"}]}},
+        "a hook inside by no whole path": {"hooks": {"startContainer": [{"path": "bin/true"}]}},
+        "a hook inside the container's namespaces that fails": {"hooks": {"createContainer": [{"path": "/bin/false"}]}},
         "a hook that fails": {"hooks": {"createRuntime": [{"path": "/bin/false"}]}},
         "a hook that is not there": {"hooks": {"prestart": [{"path": "/nowhere"}]}},
         "the host's network": {"linux": {"namespaces": [{"type": "pid"}]}},
@@ -250,7 +250,7 @@ def test_what_a_bundle_asks_in_vain_is_refused_and_leaves_nothing(host: harness.
         assert done.returncode == 1, what
         assert done.stderr.startswith("casemate-vm: "), what
         assert not (host.folder / "vm" / name).exists(), what
-    assert json.loads(host.vm("list", "--format", "json").stdout) == []
+    assert not json.loads(host.vm("list", "--format", "json").stdout)
 
 
 def test_machines_that_start_together_are_apart(host: harness.Host, base_layer: Path) -> None:
