@@ -95,7 +95,7 @@ def _long(table: _Table, text: str, argv: list[str], index: int, given: dict[str
     return index
 
 
-def _choice(  # noqa: PLR0917 - as its neighbours
+def _choice(
     table: _Table,
     flag: Flag,
     attached: str | None,
