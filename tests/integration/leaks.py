@@ -20,7 +20,9 @@ from pathlib import Path
 
 import pytest
 
-from casemate.host import nft_netlink
+from casemate.host import nft_netlink, policyroutes
+from casemate.host.rtnetlink import RouteSocket
+from casemate.network.firewall import kept
 
 #: The kernel takes network namespaces, interfaces and loop devices away in its own time.
 _SETTLE_S = 5.0
@@ -62,7 +64,15 @@ def new_scope(folder: Path) -> Scope:
 
 def left(scope: Scope) -> set[str]:
     """Everything within *scope*, and this process's descriptors and children, a line each."""
-    return {*_mounts(scope), *_loops(scope), *_links(scope), *_tables(scope), *_cgroups(scope), *_own(scope)}
+    return {
+        *_mounts(scope),
+        *_loops(scope),
+        *_links(scope),
+        *_tables(scope),
+        *_rules(scope),
+        *_cgroups(scope),
+        *_own(scope),
+    }
 
 
 def _mounts(scope: Scope) -> Iterator[str]:
@@ -95,6 +105,12 @@ def _tables(scope: Scope) -> Iterator[str]:
         rules = subprocess.run(["iptables", "-w", "10", "-S", "FORWARD"], capture_output=True, check=False, timeout=20)
         if f"casemate:{scope.table}".encode() in rules.stdout:
             yield f"iptables FORWARD rule of {scope.table}"
+
+
+def _rules(scope: Scope) -> Iterator[str]:
+    table = kept.routing_table(scope.table)
+    with RouteSocket() as sock:
+        yield from (f"routing rule {table}" for _, _, found in policyroutes.rules(sock) if found == table)
 
 
 def _cgroups(scope: Scope) -> Iterator[str]:
@@ -133,6 +149,10 @@ def clean(scope: Scope) -> None:
         if line.startswith("nft "):
             family, name = line.split()[2:]
             nft_netlink.delete_table(family, name)
+    for line in _rules(scope):
+        table = line.split()[-1]
+        subprocess.run(["ip", "rule", "del", "table", table], check=False, capture_output=True, timeout=20)
+        subprocess.run(["ip", "route", "flush", "table", table], check=False, capture_output=True, timeout=20)
     if shutil.which("iptables") is not None:
         listing = subprocess.run(
             ["iptables", "-w", "10", "-S", "FORWARD"], check=False, capture_output=True, timeout=20

@@ -161,9 +161,17 @@ def _boolean(table: _Table, shown: str, text: str) -> bool:
     return _BOOLEANS[text]
 
 
+#: What another program has, and we refuse as a whole: said in words, not as a mistake of the typist's.
+_NO_IPV6 = ("pods have no IPv6: each packet of it is dropped, and counted", "Leave the flag out; pods speak IPv4.")
+_REFUSED = {"ip6": _NO_IPV6, "ipv6": _NO_IPV6}
+
+
 def _unknown(table: _Table, shown: str, name: str) -> Exception:
     from casemate.cli.suggest import nearest
 
+    if name in _REFUSED:
+        why, remedy = _REFUSED[name]
+        return usage(f"{shown}: {why}", remedy, path=table.path)
     near = nearest(name, [known for known, flag in table.long.items() if known == flag.name]) if name else ""
     hint = f"; did you mean --{near}?" if near else ""
     kind = "flag" if name else "shorthand flag"

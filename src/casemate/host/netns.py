@@ -6,10 +6,10 @@ work costs 0.1 ms and no program; it is never a pooled one, so no later work can
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import contextlib
 import os
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -50,7 +50,9 @@ async def in_own_thread(function: Callable[[], T], *, timeout_s: float = _TIMEOU
         with contextlib.suppress(RuntimeError):  # the loop was closed in between
             loop.call_soon_threadsafe(deliver, result, failed)
 
-    threading.Thread(target=body, daemon=True, name="casemate-own").start()
+    # Not by threading.Thread: its start() blocks the loop until the new thread has had a turn, milliseconds on a
+    # busy machine.
+    _thread.start_new_thread(body, ())
     try:
         async with asyncio.timeout(timeout_s):
             return await asyncio.shield(future)

@@ -17,7 +17,7 @@ JUMP, GOTO = -3, -4
 EQ, NEQ = 0, 1
 LINK, NETWORK, TRANSPORT = 0, 1, 2
 META_MARK, META_IIFNAME, META_OIFNAME, META_NFPROTO, META_L4PROTO = 3, 6, 7, 15, 16
-CT_STATE, CT_DIRECTION, CT_PROTO_SRC, CT_PROTO_DST, CT_LABELS = 0, 1, 11, 12, 13
+CT_STATE, CT_DIRECTION, CT_MARK, CT_PROTO_SRC, CT_PROTO_DST, CT_LABELS = 0, 1, 3, 11, 12, 13
 CT_SRC_IP, CT_SRC_IP6 = 19, 21
 ORIGINAL, REPLY = 0, 1
 STATE_INVALID, STATE_ESTABLISHED, STATE_RELATED, STATE_NEW = 1, 2, 4, 8
@@ -117,9 +117,14 @@ def tracked(key: int, into: int, direction: int | None = None) -> bytes:
     return expression("ct", u32(1, register(into)), u32(2, key), way)
 
 
-def set_labels(at: int) -> bytes:
-    """The 16 bytes of label of the tracked connection, from four registers."""
+def add_labels(at: int) -> bytes:
+    """The 16 bytes in four registers into the label of the tracked connection: bits are added, and none is taken."""
     return expression("ct", u32(2, CT_LABELS), u32(4, register(at)))
+
+
+def set_connection_mark(value: int) -> bytes:
+    """The mark of the tracked connection, by way of register 0."""
+    return immediate(0, struct.pack("=I", value)) + expression("ct", u32(2, CT_MARK), u32(4, register(0)))
 
 
 def state(bits: int) -> bytes:

@@ -28,6 +28,7 @@ _IFLA_NET_NS_FD = 28
 _NESTED = 0x8000
 _IFF_UP = 1
 _TIMEOUT_S = 5.0
+_TRIES = 20
 _RECEIVE_BYTES = 1 << 18
 #: A dump of all links of a host with 10,000 pods takes some 15 MB; beyond this something is wrong.
 _MAX_DUMP_BYTES = 256 << 20
@@ -90,6 +91,7 @@ class RouteSocket:
         self._socket.settimeout(_TIMEOUT_S)
         self._socket.bind((0, 0))
         self._sequence = 0
+        self._interrupted = False
 
     def close(self) -> None:
         self._socket.close()
@@ -161,7 +163,8 @@ class RouteSocket:
 
     def links(self, prefix: str = "") -> list[Link]:
         """The interfaces whose names begin with *prefix*."""
-        answers = self.request(_GETLINK, _ROOT_MATCH, struct.pack("=BBHiII", 0, 0, 0, 0, 0, 0), "listing interfaces")
+        body = struct.pack("=BBHiII", 0, 0, 0, 0, 0, 0)
+        answers = self.request(_GETLINK, _ROOT_MATCH, body, "listing interfaces")
         return [link for link in map(_link, answers) if link.name.startswith(prefix)]
 
     def add_address(self, index: int, address: str, prefix_length: int = 32, *, link_scope: bool = False) -> None:
@@ -210,16 +213,36 @@ class RouteSocket:
     def default_route_link(self) -> Link | None:
         """The interface that the IPv4 default route uses, or None where there is no default route."""
         index = self.default_route_index()
-        return next((link for link in self.links() if link.index == index), None) if index else None
+        if not index:
+            return None
+        try:
+            answers = self.request(_GETLINK, 0, struct.pack("=BBHiII", 0, 0, 0, index, 0, 0), "reading an interface")
+        except NetlinkFailed as error:
+            if error.errno == errno.ENODEV:
+                return None
+            raise
+        return _link(answers[0]) if answers else None
 
     def request(self, kind: int, flags: int, body: bytes, what: str) -> list[bytes]:
-        """Send one message; the bodies of its answers. Raises :class:`NetlinkFailed`."""
+        """Send one message; the bodies of its answers. Raises :class:`NetlinkFailed`.
+
+        A list that others changed while it was read is read again: on a host where pods come and go that is often.
+        """
+        for _ in range(_TRIES):
+            answers = self._request(kind, flags, body, what)
+            if answers is not None:
+                return answers
+        raise NetlinkFailed(what, errno.EAGAIN, f"the list changed {_TRIES} times while it was read")
+
+    def _request(self, kind: int, flags: int, body: bytes, what: str) -> list[bytes] | None:
+        """The same; None where a list changed while it was read."""
         dump = flags & _ROOT_MATCH == _ROOT_MATCH
         self._sequence = (self._sequence + 1) & 0xFFFFFFFF
         flags |= _REQUEST | (0 if dump else _ACK)
         header = struct.pack("=IHHII", 16 + len(body), kind, flags, self._sequence, 0)
         answers: list[bytes] = []
         left = _MAX_DUMP_BYTES
+        self._interrupted = False
         try:
             self._socket.send(header + body)
             while True:
@@ -227,12 +250,14 @@ class RouteSocket:
                 left -= len(data)
                 if left < 0:
                     raise NetlinkFailed(what, errno.EMSGSIZE)
+                # To the end in any case: the kernel sends no second list while the first goes on.
                 if self._take(data, answers, what):
-                    return answers
+                    break
         except TimeoutError as error:
             raise NetlinkFailed(what, errno.ETIMEDOUT) from error
         except OSError as error:
             raise NetlinkFailed(what, error.errno or errno.EIO) from error
+        return None if self._interrupted else answers
 
     def _take(self, data: bytes, answers: list[bytes], what: str) -> bool:
         """Read one datagram; True when it ended the answer."""
@@ -246,7 +271,7 @@ class RouteSocket:
             if sequence != self._sequence:
                 continue  # the late answer to a request that timed out
             if flags & _DUMP_INTERRUPTED:
-                raise NetlinkFailed(what, errno.EAGAIN, "the list changed while it was read")
+                self._interrupted = True
             if kind == _DONE:
                 return True
             if kind == _ERROR:

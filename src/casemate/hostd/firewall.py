@@ -30,10 +30,10 @@ from casemate.hostd.holding import Holds
 from casemate.hostd.protocol import AnyAnswer, AnyEvent, Done, Finding
 from casemate.hostd.referrals import Referrals
 from casemate.hostd.state import State
-from casemate.network import flowlog, plan
+from casemate.network import flowlog, links, plan
 from casemate.network.firewall import sets
 from casemate.network.firewall.kernel import Change, Kernel
-from casemate.network.firewall.rules import TableSpec
+from casemate.network.firewall.rules import LAST_GENERATION, TableSpec
 from casemate.network.firewall.sets import Row
 from casemate.spec.errors import CasemateError
 from casemate.spec.settings import Settings
@@ -47,7 +47,7 @@ RECORD = "firewall.record"
 #: A look at every element is followed by so many times as long without one.
 _PACE, _PACE_BLIND = 100.0, 20.0
 #: Labels of connections bear 31 bits of it.
-_LAST_RULES = (1 << 31) - 1
+_LAST_RULES = LAST_GENERATION
 _EMPTY = Body(dict.fromkeys(wire.SECTIONS, b""))
 _IDENTITY_NAMES = tuple(one.name for one in sets.IDENTITY_SETS)
 
@@ -315,7 +315,7 @@ class Firewall:
             case wire.FlowsCut():
                 return wire.Cut(await conntrack.forget_pairs(operation.pairs))
             case wire.FirewallObserve():
-                return self._observe()
+                return self._observe(await asyncio.to_thread(links.dropped_ipv6, self.kernel.spec.prefix))
 
     async def _change(self, operation: wire.FirewallReplace | wire.FirewallChange, fds: list[int]) -> AnyAnswer:
         if operation.body:
@@ -391,13 +391,14 @@ class Firewall:
         if operation.cut:
             await conntrack.forget_pairs([(one.source, one.destination) for one in operation.keys])
 
-    def _observe(self) -> wire.FirewallState:
+    def _observe(self, dropped_ipv6: int) -> wire.FirewallState:
         counters: dict[str, int] = {"repaired": self.repaired}
         elements: dict[str, int] = {}
         waiting, holding = 0, tuple[wire.Holding, ...]()
         if self._opened.is_set():
             with contextlib.suppress(NftFailed):
                 counters |= self.kernel.counters()
+            counters["ipv6"] = counters.get("ipv6", 0) + dropped_ipv6
             counters |= {f"referral_{name}": count for name, count in self.referrals.counted.items()}
             counters |= {f"hold_{name}": count for name, count in self.holds.counted.items()}
             elements = dict(self._elements)

@@ -24,6 +24,8 @@ REPLACE_TIMEOUT_S = 60.0
 CHANGE_TIMEOUT_S = 10.0
 #: What pods were told of names is forgotten so long after a replacement, should nobody renew it.
 VIEWED_LIFETIME_S = 3600
+#: Elements that are packed on the loop: a millisecond.
+_SMALL = 1000
 _NO_VIEWER = bytes(16)
 
 
@@ -47,7 +49,7 @@ class Firewall:
 
         *in_force* False: no policy holds, whatever *whole* says. Atomic: the old holds until the new does.
         """
-        body = pack(whole, VIEWED_LIFETIME_S)
+        body = await _packed(whole, VIEWED_LIFETIME_S)
         async with self._lock:
             inline = body if len(body) <= wire.MAX_INLINE_BYTES else b""
             operation = wire.FirewallReplace(inline, in_force, whole.reason[:200])
@@ -59,7 +61,7 @@ class Firewall:
         *lifetime_s*: after that the kernel forgets the added addresses that have a viewer (answers of DNS). Raises
         the remote error ``hostd.firewall_conflict`` when hostd has another state than the last answer said.
         """
-        body = pack(transaction, lifetime_s)
+        body = await _packed(transaction, lifetime_s)
         look_again = bool(transaction.tightened or transaction.moved)
         async with self._lock:
             inline = body if len(body) <= wire.MAX_INLINE_BYTES else b""
@@ -110,6 +112,13 @@ class Firewall:
     async def state(self) -> wire.FirewallState:
         """What is in force, what waits, what was counted."""
         return await ask(self._hostd, wire.FirewallObserve(), wire.FirewallState)
+
+
+async def _packed(transaction: Transaction, lifetime_s: int) -> bytes:
+    """:func:`pack`, off the loop where it takes more than a moment."""
+    if transaction.size <= _SMALL:
+        return pack(transaction, lifetime_s)
+    return await asyncio.to_thread(pack, transaction, lifetime_s)
 
 
 def pack(transaction: Transaction, lifetime_s: int = 0) -> bytes:

@@ -8,7 +8,7 @@ from casemate.policy.compile import Compiler
 from casemate.policy.identity import Endpoint, Identity
 from casemate.policy.labels import Operator, Selector
 from casemate.policy.parse import Policies
-from casemate.policy.rules import Rule, Workloads
+from casemate.policy.rules import Blocks, Rule, Workloads
 from casemate.policy.verdict import Action
 
 MAX_WARNINGS = 1000
@@ -17,7 +17,8 @@ MAX_WARNINGS = 1000
 def warnings(policies: Policies, compiler: Compiler, endpoints: Iterable[Endpoint]) -> list[str]:
     """What is allowed to be written and is hardly meant. At most :data:`MAX_WARNINGS` and a line."""
     ends = list(endpoints)
-    out = [*_unmatched(policies.rules, ends), *_contradictions(policies.rules), *_never(policies.rules, compiler)]
+    out = [*_ipv6(policies.rules), *_unmatched(policies.rules, ends), *_contradictions(policies.rules)]
+    out += _never(policies.rules, compiler)
     if len(out) > MAX_WARNINGS:
         return [*out[:MAX_WARNINGS], f"and {len(out) - MAX_WARNINGS} more warnings"]
     return out
@@ -25,7 +26,20 @@ def warnings(policies: Policies, compiler: Compiler, endpoints: Iterable[Endpoin
 
 def warnings_of(rules: Iterable[Rule], identities: Iterable[Identity]) -> list[str]:
     """The part of :func:`warnings` that needs no compiled rules: ends of *rules* that select nothing."""
-    return _unmatched(rules, list(identities))[:MAX_WARNINGS]
+    rules = list(rules)
+    return [*_ipv6(rules), *_unmatched(rules, list(identities))][:MAX_WARNINGS]
+
+
+def _ipv6(rules: Iterable[Rule]) -> list[str]:
+    """Blocks that no pod's packet can be in."""
+    return list(dict.fromkeys(
+        f"{rule.id}: {block.network} matches nothing: pods have no IPv6, each packet of it is dropped and counted"
+        for rule in rules
+        for peer in rule.peers
+        if isinstance(peer, Blocks)
+        for block in peer.group.blocks
+        if block.network.version == 6
+    ))  # fmt: skip
 
 
 def _unmatched(rules: Iterable[Rule], ends: Sequence[Endpoint | Identity]) -> list[str]:

@@ -10,21 +10,27 @@ from casemate.policy.identity import Identity
 from casemate.policy.labels import Labels, Operator, Selector
 from casemate.policy.rules import Anyone, Blocks, Names, Peer, Workloads
 
-#: A set with more is written out and read once; one with fewer gives its bits one by one.
+#: A set with more is gone through digit by digit; in one with fewer each is searched for.
 MANY_BITS = 256
 
 
 @lru_cache(maxsize=65536)
 def slots_of(mask: int) -> tuple[int, ...]:
     """Places of the bits of *mask*, in order."""
+    return tuple(places(mask))
+
+
+def places(mask: int) -> list[int]:
+    """The same as a list. The digits are searched as text: each bit taken from the number would copy all of it."""
     if mask.bit_count() > MANY_BITS:
-        return tuple(place for place, digit in enumerate(reversed(bin(mask)[2:])) if digit == "1")
-    found = []
-    while mask:
-        lowest = mask & -mask
-        mask ^= lowest
-        found.append(lowest.bit_length() - 1)
-    return tuple(found)
+        return [place for place, digit in enumerate(reversed(bin(mask)[2:])) if digit == "1"]
+    digits = bin(mask)[:1:-1]
+    found: list[int] = []
+    at = digits.find("1")
+    while at >= 0:
+        found.append(at)
+        at = digits.find("1", at + 1)
+    return found
 
 
 class _Pairs:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple, TypeVar
 
 from casemate.policy.identity import Identity, Kind
-from casemate.policy.labelindex import LabelIndex, peer_matches
+from casemate.policy.labelindex import LabelIndex, peer_matches, places
 from casemate.policy.labels import Labels, Operator
 from casemate.policy.rules import Anyone, Blocks, Direction, Names, Peer, Rule, Workloads
 
@@ -76,10 +76,11 @@ class Rulebook:
         self.precise = 0
         self.named = 0
         self._picks = _Picks()
+        #: Whom selectors pick, while the identities are the same.
+        self._picked: dict[Workloads | tuple[Peer, ...], list[int]] = {}
         for number, identity in identities:
             self._admit(number, identity)
-        for rule in rules:
-            self.put(rule)
+        self._load(list(rules))
 
     def __len__(self) -> int:
         return len(self._slots)
@@ -100,11 +101,7 @@ class Rulebook:
 
     def in_order(self, mask: int) -> list[Rule]:
         """The rules of the set *mask*, as they are evaluated."""
-        slots = []
-        while mask:
-            lowest = mask & -mask
-            mask ^= lowest
-            slots.append(lowest.bit_length() - 1)
+        slots = places(mask)
         slots.sort(key=self._orders.__getitem__)
         return [rule for slot in slots if (rule := self._rules[slot])]
 
@@ -121,11 +118,18 @@ class Rulebook:
         return self._masks[number].peer[way]
 
     def subjects_of(self, rule: Rule) -> list[int]:
-        return self.index.numbers(self.index.workloads(rule.subject))
+        found = self._picked.get(rule.subject)
+        if found is None:
+            found = self._picked[rule.subject] = self.index.numbers(self.index.workloads(rule.subject))
+        return found
 
     def peers_of(self, rule: Rule) -> list[int]:
         """The identities that *rule* names in particular."""
-        return self.index.numbers(self.index.peers(particular_peers(rule)))
+        peers = particular_peers(rule)
+        found = self._picked.get(peers)
+        if found is None:
+            found = self._picked[peers] = self.index.numbers(self.index.peers(peers))
+        return found
 
     def put(self, rule: Rule) -> None:
         """*rule* comes into force. One of its order must not be there."""
@@ -136,6 +140,43 @@ class Rulebook:
         self._rules[slot], self._orders[slot] = rule, rule.order
         self._slots[rule.order] = slot
         self._turn(rule, slot, on=True)
+
+    def _load(self, rules: list[Rule]) -> None:
+        """:meth:`put` for all of *rules*, where none is there yet: each set is written once, not once a rule."""
+        self._rules = list(rules)
+        self._orders = [rule.order for rule in rules]
+        self._slots = {order: slot for slot, order in enumerate(self._orders)}
+        subjects, peers = (defaultdict[tuple[int, int], list[int]](list) for _ in range(2))
+        precise: list[int] = []
+        for slot, rule in enumerate(rules):
+            particular, way = particular_peers(rule), _WAYS[rule.direction]
+            self.named += names_a_port(rule)
+            if particular:
+                precise.append(slot)
+                for number in self.peers_of(rule):
+                    peers[number, way].append(slot)
+            if rule.subject.selector.requirements:
+                for number in self.subjects_of(rule):
+                    subjects[number, way].append(slot)
+            self._picks.turn(rule, particular, slot, on=True)
+        self.precise = _set_of(precise)
+        for (number, way), slots in subjects.items():
+            self._masks[number].subject[way] = _set_of(slots)
+        for (number, way), slots in peers.items():
+            self._masks[number].peer[way] = _set_of(slots)
+        for zone in self.zones:
+            self._mark_zone_whole(zone)
+
+    def _mark_zone_whole(self, zone: Zone) -> None:
+        """What of all rules holds for a *zone* that is new."""
+        found: dict[tuple[bool, int], list[int]] = {(which, way): [] for which in (False, True) for way in (0, 1)}
+        for slot, rule in enumerate(self._rules):
+            if rule is not None:
+                for is_peer in _about(zone, rule):
+                    found[is_peer, _WAYS[rule.direction]].append(slot)
+        masks = self.zones[zone]
+        for way in (0, 1):
+            masks.subject[way], masks.peer[way] = _set_of(found[False, way]), _set_of(found[True, way])
 
     def take(self, rule: Rule) -> None:
         """*rule* is no longer in force."""
@@ -156,6 +197,7 @@ class Rulebook:
                 masks.peer[_WAYS[rule.direction]] |= 1 << slot
 
     def leave(self, number: int) -> None:
+        self._picked.clear()
         self.index.remove(number)
         zone = zone_of(self.identities.pop(number))
         del self._masks[number]
@@ -164,6 +206,7 @@ class Rulebook:
             del self._lives[zone], self.zones[zone]
 
     def _admit(self, number: int, identity: Identity) -> None:
+        self._picked.clear()
         self.identities[number] = identity
         self.index.add(number, identity)
         self._masks[number] = Masks()
@@ -171,9 +214,7 @@ class Rulebook:
         self._lives[zone] += 1
         if zone not in self.zones:
             self.zones[zone] = Masks()
-            for slot, rule in enumerate(self._rules):
-                if rule is not None:
-                    self._mark_zone(zone, rule, slot, on=True)
+            self._mark_zone_whole(zone)
 
     def _turn(self, rule: Rule, slot: int, *, on: bool) -> None:
         way, bit = _WAYS[rule.direction], 1 << slot
@@ -193,13 +234,30 @@ class Rulebook:
         self._picks.turn(rule, peers, slot, on=on)
 
     def _mark_zone(self, zone: Zone, rule: Rule, slot: int, *, on: bool) -> None:
-        way, bit = _WAYS[rule.direction], 1 << slot
-        masks, stand_in = self.zones[zone], Identity(zone.kind, zone.project, (), zone.project_labels)
-        if not rule.subject.selector.requirements and rule.subject.matches(stand_in):
-            masks.subject[way] = masks.subject[way] | bit if on else masks.subject[way] & ~bit
-        zonal = () if names_a_port(rule) else (peer for peer in rule.peers if _is_zonal(peer))
-        if any(peer_matches(peer, stand_in) for peer in zonal):
-            masks.peer[way] = masks.peer[way] | bit if on else masks.peer[way] & ~bit
+        way, masks = _WAYS[rule.direction], self.zones[zone]
+        for is_peer in _about(zone, rule):
+            held, bit = (masks.peer if is_peer else masks.subject), 1 << slot
+            held[way] = held[way] | bit if on else held[way] & ~bit
+
+
+def _about(zone: Zone, rule: Rule) -> Iterator[bool]:
+    """Whether *rule* has the whole *zone* for a subject (False), for a peer (True)."""
+    stand_in = Identity(zone.kind, zone.project, (), zone.project_labels)
+    if not rule.subject.selector.requirements and rule.subject.matches(stand_in):
+        yield False
+    if not names_a_port(rule) and any(_is_zonal(peer) and peer_matches(peer, stand_in) for peer in rule.peers):
+        yield True
+
+
+def _set_of(slots: Iterable[int]) -> int:
+    """The set of these *slots*, in time that grows with the largest: bit by bit it would with their product."""
+    held = sorted(slots)
+    if not held:
+        return 0
+    data = bytearray(held[-1] // 8 + 1)
+    for slot in held:
+        data[slot >> 3] |= 1 << (slot & 7)
+    return int.from_bytes(data, "little")
 
 
 class _Picks:
@@ -239,16 +297,20 @@ class _Picks:
 def _file(
     slots: dict[PeerT, set[int]], shelves: Shelves[PeerT], picked: PeerT, slot: int, *, on: bool
 ) -> None:  # fmt: skip
-    keys = _filed_under(picked)
+    held = slots.get(picked)
+    if on and held is not None:
+        held.add(slot)
+        return
     if on:
-        slots.setdefault(picked, set()).add(slot)
-        for key in keys:
+        slots[picked] = {slot}
+        for key in _filed_under(picked):
             shelves[key][picked] = None
         return
-    slots[picked].discard(slot)
-    if not slots[picked]:
+    assert held is not None, picked
+    held.discard(slot)
+    if not held:
         del slots[picked]
-        for key in keys:
+        for key in _filed_under(picked):
             del shelves[key][picked]
 
 

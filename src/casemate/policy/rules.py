@@ -7,7 +7,7 @@ rest of that tier out. What no rule decides is what the rule set's *default* say
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 
 from casemate.policy.addresses import BlockGroup
@@ -50,6 +50,13 @@ class Workloads:
     project: str | None = None
     projects: Selector | None = None
     kind: Kind = Kind.POD
+    #: Of a hundred thousand rules each is looked for a dozen times, by values within values.
+    _hash: int = field(default=0, init=False, repr=False, compare=False)
+
+    def __hash__(self) -> int:
+        if not self._hash:
+            object.__setattr__(self, "_hash", hash((self.selector, self.project, self.projects, self.kind)) or 1)
+        return self._hash
 
     def matches(self, end: Endpoint | Identity) -> bool:
         if end.kind is not self.kind or self.project not in (None, end.project):

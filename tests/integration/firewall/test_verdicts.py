@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import shutil
 import subprocess
 
@@ -202,6 +203,72 @@ def test_a_policy_that_tightens_cuts_what_is_open_and_nothing_else(lab: Lab) -> 
     assert lab.passes(middle) == [False, True]
     resets = [one for one in lab.a.frames() if one[9] == TCP and one[33] & 4]
     assert resets, "whoever goes on is told by a reset"
+
+
+@pytest.mark.parametrize("kind", [UDP, ICMP])
+@pytest.mark.parametrize("based", [False, True], ids=["pair", "bases"])
+def test_what_is_open_is_judged_by_what_holds_now_however_often_that_changes(lab: Lab, kind: int, based: bool) -> None:
+    """The same connection over many generations, verdicts and identities of its ends: the kernel only ever adds to a
+    connection's label, so nothing may depend on what an earlier judgement left there.
+    """
+    source, destination = IDS[A], IDS[B]
+    verdicts = {word: verdict_row(2, source, destination, 0, 0, 0, word) for word in (ALLOW, AUDIT)}
+    other = 0x2BCD
+    if based:
+        egress, ingress = 1 << 23, (1 << 23) + 3
+        rows = [row for one in (source, other) for row in sets.base_rows(one, egress + (one == other), 7)]
+        rows += sets.base_rows(destination, 8, ingress)
+        verdicts = {word: verdict_row(2, egress, ingress, 0, 0, 0, word) for word in (ALLOW, AUDIT)}
+    else:
+        rows = []
+    lab.make(base(lab, *rows), 1)
+    lab.flush_connections()
+    packet = Packet(A, B, kind, 8 if kind == ICMP else 80, 4321)
+    chance = random.Random(kind + based)
+    now: Row | None = None
+    identity = source
+    for generation in range(2, 80):
+        step = Change(generation=generation)
+        wanted = chance.choice([None, ALLOW, AUDIT])
+        if now is not None:
+            step.deletes = [now]
+        now = verdicts[wanted] if wanted is not None else None
+        if now is not None:
+            step.adds = [now]
+        new = chance.choice([source, source, other])
+        if new != identity:
+            step.deletes = [*step.deletes, endpoint(A, identity)]
+            step.adds = [*step.adds, endpoint(A, new)]
+            identity = new
+        lab.change(step)
+        assert lab.passes([packet]) == [wanted is not None and identity == source], (generation, wanted, identity)
+
+
+def test_open_connections_with_the_outside_are_judged_again_too(lab: Lab) -> None:
+    """Out of the pod, by block and by a name that the pod was told; and from the outside into it."""
+    named = 0x3210
+    viewed = sets.address_row(True, address(OUTSIDE), address(OUTSIDE), viewer=address(A), number=named)
+    out = verdict_row(2, IDS[A], WORLD, 0, 0, 0, ALLOW)
+    by_name = verdict_row(2, IDS[A], named, 0, 0, 0, ALLOW)
+    inward = verdict_row(2, WORLD, IDS[A], 0, 0, 0, ALLOW)
+    lab.make(base(lab), 1)
+    lab.route([A], "cm-a", MAC_A)
+    lab.flush_connections()
+    outward = Packet(A, OUTSIDE, UDP, 53, 5001)
+    back = Packet(OUTSIDE, A, UDP, 53, 5002)
+
+    def both() -> tuple[bool, bool]:
+        return lab.passes([outward], at=lab.w)[0], lab.passes([back], via=lab.w, at=lab.a)[0]
+
+    assert both() == (False, False)
+    for generation, (deletes, adds, wanted) in enumerate(
+        (
+            ([], [out, inward], (True, True)), ([out], [], (False, True)), ([], [viewed, by_name], (True, True)),
+            ([inward], [], (True, False)), ([by_name], [], (False, False)), ([viewed], [out, inward], (True, True)),
+        ), 2,
+    ):  # fmt: skip
+        lab.change(Change(deletes, adds, generation))
+        assert both() == wanted, generation
 
 
 def test_answers_of_what_was_let_through_pass(lab: Lab) -> None:

@@ -178,6 +178,10 @@ class World:
     def documents(self) -> schema.PolicyList:
         return self.ask("GET", "/v1/policy/documents", kind=schema.PolicyList)
 
+    def ask_text(self, key: str) -> str:
+        """A document of the store as YAML."""
+        return self.ask("GET", "/v1/policy/document", kind=schema.PolicyDetail, key=key).text
+
     def referrals(self) -> schema.ReferralList:
         return self.ask("GET", "/v1/referrals", kind=schema.ReferralList, limit=100)
 

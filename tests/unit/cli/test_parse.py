@@ -124,3 +124,25 @@ def test_leading_flags_raise_nothing_but_usage_errors(argv: list[str]) -> None:
     except UsageError:
         return
     assert rest == argv[len(argv) - len(rest) :]
+
+
+@pytest.mark.parametrize(
+    ("argv", "chosen", "words"),
+    [
+        (["web"], None, ["web"]),
+        (["--hold", "web"], "", ["web"]),
+        (["--hold", "connections", "web"], "connections", ["web"]),
+        (["web", "--hold=connections"], "connections", ["web"]),
+        (["--hold=false", "web"], None, ["web"]),
+        (["connections", "--hold"], "", ["connections"]),
+        (["--hold", "--", "connections"], "", ["connections"]),
+    ],
+)
+def test_a_switch_that_a_word_may_follow(argv: list[str], chosen: str | None, words: list[str]) -> None:
+    found = parsed("restart", *argv)
+    assert (found.chosen("hold"), found.words) == (chosen, words)
+
+
+def test_a_word_that_may_not_follow() -> None:
+    with pytest.raises(UsageError, match="none of connections"):
+        parsed("restart", "--hold=everything", "web")

@@ -11,9 +11,11 @@ What a packet meets, in words:
 - *judge*: both ends' identities are looked up (by the tracked connection, so that answers and translated packets are
   judged as their first packet was) and kept in the connection's label; then the verdict, by exact port, interval of
   ports, pair, and the same three for the bases of both identities; nothing: deny.
+- *again*, the same for a connection that has a label: see :mod:`casemate.network.firewall.again`.
 
-The label of a connection (16 bytes, host's order): source identity, destination identity, the generation under which
-it was let through (0: it was not), and 1 + the verdict that let it. Connection tracking's events tell it.
+The label of a connection (host's order): 0, source identity, destination identity, as they were when it was judged
+first; bits of it are never taken away. Its mark: that it was let through (the highest bit), under which generation,
+and (the lowest three) 1 + the verdict that let it.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from dataclasses import dataclass
 
 from casemate.host import nft_expressions as e
 from casemate.host.nft_netlink import Batch
+from casemate.network.firewall import again
 from casemate.network.firewall.kept import Marks
 from casemate.network.firewall.kept import marks as marks_of_kept
 from casemate.network.firewall.sets import ALLOW, AUDIT, PAIR, REFER
@@ -48,6 +51,8 @@ _HOLD_PRIORITY = -90
 #: Before the filter chains (0) of others and of our other table.
 _POD_PRIORITY = -5
 _RATE_FORGET_MS = 60_000
+#: Of a connection's mark: it was let through. Generations have the 28 bits below it.
+_LET, LAST_GENERATION = 1 << 31, (1 << 28) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +100,15 @@ def add_table(batch: Batch, spec: TableSpec) -> None:
     batch.new_chain("output", kind="filter", hook=_OUTPUT, priority=_POD_PRIORITY)
     batch.new_chain("relayed", kind="filter", hook=_OUTPUT, priority=_POD_PRIORITY)
     for chain, rules in (
-        _guard(spec) | _hold(spec) | _pod(spec) | _judge() | _find(spec) | _verdicts() | _refer(spec) | _deny(spec)
+        _guard(spec)
+        | _hold(spec)
+        | _pod(spec)
+        | _judge()
+        | again.chains(spec.pool)
+        | _find(spec)
+        | _verdicts()
+        | _refer(spec)
+        | _deny(spec)
     ).items():
         for rule in rules:
             batch.new_rule(chain, rule)
@@ -104,7 +117,7 @@ def add_table(batch: Batch, spec: TableSpec) -> None:
 PLAIN_CHAINS = (
     "deny", "passed", "allow", "audit", "audited", "refer", "hold",
     "verdict", "port_verdict", "icmp_verdict", "other_verdict", "find4", "find6",
-    "judge", "decide", "pod", "switch", "to_host", "fresh4", "guard4",
+    "judge", "decide", "pod", "switch", "to_host", "fresh4", "guard4", *again.CHAINS,
 )  # fmt: skip
 BASE_CHAINS = ("guard", "pre", "forward", "input", "output", "relayed")
 #: Chains whose rules have the generation in them.
@@ -115,25 +128,36 @@ HOLD_CHAINS = ("pre", "output")
 
 def add_switch(batch: Batch, generation: int) -> None:
     """The rules that know the *generation*; 0: no policy is in force, everything passes. The chains must be empty."""
-    known = _label_word(2, generation) if generation else e.state(e.STATE_ESTABLISHED | e.STATE_RELATED)
+    known = _let_through(generation) if generation else e.state(e.STATE_ESTABLISHED | e.STATE_RELATED)
     batch.new_rule("switch", known + e.verdict(e.ACCEPT))
     batch.new_rule("switch", e.verdict(e.GOTO, "pod"))
     batch.new_rule("decide", e.verdict(e.GOTO, "judge") if generation else e.verdict(e.ACCEPT))
     for chain, counter, verdict in (
         ("allow", "allowed", ALLOW), ("audited", "audited", AUDIT), ("passed", "answered", REFER),
     ):  # fmt: skip
-        label = struct.pack("=II", generation, 1 + verdict)
-        rule = e.tracked(e.CT_LABELS, 0) + e.immediate(2, label) + e.set_labels(0)
-        batch.new_rule(chain, rule + counted(counter, e.ACCEPT))
+        mark = _LET | (generation & LAST_GENERATION) << 3 | (1 + verdict)
+        batch.new_rule(chain, e.set_connection_mark(mark) + counted(counter, e.ACCEPT))
 
 
-def _label_word(number: int, wanted: int) -> bytes:
-    """Goes on where the word *number* of the connection's label is *wanted*; as a mask, which nft(8) can list."""
-    words = [0, 0, 0, 0]
-    words[number] = wanted
-    only = [0, 0, 0, 0]
-    only[number] = 0xFFFFFFFF
-    return e.tracked(e.CT_LABELS, 0) + e.masked(0, struct.pack("=4I", *only), struct.pack("=4I", *words))
+def _let_through(generation: int) -> bytes:
+    """Goes on where the connection was let through under *generation*."""
+    wanted = _LET | (generation & LAST_GENERATION) << 3
+    return e.tracked(e.CT_MARK, 0) + e.masked(0, struct.pack("=I", 0xFFFFFFF8), struct.pack("=I", wanted))
+
+
+def _let_by(verdict: int) -> bytes:
+    """Goes on where the connection was let through by *verdict*, under whatever generation."""
+    return e.tracked(e.CT_MARK, 0) + e.masked(0, struct.pack("=I", _LET | 7), struct.pack("=I", _LET | (1 + verdict)))
+
+
+def _only(word: int) -> bytes:
+    """A mask of the label's *word* alone."""
+    return bytes(4 * word) + b"\xff\xff\xff\xff" + bytes(12 - 4 * word)
+
+
+def _unlabelled() -> bytes:
+    """Goes on where nobody's identity is in the connection's label yet."""
+    return e.tracked(e.CT_LABELS, 0) + e.masked(0, _only(1), bytes(16))
 
 
 def _ours(key: int, prefix: str) -> bytes:
@@ -246,8 +270,10 @@ def _judge() -> dict[str, list[bytes]]:
             icmp_answer + e.protocol(_ICMP6) + e.verdict(e.ACCEPT),
             e.state(e.STATE_NEW) + e.protocol(_TCP) + e.payload(e.TRANSPORT, 13, 1, 0)
             + e.masked(0, b"\x17", b"\x02", e.NEQ) + e.count("stale") + e.reject_reset(),
-            e.meta(e.META_NFPROTO, 0) + e.compare(0, bytes([_V4])) + e.verdict(e.JUMP, "find4"),
-            e.meta(e.META_NFPROTO, 0) + e.compare(0, bytes([_V6])) + e.verdict(e.JUMP, "find6"),
+            e.meta(e.META_NFPROTO, 0) + e.compare(0, bytes([_V4])) + _unlabelled() + e.verdict(e.JUMP, "find4"),
+            e.meta(e.META_NFPROTO, 0) + e.compare(0, bytes([_V4])) + e.verdict(e.GOTO, "again"),
+            # IPv6 connections that were judged once are not judged again: no pod has an IPv6 address today.
+            e.meta(e.META_NFPROTO, 0) + e.compare(0, bytes([_V6])) + _unlabelled() + e.verdict(e.JUMP, "find6"),
             e.verdict(e.GOTO, "deny"),
         ],
     }  # fmt: skip
@@ -256,10 +282,10 @@ def _judge() -> dict[str, list[bytes]]:
 def _find(spec: TableSpec) -> dict[str, list[bytes]]:
     """Both identities into the label: a rule for each way of finding them, the first that finds both holds.
 
-    Registers: 0 source identity, 1 destination identity, 2 generation, 3 what let it through before; addresses from 4.
+    Registers: 0 to 3 the label (0, source identity, destination identity, 0); addresses from 4.
     """
-    begin = e.tracked(e.CT_LABELS, 0)
-    end = e.immediate(2, bytes(4)) + e.set_labels(0) + e.verdict(e.GOTO, "verdict")
+    begin = e.immediate(0, bytes(16))
+    end = e.add_labels(0) + e.verdict(e.GOTO, "verdict")
     pool, netmask = spec.pool.network_address.packed, spec.pool.netmask.packed
 
     def outside(at: int) -> bytes:
@@ -272,20 +298,18 @@ def _find(spec: TableSpec) -> dict[str, list[bytes]]:
     zero3, zero7 = e.immediate(3, bytes(4)), e.immediate(7, bytes(4))
     return {
         "find4": [
-            begin + source4 + destination4 + e.lookup("exact4", 5, into=0) + e.lookup("exact4", 6, into=1) + end,
-            begin + source4 + destination4 + e.lookup("viewed4", 5, into=1) + e.lookup("exact4", 5, into=0) + end,
-            begin + source4 + e.lookup("exact4", 5, into=0) + world4 + e.tracked(e.CT_SRC_IP, 8, e.REPLY) + outside(8)
-            + e.lookup("world4", 7, into=1) + end,
-            begin + destination4 + e.lookup("exact4", 6, into=1) + world4 + e.tracked(e.CT_SRC_IP, 8, e.ORIGINAL)
-            + outside(8) + e.lookup("world4", 7, into=0) + end,
+            begin + source4 + destination4 + e.lookup("exact4", 5, into=1) + e.lookup("exact4", 6, into=2) + end,
+            begin + source4 + destination4 + e.lookup("viewed4", 5, into=2) + e.lookup("exact4", 5, into=1) + end,
+            begin + source4 + e.lookup("exact4", 5, into=1) + world4 + e.tracked(e.CT_SRC_IP, 8, e.REPLY) + outside(8)
+            + e.lookup("world4", 7, into=2) + end,
+            begin + destination4 + e.lookup("exact4", 6, into=2) + world4 + e.tracked(e.CT_SRC_IP, 8, e.ORIGINAL)
+            + outside(8) + e.lookup("world4", 7, into=1) + end,
         ],
-        # No room for the old verdict beside two addresses of 16 bytes: an answered connection is referred again when
-        # the generation changes.
         "find6": [
-            both6 + e.lookup("exact6", 4, into=0) + e.lookup("exact6", 8, into=1) + zero3 + end,
-            both6 + e.lookup("viewed6", 4, into=1) + e.lookup("exact6", 4, into=0) + zero3 + end,
-            both6 + e.lookup("exact6", 4, into=0) + zero7 + e.lookup("world6", 7, into=1) + zero3 + end,
-            both6 + e.lookup("exact6", 8, into=1) + zero3 + e.lookup("world6", 3, into=0) + zero3 + end,
+            begin + both6 + e.lookup("exact6", 4, into=1) + e.lookup("exact6", 8, into=2) + end,
+            begin + both6 + e.lookup("viewed6", 4, into=2) + e.lookup("exact6", 4, into=1) + end,
+            begin + both6 + e.lookup("exact6", 4, into=1) + zero7 + e.lookup("world6", 7, into=2) + end,
+            begin + both6 + e.lookup("exact6", 8, into=2) + zero3 + e.lookup("world6", 3, into=1) + end,
         ],
     }  # fmt: skip
 
@@ -293,9 +317,9 @@ def _find(spec: TableSpec) -> dict[str, list[bytes]]:
 def _verdicts() -> dict[str, list[bytes]]:
     """The verdict of the pair in the label: by port, interval, pair; then the same of the bases of both.
 
-    Registers: the label from 8 on; the key 3 to 7 (0, source, destination, protocol, port). The 0 before a key is there
-    for nft(8): where a key begins with what a lookup gave, it ends with an assertion, and with it whoever lists the
-    host's ruleset; a constant that is written over in part it takes.
+    Registers: the label from 12 on; the key 3 to 7 (0, source, destination, protocol, port). The 0 before a key is
+    there for nft(8): where a key begins with what a lookup gave, it ends with an assertion, and with it whoever lists
+    the host's ruleset; a constant (of 16 bytes) that is written over in part it takes.
     """
     chains: dict[str, list[bytes]] = {
         "verdict": [
@@ -304,12 +328,11 @@ def _verdicts() -> dict[str, list[bytes]]:
             e.verdict(e.GOTO, "other_verdict"),
         ]
     }
-    pad = e.immediate(3, bytes(4))
-    pair = pad + e.tracked(e.CT_LABELS, 4)
+    pair = e.tracked(e.CT_LABELS, 3)
     # A key cannot begin in the middle of the label: masked, the whole of it is the key.
-    destination = e.mask(8, struct.pack("=4I", 0, 0xFFFFFFFF, 0, 0))
     bases = (
-        e.tracked(e.CT_LABELS, 8) + e.immediate(3, bytes(16)) + e.lookup("egress", 8, into=4) + destination
+        e.tracked(e.CT_LABELS, 12) + e.immediate(3, bytes(16))
+        + e.mask(12, _only(1), 8) + e.lookup("egress", 8, into=4) + e.mask(12, _only(2), 8)
         + e.lookup("ingress", 8, into=5)
     )  # fmt: skip
     rest = e.immediate(6, bytes([PAIR, 0, 0, 0])) + e.immediate(7, bytes(4))
@@ -340,7 +363,7 @@ def _refer(spec: TableSpec) -> dict[str, list[bytes]]:
     ends4 = e.tracked(e.CT_SRC_IP, 4, e.ORIGINAL) + e.tracked(e.CT_SRC_IP, 5, e.REPLY)
     ends6 = e.tracked(e.CT_SRC_IP6, 4, e.ORIGINAL) + e.tracked(e.CT_SRC_IP6, 8, e.REPLY)
     rules = [
-        _label_word(3, 1 + REFER) + e.verdict(e.GOTO, "passed"),
+        _let_by(REFER) + e.verdict(e.GOTO, "passed"),
     ]
     for family, ends, at, name, icmp_number in (
         (v4, ends4, 6, "answers4", _ICMP), (v6, ends6, 12, "answers6", _ICMP6),

@@ -9,8 +9,8 @@ world4, world6        0 . interval of addresses                   identity
 port                  0 . source . destination . protocol . port  verdict
 range                 the same, an interval of ports              verdict
 port, protocol 255    the same                                    verdict for the rest of the port space
-egress                identity                                    the base that is asked where the pair has nothing
-ingress               0 . identity . 0 . 0                        the same, of the destination
+egress                0 . identity . 0 . 0                        the base that is asked where the pair has nothing
+ingress               0 . 0 . identity . 0                        the same, of the destination
 answers4, answers6    addresses . protocol . port (timed)         answers to referrals
 verdicts, given       0 . verdict, by number                      the chain of that verdict (of an answer)
 held4, held6          addresses whose new connections wait
@@ -61,7 +61,7 @@ IDENTITY_SETS: tuple[SetSpec, ...] = (
     SetSpec("world6", (_IDENTITY, (_IPV6, 16)), data=_IDENTITY, interval=True),
     SetSpec("port", _PLACE, data=_IDENTITY),
     SetSpec("range", _PLACE, data=_IDENTITY, interval=True),
-    SetSpec("egress", (_IDENTITY,), data=_IDENTITY),
+    SetSpec("egress", (_IDENTITY,) * 4, data=_IDENTITY),
     SetSpec("ingress", (_IDENTITY,) * 4, data=_IDENTITY),
 )
 OTHER_SETS: tuple[SetSpec, ...] = (
@@ -127,8 +127,8 @@ def base_rows(number: int, egress: int, ingress: int) -> tuple[Row, Row]:
     """The two elements of one identity's bases."""
     key = _identity(number)
     return (
-        Row("egress", element(key, data=value(_identity(egress)))),
-        Row("ingress", element(bytes(4) + key + bytes(8), data=value(_identity(ingress)))),
+        Row("egress", element(bytes(4) + key + bytes(8), data=value(_identity(egress)))),
+        Row("ingress", element(bytes(8) + key + bytes(4), data=value(_identity(ingress)))),
     )
 
 

@@ -8,6 +8,7 @@ declared safe for it, what was asked and not answered is kept, and sent to the n
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import select
 import socket
 import struct
@@ -20,6 +21,8 @@ IN, OUT, GONE = select.EPOLLIN, select.EPOLLOUT, select.EPOLLHUP | select.EPOLLE
 WAITING, OPENING, OPEN, PARKED, OVER = range(5)
 #: An answer is taken to be whole when the pod has said nothing for so long.
 QUIET_S = 0.05
+#: A connection whose last answer may have been cut off is reset when its client says nothing for so long.
+DOUBT_S = 5.0
 #: What one connection may have asked and still be asked again.
 MAX_REPLAY_BYTES = 256 << 10
 _NO_LINGER, _LINGER = struct.pack("=ii", 1, 0), struct.pack("=ii", 0, 0)
@@ -45,6 +48,7 @@ class Loop(Protocol):
 
     def keep_bytes(self, count: int) -> bool:
         """Account for *count* more (or, below 0, fewer) bytes kept; False when there is no room."""
+        ...
 
     def over(self, pair: Pair) -> None:
         """The pair has ended."""
@@ -60,10 +64,17 @@ def prepare(one: socket.socket) -> None:
         one.setsockopt(socket.IPPROTO_TCP, name, number)
 
 
+_connect = ctypes.CDLL(None).connect
+#: connect(2): an address of family AF_UNSPEC dissolves the association.
+_NOWHERE = bytes(16)
+
+
 def reset(one: socket.socket) -> None:
-    """Close with a reset (RFC 9293, 3.10.4): the peer must not take it for an end."""
-    with contextlib.suppress(OSError):
-        one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+    """Close with a reset (RFC 9293, 3.10.4): the peer must not take it for an end.
+
+    At once, though its descriptor may be on its way to hostd, where closing alone would change nothing.
+    """
+    _connect(one.fileno(), _NOWHERE, len(_NOWHERE))
     one.close()
 
 
@@ -77,8 +88,11 @@ def _end(one: socket.socket) -> None:
 class Pair:
     """*own* is the pod's address and port, *peer* the client's; *replay*: whether its port is safe for it."""
 
-    __slots__ = ("_loop", "_masks", "answered_at", "asked", "client", "client_eof", "held", "own", "peer", "pod",
-                 "pod_eof", "replay", "replayed", "state", "to_client", "to_pod", "unanswered")  # fmt: skip
+    __slots__ = (
+        "_loop", "_masks", "answered_at", "asked", "client", "client_eof", "doubt_until", "held", "is_doubtful", "own",
+        "peer", "pod", "pod_eof", "replay", "replayed", "state", "stopping", "to_client", "to_pod", "unanswered",
+        "was_reset",
+    )  # fmt: skip
 
     def __init__(self, loop: Loop, client: socket.socket, peer: Address, own: Address, *, replay: bool) -> None:
         self._loop = loop
@@ -86,6 +100,8 @@ class Pair:
         self.client, self.peer, self.own, self.replay = client, peer, own, replay
         self.pod: socket.socket | None = None
         self.state = WAITING
+        self.is_doubtful = self.stopping = self.was_reset = False
+        self.doubt_until = 0.0
         self.held = self.asked = self.client_eof = self.pod_eof = self.replayed = False
         self.answered_at = float("-inf")
         self.to_pod, self.to_client = bytearray(), bytearray()
@@ -164,6 +180,7 @@ class Pair:
             self._pass_ends()
             return
         self.asked = True
+        self.is_doubtful, self.doubt_until = False, 0.0
         if self.replay:
             self._remember(buffer[:count])
         assert self.pod is not None
@@ -287,6 +304,8 @@ class Pair:
 
     def _opened(self) -> None:
         self.state = OPEN
+        if self.is_doubtful:
+            self.doubt_until = self._loop.now + DOUBT_S
         if self.asked and self.unanswered:
             self.replayed = True
             self.to_pod += self.unanswered
@@ -295,20 +314,22 @@ class Pair:
             self._pass_ends()
 
     def _pod_ended(self, *, was_reset: bool) -> None:
-        if self.held and self._may_move():
+        if self.stopping and self._may_move():
+            self.is_doubtful = not self.asked and not self.is_quiet
             self._park()
-            return
-        if was_reset or (self.held and self.asked):
+        elif was_reset or (self.stopping and self.asked):
             self.reset()
-            return
-        self.pod_eof = True
-        self._pass_ends()
+        else:
+            self.pod_eof = True
+            self._pass_ends()
 
     def _may_move(self) -> bool:
-        """Whether another process of the pod can take over: nothing is under way, or it can be asked again."""
-        if self.asked:
-            return self.replay and bool(self.unanswered)
-        return not self.to_client and self._loop.now - self.answered_at >= QUIET_S
+        """Whether another process of the pod can take over: what was asked is answered, or can be asked again.
+
+        Whether an answer was whole nobody here can know, where the process that gave it ended at once; see
+        :data:`DOUBT_S`.
+        """
+        return not self.asked or (self.replay and bool(self.unanswered))
 
     def _park(self) -> None:
         self._close_pod()
@@ -332,6 +353,10 @@ class Pair:
             return not self.asked
         return not self.asked and not self.to_client and self._loop.now - self.answered_at >= QUIET_S
 
+    def stop(self) -> None:
+        """From now on an end of the pod's side is its process's, and not meant for the client."""
+        self.stopping = True
+
     def hold(self) -> None:
         """Take nothing more from the client; answers come to their end."""
         self.held = True
@@ -348,11 +373,12 @@ class Pair:
 
     def resume(self, *, anew: bool) -> None:
         """Go on, with a new connection where there is none (*anew*: in any case); ended where that cannot be."""
-        self.held = False
+        self.held = self.stopping = False
         if self.state == OPEN and anew:
             if not self._may_move():
                 self.reset()
                 return
+            self.is_doubtful = not self.asked and not self.is_quiet
             self._park()
         if self.state == PARKED:
             self.state = WAITING
@@ -369,7 +395,7 @@ class Pair:
     def _close(self, *, with_reset: bool) -> None:
         if self.state == OVER:
             return
-        self.state = OVER
+        self.state, self.was_reset = OVER, with_reset
         self._forget()
         self._loop.unwatch(self.client.fileno())
         if with_reset:

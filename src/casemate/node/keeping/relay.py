@@ -22,7 +22,7 @@ from typing import TypeVar
 
 from casemate.hostd.protocol_keeping import RELAY_ANSWER, RELAY_REQUEST
 from casemate.node.keeping import wire
-from casemate.node.keeping.pair import OPEN, WAITING, Pair, prepare, reset
+from casemate.node.keeping.pair import OPEN, OVER, WAITING, Pair, prepare, reset
 from casemate.node.keeping.wire import Address
 
 #: Connections of all pods, to one port, and of one client to one port.
@@ -92,6 +92,13 @@ class Relay:
         while not self.ended:
             self.turn(self._patience())
 
+    def close(self) -> None:
+        """Give up what is listened to; connections are their own."""
+        for one in (self._listener, self._hostd):
+            if one is not None:
+                one.close()
+        self._epoll.close()
+
     def turn(self, patience_s: float) -> None:
         """Wait for events, at most so long, and do what is due."""
         events = self._epoll.poll(patience_s, _EVENTS_A_TURN)
@@ -154,6 +161,8 @@ class Relay:
                 self._cut(message)
             case wire.Ask():
                 self._tell_connected()
+            case _:
+                raise TypeError(type(message).__name__)
 
     def _keep(self, kept: dict[Address, bool]) -> None:
         gone = self._kept.keys() - kept.keys()
@@ -218,7 +227,8 @@ class Relay:
         self._of_port[own] += 1
         self._of_client[of_client] += 1
         self._of_pod.setdefault(own[0], set()).add(pair)
-        if own[0] in self._holds:
+        hold = self._holds.get(own[0])
+        if hold is not None and hold.resuming is None:
             pair.hold()
         self.ask_for_pod(pair)
 
@@ -323,7 +333,6 @@ class Relay:
             self._tell(wire.Resumed(message.address, 0, 0, len(pairs)))
             return
         hold.drain_until, hold.resuming, self._next_timers = 0.0, set(pairs), 0.0
-        # New connections do not wait any more.
         for pair in pairs:
             pair.replayed = False
             pair.resume(anew=message.anew)
@@ -342,6 +351,8 @@ class Relay:
                 busy = sum(not pair.is_quiet for pair in pairs)
                 if not busy or self.now >= hold.drain_until:
                     hold.drain_until = 0.0
+                    for pair in pairs:
+                        pair.stop()
                     self._tell(wire.Drained(address, len(pairs) - busy, busy))
         for number in [one for one, (_, until) in self._asked.items() if until <= self.now]:
             pair, _ = self._asked.pop(number)
@@ -349,6 +360,8 @@ class Relay:
                 self.counted["failed"] += 1
                 pair.failed()
         self._ask()
+        for pair in [one for one in self.pairs if 0 < one.doubt_until <= self.now]:
+            self._reset(pair)
         if self.now >= self._next_tell:
             self._next_tell = self.now + _TELL_S
             self.tell_state()
@@ -356,7 +369,7 @@ class Relay:
     def _look_at_resuming(self, address: str, hold: _Hold) -> None:
         assert hold.resuming is not None
         for pair in list(hold.resuming):
-            if pair.state == OPEN:
+            if pair.state == OPEN or (pair.state == OVER and not pair.was_reset):
                 hold.resumed += 1
                 hold.replayed += pair.replayed
             elif pair in self.pairs and self.now < hold.until:

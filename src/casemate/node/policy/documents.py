@@ -126,7 +126,20 @@ def _changes(policy: Policy, read: list[Document], *, whole: bool) -> _Change:
     return _Change(tuple(put), tuple(drop), tuple(told), before)
 
 
+def _values(value: object, most: int = MAX_DIFF_LINES) -> int:
+    """How many values are within *value*, counted to little more than *most*: each is a line at least."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    count = 1
+    for one in inner:
+        count += _values(one, most - count)
+        if count > most:
+            break
+    return count
+
+
 def _diff(key: str, old: Document | None, new: Document | None) -> str:
+    if any(one and _values(one.value) > MAX_DIFF_LINES for one in (old, new)):
+        return f"more than {MAX_DIFF_LINES} lines: too long to show"
     before, after = (text_of(one.value).splitlines() if one else [] for one in (old, new))
     if len(before) + len(after) > MAX_DIFF_LINES:
         return f"{len(before)} lines before, {len(after)} now: too long to show"

@@ -13,6 +13,7 @@ import sys
 import msgspec
 
 from casemate.host.programs import run
+from casemate.node.policy.bulk import bulk
 from casemate.policy.errors import PolicyInvalid, PolicyTooLarge
 from casemate.policy.locate import line_of
 from casemate.policy.parse import Document, read_documents
@@ -36,8 +37,16 @@ async def read_text(data: bytes, origin: str = "policy") -> list[Document]:
         raise PolicyTooLarge(f"{origin} has {len(data)} bytes, allowed are {MAX_BYTES}")
     if len(data) <= TINY_BYTES:
         return _read(data, None, origin)
-    values = None if len(data) <= SMALL_BYTES else await _decoded(data, origin)
-    return await asyncio.to_thread(_read, data, values, origin)
+    if len(data) <= SMALL_BYTES:
+        return await asyncio.to_thread(_read, data, None, origin)
+    answer = await _decoded(data, origin)
+    return await asyncio.to_thread(_read_much, data, answer, origin)
+
+
+def _read_much(data: bytes, answer: bytes, origin: str) -> list[Document]:
+    """The documents of *data*, as the child's *answer* has them."""
+    with bulk():
+        return _read(data, _values(answer), origin)
 
 
 def _read(data: bytes, values: list[object] | None, origin: str) -> list[Document]:
@@ -53,8 +62,8 @@ def _read(data: bytes, values: list[object] | None, origin: str) -> list[Documen
         raise type(error)(detail, remedy=error.instance_remedy, path=str(path), line=line) from error
 
 
-async def _decoded(data: bytes, origin: str) -> list[object]:
-    """The values of the documents, decoded by a child that may use little."""
+async def _decoded(data: bytes, origin: str) -> bytes:
+    """The answer of a child that decodes the documents and may use little."""
     argv = [sys.executable, "-I", "-c", _CHILD, *sys.path, origin]
     try:
         done = await run(
@@ -65,7 +74,11 @@ async def _decoded(data: bytes, origin: str) -> list[object]:
         raise PolicyTooLarge(f"{origin}: reading it takes longer than {CHILD_TIMEOUT_S:g} s") from error
     if done.returncode or done.truncated:
         raise PolicyTooLarge(f"{origin}: reading it takes more memory or time than is allowed ({done.returncode})")
-    answer = msgspec.json.decode(done.stdout)
+    return done.stdout
+
+
+def _values(data: bytes) -> list[object]:
+    answer = msgspec.json.decode(data)
     if not isinstance(answer, dict):
         raise ProgramFailed("the reader of policy documents answered nonsense")
     if "problem" in answer:

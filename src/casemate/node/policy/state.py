@@ -16,6 +16,7 @@ from typing import TypeVar
 from casemate.node.database import Database
 from casemate.node.firewall import Firewall
 from casemate.node.policy import endpoints, store
+from casemate.node.policy.bulk import bulk
 from casemate.node.policy.endpoints import Workload
 from casemate.node.policy.ruleset import Passage, effective, patched, wall_labels
 from casemate.policy.errors import PolicyInvalid
@@ -70,6 +71,8 @@ class Policy:
         self.broken = ""
         self._allocation: Allocation = NOBODY
         self._loaded = False
+        #: Whether a change of documents has reached the planner: what is refused before leaves it as it is.
+        self._in_step = False
         #: Told after each change of what holds (flows, time windows).
         self.changed: list[Callable[[], None]] = []
 
@@ -175,7 +178,7 @@ class Policy:
             self.planner = None
             return
         ends, rules, allocation = self.ends(), self.rules, self._allocation
-        planner = await asyncio.to_thread(lambda: Planner(rules, ends, allocation=allocation))
+        planner = await asyncio.to_thread(_planner, rules, ends, allocation)
         self.planner = planner
         await self._keep_numbers()
 
@@ -349,8 +352,11 @@ class Policy:
             result = await self._db.write(written)
         except BaseException:
             self.documents, self._policies, self.walls, self.rules, self.own = before
-            await self._rebuild()
+            if self._in_step:
+                await self._rebuild()
             raise
+        finally:
+            self._in_step = False
         self.rows = rows()
         if any(one.parsed.triggers for one in (*touched, *new.values())):
             self.triggers = _triggers(documents.values())
@@ -370,18 +376,21 @@ class Policy:
         self.documents = documents
         if patch is not None and planner is not None and self.active:
             # A few rules take less than a hop to another thread does.
+            self._in_step = True
             transaction = planner.replace_rules(patch.rules, differ=(patch.removed, patch.added))
             self._policies, self.rules, self.own = None, patch.rules, patch.own
             return transaction
-        policies = await asyncio.to_thread(together, list(documents.values()))
+        policies = await asyncio.to_thread(_together, list(documents.values()))
         same_walls = self.walls == policies.walls
         self._set_policies(policies)
         if planner is None or not self.active or not same_walls:
             # From or to no policy at all, or who is in which wall has changed: all of it in one replacement.
+            self._in_step = True
             await self._rebuild()
-            return self.planner.whole() if self.planner else _NOTHING
+            return self.planner.start if self.planner else _NOTHING
         rules, own = await asyncio.to_thread(self.worked_out, policies)
-        transaction = await asyncio.to_thread(planner.replace_rules, rules)
+        self._in_step = True
+        transaction = await asyncio.to_thread(_replanned, planner, rules)
         self.rules, self.own = rules, own
         return transaction
 
@@ -400,7 +409,7 @@ class Policy:
             return
         if rules == self.rules:
             return
-        transaction = await asyncio.to_thread(planner.replace_rules, rules, reason)
+        transaction = await asyncio.to_thread(_replanned, planner, rules, reason)
         self.rules, self.own = rules, own
         await self._keep_numbers()
         await self._commit(transaction)
@@ -421,6 +430,21 @@ class Policy:
         workload = self.workloads.get(pod)
         if workload is not None and workload.made:
             await self._put(pod)
+
+
+def _planner(rules: RuleSet, ends: list[Endpoint], allocation: Allocation) -> Planner:
+    with bulk():
+        return Planner(rules, ends, allocation=allocation)
+
+
+def _together(documents: list[Document]) -> Policies:
+    with bulk():
+        return together(documents)
+
+
+def _replanned(planner: Planner, rules: RuleSet, reason: str = "policy") -> Transaction:
+    with bulk():
+        return planner.replace_rules(rules, reason)
 
 
 def without(held: dict[str, T], gone: Iterable[str]) -> dict[str, T]:

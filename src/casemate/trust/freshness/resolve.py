@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -179,7 +179,7 @@ def _still_holds(signed: Signed, name: str, now: datetime) -> None:
 
 
 @contextlib.contextmanager
-def _told(about: str, now: datetime) -> Iterator[None]:
+def _told(about: str, now: datetime) -> Generator[None]:
     """What tuf raises within, as errors of ours; *about* stands before each."""
     try:
         from tuf.api import exceptions  # noqa: PLC0415 - lazily

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import struct
 from collections.abc import Callable
 from typing import Any
@@ -147,6 +148,7 @@ def test_bad_documents_change_nothing(play: Callable[..., None]) -> None:
             with pytest.raises(error, match=word):
                 await site.apply(text)
         assert site.core.policy.documents == before
+        assert site.core.policy.state().enforced, "what is refused before it is planned costs no replacement"
 
     play(scene)
 
@@ -160,6 +162,8 @@ def test_a_large_document_is_read_by_a_child(play: Callable[..., None]) -> None:
         assert len(rules) > 256 << 10
         done = await site.apply(SHOP.replace(b"metadata: {name: shop}", b"metadata: {name: big}") + rules)
         assert done.changes[0].key == "Policy/default/big"
+        assert done.changes[0].diff == "more than 2000 lines: too long to show"
+        assert gc.isenabled()
         assert len(site.core.policy.rules.rules) == 8003
 
     play(scene)
