@@ -81,7 +81,7 @@ class Transport:
 
     def ask(self, method: str, path: str, query: Pairs = (), body: bytes | None = None) -> bytes:
         """The whole answer."""
-        with self.send(method, path, query, body) as response:
+        with self.send(method, path, query, body) as response, _whole(method, path):
             data = response.read(MAX_ANSWER_BYTES + 1)
         if len(data) > MAX_ANSWER_BYTES:
             raise ApiBroken(f"{method} {path} answers more than {MAX_ANSWER_BYTES} bytes")
@@ -92,8 +92,21 @@ class Transport:
     ) -> Iterator[bytes]:
         """The answer piece by piece, as it comes."""
         with self.send(method, path, query, body) as response:
-            while data := response.read1(64 << 10):
+            while True:
+                with _whole(method, path):
+                    data = response.read1(64 << 10)
+                if not data:
+                    return
                 yield data
+
+
+@contextlib.contextmanager
+def _whole(method: str, path: str) -> Iterator[None]:
+    """A daemon that goes away in the middle of its answer is away."""
+    try:
+        yield
+    except (OSError, http.client.HTTPException) as error:
+        raise ApiAway(f"{method} {path}: the answer broke off: {type(error).__name__}") from error
 
 
 def _problem(response: http.client.HTTPResponse) -> ApiError:

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 from tests.integration.daemons import SOURCE
-from tests.integration.trust.conftest import Casemate, another_casemated
+from tests.integration.trust.conftest import Casemate, another_casemated, debian_tar, imported, tracker
 
+from casemate.sdk import ApiAway
 from casemate.trust.feed.apply import import_feed, open_feed
 from casemate.trust.freshness.resolve import (
     FreshnessExpired,
@@ -33,14 +34,24 @@ kind: TrustPolicy
 metadata: {name: NAME}
 spec: {rules: [{name: r-NAME, prefix: NAME.example}]}
 """
-#: casemated that kills itself in an application of the policy: in the transaction, or when it is stored.
+#: casemated that kills itself in an application of the policy (in the transaction, or when it is stored), or when an
+#: image that was taken in is to be handed to hostd, or has been.
 DYING = """
 import os, signal, sys
 from casemate.api import daemon
+from casemate.node import images
 from casemate.node.trust import policies, state
 def die(*words, **named):
     os.kill(os.getpid(), signal.SIGKILL)
-if sys.argv[1] == "transaction":
+if sys.argv[1].startswith("adopt"):
+    adopt = images.adopt
+    async def dying(*words):
+        if sys.argv[1] == "adopt-before":
+            die()
+        await adopt(*words)
+        die()
+    images.adopt = dying
+elif sys.argv[1] == "transaction":
     policies.audit.append = die
 else:
     real = state.TrustState.change
@@ -75,6 +86,31 @@ def test_a_policy_is_applied_as_a_whole_or_not_at_all(casemate: Casemate, tmp_pa
     assert documents(casemate) == ["old", "one", "two"]
     for name in documents(casemate):
         casemate.run("trust", "policy", "rm", name)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("step", ["adopt-before", "adopt-after"])
+def test_an_image_that_was_taken_in_has_its_package_list(casemate: Casemate, tmp_path: Path, step: str) -> None:
+    """The list is made while the layer is converted: it is there whenever the image is."""
+    pytest.importorskip("cvss", reason="missing: cvss")
+    today = datetime.now(UTC).date().isoformat()
+    casemate.run("feed", "import", "debian-tracker", str(tracker(tmp_path)), "--date", today)
+    another_casemated(casemate, DYING, step)
+    process = casemate.daemons.processes["casemated"]
+    with contextlib.suppress(ApiAway):
+        imported(casemate, "killed", debian_tar(**{"etc/word": step.encode()}))
+    process.wait(WAIT_S)
+    assert process.returncode == -signal.SIGKILL
+    del casemate.daemons.processes["casemated"]
+    casemate.daemons.start()
+    if casemate.ended("image", "inspect", "killed").returncode:
+        imported(casemate, "killed", debian_tar(**{"etc/word": step.encode()}))
+    found = casemate.json("image", "scan", "killed")
+    assert found["whole"]  # type: ignore[index,call-overload]
+    assert found["packages"] == 3  # type: ignore[index,call-overload]
+    assert casemate.run("run", "--rm", "--network", "none", "killed", "echo", "yes") == "yes\n"
+    casemate.run("rmi", "-f", "killed")
+    casemate.run("feed", "rm", "debian-tracker")
 
 
 #: The command line, which kills itself at the file of that number: before it is written, half written, or after.
@@ -174,6 +210,7 @@ IMPORT = """
 import sys
 from datetime import date
 from pathlib import Path
+from casemate.sdk import ApiAway
 from casemate.trust.feed.apply import import_feed
 from casemate.trust.feed.model import FeedBusy
 sys.stdin.read(1)

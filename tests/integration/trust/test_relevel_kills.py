@@ -2,57 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from tests.integration.trust.conftest import TRACKER, Casemate, another_casemated, debian_tar, imported, tracker
+from tests.integration.trust.conftest import Casemate, debian_tar, imported
+from tests.integration.trust.relevel import Step, converges
 
 pytestmark = pytest.mark.root
 pytest.importorskip("cel", reason="missing: common-expression-language")
-WAIT_S = 60.0
-TODAY = datetime.now(UTC).date().isoformat()
-POLICY = """
-apiVersion: casemate/v1
-kind: TrustPolicy
-metadata: {name: test}
-spec:
-  rules:
-    - name: here
-      prefix: local
-      grades:
-        - {name: high, when: "findings.exists(f, f.severity == 'high')", then: raise, level: gvisor, running: restart}
-"""
-#: casemated that kills itself at one step of a restart at another level: before or after the function of that name.
-DYING = """
-import os, signal, sys
-from casemate.api import daemon
-from casemate.node import lifecycle
-from casemate.node.trust import actions
-place, when, name = {"actions": actions, "lifecycle": lifecycle}[sys.argv[1]], sys.argv[2], sys.argv[3]
-real = getattr(place, name)
-def die():
-    os.kill(os.getpid(), signal.SIGKILL)
-if name == "_clear":
-    def wrapped(*words):
-        real(*words)
-        die()  # in the middle of the transaction
-else:
-    async def wrapped(*words, **named):
-        if when == "before":
-            die()
-        if when == "during":
-            import asyncio
-            asyncio.get_running_loop().call_later(0.15, die)
-        found = await real(*words, **named)
-        die()
-        return found
-setattr(place, name, wrapped)
-sys.exit(daemon.main([]))
-"""
-STEPS = [
+STEPS: list[Step] = [
     ("lifecycle", "before", "stop_locked"),
     ("lifecycle", "during", "stop_locked"),
     ("lifecycle", "after", "stop_locked"),
@@ -79,57 +38,6 @@ def emptied(casemate: Casemate) -> Iterator[None]:
     casemate.ended("trust", "policy", "rm", "test")
 
 
-def summary(casemate: Casemate) -> dict[str, object]:
-    found = casemate.json("inspect", "one")
-    assert isinstance(found, list)
-    return dict(found[0]["summary"])
-
-
-def sandboxes(casemate: Casemate, id_: str) -> list[str]:
-    """The command lines of conmons of the container: of the old one, of the new one, of both or of none."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            words = path.read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if words[0].endswith(b"conmon") and id_.encode() in words:
-            found.append(path.parent.name)
-    return found
-
-
 @pytest.mark.parametrize("step", STEPS, ids=lambda step: f"{step[1]}-{step[2]}")
-def test_killed_at_a_step_it_converges(
-    casemate: Casemate, image: str, tmp_path: Path, step: tuple[str, str, str]
-) -> None:
-    repaired = {"openssl": {"CVE-2026-1001": TRACKER["openssl"]["CVE-2026-1001"]}}
-    words = ("feed", "import", "debian-tracker", "--date", TODAY, "--name", "debian")
-    casemate.run(*words, str(tracker(tmp_path, repaired)))
-    path = tmp_path / "policy.yaml"
-    path.write_text(POLICY)
-    casemate.run("trust", "policy", "apply", str(path))
-    # It does not hear TERM: the stop takes its second.
-    id_ = casemate.run(
-        "run", "-d", "--network", "none", "--stop-timeout", "1", "--name", "one", image, "sleep", "600"
-    ).strip()
-    assert summary(casemate)["level"] == "namespace"
-    another_casemated(casemate, DYING, *step)
-    process = casemate.daemons.processes["casemated"]
-    casemate.ended(*words, str(tracker(tmp_path)))
-    process.wait(WAIT_S)
-    assert process.returncode == -9, casemate.daemons.journal("casemated")[-3000:]
-    del casemate.daemons.processes["casemated"]
-    casemate.daemons.start()
-    deadline = time.monotonic() + WAIT_S
-    while True:
-        row = summary(casemate)
-        if (row["level"], row["status"]) == ("gvisor", "running"):
-            break
-        assert time.monotonic() < deadline, (row, casemate.daemons.journal("casemated")[-3000:])
-        time.sleep(0.2)
-    assert casemate.run("exec", "one", "echo", "there") == "there\n"
-    assert len(sandboxes(casemate, id_)) == 1
-    casemate.run("rm", "-f", "one")
-    assert not sandboxes(casemate, id_)
-    left = casemate.json("system", "prune", "--left-overs", "--dry-run")
-    assert not left["removed"], left  # type: ignore[index,call-overload]
+def test_killed_at_a_step_it_converges(casemate: Casemate, image: str, tmp_path: Path, step: Step) -> None:
+    converges(casemate, image, tmp_path, step, "gvisor")

@@ -101,3 +101,12 @@ def test_no_daemon(tmp_path: object) -> None:
         Client(Transport(f"{tmp_path}/none.sock")).version()
     assert isinstance(error.value, ApiAway)
     assert error.value.retryable
+
+
+def test_an_answer_that_breaks_off_is_told() -> None:
+    for ask in (lambda pair: pair.ask("GET", "/x"), lambda pair: list(pair.stream("GET", "/x"))):
+        pair = Pair()
+        pair.theirs.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n")
+        pair.theirs.shutdown(socket.SHUT_WR)
+        with pair.theirs, pytest.raises(ApiAway, match="broke off"):
+            ask(pair)

@@ -70,7 +70,7 @@ def scan(job: ScanJob) -> Answer:
         return Answer(text=page(found))
     from casemate.trust.report.sarif import sarif  # noqa: PLC0415 - only here
 
-    return Answer(text=_pretty(sarif(matched, judged.findings[:MAX_FINDINGS], job.digest, job.version)))
+    return Answer(text=_pretty(sarif(judged.findings[:MAX_FINDINGS], found.gaps, job.digest, job.version)))
 
 
 def _feed_for(job: ScanJob, contents: ImageContents) -> tuple[sqlite3.Connection, list[Source]]:

@@ -46,12 +46,19 @@ def _parse(path: str, content: Content, budget: Budget, depth: int) -> Iterator[
         elif member.name == "META-INF/MANIFEST.MF":
             manifest = member
     found = [package for pom in poms if (package := _from_pom(path, content, pom, budget))]
-    if not found and (package := _from_manifest(path, content, manifest, budget)):
-        found.append(package)
+    if (own := _from_manifest(path, content, manifest, budget)) and not any(_is_same(own, one) for one in found):
+        found.append(own)
     yield from found
     for member in inner:
         data = unpack(path, content, member, budget, _MAX_INNER_BYTES)
         yield from _parse(f"{path}!/{member.name}", Content(data), budget, depth + 1)
+
+
+def _is_same(own: Package, pom: Package) -> bool:
+    """Whether *pom* is the archive's own: of its name or version. Else it came along, shaded, and the manifest alone
+    says what the archive is (guice.jar has cglib's ``pom.properties``, and none of its own).
+    """
+    return own.version == pom.version or own.name.rpartition(":")[2] == pom.name.rpartition(":")[2]
 
 
 def _from_pom(path: str, content: Content, member: Member, budget: Budget) -> Package | None:
@@ -69,10 +76,21 @@ def _from_manifest(path: str, content: Content, member: Member | None, budget: B
         fields = dict(_MANIFEST_FIELD.findall(text.replace("\r\n", "\n").replace("\n ", "")))
     base = path.rpartition("/")[2].rpartition(".")[0]
     by_name = _FILE_NAME.match(base)
-    name = by_name["name"] if by_name else fields.get("Bundle-SymbolicName", "").partition(";")[0].strip()
+    symbolic = fields.get("Bundle-SymbolicName", "").partition(";")[0].strip()
+    name = by_name["name"] if by_name else base if symbolic else ""
     version = by_name["version"] if by_name else ""
     version = version or fields.get("Implementation-Version", "").strip() or fields.get("Bundle-Version", "").strip()
-    if not name or not version or " " in version or " " in name:
+    if not name or not version or " " in version or " " in name or " " in symbolic:
         return None
-    group = fields.get("Implementation-Vendor-Id", "").strip()
+    group = fields.get("Implementation-Vendor-Id", "").strip() or _group(symbolic, name)
     return make_package("maven", f"{group}:{name}" if group and " " not in group else name, version)
+
+
+def _group(symbolic: str, artifact: str) -> str:
+    """The group in a bundle's symbolic name, as maven-bundle-plugin makes it out of group and artifact; empty where it
+    could be either of two.
+    """
+    head, _, last = symbolic.rpartition(".")
+    if not head or last == artifact:  # G.A is what both G.A:A and G:A give
+        return ""
+    return head if artifact == f"{head.rpartition('.')[2]}-{last}" else symbolic

@@ -10,7 +10,7 @@ import msgspec
 from casemate.spec.errors import CasemateError
 
 #: Raise it whenever a parser changes what it finds: cached lists of other versions are made anew.
-SCANNER_VERSION = 1
+SCANNER_VERSION = 2
 
 #: As in package URLs (purl-spec, PURL-TYPES).
 PackageType = Literal["deb", "apk", "rpm", "pypi", "npm", "golang", "cargo", "maven", "gem", "composer"]

@@ -8,15 +8,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from casemate.spec.api.scan import ScanAnswer, ScanFinding
+from casemate.spec.api.scan import ScanAnswer, ScanFinding, ScanUpgrade
 
 #: A browser shows so many rows without pain; the JSON has all.
 MAX_ROWS = 5_000
+MAX_NAMES = 8
 _STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:75rem;padding:0 1rem;color:#1c2024}"
     "h1{font-size:1.5rem;margin:0 0 .2rem}h2{font-size:1.1rem;margin:2rem 0 .5rem}"
     "table{border-collapse:collapse;width:100%}th,td{text-align:left;padding:.3rem .6rem;border-bottom:1px solid #ddd;"
-    "vertical-align:top;overflow-wrap:anywhere}th{font-weight:600;background:#f4f5f6}"
+    "vertical-align:top;overflow-wrap:anywhere}th{white-space:nowrap;font-weight:600;background:#f4f5f6}"
     ".critical{color:#8a0917;font-weight:700}.high{color:#b3380a;font-weight:600}.medium{color:#7a5b00}.low{color:#4d5560}"
     ".gap{background:#fdecea;border-left:4px solid #b3261e;padding:.5rem .8rem;margin:.3rem 0}"
     ".note{background:#fff7e0;border-left:4px solid #c48a00;padding:.5rem .8rem;margin:.3rem 0}"
@@ -39,6 +40,7 @@ def page(scan: ScanAnswer) -> str:
         *(f"<p class='gap'>Not judged: {_text(gap)}</p>\n" for gap in scan.gaps),
         *(f"<p class='note'>{_text(warning)}</p>\n" for warning in scan.warnings),
         *(f"<p class='dim'>Settled: {_text(line)}</p>\n" for line in scan.settled[:MAX_ROWS]),
+        _upgrades(scan),
         _findings(scan),
         _section("Secrets left in layers", ("rule", "file", "line", "layer", "removed above"), (
             (row.rule, row.path, str(row.line or ""), _layer(scan, row.layer), "yes" if row.hidden else "")
@@ -72,6 +74,28 @@ def _summary(scan: ScanAnswer) -> str:
         f"<p>{_text(scan.distribution or 'No known distribution')}, {scan.packages} packages.{end} "
         f"Findings: {counted or 'none'}. {state} Matched on {_text(scan.scanned_on)}.</p>\n"
     )
+
+
+def _upgrades(scan: ScanAnswer) -> str:
+    """What to do, the worst first: to which version, what that repairs, and with which base the package came."""
+    heads = ("worst", "package", "installed", "upgrade to", "repairs", "stay open", "layer", "advisories")
+    rows = (
+        (row.worst + (", exploited" if row.exploited else ""), _package(row), row.version,
+         row.to or "nothing repairs it yet", str(row.repaired), str(row.open), _layer(scan, row.layer),
+         _shortened(row.advisories))
+        for row in scan.upgrades
+    )  # fmt: skip
+    return _section("What to upgrade", heads, rows, len(scan.upgrades), marks=[row.worst for row in scan.upgrades])
+
+
+def _package(row: ScanUpgrade) -> str:
+    installed = f": {', '.join(row.installed)}" if row.installed else ""
+    return f"{row.package} ({row.type}{installed})"
+
+
+def _shortened(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return ", ".join(names[:MAX_NAMES]) + more
 
 
 def _findings(scan: ScanAnswer) -> str:

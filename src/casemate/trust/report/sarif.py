@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+from urllib.parse import quote
 
-from casemate.trust.feed.match import Finding, Match
+from casemate.trust.feed.match import Finding
 from casemate.trust.feed.model import Severity
 
 _LEVELS: dict[Severity, str] = {
@@ -13,10 +14,10 @@ _LEVELS: dict[Severity, str] = {
 }  # fmt: skip
 
 
-def sarif(match: Match, findings: Sequence[Finding], digest: str, version: str) -> dict[str, Any]:
-    """One run. *findings*: those of *match* that no ignore covers; *version*: of Casemate.
+def sarif(findings: Sequence[Finding], gaps: Sequence[str], digest: str, version: str) -> dict[str, Any]:
+    """One run. *findings*: those that no ignore covers; *version*: of Casemate.
 
-    Where no feed spoke of an ecosystem, the run says that it did not succeed.
+    *gaps*: why the answer is not whole (no feed, an old one, a list that cannot be read): the run did not succeed then.
     """
     rules: dict[str, dict[str, Any]] = {}
     for finding in findings:
@@ -30,11 +31,8 @@ def sarif(match: Match, findings: Sequence[Finding], digest: str, version: str) 
                 "tool": {"driver": {"name": "Casemate", "version": version, "rules": list(rules.values())}},
                 "invocations": [
                     {
-                        "executionSuccessful": not match.uncovered,
-                        "toolExecutionNotifications": [
-                            {"level": "error", "message": {"text": f"no feed speaks of {name}"}}
-                            for name in match.uncovered
-                        ],
+                        "executionSuccessful": not gaps,
+                        "toolExecutionNotifications": [{"level": "error", "message": {"text": gap}} for gap in gaps],
                     }
                 ],
                 "results": [_result(finding, numbers[finding.ident], digest) for finding in findings],
@@ -44,7 +42,7 @@ def sarif(match: Match, findings: Sequence[Finding], digest: str, version: str) 
 
 
 def _rule(finding: Finding) -> dict[str, Any]:
-    properties: dict[str, Any] = {"tags": ["security", finding.severity, *finding.aliases]}
+    properties: dict[str, Any] = {"tags": list(dict.fromkeys(("security", finding.severity, *finding.aliases)))}
     if finding.score >= 0:
         properties["security-severity"] = f"{finding.score / 10:.1f}"
     return {
@@ -57,6 +55,7 @@ def _rule(finding: Finding) -> dict[str, Any]:
 
 def _result(finding: Finding, number: int, digest: str) -> dict[str, Any]:
     package = finding.found.package
+    uri = quote(finding.found.path)  # SARIF 3.4.3: a URI reference (RFC 3986), not a path
     repair = f"upgrade to {finding.fixed}" if finding.fixed else "nothing repairs it yet"
     text = f"{package.name} {package.version} ({package.type}, layer {finding.found.layer}): {repair}"
     return {
@@ -64,6 +63,6 @@ def _result(finding: Finding, number: int, digest: str) -> dict[str, Any]:
         "ruleIndex": number,
         "level": _LEVELS[finding.severity],
         "message": {"text": text},
-        "locations": [{"physicalLocation": {"artifactLocation": {"uri": finding.found.path}}}],
+        "locations": [{"physicalLocation": {"artifactLocation": {"uri": uri}}}],
         "partialFingerprints": {"casemate/v1": f"{digest} {finding.ident} {package.name} {finding.found.path}"},
     }

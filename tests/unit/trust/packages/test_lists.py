@@ -153,6 +153,39 @@ def test_java_nested() -> None:
     ]
 
 
+def bundle(*lines: str) -> bytes:
+    return "\r\n".join(("Manifest-Version: 1.0", *lines, "", "")).encode()
+
+
+GUICE = bundle("Bundle-SymbolicName: com.google.inject;singleton:=true", "Bundle-Version: 4.2.3")
+CGLIB = b"groupId=cglib\nartifactId=cglib\nversion=3.2.12\n"
+
+
+@pytest.mark.parametrize(
+    ("path", "manifest", "poms", "names"),
+    [
+        # What was shaded into it has its properties; its own name stands in the manifest alone.
+        ("usr/share/java/guice.jar", GUICE, {"cglib/cglib": CGLIB},
+         ["cglib:cglib 3.2.12", "com.google.inject:guice 4.2.3"]),
+        ("x/log4j-core-2.14.1.jar", GUICE, {"org.apache.logging.log4j/log4j-core": POM},
+         ["org.apache.logging.log4j:log4j-core 2.14.1"]),
+        # Debian's other name for the same version.
+        ("x/maven3-cglib.jar", bundle("Implementation-Version: 3.2.12", "Bundle-SymbolicName: a.b"),
+         {"cglib/cglib": CGLIB}, ["cglib:cglib 3.2.12"]),
+        ("x/commons-lang3.jar", bundle("Bundle-SymbolicName: org.apache.commons.lang3", "Bundle-Version: 3.12.0"), {},
+         ["org.apache.commons:commons-lang3 3.12.0"]),
+        ("x/guava-31.1-jre.jar", bundle("Bundle-SymbolicName: com.google.guava"), {}, ["guava 31.1-jre"]),
+        ("x/a-1.jar", bundle("Implementation-Vendor-Id: org.v", "Bundle-SymbolicName: b.c"), {}, ["org.v:a 1"]),
+        ("x/a.jar", bundle("Bundle-SymbolicName: b c", "Bundle-Version: 1"), {}, []),
+        ("x/a.jar", bundle("Implementation-Version: 1"), {}, []),
+    ],
+)  # fmt: skip
+def test_java_by_manifest(path: str, manifest: bytes, poms: dict[str, bytes], names: list[str]) -> None:
+    files = {f"META-INF/maven/{where}/pom.properties": data for where, data in poms.items()}
+    found = packages(java.parse_archive, jar({"META-INF/MANIFEST.MF": manifest, **files}), path)
+    assert [f"{row.name} {row.version}" for row in found] == names
+
+
 def test_os_release_and_its_end() -> None:
     data = b'PRETTY_NAME="Debian GNU/Linux 12 (bookworm)"\nVERSION_ID="12"\nVERSION_CODENAME=bookworm\nID=debian\n'
     found = parse_os_release("etc/os-release", Content(data))

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from casemate.trust.feed.match import Finding, Match
+from casemate.trust.feed.match import Finding
 from casemate.trust.packages.merge import Found, ImageContents
 from casemate.trust.packages.model import Distribution, Package, PackageType, Unreadable
 from casemate.trust.report.purl import purl
@@ -64,11 +64,21 @@ def test_bills_name_every_package_and_what_could_not_be_read() -> None:
 
 
 def test_sarif() -> None:
-    finding = Finding(CONTENTS.packages[0], "DSA-1-1", ("CVE-2026-1111",), "critical", 98, "1:1.3")
-    match = Match((finding, finding), ("npm",))
-    run = sarif(match, match.findings, DIGEST, "0.1.0")["runs"][0]
+    finding = Finding(CONTENTS.packages[0], "DSA-1-1", ("CVE-2026-1111", "CVE-2026-1111"), "critical", 98, "1:1.3")
+    run = sarif((finding, finding), ("no feed speaks of npm",), DIGEST, "0.1.0")["runs"][0]
     assert len(run["tool"]["driver"]["rules"]) == 1
     assert run["results"][0]["level"] == "error"
     assert "upgrade to 1:1.3" in run["results"][0]["message"]["text"]
     assert not run["invocations"][0]["executionSuccessful"]
+    assert run["invocations"][0]["toolExecutionNotifications"][0]["message"]["text"] == "no feed speaks of npm"
     assert run["tool"]["driver"]["rules"][0]["properties"]["security-severity"] == "9.8"
+    assert run["tool"]["driver"]["rules"][0]["properties"]["tags"].count("CVE-2026-1111") == 1
+    assert sarif((), (), DIGEST, "0.1.0")["runs"][0]["invocations"][0]["executionSuccessful"]
+
+
+def test_sarif_names_files_by_uri() -> None:
+    found = CONTENTS.packages[0]
+    odd = Found(found.package, "a b/\u00e9%\n#?.jar", found.layer)
+    run = sarif((Finding(odd, "DSA-1-1", (), "low", -1, ""),), (), DIGEST, "0.1.0")["runs"][0]
+    uri = run["results"][0]["locations"][0]["physicalLocation"]["artifactLocation"]["uri"]
+    assert uri == "a%20b/%C3%A9%25%0A%23%3F.jar"
