@@ -202,7 +202,8 @@ def add_holds(batch: Batch, spec: TableSpec, holding: bool) -> None:
         return
     to_held4 = e.meta(e.META_NFPROTO, 1) + e.compare(1, bytes([_V4])) + e.payload(e.NETWORK, 16, 4, 0)
     to_held6 = e.meta(e.META_NFPROTO, 1) + e.compare(1, bytes([_V6])) + e.payload(e.NETWORK, 24, 16, 0)
-    refused = e.meta(e.META_MARK, 0) + e.compare(0, struct.pack("=I", MARK_REFUSED))
+    refused = _marked(MARK_REFUSED)
+    batch.new_rule("output", _marked(spec.kept.probe) + e.verdict(e.ACCEPT))
     batch.new_rule("pre", refused + e.protocol(_TCP) + e.count("refused") + e.reject_reset())
     batch.new_rule("pre", refused + e.count("refused") + e.reject_prohibited())
     for chain, which in (("pre", b""), ("output", _ours(e.META_OIFNAME, spec.prefix))):
