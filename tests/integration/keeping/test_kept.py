@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import threading
@@ -140,6 +141,35 @@ def test_nothing_is_held_for_a_quarantined_pod(kept: Kept) -> None:
     with pytest.raises(ApiError) as caught:
         kept.restart("plain")
     assert "keeps no port" in str(caught.value)
+
+
+def test_a_quarantine_ends_what_is_held(kept: Kept) -> None:
+    """It comes while connections wait: they are reset at once, and not when the pod is ready."""
+    address = kept.keep("web", "1500")
+    kept.run("one")
+    kept.ready("one", address)
+    with kept.lines("one", address) as one, concurrent.futures.ThreadPoolExecutor() as pool:
+        one.ask("a")
+        restarting = pool.submit(kept.restart, "web", hold_for_s=20)
+        kept.until(lambda: kept.holds().ports[0].held == 1, "it is held")
+        began = time.monotonic()
+        kept.ask("POST", "/v1/quarantines", schema.QuarantineRequest("web", reason="odd"), schema.QuarantineRow)
+        assert one.is_reset(2)
+        assert time.monotonic() - began < 1.5
+        restarting.result()
+
+
+def test_a_sandbox_with_a_network_stack_of_its_own(kept: Kept) -> None:
+    """It ends without a word to anybody, and the host's tables do not show when it listens again."""
+    if shutil.which("runsc") is None:
+        pytest.skip("missing: runsc")
+    address = kept.keep("web", level="gvisor")
+    kept.run("one")
+    kept.ready("one", address)
+    with kept.lines("one", address) as one:
+        before = one.ask("a")
+        kept.restart("web")
+        assert one.ask("b").start > before.start
 
 
 def test_who_may_not_never_reaches_the_relay(kept: Kept) -> None:
