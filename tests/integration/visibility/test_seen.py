@@ -294,6 +294,37 @@ def test_tables_that_somebody_took_away_come_back(site: Site) -> None:
     assert until(lambda: inside(site, "web", "nc -w 1 db 5432 </dev/null") == "hello\n")
 
 
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "ended"])
+def test_names_outlive_a_restart_of_casemated(site: Site, outside: Outside, number: int) -> None:
+    """Questions are answered while it is away, and what was told under a rule's name holds before and after."""
+    outside.held |= {"api.example.org": "198.51.100.77", "calm.example.org": "192.0.2.9"}
+    file = site.folder / "shop.yaml"
+    file.write_text(POLICY)
+    assert site("policy", "apply", "-f", str(file)).returncode == 0
+    network = site("inspect", "--format", "{{.State.Pid}}", "web").stdout.decode().strip()
+
+    def web(script: str) -> str:
+        # Not by casemated, which is away.
+        done = subprocess.run(["nsenter", "-t", network, "-n", "-m", "-r", "sh", "-c", script], capture_output=True,
+                              text=True, check=False, timeout=30)  # fmt: skip
+        return done.stdout + done.stderr
+
+    refused = "nc -w 1 198.51.100.77 443 </dev/null 2>&1"
+    try:
+        assert "refused" not in web(f"nslookup api.example.org >/dev/null; {refused}")
+        site.daemons.kill("casemated", number)
+        assert "192.0.2.9" in web("nslookup calm.example.org")
+        assert web("nc db 5432 </dev/null") == "hello\n", "a pod's name"
+        assert "refused" not in web(refused), "the kernel holds what the pod was told"
+        site.daemons.start()
+        for _ in range(30):
+            assert "refused" not in web(refused.replace("-w 1", "-w 0.1")), "nor is it forgotten at the start"
+            assert "192.0.2.9" in web("nslookup calm.example.org")
+    finally:
+        site.daemons.start()
+        assert until(lambda: site("policy", "rm", "shop").returncode == 0)
+
+
 @pytest.mark.parametrize(
     "victim", ["casemate.node.flows.child", "casemate.node.dns.child", "casemated", "casemate-hostd"]
 )

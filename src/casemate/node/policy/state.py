@@ -75,6 +75,8 @@ class Policy:
         self._loaded = False
         #: Whether a change of documents has reached the planner: what is refused before leaves it as it is.
         self._in_step = False
+        #: Answers' addresses under names of rules, with the address of the pod that was told.
+        self.named: Callable[[], Iterable[tuple[Endpoint, str]]] = tuple
         #: Told after each change of what holds (flows, time windows).
         self.changed: list[Callable[[], None]] = []
 
@@ -194,6 +196,8 @@ class Policy:
             return
         ends, rules, allocation = self.ends(), self.rules, self._allocation
         planner = await asyncio.to_thread(_planner, rules, ends, allocation)
+        for end, viewer in self.named():
+            planner.put(end, viewer=viewer)
         self.planner = planner
         await self._keep_numbers()
 
