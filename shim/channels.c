@@ -123,6 +123,10 @@ static void drain(struct channel *c, struct pipe_out *out)
 		done = out->length;
 	memmove(out->bytes, out->bytes + done, out->length - done);
 	out->length -= done;
+	if (out->ended && !out->length && out->fd >= 0) {
+		close(out->fd);
+		out->fd = -1;
+	}
 	acknowledge(c, done);
 }
 
@@ -150,11 +154,20 @@ int channel_frame(const struct mux_frame *frame)
 	case MUX_OUT:
 	case MUX_ERR: {
 		struct pipe_out *out = frame->type == MUX_ERR && !c->terminal ? &c->err : &c->out;
-		if (c->exited || frame->length > MUX_WINDOW - c->unacked)
+		if (c->exited || out->ended || frame->length > MUX_WINDOW - c->unacked)
 			return -1;
 		memcpy(out->bytes + out->length, frame->payload, frame->length);
 		out->length += frame->length;
 		c->unacked += (uint32_t)frame->length;
+		drain(c, out);
+		return 0;
+	}
+	case MUX_OUT_END:
+	case MUX_ERR_END: {
+		struct pipe_out *out = frame->type == MUX_ERR_END ? &c->err : &c->out;
+		if (c->exited || c->terminal || frame->length || out->ended)
+			return -1;
+		out->ended = 1;
 		drain(c, out);
 		return 0;
 	}

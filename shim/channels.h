@@ -13,6 +13,7 @@ struct pipe_out {
 	int fd;
 	uint8_t bytes[MUX_WINDOW];
 	size_t length;
+	int ended; /* nothing more comes: closed when this is written */
 };
 
 struct channel {

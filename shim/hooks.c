@@ -2,6 +2,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -75,7 +76,7 @@ static int wait_for(pid_t pid, uint32_t seconds, char *why, size_t size, const c
 	return 0;
 }
 
-static int run_one(const struct hook *hook, const char *state, char *why, size_t size)
+static int run_one(const struct hook *hook, int netns, const char *state, char *why, size_t size)
 {
 	int ends[2];
 
@@ -84,6 +85,8 @@ static int run_one(const struct hook *hook, const char *state, char *why, size_t
 	pid_t pid = fork();
 	if (pid == 0) {
 		dup2(ends[0], 0);
+		if (netns >= 0 && setns(netns, CLONE_NEWNET) < 0)
+			_exit(126);
 		execve(hook->path, hook->args, hook->env);
 		dprintf(2, "casemate-vm: hook %s: %s\n", hook->path, strerror(errno));
 		_exit(127);
@@ -100,7 +103,8 @@ static int run_one(const struct hook *hook, const char *state, char *why, size_t
 	return wait_for(pid, hook->seconds, why, size, hook->path);
 }
 
-int hooks_run(const struct answer *answer, pid_t pid, const char *status, char *why, size_t size)
+int hooks_run(const struct answer *answer, uint16_t tag, int netns, pid_t pid, const char *status, char *why,
+	size_t size)
 {
 	static char state[MUX_MAX_CONTROL + 128];
 	struct wire_field field;
@@ -110,13 +114,13 @@ int hooks_run(const struct answer *answer, pid_t pid, const char *status, char *
 	snprintf(state, sizeof state, "%s\"pid\": %d, \"status\": \"%s\"}", answer->text, (int)pid, status);
 	while (wire_next(answer->payload, answer->length, &offset, &field) == 1) {
 		struct hook hook;
-		if (field.tag != TAG_HOOK)
+		if (field.tag != tag)
 			continue;
 		number++;
 		if (read_hook(&field, &hook) < 0)
 			die("casemate-hostd sent a hook that is none");
 		/* poststart and poststop go on after a failure (runtime.md, "Lifecycle"); the caller decides. */
-		if (run_one(&hook, state, why, size) < 0 && !failed)
+		if (run_one(&hook, netns, state, why, size) < 0 && !failed)
 			failed = number;
 		if (failed && !strcmp(status, "creating"))
 			break;

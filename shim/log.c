@@ -1,3 +1,4 @@
+#include <errno.h>
 #include <fcntl.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -8,26 +9,27 @@
 
 #include "shim.h"
 
-static int log_fd = -1, log_json;
+int failure_code = 1;
+static int log_fd = -1, log_json, log_debug;
 
-void log_to(const char *path, const char *format)
+void log_to(const char *path, const char *format, int debug)
 {
-	if (path)
-		log_fd = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
 	log_json = format && !strcmp(format, "json");
+	log_debug = debug;
+	if (!path)
+		return;
+	log_fd = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
+	if (log_fd < 0)
+		die("--log %s: %s", path, strerror(errno));
 }
 
-/* The supervisors read the last line of the log as the reason of a failure, in the form that runc writes. */
-_Noreturn void die(const char *format, ...)
+/* One line in the form that runc writes. */
+static void write_line(int fd, const char *level, const char *words)
 {
-	char words[1024], line[2600], when[40], quoted[2100];
-	va_list list;
+	char line[2600], when[40], quoted[2100];
 	size_t used = 0;
 	time_t now = time(NULL);
 
-	va_start(list, format);
-	vsnprintf(words, sizeof words, format, list);
-	va_end(list);
 	strftime(when, sizeof when, "%Y-%m-%dT%H:%M:%SZ", gmtime(&now));
 	for (const char *c = words; *c && used < sizeof quoted - 3; c++) {
 		if (*c == '"' || *c == '\\')
@@ -36,10 +38,36 @@ _Noreturn void die(const char *format, ...)
 	}
 	quoted[used] = 0;
 	int length = snprintf(line, sizeof line,
-		log_json ? "{\"level\":\"error\",\"msg\":\"%s\",\"time\":\"%s\"}\n" : "level=error msg=\"%s\" time=\"%s\"\n",
+		log_json ? "{\"level\":\"%s\",\"msg\":\"%s\",\"time\":\"%s\"}\n" : "level=%s msg=\"%s\" time=\"%s\"\n", level,
 		quoted, when);
-	if (log_fd >= 0 && write(log_fd, line, (size_t)length) < 0)
+	if (write(fd, line, (size_t)length) < 0)
 		log_fd = -1;
+}
+
+void note(const char *format, ...)
+{
+	char words[1024];
+	va_list list;
+
+	if (!log_debug)
+		return;
+	va_start(list, format);
+	vsnprintf(words, sizeof words, format, list);
+	va_end(list);
+	write_line(log_fd >= 0 ? log_fd : 2, "debug", words);
+}
+
+/* The supervisors read the last line of the log as the reason of a failure. */
+_Noreturn void die(const char *format, ...)
+{
+	char words[1024];
+	va_list list;
+
+	va_start(list, format);
+	vsnprintf(words, sizeof words, format, list);
+	va_end(list);
+	if (log_fd >= 0)
+		write_line(log_fd, "error", words);
 	fprintf(stderr, "casemate-vm: %s\n", words);
-	exit(1);
+	exit(failure_code);
 }

@@ -1,4 +1,3 @@
-#include <getopt.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -51,7 +50,9 @@ static void command_list(const struct options *o)
 	struct wire_out out;
 
 	wire_begin(&out, room, sizeof room, ASK_LIST, 1);
-	wire_add_text(&out, TAG_TEXT, o->format ? o->format : "table");
+	wire_add_text(&out, TAG_TEXT, o->quiet ? "quiet" : o->format ? o->format : "table");
+	if (o->root)
+		wire_add_text(&out, TAG_ROOT, o->root);
 	show(o, &out);
 }
 
@@ -65,102 +66,6 @@ static const struct {
 	{ "run", command_run }, { "spec", command_spec }, { "events", command_events }, { "update", command_update },
 };
 
-enum { LONG_ONLY = 256, F_LOG, F_LOG_FORMAT, F_SOCKET, F_CONSOLE, F_PID, F_PRESERVE, F_ROOT, F_CWD, F_FORMAT,
-	F_RESOURCES, F_INTERVAL, F_STATS, F_LIMIT, F_IGNORED, F_IGNORED_WORD };
-
-
-static const struct option flags[] = {
-	{ "root", 1, NULL, F_ROOT }, { "log", 1, NULL, F_LOG }, { "log-format", 1, NULL, F_LOG_FORMAT },
-	{ "socket", 1, NULL, F_SOCKET }, { "debug", 0, NULL, F_IGNORED }, { "systemd-cgroup", 0, NULL, F_IGNORED },
-	{ "bundle", 1, NULL, 'b' }, { "console-socket", 1, NULL, F_CONSOLE }, { "pid-file", 1, NULL, F_PID },
-	{ "preserve-fds", 1, NULL, F_PRESERVE }, { "no-pivot", 0, NULL, F_IGNORED }, { "no-new-keyring", 0, NULL, F_IGNORED },
-	{ "force", 0, NULL, 'f' }, { "all", 0, NULL, 'a' }, { "process", 1, NULL, 'p' }, { "tty", 0, NULL, 't' },
-	{ "detach", 0, NULL, 'd' }, { "cwd", 1, NULL, F_CWD }, { "format", 1, NULL, F_FORMAT },
-	{ "version", 0, NULL, 'v' }, { "user", 1, NULL, 'u' }, { "env", 1, NULL, 'e' },
-	{ "resources", 1, NULL, F_RESOURCES }, { "interval", 1, NULL, F_INTERVAL }, { "stats", 0, NULL, F_STATS },
-	{ "memory", 1, NULL, F_LIMIT }, { "cpu-quota", 1, NULL, F_LIMIT }, { "cpu-period", 1, NULL, F_LIMIT },
-	{ "pids-limit", 1, NULL, F_LIMIT }, { "keep", 0, NULL, F_IGNORED }, { "rootless", 1, NULL, F_IGNORED_WORD },
-	{ "cgroup-manager", 1, NULL, F_IGNORED_WORD }, { NULL, 0, NULL, 0 },
-};
-
-static void add(const char **list, int *count, const char *word)
-{
-	if (*count == MAX_LIST)
-		die("more than %d values of one flag", MAX_LIST);
-	list[(*count)++] = word;
-}
-
-static void add_limit(struct options *o, const char *name)
-{
-	char *word = malloc(strlen(name) + strlen(optarg) + 2);
-
-	if (!word)
-		die("memory");
-	sprintf(word, "%s=%s", name, optarg);
-	add(o->limits, &o->limit_count, word);
-}
-
-static void set_flag(struct options *o, int flag, const char *name)
-{
-	switch (flag) {
-	case F_ROOT: o->root = optarg; break;
-	case F_LOG: o->log = optarg; break;
-	case F_LOG_FORMAT: o->log_format = optarg; break;
-	case F_SOCKET: o->socket = optarg; break;
-	case F_CONSOLE: o->console_socket = optarg; break;
-	case F_PID: o->pid_file = optarg; break;
-	case F_CWD: o->cwd = optarg; break;
-	case F_PRESERVE:
-		if (strcmp(optarg, "0"))
-			die("--preserve-fds %s: a descriptor of the host cannot enter a virtual machine", optarg);
-		break;
-	case F_FORMAT: o->format = optarg; break;
-	case F_RESOURCES: o->resources = optarg; break;
-	case F_INTERVAL: o->interval = optarg; break;
-	case F_STATS: o->stats = 1; break;
-	case F_LIMIT: add_limit(o, name); break;
-	case 'u': o->user = optarg; break;
-	case 'e': add(o->env, &o->env_count, optarg); break;
-	case 'b': o->bundle = optarg; break;
-	case 'p': o->process = optarg; break;
-	case 'f': o->force = 1; break;
-	case 'r': o->resources = optarg; break;
-	case 'a': o->all = 1; break;
-	case 't': o->terminal = 1; break;
-	case 'd': o->detach = 1; break;
-	case F_IGNORED:
-	case F_IGNORED_WORD: break;
-	case 'v':
-		puts("casemate-vm version " SHIM_VERSION "\nspec: 1.0.2");
-		exit(0);
-	default: die("unknown flag; see docs/reference/levels.md");
-	}
-}
-
-/* Flags stand before and after the command; what follows the id is the command's own ("+": stop at the first word). */
-static void parse(struct options *o, int argc, char **argv)
-{
-	int flag, which = 0;
-
-	while ((flag = getopt_long(argc, argv, "+b:fap:tdvu:e:r:", flags, &which)) != -1)
-		set_flag(o, flag, flags[which].name);
-	if (optind >= argc)
-		die("usage: casemate-vm [--root DIR] [--log FILE] COMMAND [FLAGS] ID");
-	o->command = argv[optind++];
-	for (;;) {
-		while ((flag = getopt_long(argc, argv, "+b:fap:tdvu:e:r:", flags, &which)) != -1)
-			set_flag(o, flag, flags[which].name);
-		if (o->id || optind >= argc)
-			break;
-		o->id = argv[optind++];
-		/* `exec ID cmd -x`: -x is the command's; `kill ID SIGNAL --all` is how some engines write it. */
-		if (!strcmp(o->command, "exec"))
-			break;
-	}
-	o->rest = argv + optind;
-	o->rest_count = argc - optind;
-}
-
 int main(int argc, char **argv)
 {
 	static struct options options = { .socket = DEFAULT_SOCKET };
@@ -172,17 +77,21 @@ int main(int argc, char **argv)
 		runsc_main(argv + 2);
 	if (argc > 1 && !strcmp(argv[1], "rest"))
 		rest_main();
+	if (argc > 3 && !strcmp(argv[1], "resolver"))
+		return resolver_main(argv + 2);
 	if (argc > 1 && !strcmp(argv[1], "tsc"))
 		return tsc_main();
 	if (socket)
 		options.socket = socket;
-	parse(&options, argc, argv);
-	log_to(options.log, options.log_format);
+	parse_flags(&options, argc, argv);
+	log_to(options.log, options.log_format, options.debug);
 	for (size_t i = 0; i < sizeof commands / sizeof *commands; i++) {
 		if (!strcmp(options.command, commands[i].name)) {
+			note("%s %s", options.command, options.id ? options.id : "");
 			commands[i].run(&options);
+			note("%s is done", options.command);
 			return 0;
 		}
 	}
-	die("unknown command %s", options.command);
+	die("unknown command %s; `casemate-vm --help` lists them", options.command);
 }

@@ -20,6 +20,8 @@ void begin_request(struct wire_out *out, const struct options *o, uint8_t kind)
 		die("%s: the container's id is missing", o->command);
 	wire_begin(out, room, sizeof room, kind, 1);
 	wire_add_text(out, TAG_CONTAINER, o->id);
+	if (o->root)
+		wire_add_text(out, TAG_ROOT, o->root);
 }
 
 static void write_pid(const char *path, pid_t pid)
@@ -67,13 +69,29 @@ static void hand_over(const struct options *o, struct wire_out *out, struct stdi
 	int fd = ask_connect(o->socket);
 
 	wire_add_u32(out, TAG_STATUS, (uint32_t)(waiter ? waiter : getpid()));
-	wire_add_u32(out, TAG_FLAGS, terminal ? ASK_FLAG_TERMINAL : 0);
+	wire_add_u32(out, TAG_FLAGS, (terminal ? ASK_FLAG_TERMINAL : 0) | (o->no_new_privs ? ASK_FLAG_NO_NEW_PRIVS : 0) |
+			(o->ignore_paused ? ASK_FLAG_IGNORE_PAUSED : 0));
 	const struct answer *a = ask(fd, out, stdio->fds, stdio->count);
 	if (a->error)
 		fail(waiter, *a->text ? a->text : strerror(a->error));
 	close(fd);
 	for (int i = 0; i < stdio->count; i++)
 		close(stdio->fds[i]);
+}
+
+/* Hooks of the stage createContainer are programs of the host that are to run in the container's namespaces: of those the
+ * network's is the only one on the host, that of the waiter. */
+static int create_container_hooks(const struct answer *a, pid_t waiter, char *why, size_t size)
+{
+	char path[64];
+
+	snprintf(path, sizeof path, "/proc/%d/ns/net", (int)waiter);
+	int netns = open(path, O_RDONLY | O_CLOEXEC);
+	if (netns < 0)
+		return snprintf(why, size, "%s: %s", path, strerror(errno));
+	int failed = hooks_run(a, TAG_START_HOOK, netns, waiter, "creating", why, size);
+	close(netns);
+	return failed;
 }
 
 static pid_t create(const struct options *o, struct stdio *stdio)
@@ -93,7 +111,8 @@ static pid_t create(const struct options *o, struct stdio *stdio)
 	if (waiter < 0)
 		die("fork: %s", strerror(errno));
 	netns_leave(before);
-	if (hooks_run(a, waiter, "creating", why, sizeof why))
+	if (hooks_run(a, TAG_HOOK, -1, waiter, "creating", why, sizeof why) ||
+	    create_container_hooks(a, waiter, why, sizeof why))
 		fail(waiter, why);
 	begin_request(&out, o, ASK_CREATE);
 	wire_add_text(&out, TAG_CWD, bundle);
@@ -114,7 +133,7 @@ static void hooks_after(const struct answer *a, pid_t pid, const char *status)
 {
 	char why[1024] = "";
 
-	if (hooks_run(a, pid, status, why, sizeof why))
+	if (hooks_run(a, TAG_HOOK, -1, pid, status, why, sizeof why))
 		fprintf(stderr, "casemate-vm: %s\n", why);
 }
 
@@ -143,6 +162,7 @@ void command_exec(const struct options *o)
 	int terminal = o->terminal;
 	pid_t waiter = 0;
 
+	failure_code = 255;
 	begin_request(&out, o, ASK_EXEC);
 	if (o->process) {
 		char *process = read_file(o->process, 100 << 10);
@@ -159,6 +179,10 @@ void command_exec(const struct options *o)
 			wire_add_text(&out, TAG_CWD, o->cwd);
 		if (o->user)
 			wire_add_text(&out, TAG_UID, o->user);
+		for (int i = 0; i < o->group_count; i++)
+			wire_add_text(&out, TAG_GROUP, o->groups[i]);
+		for (int i = 0; i < o->cap_count; i++)
+			wire_add_text(&out, TAG_CAPABILITIES, o->caps[i]);
 	}
 	stdio_open(&stdio, o, terminal);
 	if (o->detach && (waiter = waiter_fork(&stdio)) < 0)
@@ -215,12 +239,18 @@ void command_run(const struct options *o)
 	struct stdio stdio;
 	pid_t waiter = create(o, &stdio);
 
-	if (stdio.terminal == 0)
+	if (stdio.terminal == 0 || stdio.relay)
 		make_raw();
+	if (stdio.relay)
+		close(stdio.terminal);
 	command_start(o);
 	if (o->detach)
 		return;
 	int code = wait_forwarding(waiter);
+	if (stdio.relay)
+		waitpid(stdio.relay, NULL, 0);
+	if (o->keep)
+		exit(code);
 	last.force = 1;
 	command_delete(&last);
 	exit(code);

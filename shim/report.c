@@ -1,6 +1,7 @@
 /* The commands that say something of the runtime or of a container, and change a container's limits. */
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -31,16 +32,21 @@ char *read_file(const char *path, size_t most)
 void command_features(const struct options *o)
 {
 	(void)o;
-	puts("{\"ociVersionMin\":\"1.0.0\",\"ociVersionMax\":\"1.0.2\","
-	     "\"hooks\":[\"prestart\",\"createRuntime\",\"poststart\",\"poststop\"],"
+	puts("{\"ociVersionMin\":\"1.0.0\",\"ociVersionMax\":\"" OCI_VERSION "\","
+	     "\"hooks\":[\"prestart\",\"createRuntime\",\"createContainer\",\"startContainer\",\"poststart\",\"poststop\"],"
 	     "\"mountOptions\":[\"async\",\"atime\",\"bind\",\"defaults\",\"dev\",\"dirsync\",\"exec\",\"lazytime\","
 	     "\"noatime\",\"nodev\",\"nodiratime\",\"noexec\",\"norelatime\",\"nosuid\",\"private\",\"rbind\",\"relatime\","
 	     "\"remount\",\"ro\",\"rprivate\",\"rshared\",\"rslave\",\"rw\",\"shared\",\"slave\",\"strictatime\",\"suid\","
-	     "\"sync\"],"
+	     "\"runbindable\",\"sync\",\"tmpcopyup\",\"unbindable\"],"
 	     "\"linux\":{\"namespaces\":[\"cgroup\",\"ipc\",\"mount\",\"network\",\"pid\",\"user\",\"uts\"],"
 	     "\"cgroup\":{\"v1\":true,\"v2\":true,\"systemd\":false,\"systemdUser\":false},"
-	     "\"seccomp\":{\"enabled\":true,\"actions\":[\"SCMP_ACT_ALLOW\",\"SCMP_ACT_ERRNO\"],"
-	     "\"archs\":[\"SCMP_ARCH_X86_64\",\"SCMP_ARCH_X86\"]},"
+	     "\"seccomp\":{\"enabled\":true,\"actions\":[\"SCMP_ACT_ALLOW\",\"SCMP_ACT_ERRNO\",\"SCMP_ACT_KILL\","
+	     "\"SCMP_ACT_KILL_PROCESS\",\"SCMP_ACT_KILL_THREAD\",\"SCMP_ACT_LOG\",\"SCMP_ACT_TRACE\",\"SCMP_ACT_TRAP\"],"
+	     "\"operators\":[\"SCMP_CMP_NE\",\"SCMP_CMP_LT\",\"SCMP_CMP_LE\",\"SCMP_CMP_EQ\",\"SCMP_CMP_GE\",\"SCMP_CMP_GT\","
+	     "\"SCMP_CMP_MASKED_EQ\"],\"knownFlags\":[\"SECCOMP_FILTER_FLAG_TSYNC\",\"SECCOMP_FILTER_FLAG_SPEC_ALLOW\","
+	     "\"SECCOMP_FILTER_FLAG_LOG\"],\"supportedFlags\":[\"SECCOMP_FILTER_FLAG_TSYNC\","
+	     "\"SECCOMP_FILTER_FLAG_SPEC_ALLOW\",\"SECCOMP_FILTER_FLAG_LOG\"],"
+	     "\"archs\":[\"SCMP_ARCH_X86_64\",\"SCMP_ARCH_X86\",\"SCMP_ARCH_X32\"]},"
 	     "\"apparmor\":{\"enabled\":false},\"selinux\":{\"enabled\":false}},"
 	     "\"annotations\":{\"org.casemate.level\":\"microvm\"}}");
 }
@@ -94,20 +100,46 @@ void command_spec(const struct options *o)
 		die("%s: %s", path, strerror(errno));
 }
 
+/* "5", "5s", "500ms", "1m": what engines write; at least a tenth of a second, at most a day. */
+static unsigned duration_ms(const char *text)
+{
+	char *unit;
+	unsigned long number = strtoul(text, &unit, 10), scale = 0;
+
+	if (!*unit || !strcmp(unit, "s"))
+		scale = 1000;
+	else if (!strcmp(unit, "ms"))
+		scale = 1;
+	else if (!strcmp(unit, "m"))
+		scale = 60000;
+	if (unit == text || !scale || !number || number > 86400000 / scale)
+		die("--interval %s: a number with the unit ms, s or m, above nothing, at most a day", text);
+	return number * scale < 100 ? 100 : (unsigned)(number * scale);
+}
+
 /* One line of JSON, or one for each interval until the container is gone. */
 void command_events(const struct options *o)
 {
-	unsigned seconds = o->interval ? (unsigned)strtoul(o->interval, NULL, 10) : 5;
+	unsigned wait_ms = o->interval ? duration_ms(o->interval) : 5000;
 	struct wire_out out;
+	int first = 1;
 
 	for (;;) {
 		begin_request(&out, o, ASK_EVENTS);
-		const struct answer *a = must_ask(o, &out);
+		int fd = ask_connect(o->socket);
+		const struct answer *a = ask(fd, &out, NULL, 0);
+		close(fd);
+		/* One that ends while it is watched is no failure. */
+		if (a->error && !first)
+			return;
+		if (a->error)
+			die("%s", *a->text ? a->text : strerror(a->error));
 		printf("%s\n", a->text);
 		fflush(stdout);
 		if (o->stats)
 			return;
-		sleep(seconds ? seconds : 1);
+		first = 0;
+		poll(NULL, 0, (int)wait_ms);
 	}
 }
 

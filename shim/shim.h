@@ -10,6 +10,7 @@
 #include "../guest/wire/wire.h"
 
 #define SHIM_VERSION "0.1.0"
+#define OCI_VERSION "1.1.0"
 #define DEFAULT_SOCKET "/run/casemate-hostd/vm.sock"
 
 enum {
@@ -38,6 +39,8 @@ enum {
 	ASK_FLAG_FORCE = 1,
 	ASK_FLAG_ALL = 2,
 	ASK_FLAG_TERMINAL = 4,
+	ASK_FLAG_NO_NEW_PRIVS = 8,
+	ASK_FLAG_IGNORE_PAUSED = 16,
 };
 
 enum { MAX_LIST = 256 };
@@ -46,8 +49,9 @@ struct options {
 	const char *root, *log, *log_format, *socket, *bundle, *console_socket, *pid_file, *process, *command, *id;
 	const char *cwd, *format, *user, *resources, *interval;
 	const char *env[MAX_LIST], *limits[MAX_LIST]; /* NAME=VALUE; names of our own for the limits of update */
-	int env_count, limit_count;
-	int force, all, terminal, detach, stats;
+	const char *groups[MAX_LIST], *caps[MAX_LIST];
+	int env_count, limit_count, group_count, cap_count;
+	int force, all, terminal, detach, stats, debug, keep, quiet, no_new_privs, ignore_paused;
 	char **rest;
 	int rest_count;
 };
@@ -63,8 +67,16 @@ struct answer {
 };
 
 /* log.c */
-void log_to(const char *path, const char *format);
+void log_to(const char *path, const char *format, int debug);
+/* What die ends with: of an exec 255, which tells it from the program's own codes. */
+extern int failure_code;
 _Noreturn void die(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
+/* With --debug, a line of the log; to standard error without a log. */
+void note(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
+/* flags.c */
+void parse_flags(struct options *options, int argc, char **argv);
 
 /* ask.c */
 int ask_connect(const char *path);
@@ -75,9 +87,10 @@ const struct answer *must_ask(const struct options *options, const struct wire_o
 int send_fds(int socket, const void *bytes, size_t length, const int *fds, int count);
 ssize_t receive_fds(int socket, void *bytes, size_t length, int *fds, int *count);
 
-/* hooks.c: run the answer's hooks in order, each with the state document of `pid` and `status` on standard input. Returns
- * 0, or the number of the hook that failed (from 1), with `why` filled in. */
-int hooks_run(const struct answer *answer, pid_t pid, const char *status, char *why, size_t size);
+/* hooks.c: run the answer's hooks of `tag` in order, each with the state document of `pid` and `status` on standard input,
+ * in the network namespace `netns` (-1: in ours). Returns 0, or the number of the hook that failed (from 1), with `why`
+ * filled in. */
+int hooks_run(const struct answer *answer, uint16_t tag, int netns, pid_t pid, const char *status, char *why, size_t size);
 
 /* netns.c: enter what PREPARE named, and come back. -1: nowhere to come back to. */
 int netns_enter(const char *name);
@@ -104,11 +117,18 @@ struct stdio {
 	int count;
 	int exit_socket; /* the waiter's end */
 	int terminal;    /* the waiter's controlling terminal, or -1 */
+	pid_t relay;     /* who copies to and from it; 0: nobody */
 };
+
+/* relay.c */
+int relay_is_needed(void);
+pid_t relay_fork(int master, int slave);
 
 void stdio_open(struct stdio *stdio, const struct options *options, int terminal);
 /* Forks the process that ends with the container's exit code; returns its pid. */
 pid_t waiter_fork(const struct stdio *stdio);
+/* No capability, and none to be had again. */
+void drop_privileges(void);
 _Noreturn void waiter_run(const struct stdio *stdio);
 
 /* monitor.c */
@@ -116,6 +136,9 @@ int monitor_main(int argc, char **argv);
 
 /* runsc.c */
 _Noreturn void runsc_main(char **argv);
+
+/* resolver.c: the words from the pid on */
+int resolver_main(char **argv);
 
 /* tsc.c */
 int tsc_main(void);

@@ -58,6 +58,7 @@ static void send_terminal(const char *path, int master)
 	close(fd);
 }
 
+/* `console_socket` NULL: the other end is ours, for a process that copies. */
 static void open_terminal(struct stdio *stdio, const char *console_socket)
 {
 	struct termios raw;
@@ -72,7 +73,10 @@ static void open_terminal(struct stdio *stdio, const char *console_socket)
 	/* The line discipline is the guest's; this end passes bytes. */
 	cfmakeraw(&raw);
 	tcsetattr(stdio->terminal, TCSANOW, &raw);
-	send_terminal(console_socket, master);
+	if (console_socket)
+		send_terminal(console_socket, master);
+	else if ((stdio->relay = relay_fork(master, stdio->terminal)) < 0)
+		die("fork: %s", strerror(errno));
 	close(master);
 	stdio->fds[stdio->count++] = reopen(stdio->terminal, O_RDWR);
 }
@@ -82,7 +86,7 @@ void stdio_open(struct stdio *stdio, const struct options *options, int terminal
 	int pair[2];
 
 	*stdio = (struct stdio){ .terminal = -1 };
-	if (terminal && options->console_socket) {
+	if (terminal && (options->console_socket || (!options->detach && relay_is_needed()))) {
 		open_terminal(stdio, options->console_socket);
 	} else if (terminal) {
 		/* In the foreground: the caller's own terminal, which the caller has set to raw. */
@@ -99,7 +103,7 @@ void stdio_open(struct stdio *stdio, const struct options *options, int terminal
 	stdio->fds[stdio->count++] = pair[1];
 }
 
-static void drop_privileges(void)
+void drop_privileges(void)
 {
 	struct __user_cap_header_struct head = { .version = _LINUX_CAPABILITY_VERSION_3 };
 	struct __user_cap_data_struct none[2] = { { 0 } };
@@ -116,7 +120,8 @@ static void send_size(const struct stdio *stdio)
 	struct winsize size;
 	uint8_t message[5] = { 'R' };
 
-	if (stdio->terminal < 0 || ioctl(stdio->terminal, TIOCGWINSZ, &size) < 0)
+	/* A terminal that nobody has sized says nothing against the size that the bundle names. */
+	if (stdio->terminal < 0 || ioctl(stdio->terminal, TIOCGWINSZ, &size) < 0 || (!size.ws_row && !size.ws_col))
 		return;
 	wire_put_u16(message + 1, size.ws_row);
 	wire_put_u16(message + 3, size.ws_col);

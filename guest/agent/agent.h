@@ -21,6 +21,9 @@ enum {
 	MAX_MOUNTS = 512,
 	ID_BYTES = 65,
 	SETUP_TIMEOUT_MS = 20000,
+	MAX_START_HOOKS = 16,
+	MAX_HOOK_WORDS = 512,
+	MAX_HOOKS_SECONDS = 15, /* of all of them: the agent waits for them, and for no longer than SETUP_TIMEOUT_MS */
 	/* One request's strings, each with its end: a message at its largest, and an end for each field. */
 	REQUEST_ARENA = MUX_MAX_CONTROL + MAX_FIELDS + 64,
 };
@@ -52,16 +55,25 @@ struct limit_request {
 	const char *file, *value;
 };
 
+/* A program of the image's that runs before the container's own (OCI "startContainer"). */
+struct hook_request {
+	uint32_t seconds;
+	const char *path;
+	const char **args, **env; /* each ends with NULL */
+};
+
 struct request {
 	char container[ID_BYTES], process[ID_BYTES], root[128]; /* the container's root, as the agent names it */
-	uint32_t channel, flags, namespaces, uid, gid, umask, signal;
+	char join_pids[ID_BYTES];
+	uint32_t channel, flags, namespaces, uid, gid, umask, signal, seccomp_flags, propagation;
 	uint16_t rows, columns;
 	int has_capabilities, has_oom_adj, oom_adj;
 	uint64_t capabilities[5]; /* bounding, effective, inheritable, permitted, ambient */
 	const char *cwd, *hostname, *copying; /* copying: FILES' work and path (tar.h) */
+	const char *state;                    /* for the hooks */
 	const uint8_t *seccomp;
 	size_t seccomp_length, arg_count, env_count, group_count, rlimit_count, mount_count, masked_count;
-	size_t read_only_count, sysctl_count, device_count, file_count, limit_count;
+	size_t read_only_count, sysctl_count, device_count, file_count, limit_count, hook_count, hook_word_count;
 	/* What stands above is cleared for each request; the arrays are not, so as not to touch their pages. */
 	const char *args[MAX_STRINGS + 1], *env[MAX_STRINGS + 1];
 	gid_t groups[256];
@@ -71,6 +83,8 @@ struct request {
 	struct device_request devices[128];
 	struct file_request files[64];
 	struct limit_request limits[64];
+	struct hook_request hooks[MAX_START_HOOKS];
+	const char *hook_words[MAX_HOOK_WORDS];
 };
 
 /* Parses the fields of CREATE, EXEC, SIGNAL, ...; 0, or an errno with `*why` set. */
@@ -148,6 +162,8 @@ int network_set(const struct wire_message *frame, const char **why);
 int rootfs_make(const struct wire_message *frame, const char **why);
 int rootfs_share(const struct wire_message *frame, const char **why);
 void rootfs_early(void);
+/* What was written to the scratch device is on it. */
+int rootfs_sync(const struct wire_message *frame, const char **why);
 void rootfs_remove(const char *container);
 /* Whether the last root that was made warms a machine, and is still there. */
 int rootfs_is_warming(void);
@@ -174,6 +190,12 @@ void process_kill(int index, int signal);
 /* stage.c: in the child; never returns */
 _Noreturn void stage_container(const struct request *request, int channel);
 _Noreturn void stage_exec(const struct request *request, int channel, int init_pidfd);
+
+/* resolver.c: in a child of the agent's */
+_Noreturn void resolver_run(void);
+
+/* starthooks.c: in the child, in the container's namespaces */
+int start_hooks_run(const struct request *request, const char **why);
 
 /* files.c */
 _Noreturn void stage_files(const struct request *request, int channel, int init_pidfd);

@@ -7,11 +7,14 @@
 
 #include "agent.h"
 
-#define CGROUPS "/sys/fs/cgroup/"
+/* The pod's own, with its limits; its containers' are below it. */
+#define CGROUPS "/sys/fs/cgroup/pod"
 
 static void path_of(const char *container, const char *file, char *path, size_t size)
 {
-	snprintf(path, size, CGROUPS "%s%s%s", zygote_is(container) ? "zygote" : container, *file ? "/" : "", file);
+	const char *name = zygote_is(container) ? "zygote" : container;
+
+	snprintf(path, size, CGROUPS "%s%s%s%s", *name ? "/" : "", name, *file ? "/" : "", file);
 }
 
 int cgroup_make(const char *container, const struct request *request)
@@ -31,9 +34,11 @@ int cgroup_make(const char *container, const struct request *request)
 
 int cgroup_open(const char *container)
 {
-	char path[160];
+	char path[160] = "/sys/fs/cgroup";
 
-	path_of(container, "", path, sizeof path);
+	/* The agent's own children are in nobody's. */
+	if (*container)
+		path_of(container, "", path, sizeof path);
 	return open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 }
 

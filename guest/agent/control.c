@@ -136,7 +136,8 @@ static int with_request(const struct wire_message *frame, struct wire_out *out, 
 	case KIND_SIGNAL: return *why = "no such process", process_signal(r);
 	default: break;
 	}
-	if ((error = known(r, why)))
+	/* Limits of no container are the pod's. */
+	if ((frame->kind != KIND_LIMITS || *r->container) && (error = known(r, why)))
 		return error;
 	*why = "control group";
 	switch (frame->kind) {
@@ -176,6 +177,7 @@ void control_message(const uint8_t *bytes, size_t length)
 	case KIND_CONFIGURE: error = configure(&message, &why); break;
 	case KIND_ROOTFS: error = rootfs_make(&message, &why); break;
 	case KIND_SHARE: error = rootfs_share(&message, &why); break;
+	case KIND_SYNC: error = rootfs_sync(&message, &why); break;
 	case KIND_NETWORK: error = network_set(&message, &why); break;
 	case KIND_POWEROFF: power_off(); return;
 	case KIND_PROCESSES: rows(&out); error = 0; break;

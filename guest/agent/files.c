@@ -201,6 +201,8 @@ _Noreturn void stage_files(const struct request *r, int channel, int init_pidfd)
 	/* The agent's own descriptors: the ends of others' pipes would hold up their end. And the channel: all is set up. */
 	close_range(init_pidfd >= 0 ? 4 : 3, ~0U, 0);
 	signal(SIGPIPE, SIG_DFL);
+	if (work == FILES_NAMES)
+		resolver_run();
 	if (strlen(path) >= TAR_NAME)
 		files_fail("refused: a path has more than %d bytes", TAR_NAME - 1);
 	if (strchr("SRD", work)) {

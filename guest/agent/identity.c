@@ -64,7 +64,7 @@ static int set_seccomp(const struct request *r)
 	struct sock_fprog program = { .len = (unsigned short)(r->seccomp_length / sizeof(struct sock_filter)),
 		.filter = (struct sock_filter *)(uintptr_t)r->seccomp };
 
-	return syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &program) < 0 ? errno : 0;
+	return syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, r->seccomp_flags, &program) < 0 ? errno : 0;
 }
 
 static int set_oom_adj(int value)

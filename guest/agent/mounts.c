@@ -103,11 +103,30 @@ static int copy_below(int root, const struct mount_request *m, int below, unsign
 	return error;
 }
 
+/* How later mounts on and below it are seen elsewhere: what mount(2) takes in a call of its own. */
+static int propagate(int root, const struct mount_request *m, int is_file)
+{
+	unsigned long how = (unsigned long)m->flags & PROPAGATION;
+	char target[64];
+	int fd;
+
+	if (!how)
+		return 0;
+	if (m->flags & MOUNT_PROPAGATION_BELOW)
+		how |= MS_REC;
+	int error = target_inside(root, m->target, is_file, target, sizeof target, &fd);
+	if (!error && mount(NULL, target, NULL, how, NULL) < 0)
+		error = errno;
+	close(fd);
+	return error;
+}
+
 static int one_mount(int root, const struct mount_request *m, int early)
 {
 	char target[64];
 	int fd, is_file = 0, is_bind = (m->flags & MS_BIND) != 0;
-	unsigned long flags = (unsigned long)m->flags & ~(unsigned long)(PROPAGATION | MOUNT_COPY_UP);
+	unsigned long flags = (unsigned long)m->flags &
+		~(unsigned long)(PROPAGATION | MOUNT_COPY_UP | MOUNT_PROPAGATION_BELOW);
 
 	if (is_bind) {
 		char source[4200];
@@ -140,7 +159,7 @@ static int one_mount(int root, const struct mount_request *m, int early)
 			error = errno;
 		close(fd);
 	}
-	return error;
+	return error ? error : propagate(root, m, is_file);
 }
 
 static int make_devices(int root, const struct request *r)
@@ -200,6 +219,18 @@ static int write_files(int root, const struct request *r)
 	return 0;
 }
 
+static int close_mount(int root, const struct mount_request *m)
+{
+	unsigned long flags = (unsigned long)m->flags & ~(unsigned long)(PROPAGATION | MOUNT_COPY_UP | MOUNT_PROPAGATION_BELOW);
+	char target[64];
+	int fd, error = target_inside(root, m->target, 0, target, sizeof target, &fd);
+
+	if (!error && mount(NULL, target, NULL, MS_REMOUNT | MS_BIND | flags, NULL) < 0)
+		error = errno;
+	close(fd);
+	return error;
+}
+
 int mounts_make(int root, const struct request *r, int early, const char **why)
 {
 	int error;
@@ -207,9 +238,16 @@ int mounts_make(int root, const struct request *r, int early, const char **why)
 	*why = "files";
 	if ((error = write_files(root, r)))
 		return error;
+	const struct mount_request *closed = NULL;
 	for (size_t i = 0; i < r->mount_count; i++) {
-		*why = r->mounts[i].target;
-		if ((error = one_mount(root, &r->mounts[i], early)))
+		struct mount_request m = r->mounts[i];
+		*why = m.target;
+		/* Devices are made in it, and mounts, before nothing can be. */
+		if (!strcmp(m.target, "/dev") && m.flags & MS_RDONLY && !(m.flags & MS_BIND)) {
+			m.flags &= ~(uint64_t)MS_RDONLY;
+			closed = &r->mounts[i];
+		}
+		if ((error = one_mount(root, &m, early)))
 			return error;
 	}
 	*why = "devices";
@@ -219,7 +257,8 @@ int mounts_make(int root, const struct request *r, int early, const char **why)
 		{ "/proc/self/fd/1", "stdout" }, { "/proc/self/fd/2", "stderr" }, { "pts/ptmx", "ptmx" } };
 	for (size_t i = 0; i < sizeof links / sizeof *links; i++)
 		link_inside(root, links[i][0], "/dev", links[i][1]);
-	return 0;
+	*why = "/dev";
+	return closed ? close_mount(root, closed) : 0;
 }
 
 /* After the change of root: what is hidden, what is read-only, kernel settings, and the root itself. */
@@ -261,6 +300,9 @@ int mounts_hide(const struct request *r, const char **why)
 	}
 	*why = "read-only root";
 	if (r->flags & FLAG_READ_ONLY_ROOT && mount(NULL, "/", NULL, MS_REMOUNT | MS_BIND | MS_RDONLY, NULL) < 0)
+		return errno;
+	*why = "propagation of the root";
+	if (r->propagation && mount(NULL, "/", NULL, r->propagation & (PROPAGATION | MS_REC), NULL) < 0)
 		return errno;
 	return 0;
 }

@@ -141,6 +141,32 @@ static int begin(int index, const struct request *r, int channel)
 	return 0;
 }
 
+/* From here on children are born in the process namespace of `container`; `*own` leads back. */
+static int enter_pids(const char *container, int *own)
+{
+	struct container *c = container_find(container);
+
+	if (!c || c->process < 0 || processes[c->process].ended || processes[c->process].pidfd < 0)
+		return ESRCH;
+	*own = open("/proc/self/ns/pid", O_RDONLY | O_CLOEXEC);
+	if (*own < 0)
+		return errno;
+	if (setns(processes[c->process].pidfd, CLONE_NEWPID) == 0)
+		return 0;
+	int error = errno;
+	close(*own);
+	return error;
+}
+
+static void leave_pids(int own)
+{
+	if (own < 0)
+		return;
+	if (setns(own, CLONE_NEWPID) < 0)
+		say("casemate: process namespace: %s", strerror(errno));
+	close(own);
+}
+
 static int fork_container(int index, const struct request *r, struct files *files, const char **why)
 {
 	struct process *p = &processes[index];
@@ -150,6 +176,13 @@ static int fork_container(int index, const struct request *r, struct files *file
 		return error ? error : errno;
 	p->channel = pair[0];
 	uint64_t flags = r->namespaces & ~(uint64_t)CLONE_NEWCGROUP;
+	int own = -1;
+	*why = "the container whose processes it would share does not run";
+	if (r->join_pids[0] && (error = enter_pids(r->join_pids, &own))) {
+		close(pair[1]);
+		close(group);
+		return error;
+	}
 	p->pid = clone_into(flags | CLONE_NEWNS, group, &p->pidfd);
 	if (p->pid == 0) {
 		child_files(files);
@@ -157,6 +190,7 @@ static int fork_container(int index, const struct request *r, struct files *file
 	}
 	*why = "clone";
 	error = p->pid < 0 ? errno : 0;
+	leave_pids(own);
 	close(pair[1]);
 	close(group);
 	return error;
@@ -241,7 +275,7 @@ int process_exec(struct request *r, const char **why, char *text, size_t size)
 	int index = free_process(), pair[2], middle_fd = -1, pid = 0;
 
 	*why = "no such container, or it does not run";
-	if (!c || c->process < 0 || !processes[c->process].started || processes[c->process].ended)
+	if (!c || c->process < 0 || processes[c->process].ended)
 		return ENOENT;
 	*why = "too many processes, or the request is not complete";
 	if (index < 0 || !r->arg_count || !r->process[0] || !r->channel || r->channel > 0xffff)

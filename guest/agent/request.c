@@ -121,6 +121,44 @@ static int add_limit(const struct wire_field *field, struct request *r)
 	return 1;
 }
 
+/* `count` texts from `*copy` on, as a list that ends with NULL. */
+static const char **hook_list(struct request *r, const char **copy, const char *end, uint32_t count)
+{
+	if (count >= MAX_HOOK_WORDS || r->hook_word_count + count + 1 > MAX_HOOK_WORDS)
+		return NULL;
+	const char **list = r->hook_words + r->hook_word_count;
+	for (uint32_t i = 0; i < count; i++) {
+		if (*copy >= end)
+			return NULL;
+		list[i] = *copy;
+		*copy += strlen(*copy) + 1;
+	}
+	list[count] = NULL;
+	r->hook_word_count += count + 1;
+	return list;
+}
+
+/* u32 seconds, u32 arguments, u32 variables, then the path and both lists, each text with its end. */
+static int add_hook(const struct wire_field *field, struct request *r)
+{
+	const uint8_t *b = field->bytes;
+
+	if (r->hook_count >= MAX_START_HOOKS || field->length < 14 || b[field->length - 1])
+		return 0;
+	const char *copy = keep(b + 12, field->length - 12);
+	if (!copy || *copy != '/')
+		return 0;
+	const char *end = copy + field->length - 12;
+	struct hook_request hook = { .seconds = wire_u32(b), .path = copy };
+	copy += strlen(copy) + 1;
+	hook.args = hook_list(r, &copy, end, wire_u32(b + 4));
+	hook.env = hook.args ? hook_list(r, &copy, end, wire_u32(b + 8)) : NULL;
+	if (!hook.env || copy != end)
+		return 0;
+	r->hooks[r->hook_count++] = hook;
+	return 1;
+}
+
 static int number(const struct wire_field *field, uint32_t *into)
 {
 	if (field->length != 4)
@@ -191,7 +229,7 @@ static int one(const struct wire_field *f, struct request *r)
 	case TAG_ARG: return add_text(f, r->args, &r->arg_count, MAX_STRINGS);
 	case TAG_ENV: return add_text(f, r->env, &r->env_count, MAX_STRINGS);
 	case TAG_CWD: return (r->cwd = text(f)) != NULL;
-	case TAG_FILES: return (r->copying = text(f)) && *r->copying && strchr("AEXDSR", *r->copying) && r->copying[1] == '/';
+	case TAG_FILES: return (r->copying = text(f)) && *r->copying && strchr("AEXDSRN", *r->copying) && r->copying[1] == '/';
 	case TAG_HOSTNAME: return (r->hostname = text(f)) != NULL;
 	case TAG_UID: return number(f, &r->uid);
 	case TAG_GID: return number(f, &r->gid);
@@ -211,6 +249,11 @@ static int one(const struct wire_field *f, struct request *r)
 	case TAG_OOM_ADJ: return oom_adj(f, r);
 	case TAG_WINDOW: return window(f, r);
 	case TAG_LIMIT: return add_limit(f, r);
+	case TAG_SECCOMP_FLAGS: return number(f, &r->seccomp_flags);
+	case TAG_START_HOOK: return add_hook(f, r);
+	case TAG_STATE: return (r->state = text(f)) != NULL;
+	case TAG_JOIN_PIDS: return id(f, r->join_pids);
+	case TAG_PROPAGATION: return number(f, &r->propagation);
 	case TAG_SIGNAL: return number(f, &r->signal);
 	default: return 0;
 	}

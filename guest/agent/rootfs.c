@@ -22,12 +22,17 @@ struct layer {
 static struct layer mounted[MAX_PARTITIONS];
 static int mounted_count;
 
-static const char device[] = "/dev/vda";
+/* By their serial numbers: which is which depends on the order in which QEMU puts its devices into slots. */
+static char device[16] = "/dev/vda", scratch[16];
+static int scratch_is_mounted;
 
 /* The container of this name warms a machine of the pool: it takes nothing that is made for the first, and of its root
  * nothing stays. */
 static const char warming[] = "casemate.warm";
 static int is_warming;
+
+/* The one container whose writable layer lies on the scratch device. */
+static char scratch_owner[ID_BYTES];
 
 /* The first root's place is made at boot, like its process. */
 static char first[ID_BYTES];
@@ -93,33 +98,82 @@ static int mount_whole(void)
 	return mount(device, "/layers/w", "squashfs", MS_RDONLY | MS_NODEV, NULL) < 0 ? -errno : 0;
 }
 
-static int make_upper(const char *base, uint64_t upper_bytes, const char **why)
+static int make_folders(const char *base, const char **why)
 {
 	static const char *const folders[] = { "upper", "work", "root" };
-	char path[128], size[64];
+	char path[128];
+
+	for (size_t i = 0; i < 3; i++) {
+		snprintf(path, sizeof path, "%s/%s", base, folders[i]);
+		if (mkdir(path, 0755) < 0 && errno != EEXIST)
+			return *why = "folders of the writable layer", errno;
+	}
+	return 0;
+}
+
+static int make_upper(const char *base, uint64_t upper_bytes, const char **why)
+{
+	char size[64];
 
 	if (mkdir(base, 0700) < 0)
 		return *why = "a container of this name exists", errno;
 	snprintf(size, sizeof size, "mode=0700,size=%llu", (unsigned long long)upper_bytes);
 	if (mount("casemate", base, "tmpfs", MS_NOSUID | MS_NODEV, upper_bytes ? size : "mode=0700") < 0)
 		return *why = "mount of the writable layer", errno;
-	for (size_t i = 0; i < 3; i++) {
-		snprintf(path, sizeof path, "%s/%s", base, folders[i]);
-		mkdir(path, 0755);
+	return make_folders(base, why);
+}
+
+static void find_devices(void)
+{
+	char path[40], serial[24];
+
+	for (char letter = 'a'; letter <= 'd'; letter++) {
+		snprintf(path, sizeof path, "/sys/block/vd%c/serial", letter);
+		int fd = open(path, O_RDONLY | O_CLOEXEC);
+		ssize_t length = fd < 0 ? 0 : read(fd, serial, sizeof serial - 1);
+		if (fd >= 0)
+			close(fd);
+		serial[length < 0 ? 0 : length] = 0;
+		if (!strncmp(serial, "layers", 6))
+			snprintf(device, sizeof device, "/dev/vd%c", letter);
+		if (!strncmp(serial, "scratch", 7))
+			snprintf(scratch, sizeof scratch, "/dev/vd%c", letter);
 	}
-	return 0;
 }
 
 void rootfs_early(void)
 {
 	const char *why = "";
 
+	find_devices();
 	early = make_upper("/c/+first", 0, &why) == 0;
 }
 
-static int make_base(const char *container, uint64_t upper_bytes, char *base, size_t size, const char **why)
+/* A file system that was made before, and may hold what the container wrote until it was stopped: its journal brings it
+ * in order. What was free is given back to the host. */
+static int mount_scratch(const char *base, const char **why)
+{
+	*why = "there is no scratch device, or another container has it";
+	if (!*scratch || scratch_is_mounted)
+		return ENXIO;
+	if (mkdir(base, 0700) < 0)
+		return *why = "a container of this name exists", errno;
+	*why = "mount of the scratch device";
+	if (mount(scratch, base, "ext4", MS_NOSUID | MS_NODEV | MS_NOATIME, "discard,noinit_itable,errors=remount-ro") < 0)
+		return errno;
+	scratch_is_mounted = 1;
+	return make_folders(base, why);
+}
+
+static int make_base(const char *container, uint64_t upper_bytes, int on_scratch, char *base, size_t size,
+	const char **why)
 {
 	is_warming = !strcmp(container, warming);
+	if (on_scratch) {
+		snprintf(scratch_owner, sizeof scratch_owner, "%s", container);
+		base_of(container, base, size);
+		return mount_scratch(base, why);
+	}
 	if (early && !upper_bytes && !*first && !is_warming)
 		memcpy(first, container, strlen(container) + 1);
 	base_of(container, base, size);
@@ -130,7 +184,7 @@ static int make_base(const char *container, uint64_t upper_bytes, char *base, si
 static int shared_root(const char *container, const char *share, int below, uint64_t upper_bytes, const char **why)
 {
 	char base[96], path[128], source[8 + NAME_BYTES], options[NAME_BYTES + 4 * 128];
-	int error = make_base(container, upper_bytes, base, sizeof base, why);
+	int error = make_base(container, upper_bytes, 0, base, sizeof base, why);
 
 	if (error)
 		return error;
@@ -143,15 +197,16 @@ static int shared_root(const char *container, const char *share, int below, uint
 	return 0;
 }
 
-static int overlay(const char *container, const struct layer *layers, int count, uint64_t upper_bytes, int partitions,
+static int overlay(const char *container, const struct layer *layers, int count, uint64_t upper_bytes, uint32_t flags,
 	const char **why)
 {
+	int partitions = (flags & FLAG_PARTITIONS) != 0;
 	static char options[16 * MAX_LAYERS + 4 * 128];
 	char base[96], path[128];
 	size_t used = 0;
 	int error = 0;
 
-	if ((error = make_base(container, upper_bytes, base, sizeof base, why)))
+	if ((error = make_base(container, upper_bytes, (flags & FLAG_SCRATCH) != 0, base, sizeof base, why)))
 		return error;
 	used = (size_t)snprintf(options, sizeof options, "upperdir=%s/upper,workdir=%s/work,lowerdir=", base, base);
 	for (int i = 0; i < count; i++) {
@@ -175,7 +230,8 @@ int rootfs_make(const struct wire_message *frame, const char **why)
 	char container[ID_BYTES] = "", share[NAME_BYTES] = "";
 	struct wire_field field;
 	size_t offset = 0;
-	int count = 0, more, below = 0, partitions = 0;
+	int count = 0, more;
+	uint32_t flags = 0;
 	uint64_t upper_bytes = 0;
 
 	*why = "a field of the root is not valid";
@@ -193,16 +249,15 @@ int rootfs_make(const struct wire_message *frame, const char **why)
 			memcpy(share, field.bytes, field.length);
 			share[field.length] = 0;
 		} else if (field.tag == TAG_FLAGS && field.length == 4) {
-			below = (wire_u32(field.bytes) & FLAG_OVERLAY_ROOT) != 0;
-			partitions = (wire_u32(field.bytes) & FLAG_PARTITIONS) != 0;
+			flags = wire_u32(field.bytes);
 		} else {
 			return EINVAL;
 		}
 	}
 	if (more || !*container || !count == !*share)
 		return EINVAL;
-	int error = count ? overlay(container, layers, count, upper_bytes, partitions, why)
-			  : shared_root(container, share, below, upper_bytes, why);
+	int error = count ? overlay(container, layers, count, upper_bytes, flags, why)
+			  : shared_root(container, share, (flags & FLAG_OVERLAY_ROOT) != 0, upper_bytes, why);
 	if (error && error != EEXIST)
 		rootfs_remove(container);
 	return error;
@@ -224,6 +279,25 @@ int rootfs_share(const struct wire_message *frame, const char **why)
 	return 0;
 }
 
+/* Before the machine ends: QEMU is killed, and what the guest's kernel holds back goes with it. */
+int rootfs_sync(const struct wire_message *frame, const char **why)
+{
+	char base[96];
+
+	*why = "writing of the scratch device";
+	if (frame->length)
+		return EINVAL;
+	if (!scratch_is_mounted)
+		return 0;
+	base_of(scratch_owner, base, sizeof base);
+	int fd = open(base, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (fd < 0)
+		return errno;
+	int error = syncfs(fd) < 0 ? errno : 0;
+	close(fd);
+	return error;
+}
+
 int rootfs_is_warming(void)
 {
 	return is_warming;
@@ -242,6 +316,8 @@ void rootfs_remove(const char *container)
 	umount2(path, MNT_DETACH);
 	base_of(container, path, sizeof path);
 	umount2(path, MNT_DETACH);
+	if (*scratch_owner && !strcmp(scratch_owner, container))
+		scratch_is_mounted = scratch_owner[0] = 0;
 	if (rmdir(path) < 0 && errno != ENOENT)
 		say("casemate: %s: %s", path, strerror(errno));
 	if (was_first)

@@ -153,6 +153,8 @@ _Noreturn static void finish(const struct request *r, int channel, int wait_for_
 	default_signals();
 	if ((error = identity_apply(r, &why)))
 		fail(channel, error, why);
+	if ((error = start_hooks_run(r, &why)))
+		fail(channel, error, why);
 	error = execute(r);
 	fail(channel, error, "execve");
 }

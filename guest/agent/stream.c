@@ -77,6 +77,9 @@ static void close_out(struct stream *s, int is_error)
 		s->in = -1;
 	close(*fd);
 	*fd = -1;
+	/* Of a process that has ended its exit says so, too. */
+	if (!s->ended && !s->terminal && port_room() >= RESERVE)
+		port_send(is_error ? MUX_ERR_END : MUX_OUT_END, s->channel, "", 0);
 }
 
 static void close_in(struct stream *s)

@@ -15,6 +15,7 @@ enum files_work {
 	FILES_DIFF = 'D',    /* what the container changed */
 	FILES_SAVE = 'S',    /* the writable layer as it is */
 	FILES_RESTORE = 'R',
+	FILES_NAMES = 'N', /* no files: questions to an engine's resolver (resolver.c) */
 };
 
 /* Ends the child with words on its standard error. "missing" and "refused" begin those that are the asker's fault. */

@@ -64,6 +64,9 @@ static void keep_attribute(struct tar_entry *e, const char *key, size_t key_leng
 {
 	uint32_t size = (uint32_t)length;
 
+	/* A key with an end in its middle would be read as a shorter one, and what follows as the value's length. */
+	if (memchr(key, 0, key_length))
+		files_fail("refused: a pax header is not valid");
 	if (key_length > 255 || e->xattrs_length + key_length + 1 + sizeof size + length > sizeof e->xattrs)
 		return;
 	memcpy(e->xattrs + e->xattrs_length, key, key_length);

@@ -38,7 +38,9 @@ enum mux_type {
 	MUX_ERR = 7,     /* guest to host: standard error */
 	MUX_TAKEN = 8,   /* both ways: u32 bytes that the reader at this end takes; the guest's first opens the channel */
 	MUX_EXIT = 9,    /* guest to host: u32 exit code, or 128 + signal; the channel's last frame */
-	MUX_LAST = 9,
+	MUX_OUT_END = 10, /* guest to host: the process, which goes on, has closed its standard output */
+	MUX_ERR_END = 11, /* the same of standard error */
+	MUX_LAST = 11,
 };
 
 enum wire_kind {
@@ -60,6 +62,7 @@ enum wire_kind {
 	KIND_TOP = 17,
 	KIND_NETWORK = 18,
 	KIND_FILES = 19,
+	KIND_SYNC = 20,
 	/* guest to host */
 	KIND_READY = 64,
 	KIND_REPLY = 65,
@@ -114,6 +117,12 @@ enum wire_tag {
 	TAG_NEIGHBOUR = 61,
 	TAG_HOOK = 62, /* hostd to casemate-vm: see shim/hooks.c */
 	TAG_NETNS = 63,
+	TAG_ROOT = 69,          /* casemate-vm's --root, by which `list` tells its engines apart */
+	TAG_SECCOMP_FLAGS = 70, /* of seccomp(2) */
+	TAG_START_HOOK = 71,    /* of CREATE, as TAG_HOOK: runs in the container before its program */
+	TAG_STATE = 72,         /* of CREATE: the document that those hooks read */
+	TAG_JOIN_PIDS = 73,     /* of CREATE: the container whose process namespace this one shares */
+	TAG_PROPAGATION = 74,   /* of CREATE: the root's, as a flag of mount(2) */
 };
 
 /* TAG_FLAGS */
@@ -126,10 +135,13 @@ enum {
 	FLAG_OVERLAY_ROOT = 32,
 	FLAG_NO_CARD = 128,   /* of CONFIGURE */
 	FLAG_PARTITIONS = 64, /* further containers will have layers on the same device */
+	FLAG_SCRATCH = 1024,  /* of ROOTFS: the writable layer is a file system on the scratch device */
 };
 
 /* A flag of ours beside mount(2)'s: copy what the mount will cover into it. */
 #define MOUNT_COPY_UP (1ULL << 40)
+/* And that a mount's propagation is meant for what is mounted below it, too. */
+#define MOUNT_PROPAGATION_BELOW (1ULL << 41)
 
 struct mux_frame {
 	uint8_t type;

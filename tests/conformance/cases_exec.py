@@ -115,8 +115,8 @@ def shell(chamber: Chamber) -> tuple[str, ...]:
 def is_one(chamber: Chamber) -> None:
     terminal = chamber.terminal(*shell(chamber))
     terminal.until(b"# ")
-    terminal.type(b"tty; echo t''ty\n")
-    terminal.until(b"/dev/pts/")
+    terminal.type(b"[ -t 0 ] && [ -t 1 ] && stty size && echo t''ty\n")
+    terminal.until(b"33 99")
     terminal.until(b"tty\r\n")
     terminal.type(b"exit 4\n")
     assert terminal.finish() == 4
@@ -178,11 +178,21 @@ def one_stream(chamber: Chamber) -> None:
 def exec_it(chamber: Chamber) -> None:
     terminal = chamber.terminal("exec", "-it", chamber.box, "sh")
     terminal.until(b"# ")
-    terminal.type(b"stty size; tty\n")
+    terminal.type(b"[ -t 0 ] && stty size\n")
     terminal.until(b"33 99")
-    terminal.until(b"/dev/pts/")
     terminal.type(b"exit 6\n")
     assert terminal.finish() == 6
+
+
+@case("tty.name", "the terminal has a name below /dev/pts")
+def tty_name(chamber: Chamber) -> None:
+    terminal = chamber.terminal("exec", "-it", chamber.box, "sh")
+    terminal.until(b"# ")
+    terminal.type(b"tty; exit 0\n")
+    try:
+        terminal.until(b"/dev/pts/")
+    finally:
+        terminal.finish()
 
 
 @case("tty.detach", "control-P control-Q leaves it running")

@@ -88,7 +88,7 @@ box_prints("mount.dev_pts", "a devpts of its own", "grep -c ' /dev/pts devpts' /
 box_prints("mount.dev_shm", "/dev/shm is a tmpfs of 64 MiB", "grep -c ' /dev/shm tmpfs' /proc/mounts; df -k /dev/shm | tail -1 | tr -s ' ' | cut -d' ' -f2",
            "1\n65536")  # fmt: skip
 box_prints("mount.dev_mqueue", "/dev/mqueue", "grep -c ' /dev/mqueue mqueue' /proc/mounts", "1")
-box_prints("mount.proc", "/proc is a proc", "grep -c '^proc /proc proc' /proc/mounts", "1")
+box_prints("mount.proc", "/proc is a proc", "grep -c ' /proc proc ' /proc/mounts", "1")
 box_prints("mount.sysfs", "/sys is a sysfs", "grep -c ' /sys sysfs' /proc/mounts", "1")
 box_prints("mount.cgroup", "/sys/fs/cgroup is there", "ls -d /sys/fs/cgroup", "/sys/fs/cgroup")
 box_prints("mount.root", "mountinfo has one root", "cut -d' ' -f5 /proc/self/mountinfo | grep -c -x /", "1")

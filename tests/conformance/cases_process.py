@@ -36,8 +36,16 @@ run_prints("process.zombies", "an init reaps orphans",
 run_prints("process.threads_and_forks", "a hundred children one after another",
            "i=0; while [ $i -lt 100 ]; do /bin/true; i=$((i+1)); done; echo $i", "100")  # fmt: skip
 run_prints("process.pipes", "pipes and subshells", "seq 1 1000 | grep 7 | sort -n | tail -1", "997")
-run_prints("process.signals_are_default", "no signal is ignored or blocked at the start",
-           "grep -E 'Sig(Ign|Blk)' /proc/self/status | tr -d '\\t'", "SigBlk:0+\nSigIgn:0*(180000000)?")  # fmt: skip
+run_prints("process.status_rows", "/proc/self/status tells of signals and of no_new_privs",
+           "grep -E 'Sig(Ign|Blk)|NoNewPrivs' /proc/self/status | tr -d '\\t'",
+           "SigBlk:0+\nSigIgn:0*(180000000)?\nNoNewPrivs:1")  # fmt: skip
+
+
+@case("process.signals_are_default", "no signal is ignored or blocked at the start, by the kernel's own answer")
+def signals_are_default(chamber: Chamber) -> None:
+    assert chamber.run(*chamber.probe, script="exec /probe signals").stdout == b"looked\n"
+
+
 box_prints("process.proc_self", "/proc/self is the reader", "readlink /proc/self | grep -c '^[0-9]*$'", "1")
 box_prints("process.cmdline", "/proc/1/cmdline", "tr '\\0' ' ' < /proc/1/cmdline", "sleep 100000 ?")
 box_prints("process.file_descriptors", "nothing but standard files is open", "ls /proc/self/fd | wc -l", "[34]")

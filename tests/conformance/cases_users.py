@@ -24,10 +24,19 @@ box_prints("user.exec_as", "exec -u", "id -u; id -g", "1000\n1000", ("-u", "app"
 box_prints("user.exec_as_number", "exec -u NUMBER", "id -u", "777", ("-u", "777"))
 box_prints("user.chown", "root may give files away", "touch /tmp/o; chown 33:44 /tmp/o; stat -c '%u %g' /tmp/o; rm /tmp/o",
            "33 44")  # fmt: skip
-run_prints("security.no_new_privs", "no_new_privs is set", "grep NoNewPrivs /proc/self/status | tr -d '\\t'",
-           "NoNewPrivs:1")  # fmt: skip
-box_prints("security.no_new_privs_exec", "in an exec too", "grep NoNewPrivs /proc/self/status | tr -d '\\t'",
-           "NoNewPrivs:1")  # fmt: skip
+
+
+@case("security.no_new_privs", "no_new_privs is set, by the kernel's own answer")
+def no_new_privs(chamber: Chamber) -> None:
+    assert chamber.run(*chamber.probe, script="/probe no_new_privs").stdout == b"1\n"
+
+
+@case("security.no_new_privs_exec", "in an exec too")
+def no_new_privs_exec(chamber: Chamber) -> None:
+    with chamber.started(*chamber.probe) as name:
+        assert chamber.ok("exec", name, "/probe", "no_new_privs") == "1"
+
+
 run_prints("security.seccomp", "a seccomp filter is on", "grep ^Seccomp: /proc/self/status | tr -d '\\t'", "Seccomp:2")
 run_prints("security.cap_drop_all", "--cap-drop ALL", "grep CapEff /proc/self/status | tr -d '\\t'", "CapEff:0+",
            ("--cap-drop", "ALL"))  # fmt: skip

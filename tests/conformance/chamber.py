@@ -6,6 +6,7 @@ import http.client
 import itertools
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 from tests.terminal import Terminal
 
 Flags = tuple[str, ...]
@@ -62,6 +64,16 @@ class Chamber:
     def run(self, *flags: str, script: str, stdin: bytes = b"") -> Done:
         """A container of its own that runs a shell's *script* and is removed."""
         return self.cm("run", "--rm", *self.level_flags, *flags, self.image, "sh", "-c", script, stdin=stdin)
+
+    @property
+    def probe(self) -> tuple[str, ...]:
+        """Flags that show a container the program of probe.c, as /probe."""
+        source, program = Path(__file__).with_name("probe.c"), self._launcher.with_name("probe")
+        if shutil.which("gcc") is None:
+            pytest.skip("missing: gcc")
+        if not program.exists():
+            subprocess.run(["gcc", "-static", "-Os", "-o", str(program), str(source)], check=True, timeout=TIMEOUT_S)
+        return ("-v", f"{program}:/probe:ro")
 
     def name(self) -> str:
         return f"c{next(self._numbers)}"

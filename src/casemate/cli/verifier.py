@@ -2,7 +2,9 @@
 
 containerd runs every program in the ``bin_dir`` of its plugin ``io.containerd.image-verifier.v1.bindir`` before it
 pulls: ``-name NAME -digest DIGEST -stdin-media-type TYPE``, the descriptor on standard input. Exit code 0 lets the
-image in, any other keeps it out; standard output is the reason. (containerd docs/image-verification.md, 1.7 and 2.x.)
+image in, any other keeps it out; standard output is the reason, of which 32 KiB are read. With ``verify_on_run`` (newer
+than 2.0) it asks before a container is made, too: ``-operation pull|run``, and the descriptor stands in a wrapper of
+its own media type. (containerd docs/image-verification.md and pkg/imageverifier, 1.7 and 2.x.)
 
 It fails closed: no daemon, no policy, no rule, an answer that is not understood, too little time: the image stays out.
 """
@@ -23,6 +25,9 @@ TIMEOUT_S = 9
 MAX_STDIN_BYTES = 1 << 20
 MAX_REASON = 2000
 DESCRIPTOR = "application/vnd.oci.descriptor.v1+json"
+#: The descriptor under ``descriptor``, beside what a caller said of its pod, which proves nothing.
+WRAPPED = "application/vnd.containerd.image-verifier.input.v1+json"
+OPERATIONS = ("pull", "run")
 ADMITTED = ("verified", "not_asked")
 
 
@@ -79,8 +84,10 @@ def arguments(argv: list[str]) -> dict[str, str]:
                 raise Refused(f"{name[:60]} has no value")
             value = words.pop(0)
         key = name.lstrip("-")
-        if key not in ("name", "digest", "stdin-media-type") or key in found:
+        if key not in ("name", "digest", "stdin-media-type", "operation") or key in found:
             raise Refused(f"{name[:60]} is not known, or stands twice")
+        if key == "operation" and value not in OPERATIONS:
+            raise Refused(f"-operation {value[:60]!r} is none of {', '.join(OPERATIONS)}")
         found[key] = value
     return found
 
@@ -120,8 +127,8 @@ def judge(argv: list[str], stdin: bytes) -> str:
 
 def _check_descriptor(kind: str, digest: str, stdin: bytes) -> None:
     """The descriptor on standard input must be of the digest that the flag names."""
-    if kind not in ("", DESCRIPTOR):
-        raise Refused(f"standard input is called {kind[:80]!r}; {DESCRIPTOR} is read")
+    if kind not in ("", DESCRIPTOR, WRAPPED):
+        raise Refused(f"standard input is called {kind[:80]!r}; {DESCRIPTOR} and {WRAPPED} are read")
     if len(stdin) > MAX_STDIN_BYTES:
         raise Refused(f"the descriptor has more than {MAX_STDIN_BYTES} bytes")
     if not kind and not stdin:
@@ -129,5 +136,7 @@ def _check_descriptor(kind: str, digest: str, stdin: bytes) -> None:
     from casemate.cli.wire import json
 
     descriptor = json.loads(stdin)
+    if kind == WRAPPED:
+        descriptor = descriptor.get("descriptor") if isinstance(descriptor, dict) else None
     if not isinstance(descriptor, dict) or descriptor.get("digest") != digest:
         raise Refused(f"the descriptor on standard input is not of {digest[:80]}")

@@ -68,6 +68,8 @@ class Stats:
     cpu_throttled_periods: int | None = None
     pids: int | None = None
     pids_limit: int | None = None
+    #: How often a fork was refused for want of pids.
+    pids_refused: int | None = None
     io_read_bytes: int | None = None
     io_write_bytes: int | None = None
     oom_kills: int | None = None

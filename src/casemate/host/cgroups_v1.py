@@ -59,7 +59,8 @@ class CgroupsV1:
         with contextlib.suppress(base.CgroupFailed):
             self.freeze(path, True)
         try:
-            for folder in self._folders(path):
+            # In the other hierarchies too: a runtime that is ended on its way has joined some of them only.
+            for folder in self._every(path):
                 base.kill_each(folder)
         finally:
             with contextlib.suppress(base.CgroupFailed):
@@ -141,6 +142,7 @@ class CgroupsV1:
             cpu_throttled_periods=throttle.get("nr_throttled"),
             pids=base.read_number(pids / "pids.current"),
             pids_limit=base.read_number(pids / "pids.max"),
+            pids_refused=base.read_fields(pids / "pids.events").get("max"),
             io_read_bytes=read,
             io_write_bytes=written,
             oom_kills=self._oom_kills(memory),

@@ -109,6 +109,7 @@ class CgroupsV2:
             cpu_throttled_periods=cpu.get("nr_throttled"),
             pids=base.read_number(folder / "pids.current"),
             pids_limit=base.read_number(folder / "pids.max"),
+            pids_refused=base.read_fields(folder / "pids.events").get("max"),
             io_read_bytes=read,
             io_write_bytes=written,
             oom_kills=base.read_fields(folder / "memory.events").get("oom_kill"),

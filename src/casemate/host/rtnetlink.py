@@ -163,7 +163,8 @@ class RouteSocket:
 
     def links(self, prefix: str = "") -> list[Link]:
         """The interfaces whose names begin with *prefix*."""
-        answers = self.request(_GETLINK, _ROOT_MATCH, struct.pack("=BBHiII", 0, 0, 0, 0, 0, 0), "listing interfaces")
+        body = struct.pack("=BBHiII", 0, 0, 0, 0, 0, 0)
+        answers = self.request(_GETLINK, _ROOT_MATCH, body, "listing interfaces")
         return [link for link in map(_link, answers) if link.name.startswith(prefix)]
 
     def add_address(self, index: int, address: str, prefix_length: int = 32, *, link_scope: bool = False) -> None:
@@ -212,7 +213,15 @@ class RouteSocket:
     def default_route_link(self) -> Link | None:
         """The interface that the IPv4 default route uses, or None where there is no default route."""
         index = self.default_route_index()
-        return next((link for link in self.links() if link.index == index), None) if index else None
+        if not index:
+            return None
+        try:
+            answers = self.request(_GETLINK, 0, struct.pack("=BBHiII", 0, 0, 0, index, 0, 0), "reading an interface")
+        except NetlinkFailed as error:
+            if error.errno == errno.ENODEV:
+                return None
+            raise
+        return _link(answers[0]) if answers else None
 
     def request(self, kind: int, flags: int, body: bytes, what: str) -> list[bytes]:
         """Send one message; the bodies of its answers. Raises :class:`NetlinkFailed`.

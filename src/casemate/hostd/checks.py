@@ -38,6 +38,8 @@ def check_pod(spec: PodSpec, caller: Caller, state: State, settings: Settings) -
             "a micro-VM has a kernel of its own, and so no namespace of the host's to share",
             remedy="Leave --pid host, --ipc host and --network host away, or take --isolation namespace.",
         )
+    if spec.template is not None and spec.level != "microvm":
+        raise InvalidArgument(f"a template is of micro-VMs, and the pod's level is {spec.level}")
     check_network(spec.network, state, settings)
     check_names(spec)
 

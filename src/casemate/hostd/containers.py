@@ -19,7 +19,7 @@ from pathlib import Path
 import msgspec
 
 from casemate.host import cgroups, pidfd
-from casemate.hostd import checks, inputs, machinefiles, mounting, pods
+from casemate.hostd import checks, inputs, machinefiles, machinelimits, mounting, pods
 from casemate.hostd.context import Context
 from casemate.hostd.errors import WrongState
 from casemate.hostd.grants import Caller
@@ -32,7 +32,7 @@ from casemate.isolation.bundle import BundleInput
 from casemate.isolation.level import IsolationLevel, LevelLacks, Runtime, is_lone
 from casemate.network import links
 from casemate.spec.errors import CasemateError, ProgramFailed, TimedOut
-from casemate.spec.workload import ContainerSpec
+from casemate.spec.workload import ContainerSpec, Resources
 
 #: After KILL a process is gone at once, or waits for a device.
 _KILL_WAIT_S = 10.0
@@ -76,6 +76,7 @@ async def prepare(context: Context, pod: Pod, container: Container) -> list[str]
     spec = container.record.spec
     await machinefiles.keep(context, pod, container)
     await retire(context, pod, container)
+    machinelimits.free(context, pod, container)
     warnings: list[str] = []
     if level.inside is not None:
         # Before the link is looked at: a machine that was kept ready and does not fit takes its tap along.
@@ -98,7 +99,7 @@ async def prepare(context: Context, pod: Pod, container: Container) -> list[str]
         facts=context.facts,
         binds=tuple(binds),
         devices=mounting.device_nodes(spec.devices),
-        writable=machinefiles.kept_text(context, pod, container),
+        writable=await machinefiles.writable(context, pod, container),
     )
     plan = level.bundle(given)
     warnings += plan.warnings
@@ -111,6 +112,7 @@ async def prepare(context: Context, pod: Pod, container: Container) -> list[str]
     if level.inside is not None:
         await level.inside.created(spec)
     warnings += _limit(context, pod, container, level)
+    warnings += machinelimits.hold(context, pod, container, spec.resources)
     context.step("container.limited")
     return list(warnings)
 
@@ -124,13 +126,24 @@ def _limit(context: Context, pod: Pod, container: Container, level: IsolationLev
     # After the runtime has joined the cgroup: crun 1.8 takes v1's memory limits away when it does. Nothing of the
     # image runs before the start, so nothing has run without its limits.
     spec, warnings = container.record.spec, []
-    pids = level.features.pids_limit
     if level.features.in_cgroup(pod.record.spec, spec):
         path = f"{context.pod_cgroup(pod.id)}/{spec.id}"
-        warnings += context.cgroups.set_limits(path, pods.limits(spec.resources, pids=pids))
-    if not pids and spec.resources.pids not in (None, -1, context.settings.number("limits.pids")):
-        warnings.append(f"pids: level {level.name} cannot limit the number of processes")
+        warnings += context.cgroups.set_limits(path, pods.limits(spec.resources, level.features))
+    if spec.resources.pids != context.settings.number("limits.pids"):
+        warnings += about_pids(level, pod, container, spec.resources)
     return warnings
+
+
+def about_pids(level: IsolationLevel, pod: Pod, container: Container, wanted: Resources) -> list[str]:
+    """A warning where a limit on processes is none on processes alone."""
+    if level.features.pids_limit or wanted.pids in (None, -1):
+        return []
+    if not level.features.in_cgroup(pod.record.spec, container.record.spec):
+        return [f"pids: at level {level.name} a pod's containers share one sandbox: limit the pod instead"]
+    return [
+        f"pids: at level {level.name} a sandbox that runs more than {wanted.pids} processes is ended as a whole, "
+        f"by a limit of {level.features.tasks(wanted.pids)} tasks on the host"
+    ]
 
 
 def _check_alone(pod: Pod, container: Container, level: IsolationLevel) -> None:
@@ -266,11 +279,13 @@ async def retire(context: Context, pod: Pod, container: Container) -> None:
     level, spec = context.levels.get(pod.record.spec.level), pod.record.spec
     if level is None:
         pass  # the level is gone from this host, and what it had with it
-    elif level.features.state_is_files and level.features.in_cgroup(spec, container.record.spec):
-        for path in level.runtime.state_files(container.id):
-            remove_small(Path(path))
-    elif level.inside is None or level.inside.knows(container.id):
-        await context.launcher(level.runtime).run(level.runtime.delete(container.id))
+    else:
+        shared = not level.features.in_cgroup(spec, container.record.spec)
+        if (level.inside is None or level.inside.knows(container.id)) and (shared or not level.features.state_is_files):
+            await context.launcher(level.runtime).run(level.runtime.delete(container.id))
+        if level.features.state_is_files:
+            for path in level.runtime.state_files(container.id, spec.id if shared else ""):
+                remove_small(Path(path))
     await cgroups.end(context.cgroups, f"{context.pod_cgroup(pod.id)}/{container.id}")
     if level is not None and level.inside is not None and not _alive(pod, container):
         await level.inside.leave(spec, context.pod_cgroup(pod.id))

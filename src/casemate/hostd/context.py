@@ -55,6 +55,8 @@ class Context:
     id_shift: int
     emit: Callable[[AnyEvent], None]
     step: Callable[[str], None] = _no_step
+    #: System calls that the filter of gVisor's sandbox lets through, as it was read at the probe.
+    gvisor_calls: tuple[str, ...] = ()
     launchers: dict[tuple[bool, tuple[str, ...]], Launcher] = field(default_factory=dict)
     #: Set by the daemon once the context is there.
     firewall: Firewall = field(init=False)

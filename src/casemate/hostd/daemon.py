@@ -153,12 +153,13 @@ async def _add_gvisor(context: Context, first_id: int) -> None:
     if found.runtime is None:
         context.levels.lack("gvisor", found.why)
         return
+    context.gvisor_calls = found.calls
     one, shim, rest = found.runtime, settings.text("microvm.shim"), None
     started = one
     if os.access(shim, os.X_OK):
         started = driver.wrapped(one, shim)
         launch = functools.partial(context.launcher, one)
-        rest = Rest(context.folders.run / "gvisor", Path(shim), launch)
+        rest = Rest(context.folders.run / "gvisor", Path(shim), launch, settings.number("limits.pids"))
     inside = GvisorInside(one, context.cgroups, settings.text("cgroup.parent"), rest)
     context.levels.add(GvisorLevel(started, f"runsc {found.runtime.version}: {found.why}", inside))
 

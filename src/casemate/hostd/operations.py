@@ -19,6 +19,7 @@ from casemate.hostd import (
     kernels,
     layers,
     leftovers,
+    machinelimits,
     observing,
     pods,
     protocol,
@@ -73,7 +74,7 @@ class Operations:
                 return Done(), []
             case protocol.PodUpdate():
                 async with self._pod(operation.pod) as pod:
-                    return Warnings(tuple(pods.update(context, pod, operation.resources))), []
+                    return Warnings(tuple(await machinelimits.update_pod(context, pod, operation.resources))), []
             case protocol.ContainerCreate():
                 caller = self._caller(fds)
                 async with self._pod(operation.container.pod) as pod:
@@ -153,7 +154,7 @@ class Operations:
             "conmon": context.conmon,
             "id_shift": str(context.id_shift),
         }
-        allowed = calls.offered(context.facts.machine)
+        allowed = calls.offered(context.facts.machine, context.gvisor_calls)
         return Welcome(protocol.PROTOCOL_VERSION, context.boot_id, context.levels.describe(), facts, allowed)
 
     def _caller(self, fds: list[int]) -> Caller:
@@ -306,10 +307,9 @@ class Operations:
             warnings = await level.inside.update(container.id, new)
         in_cgroup = level is None or level.features.in_cgroup(pod.record.spec, spec)
         if in_cgroup and context.cgroups.exists(path):
-            pids = level is None or level.features.pids_limit
-            warnings += context.cgroups.set_limits(path, pods.limits(new, pids=pids))
-            if new.pids is not None and not pids:
-                warnings.append("pids: this level cannot limit the number of processes")
+            warnings += context.cgroups.set_limits(path, pods.limits(new, None if level is None else level.features))
+        warnings += [] if level is None else containers.about_pids(level, pod, container, new)
+        warnings += machinelimits.hold(context, pod, container, new)
         record = msgspec.structs.replace(container.record, spec=msgspec.structs.replace(spec, resources=both))
         container.record = record
         context.records.write_container(record)

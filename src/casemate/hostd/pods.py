@@ -24,6 +24,7 @@ from casemate.hostd.protocol_firewall import FirewallRepaired
 from casemate.hostd.records import PodRecord, remove_small
 from casemate.hostd.state import Pod
 from casemate.isolation.bundle import Sandbox
+from casemate.isolation.level import Features
 from casemate.isolation.namespace import sandbox
 from casemate.network import links, plan
 from casemate.spec.errors import CasemateError
@@ -32,6 +33,7 @@ from casemate.spec.workload import ContainerSpec, PodSpec, Resources, TmpfsMount
 log = logging.getLogger("casemate.hostd")
 
 IDS = 65_536
+_EXACT = Features(processes="host", state_is_files=True)
 
 
 async def create(
@@ -117,6 +119,11 @@ def takes_address(context: Context, spec: PodSpec) -> bool:
     return level is not None and level.features.takes_address
 
 
+def features_of(context: Context, spec: PodSpec) -> Features | None:
+    level = context.levels.get(spec.level)
+    return None if level is None else level.features
+
+
 def boundary(context: Context, pod: Pod) -> Sandbox:
     """The pod's namespaces, ids and cgroup, as a level's driver wants them."""
     pins = {kind: str(path) for kind, path in context.folders.pins(pod.record.spec).items()}
@@ -149,7 +156,7 @@ async def build(context: Context, pod: Pod, container: ContainerSpec | None = No
     context.cgroups.create(group)
     if is_machine(spec):
         context.cgroups.create(machine_cgroup(context, spec))
-    warnings = context.cgroups.set_limits(group, pod_limits(spec, spec.resources))
+    warnings = context.cgroups.set_limits(group, pod_limits(spec, spec.resources, features_of(context, spec)))
     context.step("pod.cgroup")
     if spec.network.mode == "pod":
         await ensure_firewall(context)
@@ -275,17 +282,17 @@ def known_links(context: Context) -> list[plan.PodLink]:
     return found
 
 
-def limits(resources: Resources, *, pids: bool = True) -> cgroups.Limits:
+def limits(resources: Resources, features: Features | None = None) -> cgroups.Limits:
     """The cgroup's limits for what a user asked; -1 (unlimited) becomes 0, which takes a limit away.
 
-    Without *pids* their number is not limited: a sandbox's own threads would be counted.
+    With a level's *features* the number of processes is what the host runs for them: a sandbox's own threads count.
     """
     weight = None
     if resources.cpu_shares is not None:
         # v1's shares (2..262144) as v2's weight (1..10000), by the formula of the OCI runtimes.
         weight = 1 + (resources.cpu_shares - 2) * 9999 // 262_142
     swap = resources.memory_swap_bytes
-    number = resources.pids if pids else None
+    number = (features or _EXACT).tasks(resources.pids)
     return cgroups.Limits(
         memory_bytes=resources.memory_bytes,
         memory_swap_bytes=None if swap is None else max(swap, 0),
@@ -293,15 +300,15 @@ def limits(resources: Resources, *, pids: bool = True) -> cgroups.Limits:
         cpu_millis=resources.cpu_millis,
         cpu_weight=weight,
         cpuset_cpus=resources.cpuset,
-        pids=None if number is None else max(number, 0),
+        pids=number,
         io_weight=resources.io_weight,
     )
 
 
-def pod_limits(spec: PodSpec, resources: Resources) -> cgroups.Limits:
+def pod_limits(spec: PodSpec, resources: Resources, features: Features | None = None) -> cgroups.Limits:
     """The limits of the pod's cgroup on the host. A machine's memory and processes are bounded by the machine: what
     the host bounds is its cpu."""
-    wanted = limits(resources)
+    wanted = limits(resources, features)
     if not is_machine(spec):
         return wanted
     return dataclasses.replace(
@@ -320,7 +327,7 @@ def update(context: Context, pod: Pod, resources: Resources) -> list[str]:
     checks.check_resources(resources)
     path = context.pod_cgroup(pod.id)
     spec = pod.record.spec
-    wanted = pod_limits(spec, resources)
+    wanted = pod_limits(spec, resources, features_of(context, spec))
     warnings = context.cgroups.set_limits(path, wanted) if context.cgroups.exists(path) else []
     pod.record = msgspec.structs.replace(
         pod.record, spec=msgspec.structs.replace(spec, resources=merged(spec.resources, resources))

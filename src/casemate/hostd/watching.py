@@ -68,8 +68,7 @@ def container_ended(context: Context, container: Container) -> None:
         return  # of an earlier start
     inputs.drop(container.held)
     code, finished, reason = read_exit(context.folders.exit_file(container.id))
-    if not reason and context.machines is not None:
-        reason = context.machines.ending(container.id)
+    reason = reason or _ending(context, container)
     if code == UNKNOWN_EXIT_CODE and reason and record.process is not None:
         # conmon is gone without a word: what it supervised must not run on unseen.
         _kill(record.process)
@@ -97,6 +96,14 @@ def container_ended(context: Context, container: Container) -> None:
         context.spent_waits.set()
     container.ended.set()
     context.emit(ContainerExited(container.id, code, oom, finished, reason))
+
+
+def _ending(context: Context, container: Container) -> str:
+    """Why a sandbox or a machine ended, and the container with it; empty for an end of its own."""
+    if context.machines is not None and (found := context.machines.ending(container.id)):
+        return found
+    level = context.levels.get(context.state.pods[container.record.spec.pod].record.spec.level)
+    return "" if level is None or level.inside is None else level.inside.ending(container.id)
 
 
 def _has_more(context: Context, container: Container) -> bool:

@@ -72,13 +72,12 @@ async def run_job(
 async def _converse(
     process: asyncio.subprocess.Process, job: Job, on_progress: Callable[[Progress], None] | None
 ) -> Result:
-    answer: Result | Failure | None = None
+    answers: list[Result | Failure] = []
 
     def hear(line: bytes) -> None:
-        nonlocal answer
         message = decode_message(line)
         if not isinstance(message, Progress):
-            answer = message
+            answers[:] = [message]
         elif on_progress is not None:
             on_progress(message)
 
@@ -86,12 +85,12 @@ async def _converse(
         code, words = await child.converse(process, encode(job), hear)
     except child.LineTooLong as error:
         raise WorkerFailed(f"the image worker wrote a line of more than {MAX_LINE_BYTES} bytes") from error
-    match answer:
-        case Result():
-            return answer
-        case Failure():
-            raise RemoteError(answer.problem)
-        case None:
+    match answers:
+        case [Result() as result]:
+            return result
+        case [Failure(problem)]:
+            raise RemoteError(problem)
+        case _:
             raise WorkerFailed(f"the image worker ended with {code}: {words[-600:]}", exit_code=code)
 
 

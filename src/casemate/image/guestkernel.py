@@ -36,9 +36,20 @@ MODULES: tuple[str, ...] = (
     "9pnet",
     "9pnet_virtio",
     "9p",
+    "crc32c_generic",
+    "crc32c_intel",
+    "crc16",
+    "mbcache",
+    "jbd2",
+    "ext4",
 )
-#: What a guest can do without: volumes come over 9p.
-OPTIONAL = frozenset(("failover", "net_failover", "netfs", "fscache", "9pnet", "9pnet_virtio", "9p"))
+#: What a guest can do without: volumes come over 9p, writable layers on disk are ext4.
+OPTIONAL = frozenset(
+    (
+        *("failover", "net_failover", "netfs", "fscache", "9pnet", "9pnet_virtio", "9p"),
+        *("crc32c_generic", "crc32c_intel", "crc16", "mbcache", "jbd2", "ext4"),
+    )
+)
 #: The name of the file of a kernel in a package of Debian's.
 PACKAGE = "linux-image-amd64"
 _VERSION = re.compile(r"[0-9][A-Za-z0-9.+~_-]{0,63}\Z")

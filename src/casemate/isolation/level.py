@@ -42,7 +42,8 @@ class Runtime:
     version: str = ""
     hide_unified: bool = False
     cover_at_start: tuple[str, ...] = ()
-    #: What a container leaves below *root*, with its id for ``{}``; of interest where ``Features.state_is_files``.
+    #: What a container leaves below *root*, with its id for ``{}``, and its sandbox's for a second one; of interest
+    #: where ``Features.state_is_files``.
     state: tuple[str, ...] = ("{}",)
     #: What stands before the global arguments: *program* is then one that starts the runtime.
     before: tuple[str, ...] = ()
@@ -55,8 +56,9 @@ class Runtime:
     def global_arguments(self) -> tuple[str, ...]:
         return (*self.before, "--root", self.root, *self.arguments)
 
-    def state_files(self, container: str) -> tuple[str, ...]:
-        return tuple(f"{self.root}/{one.replace('{}', container)}" for one in self.state)
+    def state_files(self, container: str, sandbox: str = "") -> tuple[str, ...]:
+        """What *container* leaves; *sandbox*: the one that it joined, where that is not its own."""
+        return tuple(f"{self.root}/{one.format(container, sandbox or container)}" for one in self.state)
 
     def start(self, container: str) -> tuple[str, ...]:
         return (self.program, *self.global_arguments, "start", container)
@@ -86,8 +88,8 @@ class Features:
     runtime takes the layers. *network*: the pod's end of its link is a veth in a namespace, or a tap.
     *takes_address*: the sandbox takes the address off the veth and asks by ARP itself: the address must be given
     back before each start, and questions for the gateway be answered. *shares_sandbox*: which containers of a pod
-    run at a time: ``all``; ``made``, those of a pod that was made for several; ``none``, one alone. *pids_limit*: the
-    container's cgroup counts its own processes alone, so that a limit on them means what the user meant. *cgroup*:
+    run at a time: ``all``; ``made``, those of a pod that was made for several; ``none``, one alone. *process_tasks*:
+    what the host runs at most for one process, and *own_tasks* for the sandbox itself (see :meth:`tasks`). *cgroup*:
     the container's cgroup on the host holds everything of it, so limits go there; *shared_cgroup*: not so in a pod
     that was made for several, whose sandbox is in a cgroup of its own (see :meth:`in_cgroup`).
     """
@@ -99,9 +101,21 @@ class Features:
     network: Literal["veth", "tap"] = "veth"
     takes_address: bool = False
     shares_sandbox: Literal["all", "made", "none"] = "all"
-    pids_limit: bool = True
+    process_tasks: int = 1
+    own_tasks: int = 0
     cgroup: bool = True
     shared_cgroup: bool = False
+
+    @property
+    def pids_limit(self) -> bool:
+        """Whether the cgroup counts a container's own processes alone, so that a limit means what the user meant."""
+        return self.process_tasks == 1 and not self.own_tasks
+
+    def tasks(self, pids: int | None) -> int | None:
+        """The limit on tasks of the host for a limit of *pids* processes; None leaves it, 0 takes it away."""
+        if pids is None or pids <= 0:
+            return None if pids is None else 0
+        return self.own_tasks + self.process_tasks * pids
 
     def in_cgroup(self, pod: PodSpec, container: ContainerSpec) -> bool:
         """Whether the cgroup of *container* on the host holds all of it."""
@@ -146,10 +160,14 @@ class Inside(Protocol):
     """
 
     def knows(self, container: str) -> bool:
-        """Whether the runtime still has something of *container*, so that it must be deleted."""
+        """Whether the runtime still has something of *container* that lives, so that it must be deleted."""
         ...
 
     def is_paused(self, container: str) -> bool: ...
+
+    def ending(self, container: str) -> str:
+        """Why *container* ended, where its sandbox ended with it and left word; empty for an end of its own."""
+        ...
 
     def was_oom(self, container: str) -> bool:
         """Whether a process of *container* was killed for want of memory, while the runtime still has it."""

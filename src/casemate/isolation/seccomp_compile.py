@@ -11,17 +11,29 @@ import base64
 import contextlib
 import ctypes
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from casemate.spec.errors import CasemateError
 
 ANNOTATION = "run.oci.seccomp_bpf_data"
-_ALLOW, _ERRNO = 0x7FFF_0000, 0x0005_0000
+#: SECCOMP_RET_* of linux/seccomp.h; those of errno and trace carry a number in their low half.
+_ACTIONS: Mapping[str, int] = {
+    "SCMP_ACT_KILL_PROCESS": 0x8000_0000,
+    "SCMP_ACT_KILL": 0,
+    "SCMP_ACT_KILL_THREAD": 0,
+    "SCMP_ACT_TRAP": 0x0003_0000,
+    "SCMP_ACT_ERRNO": 0x0005_0000,
+    "SCMP_ACT_TRACE": 0x7FF0_0000,
+    "SCMP_ACT_LOG": 0x7FFC_0000,
+    "SCMP_ACT_ALLOW": 0x7FFF_0000,
+}
+_NUMBERED = ("SCMP_ACT_ERRNO", "SCMP_ACT_TRACE")
 _OPTIMIZE, _TREE = 8, 2
 _ARCH: Mapping[str, int] = {
     "SCMP_ARCH_X86": 0x4000_0003,
     "SCMP_ARCH_X86_64": 0xC000_003E,
+    "SCMP_ARCH_X32": 0x4000_003E,
     "SCMP_ARCH_ARM": 0x4000_0028,
     "SCMP_ARCH_AARCH64": 0xC000_00B7,
 }
@@ -55,6 +67,25 @@ def _library() -> ctypes.CDLL:
     return library
 
 
+def call_names(numbers: Iterable[int], architecture: int) -> tuple[str, ...]:
+    """The sorted names of system calls by their *numbers* on *architecture* (AUDIT_ARCH); unknown ones are left out.
+
+    Raises :class:`SeccompFailed` where there is no libseccomp.
+    """
+    library = _library()
+    resolve = library.seccomp_syscall_resolve_num_arch
+    # The library's caller frees the text.
+    resolve.restype = ctypes.c_void_p
+    free = ctypes.CDLL(None).free
+    found = []
+    for number in numbers:
+        place = resolve(ctypes.c_uint32(architecture), ctypes.c_int(number))
+        if place:
+            found.append(ctypes.string_at(place).decode("ascii", "replace"))
+            free(ctypes.c_void_p(place))
+    return tuple(sorted(found))
+
+
 class Compiler:
     """Compiles profiles; each once, as the annotation's text."""
 
@@ -76,8 +107,8 @@ class Compiler:
 
     def compile(self, profile: dict[str, Any]) -> bytes:
         """The BPF program; raises :class:`SeccompFailed`."""
-        self._default = profile["defaultErrnoRet"]
-        context = self._lib.seccomp_init(_ERRNO | profile["defaultErrnoRet"])
+        self._default = _action(profile["defaultAction"], profile["defaultErrnoRet"])
+        context = self._lib.seccomp_init(ctypes.c_uint32(self._default))
         if not context:
             raise SeccompFailed("libseccomp has no memory")
         handle = ctypes.c_void_p(context)
@@ -92,15 +123,32 @@ class Compiler:
         finally:
             self._lib.seccomp_release(handle)
 
+    def largest(self, profile: dict[str, Any]) -> dict[int, int]:
+        """For each architecture of *profile* (AUDIT_ARCH) the largest number of a system call that it names."""
+        names = {name.encode() for rule in profile["syscalls"] for name in rule["names"]}
+        found = {}
+        for architecture in (_ARCH[name] for name in profile["architectures"] if name != "SCMP_ARCH_X32"):
+            resolve = self._lib.seccomp_syscall_resolve_name_arch
+            found[architecture] = max((resolve(ctypes.c_uint32(architecture), name) for name in names), default=0)
+        # Names that an architecture lacks have negative numbers there.
+        return {architecture: number for architecture, number in found.items() if number > 0}
+
     def _add(self, handle: ctypes.c_void_p, rule: dict[str, Any]) -> None:
-        allow = rule["action"] == "SCMP_ACT_ALLOW"
-        if not allow and rule["errnoRet"] == self._default:
+        number = _action(rule["action"], rule.get("errnoRet", 0))
+        if number == self._default:
             return  # libseccomp refuses a rule that says what the default says
-        action = ctypes.c_uint32(_ALLOW if allow else _ERRNO | rule["errnoRet"])
         compares = [
             _Compare(one["index"], _COMPARE[one["op"].removeprefix("SCMP_CMP_")], one["value"], one["valueTwo"])
             for one in rule.get("args", ())
         ]
+        # libseccomp takes one condition for each argument; the runtimes of the field read several as one or the other.
+        once = len({one.arg for one in compares}) == len(compares)
+        for group in [compares] if once else [[one] for one in compares]:
+            self._add_one(handle, ctypes.c_uint32(number), rule, group)
+
+    def _add_one(
+        self, handle: ctypes.c_void_p, action: ctypes.c_uint32, rule: dict[str, Any], compares: list[_Compare]
+    ) -> None:
         array = (_Compare * len(compares))(*compares)
         for name in rule["names"]:
             number = self._lib.seccomp_syscall_resolve_name(name.encode())
@@ -124,6 +172,10 @@ class Compiler:
     def _check(result: int, what: str) -> None:
         if result < 0:
             raise SeccompFailed(f"{what}: {os.strerror(-result)}")
+
+
+def _action(name: str, number: int) -> int:
+    return _ACTIONS[name] | (number if name in _NUMBERED else 0)
 
 
 def compiler() -> Compiler | None:

@@ -146,7 +146,7 @@ class _Fresh:
         if request.pod is None:
             asked = PodRequest(
                 project=request.project, level=self.level, hostname=request.hostname, network=request.network,
-                host_pid=request.host_pid, host_ipc=request.host_ipc,
+                host_pid=request.host_pid, host_ipc=request.host_ipc, template=request.template,
             )  # fmt: skip
             return pods.write(db, self.core, asked, container=self.id, exposed=self.image.config.exposed_ports)
         if request.network != type(request.network)() or request.hostname is not None:
@@ -158,6 +158,8 @@ class _Fresh:
         entering.check_pod(pod, self.caller)
         if request.level is not None and request.level != pod.the_spec().level:
             raise InvalidArgument(f"pod {pod.name} has level {pod.the_spec().level}, not {request.level}")
+        if request.template is not None:
+            raise InvalidArgument("a template is the pod's", remedy="Give --template to `casemate pod create`.")
         if request.host_pid or request.host_ipc:
             raise InvalidArgument("host namespaces belong to the pod", remedy="Give them to `casemate pod create`.")
         return pod
@@ -256,6 +258,7 @@ async def inspect(core: Core, reference: str, project: str) -> ContainerDetail:
             pid=row.pid, conmon_pid=row.conmon_pid, first_id=pod.first_id, oom_killed=bool(row.oom_killed),
             reason=row.reason, warnings=row.the_warnings(), execs=tuple(e.id for e in execs),
             level_detail=offered.get(pod.the_spec().level, ""),
+            template=pods.template_of(core, pod.the_spec()),
             system_calls=systemcalls.of(pod.the_spec().level, row.the_spec(), calls),
         )  # fmt: skip
 

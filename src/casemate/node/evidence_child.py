@@ -11,6 +11,7 @@ import resource
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -46,6 +47,9 @@ from casemate.trust.signature.notation import ENVELOPE_TYPE
 from casemate.trust.signature.statement import Statement
 from casemate.trust.signature.verify import Document, DocumentKind, Evidence, verify
 
+if TYPE_CHECKING:
+    from casemate.node.freshness_child import Standings
+
 #: Python, the libraries, and the documents of one image several times over.
 MEMORY_BYTES = 2 << 30
 _KINDS: dict[str, DocumentKind] = {
@@ -55,10 +59,14 @@ _KINDS: dict[str, DocumentKind] = {
 
 
 class Served:
-    """What stays between two jobs: connections to registries (no credential stays; each job has its own)."""
+    """What stays between two jobs: connections to registries (no credential stays; each job has its own), and what
+    publishers showed, verified.
+    """
 
     def __init__(self) -> None:
         self.client = Client()
+        #: Verified metadata of publishers, by key; the one that was asked last comes last.
+        self.standings: Standings = {}
 
     def do(self, job: EvidenceJob) -> Answer:
         match job:
@@ -72,7 +80,7 @@ class Served:
                 from casemate.node import freshness_child  # noqa: PLC0415 - and tuf with it
 
                 if isinstance(job, TagJob):
-                    return freshness_child.tag(job)
+                    return freshness_child.tag(job, self.standings)
                 return freshness_child.refreshed(self.client, job)
 
 

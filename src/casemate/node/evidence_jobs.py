@@ -9,7 +9,7 @@ import msgspec
 
 from casemate.image.jobs import Endpoints, Failure
 from casemate.image.referring import Wanted
-from casemate.node.freshness_jobs import Fresh, RefreshJob, Tag, TagJob
+from casemate.node.freshness_jobs import Forgotten, Fresh, RefreshJob, Tag, TagJob
 from casemate.trust.signature.cosign import BUNDLE_TYPES, DSSE_TYPE, SIMPLE_SIGNING
 from casemate.trust.signature.notation import ARTIFACT_TYPE, ENVELOPE_TYPE
 from casemate.trust.signature.verify import Evidence, Signer
@@ -103,8 +103,8 @@ class Attached(msgspec.Struct, frozen=True, tag="attached"):
     manifests: tuple[str, ...]
 
 
-Good = Checked | Found | Attached | Fresh | Tag
-Answer = Checked | Found | Attached | Fresh | Tag | Failure
+Good = Checked | Found | Attached | Fresh | Tag | Forgotten
+Answer = Checked | Found | Attached | Fresh | Tag | Forgotten | Failure
 
 JOBS: msgspec.json.Decoder[EvidenceJob] = msgspec.json.Decoder(EvidenceJob)
 ANSWERS: msgspec.json.Decoder[Answer] = msgspec.json.Decoder(Answer)

@@ -7,6 +7,7 @@ that says something else refuse the pull and the new container. What runs goes o
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import sqlite3
 
 import msgspec
@@ -49,6 +50,8 @@ class Source(msgspec.Struct, frozen=True):
     error: str = ""
     expires: str = ""
     versions: dict[str, int] = {}
+    #: Digest of what it showed last; empty: not known (stored by an older casemated).
+    shown: str = ""
 
     def covers(self, repository: str) -> int:
         """The length of the longest of its prefixes that *repository* is below, else -1."""
@@ -145,10 +148,12 @@ async def _fetched(core: Core, source: Source, trusted: Trusted) -> tuple[Source
     answer = await ask(core.evidence_online, job, ONLINE_S)
     assert isinstance(answer, Fresh)
     fresh = answer.refreshed
+    shown = msgspec.json.encode(fresh)
     row = msgspec.structs.replace(
-        source, refreshed_at=core.clock(), error="", expires=fresh.expires, versions=fresh.versions
-    )
-    return row, msgspec.json.encode(fresh)
+        source, refreshed_at=core.clock(), error="", expires=fresh.expires, versions=fresh.versions,
+        shown=hashlib.sha256(shown).hexdigest(),
+    )  # fmt: skip
+    return row, shown
 
 
 async def refresh(core: Core, name: str, older_than_s: float = 0.0) -> PublisherRow:
@@ -231,10 +236,16 @@ async def tag(core: Core, text: str) -> TagAnswer:
 
 async def _meaning(core: Core, source: Source, reference: Reference) -> Tag:
     target = f"{reference.registry}/{reference.repository}:{reference.tag}"
+    if source.shown:  # thousands of tags are megabytes: the child that has verified them is asked without them
+        known = TagJob(target=target, key=source.shown, now_s=core.clock())
+        if isinstance(answer := await ask(core.evidence_offline, known, OFFLINE_S), Tag):
+            return answer
     shown = await core.db.read(lambda db: _shown(db, source.name))
     if shown is None:
         raise PublisherNotFound(f"publisher {source.name} is followed no more", name=source.name)
-    job = TagJob(target=target, trusted=shown.trusted, files=shown.files, now_s=core.clock())
+    job = TagJob(
+        target=target, trusted=shown.trusted, files=shown.files, key=source.shown, now_s=core.clock()
+    )  # fmt: skip
     answer = await ask(core.evidence_offline, job, OFFLINE_S)
     assert isinstance(answer, Tag)
     return answer

@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 
 from casemate.image.errors import RegistryError, RegistryUnavailable
 from casemate.image.http import Client, parse_url
-from casemate.node.freshness_jobs import Fresh, RefreshJob, Tag, TagJob
-from casemate.trust.freshness.resolve import FreshnessInvalid, refresh, resolve
+from casemate.node.freshness_jobs import Forgotten, Fresh, RefreshJob, Tag, TagJob
+from casemate.trust.freshness.resolve import FreshnessInvalid, Standing, refresh
 
 #: The largest role (targets) may have 5 MB; one byte more shows that it is larger.
 MAX_FILE_BYTES = 5_000_000
@@ -74,6 +74,33 @@ def refreshed(client: Client, job: RefreshJob) -> Fresh:
     return Fresh(refresh(job.trusted, Shown(client, job.location), datetime.fromtimestamp(job.now_s, UTC)))
 
 
-def tag(job: TagJob) -> Tag:
-    found = resolve(job.trusted, job.files, job.target, datetime.fromtimestamp(job.now_s, UTC))
+#: Verified metadata by key, and how many bytes they were.
+Standings = dict[str, tuple[Standing, int]]
+#: As objects they take some ten times what they had as JSON.
+MAX_STANDING_BYTES = 16 << 20
+MAX_STANDINGS = 16
+
+
+def tag(job: TagJob, standings: Standings) -> Tag | Forgotten:
+    """By what stands under the job's key, or by the files that come with it; those are remembered, within bounds."""
+    now = datetime.fromtimestamp(job.now_s, UTC)
+    if not job.files:
+        known = standings.pop(job.key, None)
+        if known is None:
+            return Forgotten()
+        standings[job.key] = known
+        return _answer(known[0], job, now)
+    if job.trusted is None:
+        raise FreshnessInvalid(f"{job.target}: no root to verify with")
+    standing = Standing(job.trusted, job.files, job.target, now)
+    size = sum(map(len, job.files.values()))
+    if job.key and size <= MAX_STANDING_BYTES:
+        standings[job.key] = standing, size
+        while len(standings) > MAX_STANDINGS or sum(row[1] for row in standings.values()) > MAX_STANDING_BYTES:
+            del standings[next(iter(standings))]
+    return _answer(standing, job, now)
+
+
+def _answer(standing: Standing, job: TagJob, now: datetime) -> Tag:
+    found = standing.resolve(job.target, now)
     return Tag(found.digest, found.role, found.expires)

@@ -16,12 +16,17 @@ class RefreshJob(msgspec.Struct, frozen=True, tag="refresh", kw_only=True):
 
 
 class TagJob(msgspec.Struct, frozen=True, tag="tag", kw_only=True):
-    """What *target* (``repository:tag``) means by the kept *files*; no network."""
+    """What *target* (``repository:tag``) means by the kept *files*; no network.
+
+    *key*: what the files are known by (their digest). Without files, the child answers by what it verified under this
+    key before, or :class:`Forgotten`. Empty: nothing is remembered.
+    """
 
     target: str
-    trusted: Trusted
-    files: dict[str, bytes]
     now_s: float
+    trusted: Trusted | None = None
+    files: dict[str, bytes] = {}
+    key: str = ""
 
 
 class Fresh(msgspec.Struct, frozen=True, tag="fresh"):
@@ -34,3 +39,7 @@ class Tag(msgspec.Struct, frozen=True, tag="tag_is"):
     digest: str
     role: str
     expires: str
+
+
+class Forgotten(msgspec.Struct, frozen=True, tag="forgotten"):
+    """The child knows no files of this key (any more): they have to come with the question."""

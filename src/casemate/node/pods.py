@@ -17,7 +17,8 @@ from casemate.node.names import another_name
 from casemate.node.resolvers import name_servers, search_list
 from casemate.node.rows import ALIVE, ContainerRow, PodRow, encode, insert, select
 from casemate.spec.api import PodDetail, PodList, PodRequest, PodSummary, PortRequest
-from casemate.spec.workload import Level, NetworkSpec, PodSpec, PublishedPort
+from casemate.spec.errors import InvalidArgument
+from casemate.spec.workload import TEMPLATES, Level, NetworkSpec, PodSpec, PublishedPort, furthest
 
 _CURSOR = "network.last_address"
 _UNKNOWN = "unavailable: hostd does not know it"
@@ -53,14 +54,32 @@ def write(
     spec = PodSpec(
         id=id_, name=name, hostname=resolve.pod_hostname(request.hostname, container or id_), project=request.project,
         level=request.level or "namespace", network=network, resources=request.resources, host_pid=request.host_pid,
-        host_ipc=request.host_ipc,
+        host_ipc=request.host_ipc, template=request.template,
     )  # fmt: skip
+    check_template(spec)
     request = msgspec.structs.replace(
         request, network=msgspec.structs.replace(request.network, ports=wanted, publish_all=False)
     )
     row = PodRow(id_, request.project, name, at, encode(request), encode(spec), int(bool(container)), address)
     insert(db, row)
     return row
+
+
+def check_template(spec: PodSpec) -> None:
+    """Raises where a template is asked for at a level that clones nothing."""
+    if spec.template is not None and spec.level != "microvm":
+        raise InvalidArgument(
+            f"--template says what a micro-VM begins as, and the level is {spec.level}",
+            remedy="Leave --template away, or take --isolation microvm.",
+        )
+
+
+def template_of(core: Core, spec: PodSpec) -> str:
+    """What a machine of this pod begins as; empty at the other levels."""
+    if spec.level != "microvm":
+        return ""
+    setting = core.settings.text("microvm.template")
+    return furthest(spec.template, next((one for one in TEMPLATES if one == setting), None))
 
 
 async def create(core: Core, request: PodRequest, caller: Caller) -> PodSummary:

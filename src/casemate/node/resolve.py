@@ -114,6 +114,7 @@ def resolve_container(
         sysctls=request.sysctls,
         read_only=request.read_only,
         writable_bytes=request.writable_bytes or defaults.writable_bytes,
+        volatile=request.auto_remove,
         init=request.init,
         shm_bytes=request.shm_bytes if request.shm_bytes is not None else 64 << 20,
         log=Log(request.log_max_bytes or defaults.log_max_bytes, request.log_keep),

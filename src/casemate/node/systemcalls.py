@@ -13,6 +13,8 @@ def of(level: Level, spec: ContainerSpec | None, offered: Mapping[str, Sequence[
 
     *offered*: :func:`casemate.hostd.calls.offered`; None is answered where hostd has told nothing.
     """
+    if level == "gvisor" and (names := offered.get("gvisor")):
+        return SystemCalls("runsc's sandbox, by the filter that it has put upon itself", len(names), tuple(names))
     if level == "gvisor":
         return SystemCalls("runsc's sandbox, which has a filter of its own")
     if level == "microvm" and (names := offered.get("microvm")):

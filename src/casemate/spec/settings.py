@@ -191,6 +191,15 @@ SETTINGS: tuple[Setting, ...] = (
         "shared",
         "shared, project or none: machines are clones of one template, of one for each project, or boot cold",
     ),
+    Setting(
+        "microvm.scratch_bytes",
+        10 << 30,
+        "size of the sparse file in which the writable layer of a kept container lies, where --storage-size gives "
+        "none; 0: in memory, as that of one with --rm",
+        "bytes",
+        0,
+        1 << 44,
+    ),
     Setting("microvm.qemu", "qemu-system-x86_64", "QEMU: a name that is looked for in PATH, or a path"),
     Setting(
         "microvm.memory_bytes",

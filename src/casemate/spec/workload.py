@@ -17,6 +17,11 @@ from msgspec import Meta
 Level = Literal["namespace", "gvisor", "microvm"]
 LEVELS: tuple[Level, ...] = ("namespace", "gvisor", "microvm")
 
+#: What a micro-VM begins as: a clone of the template that all share, of its project's own, or a cold boot.
+Template = Literal["shared", "project", "none"]
+#: From the least apart to the most.
+TEMPLATES: tuple[Template, ...] = ("shared", "project", "none")
+
 #: Bounds of single fields. ARG_MAX of Linux is 2 MiB for argv and envp together, 128 KiB for one string.
 Id = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 Hex = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z", description="sha256 of a squashfs file, without prefix")]
@@ -160,6 +165,8 @@ class ContainerSpec(Value, frozen=True):
     sysctls: Annotated[tuple[Sysctl, ...], Meta(max_length=64)] = ()
     read_only: bool = False
     writable_bytes: Bytes = 0
+    #: Removed at its end (``--rm``): what it writes need not outlive anything.
+    volatile: bool = False
     #: Run the command below ``catatonit``, which reaps and forwards signals.
     init: bool = False
     shm_bytes: Bytes = 64 << 20
@@ -216,3 +223,11 @@ class PodSpec(Value, frozen=True):
     resources: Resources = Resources()
     host_pid: bool = False
     host_ipc: bool = False
+    #: Of level microvm: how far apart at least, beside what the setting microvm.template says.
+    template: Template | None = None
+
+
+def furthest(*kinds: Template | None) -> Template:
+    """The one of *kinds* that keeps machines the furthest apart; ``shared`` where none is named."""
+    nobody: Template = "shared"
+    return max((one for one in kinds if one is not None), key=TEMPLATES.index, default=nobody)

@@ -115,6 +115,27 @@ def test_memory_beyond_the_limit_is_told(cm: Cli) -> None:
     assert b"memory" in done.stderr
 
 
+def test_a_fork_bomb_ends_its_sandbox_and_nobody_elses(cm: Cli) -> None:
+    run(cm, "other", "sleep", "1000")
+    done = cm(
+        *("run", "--rm", "--isolation", "gvisor", "--pids-limit", "15"),
+        *("busybox", "sh", "-c", "while :; do sleep 600 & done"),
+    )
+    assert done.returncode != 0
+    assert b"limit of 436 tasks on the host" in done.stderr, "what the limit means is said at the start"
+    assert b"started more processes" in done.stderr, "and why it ended"
+    assert cm("exec", "other", "echo", "alive").stdout == b"alive\n"
+    assert cm("rm", "-f", "other").returncode == 0
+
+
+def test_as_many_processes_as_the_limit_says_have_room(cm: Cli) -> None:
+    done = cm(
+        *("run", "--rm", "--isolation", "gvisor", "--pids-limit", "30"),
+        *("busybox", "sh", "-c", "for i in $(seq 29); do sleep 1 & done; wait; echo all"),
+    )
+    assert (done.returncode, done.stdout) == (0, b"all\n"), done
+
+
 def test_a_lost_sandbox_is_an_end(cm: Cli, daemons: Daemons) -> None:
     """A daemon that comes back finds the sandbox of an earlier one; one that was killed is told as such."""
     run(cm, "g", "sleep", "1000")

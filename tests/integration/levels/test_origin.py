@@ -39,21 +39,34 @@ def templates(pair: Daemons) -> set[str]:
 
 def test_a_cold_boot_and_a_projects_template(pair: Daemons, vm: Run, tmp_path: Path) -> None:
     """In one, since each restart and each boot of a guest takes its seconds."""
-    with setting(pair, "none"):
-        before = templates(pair)
-        done = vm(
-            "run", "-d", "--isolation", "microvm", "--name", "cold", "busybox", "sh", "-c", "echo x > /x; sleep 9"
-        )
-        assert done.returncode == 0, done.stderr
-        assert vm("exec", "cold", "ip", "route").stdout.startswith("default")
-        assert templates(pair) == before
-        # A copy out of a stopped one is a machine too.
-        assert vm("stop", "-t", "0", "cold").returncode == 0
-        assert vm("cp", "cold:/x", str(tmp_path / "x")).returncode == 0
-        assert (tmp_path / "x").read_text() == "x\n"
-        assert templates(pair) == before
-        assert vm("rm", "-f", "cold").returncode == 0
+    before = templates(pair)
+    words = ("--template", "none", "--name", "cold", "busybox", "sh", "-c", "echo x > /x; sleep 9")
+    done = vm("run", "-d", "--isolation", "microvm", *words)
+    assert done.returncode == 0, done.stderr
+    assert vm("inspect", "-f", "{{.Casemate.Template}}", "cold").stdout == "none\n"
+    assert vm("exec", "cold", "ip", "route").stdout.startswith("default")
+    assert templates(pair) == before
+    # A copy out of a stopped one is a machine too.
+    assert vm("stop", "-t", "0", "cold").returncode == 0
+    assert vm("cp", "cold:/x", str(tmp_path / "x")).returncode == 0
+    assert (tmp_path / "x").read_text() == "x\n"
+    assert templates(pair) == before
+    assert vm("rm", "-f", "cold").returncode == 0
     with setting(pair, "project"):
-        done = vm(*ALONE, "busybox", "echo", "own")
+        # Nobody gets less than the host's setting says.
+        done = vm(*ALONE, "--template", "shared", "busybox", "echo", "own")
         assert done.stdout == "own\n", done.stderr
         assert len(templates(pair) - before) == 1
+
+
+def test_a_template_is_refused_where_there_is_none(vm: Run) -> None:
+    done = vm("run", "--rm", "--isolation", "namespace", "--template", "none", "busybox", "true")
+    assert done.returncode == 125
+    assert "--isolation microvm" in done.stderr
+    done = vm("run", "--rm", "--isolation", "microvm", "--template", "hot", "busybox", "true")
+    assert done.returncode == 125
+    assert "shared, project, none" in done.stderr
+    assert vm("pod", "create", "--isolation", "microvm", "--template", "project", "apart").returncode == 0
+    done = vm("run", "--rm", "--pod", "apart", "--template", "shared", "busybox", "true")
+    assert "pod create" in done.stderr
+    assert vm("pod", "rm", "apart").returncode == 0

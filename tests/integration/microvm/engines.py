@@ -26,6 +26,8 @@ from pathlib import Path
 import harness
 
 IMAGE = "localhost/busybox:1"
+#: An engine's command line, with standard input as text where there is any.
+Run = Callable[..., subprocess.CompletedProcess[str]]
 _NUMBER = os.getpid() % 200 + 20
 
 
@@ -136,6 +138,14 @@ def end(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait(20)
+
+
+def words_of(pid: str) -> list[bytes]:
+    """The command line of a process; empty when it is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return []
 
 
 def until(condition: Callable[[], bool], what: str, seconds: float = 40) -> None:

@@ -154,6 +154,32 @@ def test_docker(at: engines.Place) -> None:
         assert "eth0: <BROADCAST>" in run("exec", "stays", "ip", "link").stdout
         assert run("restart", "--time", "0", "stays").returncode == 0
         assert run("exec", "stays", "cat", "/root/made").stdout == "kept\n"
+        # Engines look the pid up among the host's processes: it is the waiter's, and nobody else's.
+        shown = run("top", "stays", "-o", "pid,comm").stdout.split()
+        assert shown == ["PID", "COMMAND", shown[2], "casemate-vm"]
+        assert run("update", "--memory", "100m", "--memory-swap", "100m", "--pids-limit", "40", "stays").returncode == 0
+        assert run("rm", "--force", "stays").returncode == 0
+        names_by_the_engine(at, run)
+
+
+def names_by_the_engine(at: engines.Place, run: engines.Run) -> None:
+    """Docker's resolver listens at 127.0.0.11 of the namespace on the host; a guest has a loopback of its own."""
+    start = ["run", "--runtime", "casemate", "--network", "cmt"]
+    health = ["--health-cmd", "test -e /healthy || ! touch /healthy", "--health-interval", "1s"]
+    assert run(*start, "-d", "--name", "peer", *health, engines.IMAGE, "sleep", "1000").returncode == 0
+    found = run("inspect", "--format", "{{.NetworkSettings.Networks.cmt.IPAddress}}", "peer").stdout.strip()
+    script = "busybox nslookup peer | tail -n +3; ping -c 1 -W 5 peer; busybox nslookup no-such-name. || echo none"
+    done = run(*start, "--rm", engines.IMAGE, "sh", "-c", script)
+    assert f"Address: {found}" in done.stdout, done
+    assert "1 packets received" in done.stdout, done
+    assert done.stdout.endswith("none\n"), done
+    engines.until(
+        lambda: run("inspect", "--format", "{{.State.Health.Status}}", "peer").stdout.strip() == "healthy", "healthy"
+    )
+    assert run("rm", "--force", "peer").returncode == 0
+    pids = [path.name for path in Path("/proc").iterdir() if path.name.isdigit()]
+    left = [pid for pid in pids if engines.words_of(pid)[:2] == [bytes(at.host.shim), b"resolver"]]
+    assert left == []
 
 
 def test_containerd(at: engines.Place) -> None:

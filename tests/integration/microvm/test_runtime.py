@@ -56,7 +56,10 @@ def test_what_spec_writes_runs(host: harness.Host, base_layer: Path, tmp_path: P
 
 def test_features_are_json(host: harness.Host) -> None:
     found = json.loads(host.vm("features").stdout)
-    assert found["hooks"] == ["prestart", "createRuntime", "poststart", "poststop"]
+    assert found["hooks"] == [
+        *("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")
+    ]
+    assert "SCMP_ACT_KILL_PROCESS" in found["linux"]["seccomp"]["actions"]
     assert "rbind" in found["mountOptions"]
 
 

@@ -329,7 +329,7 @@ def test_what_is_called_offline_speaks_to_nobody(tmp_path: Path, asked: str) -> 
     if asked == "stored":
         job: object = CheckJob(state=str(tmp_path), reference="registry.example/a/b", subjects=(DIGEST,), now_s=0.0)
     else:
-        job = TagJob(target="a:1", trusted=Trusted(b"{}"), files={}, now_s=0.0)
+        job = TagJob(target="a:1", trusted=Trusted(b"{}"), files={"timestamp.json": b"{}"}, now_s=0.0)
     data = msgspec.json.encode(job)
     log = tmp_path / "log"
     command = ["unshare", "--net", "strace", "-f", "-qq", "-e", "trace=connect,sendto,sendmsg,sendmmsg", "-o", str(log),

@@ -18,6 +18,7 @@ from casemate.hostd.grants import NOBODY, Caller
 from casemate.hostd.records import CallerRecord, ContainerRecord, PodRecord, Records
 from casemate.hostd.state import State
 from casemate.hostd.watching import UNKNOWN_EXIT_CODE, read_exit
+from casemate.isolation.level import Features
 from casemate.spec.errors import GrantMissing, InvalidArgument
 from casemate.spec.settings import Settings
 from casemate.spec.workload import ContainerSpec, NetworkSpec, PodSpec, Process, Resources, VolumeMount
@@ -134,6 +135,8 @@ def test_limits_as_the_kernel_counts_them() -> None:
     assert (limits.memory_swap_bytes, limits.pids, limits.cpu_millis) == (0, 0, 1500)
     assert limits.cpu_weight == 39  # the OCI runtimes' formula for 1024 shares
     assert pods.limits(Resources()).pids is None
+    several = Features(processes="runtime", state_is_files=True, process_tasks=12, own_tasks=256)
+    assert [pods.limits(Resources(pids=one), several).pids for one in (10, -1, None)] == [376, 0, None]
     both = pods.merged(Resources(pids=5, memory_bytes=9), Resources(pids=6))
     assert (both.pids, both.memory_bytes) == (6, 9)
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from casemate.cli.flags import Arguments
 
 LEVELS = ("namespace", "gvisor", "microvm")
+TEMPLATES = ("shared", "project", "none")
 
 _TEXTS = (("name", "name"), ("pod", "pod"), ("workdir", "cwd"), ("user", "user"), ("platform", "platform"))
 _SWITCHES = (
@@ -131,6 +132,9 @@ def _security(arguments: Arguments, made: dict[str, object]) -> None:
         if level not in LEVELS:
             raise bad_value("--isolation", level, f"one of {', '.join(LEVELS)}")
         made["level"] = level
+    template = template_kind(arguments)
+    if template is not None:
+        made["template"] = template
     sysctls: list[dict[str, object]] = []
     for text in arguments.texts("sysctl"):
         name, equals, held = text.partition("=")
@@ -139,6 +143,14 @@ def _security(arguments: Arguments, made: dict[str, object]) -> None:
         sysctls.append({"name": name, "value": held})
     if sysctls:
         made["sysctls"] = sysctls
+
+
+def template_kind(arguments: Arguments) -> str | None:
+    """``--template``: what a micro-VM begins as."""
+    found = arguments.text("template")
+    if found is not None and found not in TEMPLATES:
+        raise bad_value("--template", found, f"one of {', '.join(TEMPLATES)}")
+    return found
 
 
 def _security_option(text: str, made: dict[str, object]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from casemate.cli.asked.container import LEVELS
+from casemate.cli.asked.container import LEVELS, TEMPLATES, template_kind
 from casemate.cli.asked.environment import labels
 from casemate.cli.asked.network import network
 from casemate.cli.asked.resources import RESOURCE_FLAGS, resources
@@ -34,6 +34,9 @@ def create(arguments: Arguments, context: Context) -> int:
         if level not in LEVELS:
             raise bad_value("--isolation", level, f"one of {', '.join(LEVELS)}")
         request["level"] = level
+    template = template_kind(arguments)
+    if template is not None:
+        request["template"] = template
     hostname = arguments.text("hostname")
     if hostname is not None:
         request["hostname"] = hostname
@@ -98,6 +101,7 @@ CREATE = Command(
     "[OPTIONS] [NAME]", create,
     (value("name", "NAME", "The pod's name", "n"),
      value("isolation", "LEVEL", "How strongly: namespace, gvisor, microvm", "", "Options", ",".join(LEVELS)),
+     value("template", "KIND", "What a micro-VM begins as: shared, project, none", "", "Options", ",".join(TEMPLATES)),
      value("hostname", "NAME", "Host name in the pod"),
      values("label", "KEY[=VALUE]", "Set a label", "l"),
      values("label-file", "FILE", "Read labels from a file", "", "Options", "file"),

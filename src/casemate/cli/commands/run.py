@@ -52,6 +52,8 @@ CREATE_FLAGS = (
     values("dns-option", "OPTION", "Resolver option", "", _NETWORK),
     values("add-host", "NAME:ADDRESS", "A line for /etc/hosts", "", _NETWORK),
     value("isolation", "LEVEL", "How strongly: namespace, gvisor, microvm", "", _SECURITY, "namespace,gvisor,microvm"),
+    value("template", "KIND", "What a micro-VM begins as: shared, project, none (a cold boot)", "", _SECURITY,
+          "shared,project,none"),
     values("cap-add", "CAPABILITY", "Add a capability, or ALL", "", _SECURITY),
     values("cap-drop", "CAPABILITY", "Drop a capability, or ALL", "", _SECURITY),
     switch("privileged", "No masks, every capability of the pod's own user namespace", "", _SECURITY),

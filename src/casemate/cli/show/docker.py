@@ -40,6 +40,7 @@ def container(detail: Row) -> Row:
         "Casemate": {
             "Level": text(summary, "level"),
             "LevelDetail": detail.get("level_detail", ""),
+            "Template": detail.get("template", ""),
             "SystemCalls": _calls(_object(detail.get("system_calls"))),
             "Project": text(summary, "project") or "default",
             "Pod": {"Id": text(summary, "pod"), "Name": text(summary, "pod_name")},

@@ -34,9 +34,12 @@ _FLAGS: tuple[tuple[str, str, str], ...] = (
 COVERED = "/proc/sys/net"
 #: A sandbox's state, and a lone container's: removed with its sandbox dead,
 #: without `runsc delete`, which fails for one that was paused.
-STATE = ("{}_sandbox:{}.state", "{}_sandbox:{}.lock")
+STATE = ("{}_sandbox:{}.state", "{}_sandbox:{}.lock", "{}.join", "{}.paused")
 #: By these runsc knows the sandbox of a pod and what joins it, as containerd and CRI-O name them.
 _KIND, _SANDBOX = "io.kubernetes.cri.container-type", "io.kubernetes.cri.sandbox-id"
+#: What the host runs for one process at most (ptrace: its stubs, one for each thread of the sandbox that ran it;
+#: seen 12 for `sleep`), and for a sandbox and its gofer without one (seen 39).
+PROCESS_TASKS, OWN_TASKS = 12, 256
 #: gVisor has its own of each; what a host's namespace would share does not exist in it.
 _OWN_NAMESPACES = ("pid", "ipc", "uts", "mount")
 
@@ -95,7 +98,8 @@ class GvisorLevel:
             takes_address=True,
             # A further container has a waiter in front of it, which is a part of casemate-vm.
             shares_sandbox="made" if runtime.before else "none",
-            pids_limit=False,
+            process_tasks=PROCESS_TASKS,
+            own_tasks=OWN_TASKS,
             shared_cgroup=True,
         )
         self.runtime = runtime
@@ -118,7 +122,7 @@ class GvisorLevel:
                 f"container {given.container.name}: a read-only root cannot be had in a pod of several at level gvisor"
             )
         plan.config["annotations"] = {_KIND: "container", _SANDBOX: given.pod.id}
-        said = _not_its_own(given.container.resources)
+        said = not_its_own(given.container.resources)
         before = (self.runtime.before[0], "--join", given.pod.id, *self.runtime.before[1:])
         return BundlePlan(plan.config, (*plan.warnings, *said), before)
 
@@ -147,7 +151,7 @@ def sandbox_group(pod_group: str) -> str:
     return f"{pod_group}/sandbox"
 
 
-def _not_its_own(wanted: Resources) -> tuple[str, ...]:
+def not_its_own(wanted: Resources) -> tuple[str, ...]:
     """Warnings for limits of one container in a sandbox that several share."""
     asked = {"memory": wanted.memory_bytes, "cpus": wanted.cpu_millis, "cpuset": wanted.cpuset}
     return tuple(

@@ -6,7 +6,9 @@ container chose, so every size is bounded and another form is refused.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import dataclasses
 import json
 import os
 import re
@@ -23,7 +25,7 @@ from casemate.isolation.bundle import BundleInput
 from casemate.isolation.gvisor import driver
 from casemate.isolation.launcher import Launcher
 from casemate.isolation.level import InnerProcess, InnerUsage, LevelUnavailable, Runtime, is_lone
-from casemate.spec.errors import Corrupt
+from casemate.spec.errors import CasemateError, Corrupt
 from casemate.spec.workload import ContainerSpec, PodSpec, Resources
 
 _STATE_BYTES = 4 << 20
@@ -31,6 +33,8 @@ _CLONE_FS = 0x200  # sched.h
 _MAX_ROWS, _MAX_COMMAND = 1000, 512
 _COLUMNS = ("UID", "PID", "PPID", "C", "TTY", "STIME", "TIME", "CMD")
 _ANSWER_BYTES, _TIMEOUT_S = 1 << 20, 20.0
+#: A process takes 5 KiB and its arguments, its environment and the names of its files.
+_DUMP_BYTES = 8 << 20
 _TIME = re.compile(r"(?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+(?:\.\d+)?)s)?(?:(\d+(?:\.\d+)?)ms)?\Z")
 
 
@@ -42,11 +46,13 @@ class Launch(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Rest:
-    """What sandboxes of several need: *folder* for their bundles, *program*, casemate-vm, which rests in them."""
+    """What sandboxes of several need: *folder* for their bundles, *program*, casemate-vm, which rests in them,
+    *pids*, how many processes one has room for (its pod may have less)."""
 
     folder: Path
     program: Path
     launcher: Launch
+    pids: int
 
 
 class AnswerBroken(Corrupt):
@@ -69,7 +75,14 @@ class GvisorInside:
         return next(iter(root.glob(f"{container}_sandbox:*.state")), alone)
 
     def knows(self, container: str) -> bool:
-        return self._state(container).exists()
+        found = self._read(container).get("sandbox")
+        pid = found.get("pid") if isinstance(found, dict) else None
+        name = found.get("id") if isinstance(found, dict) else None
+        try:
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        except OSError:
+            return False
+        return words[0] == b"runsc-sandbox" and str(name).encode() in words
 
     def is_paused(self, container: str) -> bool:
         if (Path(self._runtime.root) / f"{container}.paused").exists():
@@ -92,8 +105,16 @@ class GvisorInside:
         found = str(path).strip("/")
         if not isinstance(path, str) or not found.startswith(f"{self._parent}/"):
             return None
-        joined = not self._state(container).name.endswith(f":{container}.state")
-        return driver.sandbox_group(found.rpartition("/")[0]) if joined else found
+        return driver.sandbox_group(found.rpartition("/")[0]) if self._has_joined(container) else found
+
+    def ending(self, container: str) -> str:
+        group = self._group(container)
+        if group is None or not self._cgroups.exists(group) or not self._cgroups.stats(group).pids_refused:
+            return ""
+        return (
+            f"the host refused the sandbox more tasks than {self._cgroups.stats(group).pids_limit}: what ran in it "
+            "started more processes than --pids-limit gives room for, and it ended as a whole"
+        )
 
     def was_oom(self, container: str) -> bool:
         group = self._group(container)
@@ -110,6 +131,7 @@ class GvisorInside:
             return
         if self.knows(pod):
             return
+        self._forget(pod)
         folder = rest.folder / pod
         program = _rest_root(rest)
         shutil.rmtree(folder, ignore_errors=True)
@@ -118,6 +140,8 @@ class GvisorInside:
         create = [self._runtime.program, *self._runtime.global_arguments, "create", "--bundle", str(folder), pod]
         try:
             await rest.launcher(starting=False).run(create)
+            bound = driver.OWN_TASKS + driver.PROCESS_TASKS * rest.pids
+            self._cgroups.set_limits(driver.sandbox_group(given.sandbox.cgroup), cgroups.Limits(pids=bound))
             await rest.launcher(starting=True).run(self._runtime.start(pod))
         except BaseException:
             await self.leave(given.pod, given.sandbox.cgroup)
@@ -125,7 +149,7 @@ class GvisorInside:
 
     async def leave(self, pod: PodSpec, group: str) -> None:
         """End the sandbox of a pod of several, which none of them is in any more. May be repeated."""
-        if self._rest is None or not (self.knows(pod.id) or (self._rest.folder / pod.id).exists()):
+        if self._rest is None or not (self._rest.folder / pod.id).exists():
             return
         await cgroups.end(self._cgroups, driver.sandbox_group(group))
         self._forget(pod.id)
@@ -135,15 +159,6 @@ class GvisorInside:
             Path(path).unlink(missing_ok=True)
         if self._rest is not None:
             shutil.rmtree(self._rest.folder / pod, ignore_errors=True)
-
-    def _is_sandbox(self, pod: str) -> bool:
-        found = self._read(pod).get("sandbox")
-        pid = found.get("pid") if isinstance(found, dict) else None
-        try:
-            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        except OSError:
-            return False
-        return words[0] == b"runsc-sandbox" and pod.encode() in words
 
     async def created(self, container: ContainerSpec) -> None:
         """Make the root read-only where it is to be: in the gofer's mount namespace, from outside.
@@ -159,9 +174,6 @@ class GvisorInside:
             await in_own_thread(lambda: _make_read_only(namespace, root))
 
     async def prepare(self, pod: PodSpec, container: ContainerSpec) -> list[str]:  # noqa: ARG002 - of the Protocol
-        """Nothing is left of a sandbox of the pod's that was killed: who knows the pod knows one that runs."""
-        if self.knows(pod.id) and not self._is_sandbox(pod.id):
-            self._forget(pod.id)
         return []
 
     @contextlib.contextmanager
@@ -182,27 +194,47 @@ class GvisorInside:
                 os.close(number)
 
     async def processes(self, container: str) -> list[InnerProcess]:
+        """With command lines where runsc has them (``trace procfs``, of 2022 and later) and they are not too long."""
+        async with asyncio.TaskGroup() as group:
+            rows = group.create_task(self._rows(container))
+            lines = group.create_task(self._command_lines(container))
+        return named(rows.result(), lines.result())
+
+    async def _rows(self, container: str) -> list[InnerProcess]:
         argv = [self._runtime.program, *self._runtime.global_arguments, "ps", "-format", "table", container]
         done = await programs.run(argv, timeout_s=_TIMEOUT_S, max_output_bytes=_ANSWER_BYTES)
         return read_processes(done.stdout, time.time())
 
+    async def _command_lines(self, container: str) -> dict[int, str]:
+        found = self._read(container).get("sandbox")
+        sandbox = found.get("id") if isinstance(found, dict) else None
+        argv = [self._runtime.program, *self._runtime.global_arguments, "trace", "procfs", str(sandbox)]
+        try:
+            done = await programs.run(argv, timeout_s=_TIMEOUT_S, max_output_bytes=_DUMP_BYTES)
+        except CasemateError:
+            return {}
+        return read_command_lines(done.stdout)
+
     async def usage(self, container: str) -> InnerUsage:
         group = self._group(container)
         figures = self._cgroups.stats(group) if group else cgroups.Stats()
-        inside = await self.processes(container)
+        inside = await self._rows(container)
         return InnerUsage(
             cpu_ns=figures.cpu_usage_ns or 0,
             memory_bytes=max(0, (figures.memory_bytes or 0) - (figures.memory_cache_bytes or 0)),
             memory_limit_bytes=figures.memory_limit_bytes or 0,
             pids=len(inside),
-            pids_limit=figures.pids_limit or 0,
+            pids_limit=max(0, ((figures.pids_limit or 0) - driver.OWN_TASKS) // driver.PROCESS_TASKS),
             read_bytes=figures.io_read_bytes or 0,
             write_bytes=figures.io_write_bytes or 0,
         )
 
-    async def update(self, container: str, resources: Resources) -> list[str]:  # noqa: ARG002 - of the Protocol
-        """Nothing to do beside the container's cgroup, which holds the whole sandbox."""
-        return []
+    async def update(self, container: str, resources: Resources) -> list[str]:
+        """Nothing to do beside the container's cgroup, which holds the whole sandbox; unless several share it."""
+        return list(driver.not_its_own(resources)) if self._has_joined(container) else []
+
+    def _has_joined(self, container: str) -> bool:
+        return not self._state(container).name.endswith(f":{container}.state")
 
 
 def _rest_root(rest: Rest) -> Path:
@@ -253,6 +285,28 @@ def read_processes(data: bytes, now: float) -> list[InnerProcess]:
             if len(words) == len(_COLUMNS):
                 found.append(_process(words, now))
     return found
+
+
+def read_command_lines(data: bytes) -> dict[int, str]:
+    """Process id to arguments in what ``runsc trace procfs`` printed: an object on each line; others are passed over.
+
+    The arguments are the container's own words: another form is no row, and no error.
+    """
+    found: dict[int, str] = {}
+    for line in data.split(b"\n")[: 4 * _MAX_ROWS]:
+        with contextlib.suppress(ValueError, RecursionError):
+            one = json.loads(line)
+            words, status = (one.get("args"), one.get("status")) if isinstance(one, dict) else (None, None)
+            pid = status.get("pid") if isinstance(status, dict) else None
+            if isinstance(words, list) and isinstance(pid, int) and all(isinstance(word, str) for word in words):
+                # Half of a surrogate pair can stand in JSON, and in no answer of ours.
+                found[pid] = " ".join(words)[:_MAX_COMMAND].encode("utf-8", "replace").decode()
+    return found
+
+
+def named(rows: list[InnerProcess], lines: dict[int, str]) -> list[InnerProcess]:
+    """*rows* with their command lines, where they are known and not empty."""
+    return [dataclasses.replace(one, command=lines.get(one.pid) or one.command) for one in rows]
 
 
 def _process(words: list[str], now: float) -> InnerProcess:

@@ -10,25 +10,28 @@ import asyncio
 import contextlib
 import dataclasses
 import json
+import logging
 import os
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from casemate.host import cgroups, durable, netns, programs
-from casemate.isolation import observe
+from casemate.host import cgroups, durable, netns, programs, seccomp_filter
+from casemate.isolation import observe, seccomp_compile
 from casemate.isolation.bundle import BindSource, BundleInput, HostFacts, Sandbox
-from casemate.isolation.gvisor import driver
+from casemate.isolation.gvisor import driver, sentryfilter
 from casemate.isolation.gvisor.inside import default_root
 from casemate.isolation.launcher import Launcher
 from casemate.isolation.level import LevelUnavailable, Runtime
 from casemate.spec.errors import CasemateError, TimedOut
 from casemate.spec.workload import ContainerSpec, NetworkSpec, PodSpec, Process, Security
 
+log = logging.getLogger("casemate.hostd")
+
 #: For create, start and the end of one container: 0.2 s on an idle host, seconds on a loaded one.
 _STEP_TIMEOUT_S = 8.0
 _LOOK_S = 0.01
-_KEPT_BYTES, _FLAGS_BYTES = 16 << 10, 256 << 10
+_KEPT_BYTES, _FLAGS_BYTES, _STATE_BYTES = 16 << 10, 256 << 10, 1 << 20
 _PROBE_ID = "0" * 63 + "2"
 _MARK = "casemate-gvisor-probe"
 
@@ -39,6 +42,8 @@ class Found:
 
     runtime: Runtime | None
     why: str
+    #: The system calls that its sandbox's own filter lets through; empty where that could not be read.
+    calls: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +74,7 @@ async def choose(wanted: str, platform: str, probe: Probe) -> Found:
     document: dict[str, object] = {"key": key, "why": found.why}
     if (one := found.runtime) is not None:
         document |= {"root": one.root, "arguments": one.arguments, "version": one.version}
-        document |= {"program": one.program, "cover": one.cover_at_start}
+        document |= {"program": one.program, "cover": one.cover_at_start, "calls": found.calls}
     durable.write_atomic(kept, json.dumps(document).encode(), sync=False)
     return found
 
@@ -84,11 +89,11 @@ async def _choose(path: str, platform: str, probe: Probe) -> Found:
     for one in driver.candidates(program, platform):
         runtime = driver.runtime(program, one, default_root(probe.run_folder), cover=cover)
         try:
-            await run_once(runtime, probe)
+            calls = await run_once(runtime, probe)
         except CasemateError as error:
             failures.append(f"{one}: {error.detail[:300]}")
             continue
-        return Found(runtime, _why(one, platform, cover, failures))
+        return Found(runtime, _why(one, platform, cover, failures), calls)
     return Found(None, "; ".join(failures) or f"runsc has none of the platforms {platform}")
 
 
@@ -144,13 +149,16 @@ def _load(kept: Path, key: list[str]) -> Found | None:
             cover_at_start=tuple(one["cover"]),
             state=driver.STATE,
         )
-        return Found(runtime, str(one["why"]))
+        return Found(runtime, str(one["why"]), tuple(one["calls"]))
     except (OSError, ValueError, KeyError, TypeError, CasemateError):
         return None
 
 
-async def run_once(runtime: Runtime, probe: Probe) -> None:
-    """Create, start and delete a container that reads a file and has an interface; raises why it cannot."""
+async def run_once(runtime: Runtime, probe: Probe) -> tuple[str, ...]:
+    """Create, start and delete a container that reads a file and has an interface; raises why it cannot.
+
+    Answers the system calls that its sandbox may make.
+    """
     folder, pin = probe.run_folder / "gvisor-probe", probe.run_folder / "gvisor-probe.net"
     launcher, starter = Launcher(hide_unified=False), Launcher(hide_unified=False, covered=runtime.cover_at_start)
     # A state folder of its own: what stays of a probe that failed is no container's.
@@ -162,6 +170,7 @@ async def run_once(runtime: Runtime, probe: Probe) -> None:
         plan = driver.GvisorLevel(runtime, "").bundle(_input(folder, pin, probe))
         (folder / "config.json").write_text(json.dumps(plan.config))
         await _play(runtime, (launcher, starter), folder, probe.step_timeout_s)
+        return await _calls_of(Path(runtime.state_files(_PROBE_ID)[0]))
     except OSError as error:
         raise LevelUnavailable(f"the probe could not be prepared: {error}") from error
     finally:
@@ -172,6 +181,19 @@ async def run_once(runtime: Runtime, probe: Probe) -> None:
             # that reaps, it polls for a second.
             await cgroups.end(probe.hierarchy, f"{probe.cgroup}/gvisor-probe")
         _clear(folder, pin)
+
+
+async def _calls_of(state: Path) -> tuple[str, ...]:
+    """What the filter lets through that the running sandbox of *state* has put upon itself; empty where nobody may ask,
+    as under a service manager's own filter."""
+    try:
+        pid = json.loads(durable.read_bounded(state, _STATE_BYTES))["sandbox"]["pid"]
+        programs_ = await netns.in_own_thread(lambda: seccomp_filter.installed(int(pid)))
+        architecture = sentryfilter.X86_64 if os.uname().machine == "x86_64" else sentryfilter.AARCH64
+        return seccomp_compile.call_names(sentryfilter.allowed(programs_, architecture), architecture)
+    except (OSError, ValueError, KeyError, TypeError, CasemateError) as error:
+        log.info("the filter of runsc's sandbox could not be read: %s", error)
+        return ()
 
 
 async def _play(runtime: Runtime, launchers: tuple[Launcher, Launcher], folder: Path, timeout_s: float) -> None:
@@ -212,7 +234,8 @@ def _input(folder: Path, pin: Path, probe: Probe) -> BundleInput:
             pod=_PROBE_ID,
             name="probe",
             layers=(),
-            process=Process(args=("/usr/bin/cat", "/etc/mark"), cwd="/"),
+            # It goes on: what the sandbox may ask of the host is read while it runs.
+            process=Process(args=("/usr/bin/tail", "-f", "/etc/mark"), cwd="/"),
             security=Security(capabilities=("CAP_CHOWN",)),
         ),
         sandbox=Sandbox(

@@ -8,6 +8,9 @@ from typing import Literal, Protocol
 
 #: Descriptors that the monitor makes for QEMU (shim/monitor.c), and the first that we pass.
 PORT_FD, CONSOLE_FD, QMP_FD, END_FD, FIRST_PASSED_FD = 4, 5, 6, 7, 10
+#: The set of descriptors (qemu(1), -add-fd) by which the scratch file is opened: a path would be checked against QEMU's
+#: user, whose the file is not.
+SCRATCH_FDSET = 900
 #: The guest's view of its block device is fixed at the template: larger than any image, read only where layers are.
 DISK_SECTORS = 1 << 31
 MIB = 1 << 20
@@ -30,6 +33,12 @@ class Machine:
         return ("-machine", f"microvm,acpi=on,isa-serial=on,{options},memory-backend=ram")
 
 
+#: What costs an emulator more than it gives (decision 0100): with ERMS and FSRM the guest's kernel copies and clears
+#: byte by byte, with SMAP each access to a program's memory ends two translated blocks, with LA57 each walk of its
+#: page tables reads a fifth one; protection keys are written at each change of task. KVM has what the host has.
+_EMULATED_OFF = "erms=off,fsrm=off,smap=off,la57=off,pku=off"
+
+
 @dataclass(frozen=True, slots=True)
 class Accelerator:
     """*translation_mib* bounds the emulator's cache of translated code, which is memory of each VM's own."""
@@ -41,7 +50,7 @@ class Accelerator:
         if self.kind == "kvm":
             # MSR 0x10a stops the guest on some hosts.
             return ("-accel", "kvm", "-cpu", "host,arch-capabilities=off")
-        return ("-accel", f"tcg,tb-size={self.translation_mib}", "-cpu", "max")
+        return ("-accel", f"tcg,tb-size={self.translation_mib}", "-cpu", f"max,{_EMULATED_OFF}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +110,24 @@ class WaitingLayers:
     def words(self) -> tuple[str, ...]:
         device = ("-device", "virtio-blk-device,drive=layers,serial=layers")
         return ("-blockdev", self.lower, "-blockdev", self.upper, *device)
+
+
+@dataclass(frozen=True, slots=True)
+class Scratch:
+    """The device of the writable layer, over *nodes* (blockdev JSON, the device's own last), by the set *fdset* of
+    descriptors. What the host cannot write (a full disk) is the guest's error, not a machine that stands still."""
+
+    nodes: Sequence[str]
+    fd: int | None = None
+
+    def words(self) -> tuple[str, ...]:
+        found: tuple[str, ...] = ()
+        if self.fd is not None:
+            found = ("-add-fd", f"fd={self.fd},set={SCRATCH_FDSET}")
+        for node in self.nodes:
+            found += ("-blockdev", node)
+        device = "virtio-blk-device,drive=scratch,serial=scratch,werror=report,rerror=report"
+        return (*found, "-device", device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +192,8 @@ def kernel_command_line(tsc_khz: int | None) -> str:
         "random.trust_cpu=on",  # the template draws nothing that a clone keeps; the clone is seeded anew
         "mitigations=off",  # between processes of one guest; the wall is the machine's
         "audit=0 nowatchdog",
+        # Without AppArmor, TOMOYO and BPF, for which no guest has rules: their hooks stand before every open and exec.
+        "lsm=landlock,lockdown,yama,integrity",
     ]
     if tsc_khz is not None:
         words.append(f"tsc_early_khz={tsc_khz} tsc=reliable no_timer_check")

@@ -37,8 +37,16 @@ LEAST_MEMORY_BYTES, MOST_MEMORY_BYTES = 128 << 20, 64 << 30
 MORE = "org.casemate.more"
 #: A file of hostd's with what the container wrote before it was stopped; put back before anything of it runs.
 WRITABLE = "org.casemate.writable"
+#: A file of hostd's with a file system, which is the container's writable layer; the machine is the container's alone.
+SCRATCH = "org.casemate.scratch"
+SCRATCH_SUFFIX = ".ext4"
+#: Bound on the writable layer in a machine's memory, in bytes.
+UPPER = "org.casemate.upper_bytes"
+#: Limits of the whole pod in the guest: files of cgroup v2, ``name=value`` separated by commas.
+POD_LIMITS = "org.casemate.pod_limits"
 #: What the machine begins as (:mod:`casemate.isolation.microvm.origin`); without it: as the setting says.
 TEMPLATE = "org.casemate.template"
+POD_FILES = frozenset(("memory.max", "memory.low", "pids.max", "cpu.max", "cpu.weight"))
 MAX_LAYERS = 127
 #: As in shim/shim.h.
 MAX_MAP_ROWS = 16
@@ -94,6 +102,23 @@ def cgroups(config: Config) -> tuple[str, ...]:
     return found
 
 
+def upper_bytes(config: Config) -> int:
+    """The bound on a writable layer in memory; 0: half of it."""
+    text = config.annotations.get(UPPER, "")
+    return int(text) if text.isdigit() and len(text) < 16 else 0
+
+
+def pod_limits(config: Config) -> list[tuple[str, str]]:
+    """(file, value) of each limit of the whole pod. :class:`BundleUnsupported`."""
+    found = []
+    for part in filter(None, config.annotations.get(POD_LIMITS, "").split(",")):
+        name, equals, value = part.partition("=")
+        if not equals or name not in POD_FILES or "\0" in value:
+            raise BundleUnsupported(f"{POD_LIMITS}: {part[:80]!r}")
+        found.append((name, value))
+    return found
+
+
 def memory(config: Config, default_bytes: int) -> int:
     """The machine's memory: what our own driver says, else room for the container's limit."""
     text = config.annotations.get(MEMORY, "")
@@ -138,8 +163,9 @@ def shared(config: Config, bundle: Path, container: str) -> tuple[list[Share], d
     copied = {one.path for one in contents(config, bundle)}
     for index, mount in enumerate(config.mounts):
         if is_bind(mount) and mount.destination not in copied:
-            names[index] = f"{container}.{index}"
-            found.append(Share(names[index], bundle / mount.source, mount.options))
+            source = bundle / mount.source
+            names[index] = f"{container}.{index}/{source.name}".rstrip("/")
+            found.append(Share(names[index], source, mount.options))
     if not config.annotations.get(LAYERS):
         found.append(Share(root_name(container), bundle / config.root.path, ("rbind",)))
     if len(found) > MAX_SHARES:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -51,11 +52,13 @@ async def start(
     tap_fd: int | None = None,
     waits: bool = False,
     more: bool = False,
+    scratch_fd: int | None = None,
 ) -> tuple[Monitor, tuple[disks.Extent, ...]]:
     """Start a clone of a template, or a machine that boots by a recipe (:func:`booted`), over *layers*.
 
     *layers*: squashfs files in any order; where each lies on its device is answered. *waits*: over one layer
-    that :mod:`swap` replaces later; *more*: :mod:`join` puts further ones behind them.
+    that :mod:`swap` replaces later; *scratch_fd*: the file of the
+    writable layer, open for both, which stays the caller's; *more*: :mod:`join` puts further ones behind them.
     """
     first = argv.FIRST_PASSED_FD
     opened: list[int] = []
@@ -64,7 +67,7 @@ async def start(
         if isinstance(source, Template):
             recipe, begins = source.recipe, _restored(source, fds, opened)
         else:
-            recipe, begins = source, _cold(source, fds, opened, first + 4 + len(layers))
+            recipe, begins = source, _cold(source, fds, opened, first + 5 + len(layers))
         sizes: list[tuple[int, int]] = []
         for index, layer in enumerate(layers):
             number = os.open(layer, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -88,9 +91,16 @@ async def start(
             node = disks.joined_node(first + 2)
         if tap_fd is not None:
             fds[first + 3] = tap_fd
+        scratch = argv.Scratch(disks.no_scratch())
+        if scratch_fd is not None:
+            fds[first + 4 + len(layers)] = scratch_fd
+            size = os.fstat(scratch_fd).st_size
+            nodes = (json.dumps(disks.scratch_file("file")), json.dumps(disks.scratch_on("file", size)))
+            scratch = argv.Scratch(nodes, first + 4 + len(layers))
         switches = (
             *recipe.switches(first, shared=recipe is source),
             disk or argv.Layers(node),
+            scratch,
             argv.Port(),
             argv.Network(None if tap_fd is None else first + 3),
             argv.Shares(),

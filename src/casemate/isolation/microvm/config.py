@@ -6,12 +6,14 @@ refused by name (:class:`BundleUnsupported`), never silently left out. Source: O
 
 from __future__ import annotations
 
+import os
 import re
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from casemate.isolation.microvm import frames, mountflags
+from casemate.isolation.microvm import frames, mountflags, seccomp_oci
 from casemate.isolation.microvm.errors import BundleUnsupported
 from casemate.isolation.microvm.frames import Field, Tag
 from casemate.isolation.microvm.oci import Config, Device, Mount, Process
@@ -28,6 +30,7 @@ _RLIMIT_NAMES = (
 )
 _RLIMITS = {name: number for number, name in enumerate(_RLIMIT_NAMES)}
 _UNLIMITED = (1 << 64) - 1
+_MS_REC = 16384
 _TYPES = frozenset(("proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2"))
 _DEVICES = (("null", 3), ("zero", 5), ("full", 7), ("random", 8), ("urandom", 9))
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")
@@ -58,9 +61,11 @@ def create_fields(
     contents: Sequence[Content],
     seccomp: bytes,
     shared: Mapping[int, str] | None = None,
+    join_pids: str = "",
 ) -> list[Field]:
     """The fields of CREATE. *contents* stand for bind mounts of files, which the caller has read; *shared* names the
-    share that stands for the bind mount of this index."""
+    share that stands for the bind mount of this index; *join_pids* the container of the machine whose processes it
+    shares."""
     found = process_fields(config.process, channel, read_only=config.root.readonly)
     found.append(frames.text(Tag.CONTAINER, check_id(container)))
     copied = {one.path for one in contents}
@@ -76,6 +81,11 @@ def create_fields(
     flags = 0
     for namespace in linux.namespaces:
         flags |= _CLONE.get(namespace.type, 0)
+    if join_pids:
+        flags &= ~_CLONE["pid"]
+        found.append(frames.text(Tag.JOIN_PIDS, join_pids))
+    if propagation := _root_propagation(linux.rootfs_propagation):
+        found.append(frames.u32(Tag.PROPAGATION, propagation))
     found.append(frames.u32(Tag.NAMESPACES, flags | _CLONE["mount"]))
     found += frames.texts(Tag.MASKED, linux.masked)
     found += frames.texts(Tag.READ_ONLY, linux.read_only)
@@ -85,8 +95,25 @@ def create_fields(
     found += [_wanted_device(device) for device in linux.devices]
     found += limit_fields(config)
     if seccomp:
-        found.append(Field(Tag.SECCOMP, seccomp))
+        found += seccomp_fields(linux.seccomp, seccomp)
     return found
+
+
+def seccomp_fields(profile: Mapping[str, Any] | None, program: bytes) -> list[Field]:
+    """The filter as the agent sets it, with the profile's flags."""
+    flags = seccomp_oci.flags(profile or {})
+    found = [Field(Tag.SECCOMP, program)]
+    return [*found, frames.u32(Tag.SECCOMP_FLAGS, flags)] if flags else found
+
+
+def _root_propagation(word: str) -> int:
+    """As flags of mount(2); 0 for what every root is. :class:`BundleUnsupported`."""
+    if word and word not in mountflags.PROPAGATION:
+        raise BundleUnsupported(
+            f"rootfsPropagation {word[:40]!r}; allowed are {', '.join(sorted(mountflags.PROPAGATION))}"
+        )
+    flags = mountflags.PROPAGATION.get(word, 0)
+    return flags & 0xFFFF_FFFF | (_MS_REC if word.startswith("r") and flags else 0)
 
 
 def process_fields(process: Process, channel: int, *, read_only: bool = False, stdin: bool = True) -> list[Field]:
@@ -154,7 +181,8 @@ def share_field(mount: Mount, name: str) -> Field:
     parts = (mount.destination, "bind", name, "")
     if any("\0" in part for part in parts):
         raise BundleUnsupported(f"mount at {mount.destination[:200]!r} holds a null byte")
-    return Field(Tag.MOUNT, struct.pack("<Q", flags) + b"\0".join(part.encode() for part in parts))
+    # The name ends as the host's folder does, which need not be text.
+    return Field(Tag.MOUNT, struct.pack("<Q", flags) + b"\0".join(os.fsencode(part) for part in parts))
 
 
 def _device(path: str, mode: int, number: tuple[int, int], owner: tuple[int, int] = (0, 0)) -> Field:
@@ -169,6 +197,11 @@ def _wanted_device(device: Device) -> Field:
     return _device(device.path, mode, (device.major, device.minor), (device.uid or 0, device.gid or 0))
 
 
+def cpu_weight(shares: int) -> int:
+    """cgroup v2's weight (1..10000) for v1's shares (2..262144): the formula of runc and crun."""
+    return 1 + (min(max(shares, 2), 262_144) - 2) * 9999 // 262_142
+
+
 def limit_fields(config: Config) -> list[Field]:
     """The limits of cgroup v2 inside the guest, one (file, value) each."""
     found: list[tuple[str, str]] = []
@@ -177,7 +210,11 @@ def limit_fields(config: Config) -> list[Field]:
         found.append(("pids.max", str(resources.pids.limit)))
     if resources.memory is not None and resources.memory.limit is not None and resources.memory.limit > 0:
         found.append(("memory.max", str(resources.memory.limit)))
+    if resources.memory is not None and resources.memory.reservation is not None and resources.memory.reservation > 0:
+        found.append(("memory.low", str(resources.memory.reservation)))
     cpu = resources.cpu
+    if cpu is not None and cpu.shares:
+        found.append(("cpu.weight", str(cpu_weight(cpu.shares))))
     if cpu is not None and cpu.quota is not None and cpu.quota > 0:
         found.append(("cpu.max", f"{cpu.quota} {cpu.period or 100_000}"))
     return [Field(Tag.LIMIT, f"{name}\0{value}".encode()) for name, value in found]

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from casemate.isolation.microvm.argv import DISK_SECTORS
+from casemate.isolation.microvm.argv import DISK_SECTORS, SCRATCH_FDSET
 
 SECTOR_BYTES = 512
 _ALIGN = 8  # sectors
@@ -76,6 +76,24 @@ def waiting_nodes(fd: int) -> tuple[str, str]:
         "locking": "off",
     }
     return json.dumps(file), json.dumps({"driver": "raw", "node-name": "layers", "read-only": True, "file": "now"})
+
+
+def no_scratch() -> tuple[str, str]:
+    """The scratch device of a template, and of a machine that needs none: empty, of the layers' size."""
+    size = DISK_SECTORS * SECTOR_BYTES
+    lower = {"driver": "null-co", "node-name": "none", "size": size, "read-zeroes": True}
+    return json.dumps(lower), json.dumps({"driver": "raw", "node-name": "scratch", "file": "none"})
+
+
+def scratch_file(node: str) -> dict[str, object]:
+    """The file behind the descriptor set, as the node *node*. Space that the guest frees goes back to the host."""
+    name = fdset(SCRATCH_FDSET)
+    return {"driver": "file", "node-name": node, "filename": name, "locking": "off", "discard": "unmap"}
+
+
+def scratch_on(node: str, size_bytes: int) -> dict[str, object]:
+    """The device's node above it: a guest cannot write beyond *size_bytes*."""
+    return {"driver": "raw", "node-name": "scratch", "size": size_bytes, "file": node, "discard": "unmap"}
 
 
 def swapped_node(filename: str, driver: str) -> dict[str, object]:

@@ -18,7 +18,7 @@ from casemate.isolation.microvm import origin as origins
 from casemate.isolation.microvm.errors import QemuMissing
 from casemate.isolation.microvm.tap import GuestNetwork
 from casemate.spec.errors import ProgramFailed
-from casemate.spec.workload import ContainerSpec, Level, PodSpec, Resources
+from casemate.spec.workload import ContainerSpec, Level, PodSpec, Resources, furthest
 
 QEMU = "qemu-system-x86_64"
 #: The first that restores what we save: older ones have no microvm machine with ACPI, or none that migrates.
@@ -73,7 +73,7 @@ class MicrovmLevel:
 
     def origin(self, pod: PodSpec) -> origins.Origin:
         """What a machine of *pod* begins as."""
-        return origins.of(self._template, pod.project)
+        return origins.of(furthest(self._template, pod.template), pod.project)
 
     def bundle(self, given: BundleInput) -> BundlePlan:
         # The guest has namespaces, capabilities and limits of its own kernel: none is the host's to give.
@@ -98,7 +98,12 @@ class MicrovmLevel:
         if not is_lone(given.pod, given.container):
             annotations[bundles.MORE] = "1"
         if given.writable:
-            annotations[bundles.WRITABLE] = given.writable
+            on_disk = given.writable.endswith(bundles.SCRATCH_SUFFIX)
+            annotations[bundles.SCRATCH if on_disk else bundles.WRITABLE] = given.writable
+        if given.container.writable_bytes and bundles.SCRATCH not in annotations:
+            annotations[bundles.UPPER] = str(given.container.writable_bytes)
+        if limits := pod_limits(given.pod.resources):
+            annotations[bundles.POD_LIMITS] = ",".join(f"{name}={value}" for name, value in limits)
         if folders := self._cgroups(given.pod):
             annotations[bundles.CGROUPS] = ":".join(folders)
         network = self._network(given.pod)
@@ -116,6 +121,20 @@ class MicrovmLevel:
         return BundlePlan(plan.config, warnings)
 
 
+def pod_limits(wanted: Resources) -> list[tuple[str, str]]:
+    """The limits of a whole pod as files of cgroup v2 in its guest. Swap: a guest has none."""
+    found = []
+    if wanted.memory_bytes:
+        found.append(("memory.max", str(wanted.memory_bytes)))
+    if wanted.memory_reservation_bytes:
+        found.append(("memory.low", str(wanted.memory_reservation_bytes)))
+    if wanted.pids is not None and wanted.pids > 0:
+        found.append(("pids.max", str(wanted.pids)))
+    if wanted.cpu_millis:
+        found.append(("cpu.max", f"{wanted.cpu_millis * 100} 100000"))
+    return found
+
+
 def resources(wanted: Resources, machine_bytes: int) -> dict[str, Any]:
     """The OCI resources of *wanted* that the agent sets on the container's cgroup in a guest of *machine_bytes*.
 
@@ -128,8 +147,13 @@ def resources(wanted: Resources, machine_bytes: int) -> dict[str, Any]:
     room = max(machine_bytes - bundles.GUEST_OVERHEAD_BYTES - machine_bytes // 64, _LEAST_ROOM_BYTES)
     # An update may have gone beyond the machine that the first start made.
     found["memory"] = {"limit": wanted.memory_bytes or room}
-    if wanted.cpu_millis:
-        found["cpu"] = {"quota": wanted.cpu_millis * 100, "period": 100_000}
+    if wanted.memory_reservation_bytes:
+        found["memory"]["reservation"] = wanted.memory_reservation_bytes
+    cpu = {"quota": wanted.cpu_millis * 100, "period": 100_000} if wanted.cpu_millis else {}
+    if wanted.cpu_shares is not None:
+        cpu["shares"] = wanted.cpu_shares
+    if cpu:
+        found["cpu"] = cpu
     return found
 
 

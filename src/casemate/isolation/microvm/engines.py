@@ -7,8 +7,9 @@ own environment, with the state document on standard input (runtime.md, "Lifecyc
 from __future__ import annotations
 
 import json
+import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from casemate.host.cgroups import check_path
 from casemate.isolation.microvm import bundles, frames
@@ -19,6 +20,12 @@ from casemate.isolation.microvm.oci import Config, Hook, Hooks
 #: casemate-vm makes a new network namespace, or stays where it is.
 NEW, NONE = "new", ""
 MAX_HOOKS = 64
+#: The runtime specification that states and features speak of: as in shim/shim.h.
+OCI_VERSION = "1.1.0"
+#: Those that the guest runs: as in guest/agent/agent.h.
+MAX_START_HOOKS = 16
+_NAMESPACES = frozenset(("pid", "network", "mount", "ipc", "uts", "cgroup", "user"))
+_OF_PROCESS = re.compile(r"/proc/(\d{1,10})/ns/\w{1,20}\Z")
 _DEFAULT_TIMEOUT_S = 120
 
 
@@ -52,41 +59,87 @@ def cgroup_path(config: Config) -> str:
 
 
 def check_hooks(hooks: Hooks | None) -> Hooks:
-    """*hooks*, none of which would have to run inside the container. :class:`BundleUnsupported`."""
+    """*hooks*, few enough and with absolute paths. :class:`BundleUnsupported`."""
     found = hooks or Hooks()
-    if found.create_container or found.start_container:
-        raise BundleUnsupported("hooks createContainer and startContainer would run inside the virtual machine")
-    every = (*found.prestart, *found.create_runtime, *found.poststart, *found.poststop)
-    if len(every) > MAX_HOOKS:
-        raise BundleUnsupported(f"{len(every)} hooks, allowed are {MAX_HOOKS}")
+    on_host = (*found.prestart, *found.create_runtime, *found.create_container, *found.poststart, *found.poststop)
+    every = (*on_host, *found.start_container)
+    if len(every) > MAX_HOOKS or len(found.start_container) > MAX_START_HOOKS:
+        raise BundleUnsupported(
+            f"{len(every)} hooks, {len(found.start_container)} of them startContainer; "
+            f"allowed are {MAX_HOOKS}, {MAX_START_HOOKS} of them startContainer"
+        )
     for one in every:
         if not one.path.startswith("/") or any("\0" in word for word in (one.path, *one.args, *one.env)):
             raise BundleUnsupported(f"hook {one.path[:200]!r} is no absolute path")
     return found
 
 
-def hook_fields(hooks: Sequence[Hook]) -> list[Field]:
-    """For casemate-vm: u32 seconds, arguments, variables; then path, arguments, variables, each text ended by 0."""
+def hook_fields(hooks: Sequence[Hook], tag: Tag = Tag.HOOK) -> list[Field]:
+    """u32 seconds, arguments, variables; then path, arguments, variables, each text ended by 0."""
     found = []
     for one in hooks:
         head = struct.pack("<III", one.timeout or _DEFAULT_TIMEOUT_S, len(one.args), len(one.env))
         words = b"".join(word.encode("utf-8", "surrogateescape") + b"\0" for word in (one.path, *one.args, *one.env))
-        found.append(Field(Tag.HOOK, head + words))
+        found.append(Field(tag, head + words))
     return found
 
 
 def state_head(name: str, bundle: str, config: Config) -> str:
     """The state document up to the pid and the status, which casemate-vm writes."""
-    document = {"ociVersion": "1.0.2", "id": name, "bundle": bundle, "annotations": config.annotations}
+    document = {"ociVersion": OCI_VERSION, "id": name, "bundle": bundle, "annotations": config.annotations}
     return json.dumps(document)[:-1] + ", "
+
+
+def start_hooks(name: str, bundle: str, config: Config, pid: int) -> list[Field]:
+    """What the guest runs in the container before its program, and the document that it reads."""
+    hooks = check_hooks(config.hooks).start_container
+    if not hooks:
+        return []
+    state = f'{state_head(name, bundle, config)}"pid": {pid}, "status": "created"}}'
+    return [frames.text(Tag.STATE, state), *hook_fields(hooks, Tag.START_HOOK)]
+
+
+def check_namespaces(config: Config) -> dict[str, str]:
+    """Of each type but the network the path that the bundle names. :class:`BundleUnsupported`."""
+    found: dict[str, str] = {}
+    for one in config.linux.namespaces:
+        if one.type not in _NAMESPACES:
+            raise BundleUnsupported(f"a namespace of type {one.type[:40]!r}; a virtual machine has none of its own")
+        if one.type in found:
+            raise BundleUnsupported(f"two namespaces of type {one.type}")
+        found[one.type] = one.path
+    return {kind: path for kind, path in found.items() if path and kind != "network"}
+
+
+def shared_with(paths: Mapping[str, str], waiters: Mapping[int, str]) -> str:
+    """The container of the same machine whose processes are shared (empty: none); *waiters* are the machine's.
+
+    Host name and message queues are the machine's, so its containers have them in common whether or not they ask. Any
+    other namespace of the host cannot be entered from a virtual machine. :class:`BundleUnsupported`.
+    """
+    joined = ""
+    for kind, path in paths.items():
+        match = _OF_PROCESS.match(path)
+        container = waiters.get(int(match[1])) if match else None
+        if container is not None and kind in ("pid", "ipc", "uts"):
+            joined = container if kind == "pid" else joined
+        elif match or not waiters or kind not in ("ipc", "uts"):
+            raise BundleUnsupported(
+                f"the {kind} namespace {path[:200]} is of the host; a virtual machine shares those of containers in "
+                "the same machine: let both be of one pod, or of one network (`--network container:NAME`)"
+            )
+        # Else an engine's own name for what its pod has in common, the network of which led to this machine.
+    return joined
 
 
 def prepared(name: str, bundle: str, config: Config) -> list[Field]:
     """The answer to PREPARE: where the waiter belongs, and what runs before the container is made."""
     hooks = check_hooks(config.hooks)
+    check_namespaces(config)
     return [
         frames.text(Tag.TEXT, state_head(name, bundle, config)),
         frames.text(Tag.NETNS, netns(config)),
         frames.u32(Tag.FLAGS, 4 if config.process.terminal else 0),
         *hook_fields((*hooks.prestart, *hooks.create_runtime)),
+        *hook_fields(hooks.create_container, Tag.START_HOOK),
     ]

@@ -68,6 +68,12 @@ class BundleUnsupported(InvalidArgument):
     remedy = "docs/reference/levels.md lists what each level has; or choose another --isolation."
 
 
+class ScratchUnfit(InvalidArgument):
+    code = "microvm.scratch"
+    title = "The writable layer cannot be had in this size, or not on disk"
+    remedy = "Choose another --storage-size; a guest kernel with ext4 and e2fsprogs on the host are needed for any."
+
+
 class PathMissing(NotFound):
     code = "microvm.path_missing"
     title = "No such path in the container"

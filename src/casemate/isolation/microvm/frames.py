@@ -52,6 +52,7 @@ class Kind(enum.IntEnum):
     TOP = 17
     NETWORK = 18
     FILES = 19
+    SYNC = 20
     READY = 64
     REPLY = 65
     EXITED = 66
@@ -119,6 +120,12 @@ class Tag(enum.IntEnum):
     NEIGHBOUR = 61
     HOOK = 62
     NETNS = 63
+    ROOT = 69
+    SECCOMP_FLAGS = 70
+    START_HOOK = 71
+    STATE = 72
+    JOIN_PIDS = 73
+    PROPAGATION = 74
 
 
 #: What the guest may say.

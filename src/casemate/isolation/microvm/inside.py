@@ -8,12 +8,13 @@ from pathlib import Path
 
 from casemate.isolation.bundle import BundleInput
 from casemate.isolation.level import InnerProcess, InnerUsage, is_lone
-from casemate.isolation.microvm import frames, guestrows
+from casemate.isolation.microvm import config, frames, guestrows, making
 from casemate.isolation.microvm.driver import MicrovmLevel
 from casemate.isolation.microvm.errors import MachineMissing
 from casemate.isolation.microvm.frames import Field, Kind, Tag
 from casemate.isolation.microvm.machine import Machine
 from casemate.isolation.microvm.machines import Machines
+from casemate.spec.errors import CasemateError
 from casemate.spec.workload import ContainerSpec, PodSpec, Resources
 
 _STATS_TIMEOUT_S = 5.0
@@ -30,12 +31,16 @@ class MicrovmInside:
         self._interface = interface
 
     def knows(self, container: str) -> bool:
-        return self._machines.find(container) is not None
+        return self._machines.find(container) is not None or self._machines.early.has(container)
 
     def is_paused(self, container: str) -> bool:
         machine = self._machines.find(container)
         one = machine.container(container) if machine is not None else None
         return one is not None and one.status == "paused"
+
+    def ending(self, container: str) -> str:  # noqa: ARG002 - of the Protocol
+        """Nothing: the machines of the host say it themselves, also when this level is lost."""
+        return ""
 
     def was_oom(self, container: str) -> bool:
         machine = self._machines.find(container)
@@ -51,7 +56,10 @@ class MicrovmInside:
         return self._machines.pool.reserve(template, interface) or ""
 
     async def enter(self, given: BundleInput) -> None:
-        """Nothing: the machine comes with its first container."""
+        """The machine comes with its first container, whose bundle is there: it is begun, and what fails is said by the
+        runtime's create."""
+        with contextlib.suppress(CasemateError):
+            making.begin(self._machines, given.container.id, Path(given.rootfs).parent)
 
     async def leave(self, pod: PodSpec, group: str) -> None:
         """Nothing: it ends with its last."""
@@ -125,6 +133,10 @@ def limit_fields(wanted: Resources) -> list[Field]:
         found.append(("memory.max", str(wanted.memory_bytes or "max")))
     if wanted.cpu_millis is not None:
         found.append(("cpu.max", f"{wanted.cpu_millis * 100 or 'max'} 100000"))
+    if wanted.memory_reservation_bytes is not None:
+        found.append(("memory.low", str(wanted.memory_reservation_bytes)))
+    if wanted.cpu_shares is not None:
+        found.append(("cpu.weight", str(config.cpu_weight(wanted.cpu_shares))))
     if wanted.pids is not None:
         found.append(("pids.max", str(wanted.pids) if wanted.pids > 0 else "max"))
     return [Field(Tag.LIMIT, f"{name}\0{value}".encode()) for name, value in found]

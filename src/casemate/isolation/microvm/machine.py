@@ -16,7 +16,9 @@ from casemate.isolation.microvm.monitor import Monitor
 from casemate.isolation.microvm.records import ContainerRecord, Ids, MachineRecord, Status
 from casemate.spec.errors import LimitExceeded
 
-_OVERLAY_ROOT, _PARTITIONS = 32, 64  # wire.h, FLAG_OVERLAY_ROOT, FLAG_PARTITIONS
+_OVERLAY_ROOT, _PARTITIONS, _SCRATCH = 32, 64, 1024  # wire.h, FLAG_OVERLAY_ROOT, FLAG_PARTITIONS, FLAG_SCRATCH
+#: Of what a guest has not written to its scratch device yet, at most its memory.
+_SYNC_TIMEOUT_S = 60.0
 
 
 @dataclass(slots=True)
@@ -93,6 +95,7 @@ class Machine:
         *,
         below: bool = False,
         more: bool = False,
+        upper_bytes: int = 0,
     ) -> None:
         """Give *container* its folders, and its root: the layers at *places*, or the folder that is named for it."""
         root = shares.root_name(container)
@@ -102,9 +105,26 @@ class Machine:
             await self.monitor.ask(Kind.SHARE, [], error=ShareFailed)
         if any(one.name == root for one in opened):
             found += [frames.text(Tag.SHARE, root), frames.u32(Tag.FLAGS, _OVERLAY_ROOT if below else 0)]
-        elif more:
-            found.append(frames.u32(Tag.FLAGS, _PARTITIONS))
+        else:
+            flags = (_PARTITIONS if more else 0) | (_SCRATCH if self.record.scratch else 0)
+            found += [frames.u32(Tag.FLAGS, flags)] if flags else []
+        if upper_bytes and not self.record.scratch:
+            found.append(frames.u64(Tag.UPPER_BYTES, upper_bytes))
         await self.monitor.ask(Kind.ROOTFS, found, error=RootfsFailed)
+
+    async def limit(self, container: str, files: Sequence[tuple[str, str]]) -> None:
+        """Set files of cgroup v2 in the guest: of *container*, or of the whole pod where it is empty."""
+        of = [frames.text(Tag.CONTAINER, container)] if container else []
+        limits = [Field(Tag.LIMIT, f"{name}\0{value}".encode()) for name, value in files]
+        await self.monitor.ask(Kind.LIMITS, [*of, *limits])
+
+    async def sync(self) -> None:
+        """What the guest has written lies in the scratch file: the machine may end."""
+        await self.monitor.ask(Kind.SYNC, [], timeout_s=_SYNC_TIMEOUT_S)
+
+    def set_scratch(self) -> None:
+        """Its writable layer lies on the scratch device."""
+        self._write(msgspec.structs.replace(self.record, scratch=True))
 
     def hear(self, message: Message) -> None:
         """An event of the guest's: an ended process. What it says of containers that are not there is nothing."""

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from casemate.host import pidfd
 from casemate.isolation.microvm import (
     argv,
     clone,
@@ -31,6 +32,7 @@ from casemate.isolation.microvm import (
     warming,
 )
 from casemate.isolation.microvm import origin as origins
+from casemate.isolation.microvm.early import Early
 from casemate.isolation.microvm.errors import MonitorFailed, NetworkFailed
 from casemate.isolation.microvm.frames import Field, Kind, Tag
 from casemate.isolation.microvm.machine import Machine
@@ -83,6 +85,7 @@ class _Where:
     cgroups: tuple[str, ...]
     ids: Ids | None
     tap_fd: int | None
+    scratch_fd: int | None = None
 
 
 class Machines:
@@ -101,10 +104,11 @@ class Machines:
         self._machines: dict[str, Machine] = {}
         #: Of containers that ended with their machine while no hostd ran; read by the one that finds them.
         self._endings: dict[str, str] = {}
+        self.early = Early(group, self.end)
         #: Taken before the first wait of a start: two starts at a time must not get one user.
         self._uids: set[int] = set()
         self._waiting_number = 0
-        self.pool = Pool(settings.pool, self._make_waiting, self.end)
+        self.pool = Pool(settings.pool, self._make_waiting, self.end, _is_alive)
         group.create_task(self.pool.run())
 
     def all(self) -> list[Machine]:
@@ -130,8 +134,8 @@ class Machines:
                 shutil.rmtree(folder, ignore_errors=True)
                 continue
             machine = self._add(record, folder, monitor)
-            if record.name.startswith(_WAITS):
-                # Of an earlier hostd's pool, which did not come to end it.
+            if record.name.startswith(_WAITS) or not record.containers:
+                # Of an earlier hostd's pool, or begun for a start that it did not come to.
                 await self.end(machine)
                 continue
             try:
@@ -180,13 +184,16 @@ class Machines:
         pod: str = "",
         more: bool = False,
         origin: origins.Origin = origins.Origin(),  # noqa: B008 - frozen
+        scratch_fd: int | None = None,
+        upper_bytes: int = 0,
     ) -> Machine:
         """A configured clone (or cold boot, as *origin* says) over *layers*, or over the root among *shared*.
 
         *below*: that root lies under a writable layer. *ids*: the map of the guest's users, whose first is then QEMU's
         user; *given_tap_fd*: an engine's tap, which stays the caller's. *pod*: the machine's name, where it is not
-        its container's; *more*: further containers may :meth:`join`. Raises the error of the step that failed, with
-        nothing left behind.
+        its container's; *more*: further containers may :meth:`join`; *scratch_fd*: the file of its writable layer (the
+        caller's), else that lies in memory, *upper_bytes* of it at most (0: half). Raises the error of the step that
+        failed, with nothing left behind.
         """
         called = pod or name
         if not _NAME.match(called) or called in self._machines:
@@ -196,6 +203,7 @@ class Machines:
         opened = shares.open_all(shared)
         self.pool.busy += 1
         machine: Machine | None = None
+        moved: asyncio.Future[None] | None = None
         try:
             waiting = None
             # One that waits has a user of its own, as whom nothing of the pod's may be written on the host.
@@ -203,10 +211,11 @@ class Machines:
                 waiting = self.pool.take(source, "" if network is None else network.tap)
             if waiting is not None:
                 machine = waiting
-                extents = await self._hand_out(machine, called, layers, cgroups)
+                moved = self._take(machine, called, cgroups)
+                extents = await swap.layers(machine.monitor, layers)
             else:
                 tap_fd = tap.open_tap(network.tap) if network is not None else _copy(given_tap_fd)
-                where = _Where(called, cgroups, ids, tap_fd)
+                where = _Where(called, cgroups, ids, tap_fd, scratch_fd)
                 machine, extents = await self._clone(source, where, layers, more=more)
                 if cold:
                     await clone.booted(machine.monitor)
@@ -218,9 +227,16 @@ class Machines:
             )
             if waiting is None:
                 await machine.learn_qemu(ids or SAME_IDS)
+            elif scratch_fd is not None:
+                await swap.scratch(machine.monitor, scratch_fd)
+            if scratch_fd is not None:
+                machine.set_scratch()
             places = [Field(Tag.LAYER, struct.pack("<QQ", one.start, one.sectors)) for one in extents]
-            await machine.fill(name, places, opened, below=below, more=more)
+            await machine.fill(name, places, opened, below=below, more=more, upper_bytes=upper_bytes)
             machine.set_layers([str(one) for one in layers], whole=not more)
+            if moved is not None:
+                # Before anything of the user's runs.
+                await moved
         except BaseException as error:
             if machine is not None:
                 if isinstance(error, CasemateError):
@@ -233,14 +249,21 @@ class Machines:
         return machine
 
     async def join(
-        self, machine: Machine, name: str, layers: Sequence[Path], *, shared: Sequence[Share], below: bool = False
+        self,
+        machine: Machine,
+        name: str,
+        layers: Sequence[Path],
+        *,
+        shared: Sequence[Share],
+        below: bool = False,
+        upper_bytes: int = 0,
     ) -> None:
         """Give *machine* a further container *name* over *layers*. What was there goes on when it fails."""
         opened = shares.open_all(shared)
         try:
             extents = await join.add_layers(machine, layers) if layers else ()
             places = [Field(Tag.LAYER, struct.pack("<QQ", one.start, one.sectors)) for one in extents]
-            await machine.fill(name, places, opened, below=below, more=True)
+            await machine.fill(name, places, opened, below=below, more=True, upper_bytes=upper_bytes)
         except BaseException:
             await shares.detach(machine.qemu, [one.name for one in opened])
             raise
@@ -270,6 +293,7 @@ class Machines:
                 shim=self.settings.shim,
                 qemu=self.settings.qemu,
                 tap_fd=where.tap_fd,
+                scratch_fd=where.scratch_fd,
                 waits=waits,
                 more=more,
             )
@@ -295,15 +319,18 @@ class Machines:
         hostlimits.bound(folders, memory_bytes, self.settings.accelerator)
         return hostlimits.memory_kills(folders)
 
-    async def _hand_out(
-        self, machine: Machine, name: str, layers: Sequence[Path], cgroups: tuple[str, ...]
-    ) -> tuple[disks.Extent, ...]:
-        """Make a waiting machine the one called *name*, over *layers*, in *cgroups*."""
+    def _take(self, machine: Machine, name: str, cgroups: tuple[str, ...]) -> asyncio.Future[None]:
+        """Make a waiting machine the one called *name*; what is answered is done when it is in *cgroups*.
+
+        In a thread: the kernel waits for every cpu before it moves a process, 20 ms for eight hierarchies of version 1.
+        """
         self._machines[name] = self._machines.pop(machine.record.name)
         machine.folder = machine.folder.rename(self.folder / name)
         machine.rename(name, cgroups, self._bound(cgroups, machine.record.memory_bytes))
-        machine.join()
-        return await swap.layers(machine.monitor, layers)
+        moved = asyncio.get_running_loop().run_in_executor(None, machine.join)
+        # Where another step fails first, nobody asks for this one's error.
+        moved.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return moved
 
     async def _make_waiting(self, template: Template) -> Waiting:
         """A warmed clone of *template* that nobody has asked for yet."""
@@ -383,6 +410,11 @@ class Machines:
 def _ended_with(one: records.ContainerRecord) -> bool:
     """Whether the end of a container was its machine's, by what was written down."""
     return one.status != "stopped" or bool(one.reason)
+
+
+def _is_alive(machine: Machine) -> bool:
+    """Of a machine that waits: whether QEMU runs. Its death may not have been heard of yet."""
+    return not machine.monitor.ended.is_set() and pidfd.is_alive(machine.qemu.pid, machine.qemu.start_ticks)
 
 
 def _recipe_of(source: Template | Recipe) -> Recipe:

@@ -30,7 +30,7 @@ from casemate.spec.errors import CasemateError
 @dataclass(frozen=True, slots=True)
 class Order:
     """What casemate-vm asked for: the container's *name*, its *bundle* and what that says, the *waiter*'s pid, the
-    standard files, seccomp's *program*, and the engine's *cgroup* (empty for our own pods)."""
+    standard files, seccomp's *program*, the engine's *cgroup* (empty for our own pods) and *root*."""
 
     name: str
     bundle: Path
@@ -39,6 +39,7 @@ class Order:
     fds: Sequence[int]
     program: bytes
     cgroup: str
+    root: str = ""
 
 
 async def make(machines: Machines, order: Order) -> None:
@@ -49,10 +50,21 @@ async def make(machines: Machines, order: Order) -> None:
     machine, joined, takes_network = await _machine(machines, order, shared)
     machine.starting.add(name)
     try:
+        if not joined and (limits := bundles.pod_limits(wanted)):
+            await machine.limit("", limits)
         await _restore(machine, name, wanted.annotations.get(bundles.WRITABLE, ""))
         channel = machine.next_channel()
         machine.monitor.attach(channel, order.fds)
-        fields = config.create_fields(wanted, name, channel, contents=contents, seccomp=order.program, shared=names)
+        fields = config.create_fields(
+            wanted,
+            name,
+            channel,
+            contents=contents,
+            seccomp=order.program,
+            shared=names,
+            join_pids=_shared_with(machine, wanted, joined=joined),
+        )
+        fields += engines.start_hooks(name, str(order.bundle), wanted, order.waiter)
         try:
             await machine.monitor.ask(Kind.CREATE, fields)
         except AgentFailed as error:
@@ -70,6 +82,8 @@ async def make(machines: Machines, order: Order) -> None:
                 takes_network=takes_network,
                 cgroup=order.cgroup,
                 shares=tuple(one.name for one in shared),
+                root=order.root,
+                rootfs=str(order.bundle / wanted.root.path),
             )
         )
     except BaseException:
@@ -89,6 +103,9 @@ async def _machine(machines: Machines, order: Order, shared: Sequence[Share]) ->
     with contextlib.ExitStack() as stack:
         netns_fd = netns_of(stack, order.waiter) if engines.netns(wanted) != engines.NONE else None
         netns = 0 if netns_fd is None else os.fstat(netns_fd).st_ino
+        begun = None if netns else await machines.early.take(name)
+        if begun is not None:
+            return begun, False, False
         machine = await _living(machines, wanted, netns)
         host_cgroups = bundles.cgroups(wanted) or _join_cgroup(order.cgroup, order.waiter)
         if machine is not None:
@@ -96,7 +113,8 @@ async def _machine(machines: Machines, order: Order, shared: Sequence[Share]) ->
             # From now on the end of the last that is in it is not the machine's.
             machine.starting.add(name)
             try:
-                await machines.join(machine, name, layers, shared=shared, below=below)
+                upper = bundles.upper_bytes(wanted)
+                await machines.join(machine, name, layers, shared=shared, below=below, upper_bytes=upper)
             except BaseException:
                 machine.starting.discard(name)
                 raise
@@ -105,24 +123,59 @@ async def _machine(machines: Machines, order: Order, shared: Sequence[Share]) ->
         if netns_fd is not None:
             tap_fd = await takeover.open_tap(netns_fd)
             stack.callback(os.close, tap_fd)
-        machine = await machines.create(
-            name,
-            layers,
-            hostname=wanted.hostname,
-            memory_bytes=bundles.memory(wanted, machines.settings.memory_bytes),
-            network=bundles.network(wanted),
-            cgroups=host_cgroups,
-            ids=bundles.ids(wanted),
-            shared=shared,
-            below=below,
-            given_tap_fd=tap_fd,
-            pod=wanted.annotations.get(bundles.POD, "") or _free_name(machines, name),
-            more=wanted.annotations.get(bundles.MORE) == "1",
-            origin=asked(wanted.annotations.get(bundles.TEMPLATE, ""), machines.settings.template),
-        )
+        machine = await _new(machines, name, wanted, shared, cgroups=host_cgroups, given_tap_fd=tap_fd)
         if netns or order.cgroup:
             machine.set_engine(netns, order.cgroup)
         return machine, False, netns_fd is not None
+
+
+async def _new(
+    machines: Machines,
+    name: str,
+    wanted: Config,
+    shared: Sequence[Share],
+    *,
+    cgroups: tuple[str, ...],
+    given_tap_fd: int | None = None,
+) -> Machine:
+    """A machine of its own, with the container's root in it."""
+    with contextlib.ExitStack() as stack:
+        scratch = wanted.annotations.get(bundles.SCRATCH, "")
+        scratch_fd = os.open(scratch, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW) if scratch else None
+        if scratch_fd is not None:
+            stack.callback(os.close, scratch_fd)
+        return await machines.create(
+            name,
+            bundles.layers(wanted),
+            hostname=wanted.hostname,
+            memory_bytes=bundles.memory(wanted, machines.settings.memory_bytes),
+            network=bundles.network(wanted),
+            cgroups=cgroups,
+            ids=bundles.ids(wanted),
+            shared=shared,
+            below=bundles.root_is_below(wanted),
+            given_tap_fd=given_tap_fd,
+            pod=wanted.annotations.get(bundles.POD, "") or _free_name(machines, name),
+            more=wanted.annotations.get(bundles.MORE) == "1",
+            origin=asked(wanted.annotations.get(bundles.TEMPLATE, ""), machines.settings.template),
+            scratch_fd=scratch_fd,
+            upper_bytes=bundles.upper_bytes(wanted),
+        )
+
+
+def begin(machines: Machines, name: str, bundle: Path) -> None:
+    """Begin the machine of a bundle of ours, which :func:`make` is to be asked for next: QEMU starts while conmon and
+    casemate-vm do. Where the pod has one already nothing is begun. Raises :class:`BundleUnsupported`."""
+    wanted = bundles.read(bundle)
+    if machines.get(wanted.annotations.get(bundles.POD, "")) is not None or engines.netns(wanted) != engines.NONE:
+        return
+    shared, _ = bundles.shared(wanted, bundle, name)
+    machines.early.begin(name, lambda: _new(machines, name, wanted, shared, cgroups=bundles.cgroups(wanted)))
+
+
+def _shared_with(machine: Machine, wanted: Config, *, joined: bool) -> str:
+    waiters = {one.pid: one.id for one in machine.record.containers if one.status != "stopped"} if joined else {}
+    return engines.shared_with(engines.check_namespaces(wanted), waiters)
 
 
 def _free_name(machines: Machines, container: str) -> str:

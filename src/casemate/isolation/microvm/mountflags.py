@@ -23,13 +23,17 @@ _SET = {
     "tmpcopyup": 1 << 40,  # ours: wire.h, MOUNT_COPY_UP
 }
 _CLEAR = {"rw": 1, "suid": 2, "dev": 4, "exec": 8, "async": 16, "atime": 1024, "diratime": 2048, "norelatime": 1 << 21}
-#: Propagation means nothing in a guest that shares no mount with anybody; "defaults" says nothing at all.
-_NOTHING = frozenset(
-    (
-        *("defaults", "nolazytime", "nostrictatime", "notmpcopyup"),
-        *("private", "rprivate", "slave", "rslave", "shared", "rshared", "unbindable", "runbindable"),
-    )
-)
+#: What a bind mount and a root get; private and slave are what every mount of a guest is that shares none with anybody.
+_BELOW = 1 << 41  # ours: wire.h, MOUNT_PROPAGATION_BELOW
+PROPAGATION = {
+    "shared": 1 << 20,
+    "rshared": 1 << 20 | _BELOW,
+    "unbindable": 1 << 17,
+    "runbindable": 1 << 17 | _BELOW,
+    **dict.fromkeys(("private", "rprivate", "slave", "rslave"), 0),
+}
+_ANY_PROPAGATION = 1 << 20 | 1 << 17 | _BELOW
+_NOTHING = frozenset(("defaults", "nolazytime", "nostrictatime", "notmpcopyup"))
 
 
 def parse(options: Iterable[str]) -> tuple[int, str]:
@@ -41,6 +45,8 @@ def parse(options: Iterable[str]) -> tuple[int, str]:
             flags |= _SET[option]
         elif option in _CLEAR:
             flags &= ~_CLEAR[option]
+        elif option in PROPAGATION:
+            flags = flags & ~_ANY_PROPAGATION | PROPAGATION[option]
         elif option not in _NOTHING:
             data.append(option)
     return flags, ",".join(data)

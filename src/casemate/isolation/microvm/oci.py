@@ -84,11 +84,13 @@ class Pids(Struct, frozen=True):
 
 class MemoryLimit(Struct, frozen=True):
     limit: int | None = None
+    reservation: int | None = None
 
 
 class Cpu(Struct, frozen=True):
     quota: int | None = None
     period: int | None = None
+    shares: int | None = None
 
 
 class Resources(Struct, frozen=True):
@@ -114,6 +116,7 @@ class Linux(Struct, frozen=True):
     uid_mappings: tuple[IdMapping, ...] = field(default=(), name="uidMappings")
     gid_mappings: tuple[IdMapping, ...] = field(default=(), name="gidMappings")
     cgroups_path: str = field(default="", name="cgroupsPath")
+    rootfs_propagation: str = field(default="", name="rootfsPropagation")
 
 
 class Hook(Struct, frozen=True):

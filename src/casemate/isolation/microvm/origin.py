@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal
 
 from casemate.isolation.microvm.errors import BundleUnsupported
 from casemate.spec.settings import SettingInvalid
+from casemate.spec.workload import TEMPLATES, Template, furthest
 
-Kind = Literal["shared", "project", "none"]
-#: From the least apart to the most.
-_KINDS: tuple[Kind, ...] = ("shared", "project", "none")
+Kind = Template
+_KINDS = TEMPLATES
 _PROJECT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}\Z")
 #: Whose an engine's containers are that name no project.
 ENGINES = "+engines"
@@ -53,5 +52,4 @@ def asked(text: str, least: Kind) -> Origin:
         return of(least, ENGINES)
     if kind not in _KINDS or (kind == "project") != bool(project) or (project and not _PROJECT.match(project)):
         raise BundleUnsupported(f"org.casemate.template={text[:80]!r}; allowed are shared, project:NAME and none")
-    chosen: Kind = next(one for one in reversed(_KINDS) if one in (kind, least))
-    return of(chosen, project or ENGINES)
+    return of(furthest(least, next(one for one in _KINDS if one == kind)), project or ENGINES)

@@ -4,8 +4,9 @@ Under emulation a start is mostly the first translation of the guest kernel's co
 so cannot be in a template. A waiting machine has run a container of ours (:mod:`warming`), and nothing of anybody's:
 what it gets at hand-out is what a clone gets: randomness, clock, names, addresses, layers, folders, cgroups.
 
-How many wait follows the demand of the last minute, up to a bound, while the host has memory; none after a quarter of
-an hour without a start. They are made when no start is under way.
+How many wait of each template (a size of machine, a project's own) follows its demand of the last minute, up to a bound
+for all, while the host has memory; none after a quarter of an hour without a start. They are made when no start is
+under way.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ from casemate.spec.errors import CasemateError
 
 log = logging.getLogger("casemate.hostd")
 
-#: A machine waits for a quiet moment: what it takes to make one would slow the starts that it is for.
-_QUIET_S = 0.15
+#: A machine waits for a quiet moment: what it takes to make one would slow the starts that it is for, and the end of
+#: the container that had the last one.
+_QUIET_S, _LOOK_S = 0.4, 0.1
 _DEMAND_S, _IDLE_S, _AGAIN_S = 60.0, 900.0, 30.0
 #: Left alone whatever the demand: of the host's memory an eighth, and what one machine may come to touch.
 _RESERVE, _MACHINE_BYTES = 8, 256 << 20
@@ -49,13 +51,22 @@ class Waiting:
     tap: str
 
 
+def lives(machine: Machine) -> bool:
+    """Whether nothing is known of its end."""
+    return not machine.monitor.ended.is_set()
+
+
 @dataclass(slots=True)
 class Pool:
-    """*make* brings up one machine from a template; *end* ends one. At most *most* wait; 0: there is no pool."""
+    """*make* brings up one machine from a template; *end* ends one. At most *most* wait; 0: there is no pool.
+
+    *alive*: asked of each machine before it is given to anybody: one that has died while it waited never is.
+    """
 
     most: int
     make: Callable[[Template], Awaitable[Waiting]]
     end: Callable[[Machine], Awaitable[None]]
+    alive: Callable[[Machine], bool] = lives
     clock: Callable[[], float] = time.monotonic
     available_bytes: Callable[[], tuple[int, int]] = memory
     #: Starts that are under way.
@@ -63,8 +74,7 @@ class Pool:
     _ready: list[Waiting] = field(default_factory=list)
     #: Handed out by the name of their tap, before the machine itself is asked for.
     _reserved: dict[str, Waiting] = field(default_factory=dict)
-    _starts: deque[float] = field(default_factory=lambda: deque(maxlen=256))
-    _template: Template | None = None
+    _starts: deque[tuple[float, Template]] = field(default_factory=lambda: deque(maxlen=256))
     _wanted: asyncio.Event = field(default_factory=asyncio.Event)
 
     def take(self, template: Template, tap: str = "") -> Machine | None:
@@ -94,34 +104,46 @@ class Pool:
 
     def is_reserved(self, tap: str, template: Template) -> bool:
         one = self._reserved.get(tap)
-        return one is not None and one.template is template and not one.machine.monitor.ended.is_set()
+        return one is not None and one.template is template and self.alive(one.machine)
 
     def holds(self, machine: Machine) -> bool:
         return any(one.machine is machine for one in (*self._ready, *self._reserved.values()))
 
     def _pop(self, template: Template) -> Waiting | None:
         for one in self._ready:
-            if one.template is template and not one.machine.monitor.ended.is_set():
+            if one.template is template and self.alive(one.machine):
                 self._ready.remove(one)
                 return one
         return None
 
     def _note(self, template: Template) -> None:
-        """A start: the pool follows the size that was asked for last."""
-        self._starts.append(self.clock())
-        self._template = template
+        """A start: the pool follows what was asked for."""
+        self._starts.append((self.clock(), template))
         self._wanted.set()
 
-    def target(self) -> int:
-        """How many should wait now: as many as were started in the busiest second of the last minute."""
+    def targets(self) -> list[tuple[Template, int]]:
+        """How many of each template should wait now, of those that were asked for last the first.
+
+        As many as were started in the busiest second of the last minute, at least one; where that is more than the
+        bound or the memory allows, each has one before any has two.
+        """
         now = self.clock()
-        recent = [at for at in self._starts if now - at < _DEMAND_S]
-        if not self._starts or now - self._starts[-1] > _IDLE_S:
-            return 0
-        busiest = max((sum(at <= other < at + 1.0 for other in recent) for at in recent), default=0)
+        last: dict[int, tuple[float, Template]] = {id(template): (at, template) for at, template in self._starts}
+        recent = [one for one in last.values() if now - one[0] <= _IDLE_S]
+        recent.sort(key=_by_time, reverse=True)
+        wanted = [(template, self._busiest(template, now)) for _, template in recent]
         free, whole = self.available_bytes()
-        room = max(0, (free - whole // _RESERVE) // _MACHINE_BYTES)
-        return min(self.most, max(1, busiest), room)
+        room = min(self.most, max(0, (free - whole // _RESERVE) // _MACHINE_BYTES))
+        given = [0] * len(wanted)
+        for number in range(1, self.most + 1):
+            for index, (_, most) in enumerate(wanted):
+                if number <= most and room > 0:
+                    given[index], room = number, room - 1
+        return [(template, count) for (template, _), count in zip(wanted, given, strict=True) if count]
+
+    def _busiest(self, template: Template, now: float) -> int:
+        times = [at for at, one in self._starts if one is template and now - at < _DEMAND_S]
+        return max((sum(at <= other < at + 1.0 for other in times) for at in times), default=1)
 
     async def run(self) -> None:
         """For ever."""
@@ -135,13 +157,12 @@ class Pool:
             await self._settle()
 
     async def _settle(self) -> None:
-        """Bring the number to the target."""
+        """Bring the numbers to the targets."""
         await self._drop()
-        while self._template is not None and len(self._ready) < self.target():
-            if self.busy or (self._starts and self.clock() - self._starts[-1] < _QUIET_S):
-                await asyncio.sleep(_QUIET_S)
+        while (template := self._lacking()) is not None:
+            if self.busy or (self._starts and self.clock() - self._starts[-1][0] < _QUIET_S):
+                await asyncio.sleep(_LOOK_S)
                 continue
-            template = self._template
             try:
                 one = await self.make(template)
             except (CasemateError, OSError) as error:
@@ -150,12 +171,22 @@ class Pool:
                 return
             self._ready.append(one)
 
+    def _lacking(self) -> Template | None:
+        """The template of which a machine is to be made next."""
+        for template, count in self.targets():
+            if sum(one.template is template for one in self._ready) < count:
+                return template
+        return None
+
     async def _drop(self) -> None:
-        """End those that are too many, of another template, or dead."""
-        target = self.target()
-        fit = [one for one in self._ready if one.template is self._template and not one.machine.monitor.ended.is_set()]
-        keep = fit[:target]
-        drop = [one for one in self._ready if one not in keep]
+        """End those that are too many, of a template that nobody asks for any more, or dead."""
+        left = {id(template): count for template, count in self.targets()}
+        keep: list[Waiting] = []
+        drop: list[Waiting] = []
+        for one in self._ready:
+            fits = left.get(id(one.template), 0) > 0 and self.alive(one.machine)
+            left[id(one.template)] = left.get(id(one.template), 0) - fits
+            (keep if fits else drop).append(one)
         self._ready = keep
         for one in drop:
             await self.end(one.machine)
@@ -164,9 +195,13 @@ class Pool:
         """End every machine that waits."""
         drop, self._ready = [*self._ready, *self._reserved.values()], []
         self._reserved.clear()
-        self._template = None
+        self._starts.clear()
         for one in drop:
             await self.end(one.machine)
 
     def count(self) -> int:
         return len(self._ready)
+
+
+def _by_time(one: tuple[float, Template]) -> float:
+    return one[0]

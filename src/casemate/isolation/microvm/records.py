@@ -47,6 +47,10 @@ class ContainerRecord(Struct, frozen=True, forbid_unknown_fields=True):
     cgroup: str = ""
     #: Names of its shares, to be taken away when the machine outlives it.
     shares: tuple[str, ...] = ()
+    #: What its engine says with ``--root``: containers of one root are one list.
+    root: str = ""
+    #: Its root file system on the host, which of layers is a name only.
+    rootfs: str = ""
 
 
 class MachineRecord(Struct, frozen=True, forbid_unknown_fields=True):
@@ -67,6 +71,8 @@ class MachineRecord(Struct, frozen=True, forbid_unknown_fields=True):
     layers: tuple[str, ...] = ()
     joins: int = 0
     whole_device: bool = True
+    #: The writable layer of its one container is a file of the host's.
+    scratch: bool = False
     #: QEMU's user namespace, its pid and start time: what a folder is attached to.
     ids: Ids | None = None
     qemu_pid: int = 0

@@ -29,10 +29,10 @@ def event(name: str, usage: InnerUsage) -> str:
             ]
         },
     }
-    return json.dumps({"type": "stats", "id": name, "data": data})
+    return json.dumps({"type": "stats", "id": name, "data": data}, separators=(",", ":"))
 
 
-def wanted(document: str, words: list[str]) -> Wanted:
+def wanted(document: str | bytes, words: list[str]) -> Wanted:
     """The limits of ``update``: the OCI's LinuxResources in *document*, then ``name=number`` *words*."""
     try:
         found = _DECODER.decode(document) if document else Resources()
@@ -41,7 +41,9 @@ def wanted(document: str, words: list[str]) -> Wanted:
     numbers: dict[str, int] = {}
     for word in words:
         name, _, text = word.partition("=")
-        if name not in _UNIT or not text.lstrip("-").isdigit() or len(text) > 20:
+        if name not in _UNIT:
+            raise BundleUnsupported(f"update of {name[:40]}: a machine that runs takes {', '.join(_UNIT)}")
+        if not text.lstrip("-").isdigit() or len(text) > 20:
             raise BundleUnsupported(f"limit {name[:40]}={text[:40]!r} is no number")
         numbers[name] = int(text)
     memory = numbers.get("memory", found.memory.limit if found.memory is not None else None)

@@ -23,6 +23,8 @@ from casemate.isolation.microvm import (
     guestrows,
     making,
     reports,
+    resolver,
+    seccomp_enosys,
     seccomp_oci,
 )
 from casemate.isolation.microvm.errors import (
@@ -104,7 +106,8 @@ class Service:
         name = ask.text(Tag.CONTAINER)
         machine = self._machines.find(name)
         one = machine.container(name) if machine is not None else None
-        if machine is None or one is None:
+        root = ask.text(Tag.ROOT, 4096)
+        if machine is None or one is None or (root and one.root and one.root != root):
             raise MachineMissing(f"container {name!r} does not exist", container=name)
         return machine, one
 
@@ -116,7 +119,7 @@ class Service:
         name = config.check_id(ask.text(Tag.CONTAINER))
         bundle = Path(ask.text(Tag.CWD, 4096))
         if self._machines.find(name) is not None:
-            raise Conflict(f"container {name} exists")
+            raise Conflict(f"container {name} exists: container with given ID already exists")
         wanted = bundles.read(bundle)
         engines.check_hooks(wanted.hooks)
         cgroup = engines.cgroup_path(wanted)
@@ -124,7 +127,8 @@ class Service:
             if bool(ask.number_of(Tag.FLAGS) & TERMINAL) != wanted.process.terminal or len(fds) not in (2, 4):
                 raise BundleUnsupported("process.terminal and the descriptors do not agree")
             waiter, program = ask.number_of(Tag.STATUS), self._seccomp(wanted)
-            order = making.Order(name, bundle, wanted, waiter, fds, program, cgroup)
+            root = ask.text(Tag.ROOT, 4096)
+            order = making.Order(name, bundle, wanted, waiter, fds, program, cgroup, root)
             await making.make(self._machines, order)
         except BaseException:
             await making.end_cgroup(cgroup)
@@ -141,7 +145,11 @@ class Service:
         if key not in self._programs:
             if len(self._programs) >= 16:
                 self._programs.clear()
-            self._programs[key] = self._compiler.compile(seccomp_oci.normalised(profile))
+            known = seccomp_oci.normalised(profile)
+            program = self._compiler.compile(known)
+            if seccomp_enosys.applies(known):
+                program = seccomp_enosys.before(program, self._compiler.largest(known))
+            self._programs[key] = program
         return self._programs[key]
 
     async def _start(self, ask: Message, _fds: list[int]) -> list[Field]:
@@ -150,6 +158,8 @@ class Service:
             raise Conflict(f"container {one.id} is {one.status}, not created")
         if one.takes_network:
             await making.take_network(machine, one)
+            if resolver.is_asked(bundles.read(Path(one.bundle)), Path(one.bundle)):
+                await resolver.begin(machine, one, self._machines.settings.shim)
         # Before: an end that is reported at once must find it running.
         machine.set_status(one.id, "running")
         try:
@@ -161,10 +171,10 @@ class Service:
 
     async def _exec(self, ask: Message, fds: list[int]) -> str:
         machine, one = self._place(ask)
-        if one.status != "running":
-            raise Conflict(f"container {one.id} is {one.status}, not running")
+        answers.check_can_exec(one, ignore_paused=bool(ask.number_of(Tag.FLAGS) & answers.IGNORE_PAUSED))
+        wanted = bundles.read(Path(one.bundle))
         document = next((field.value for field in ask.fields if field.tag == Tag.PROCESS), None)
-        process = read_process(document) if document is not None else answers.plain_process(ask)
+        process = read_process(document) if document is not None else answers.plain_process(ask, wanted.process)
         terminal = bool(ask.number_of(Tag.FLAGS) & TERMINAL)
         if len(fds) != (2 if terminal else 4) or (process.terminal and not terminal):
             raise BundleUnsupported("process.terminal and the descriptors do not agree")
@@ -177,9 +187,8 @@ class Service:
             frames.text(Tag.PROCESS, f"x{channel}"),
             frames.u32(Tag.NAMESPACES, config.EXEC_NAMESPACES),
         ]
-        wanted = bundles.read(Path(one.bundle))
         if program := self._seccomp(wanted):
-            fields.append(Field(Tag.SECCOMP, program))
+            fields += config.seccomp_fields(wanted.linux.seccomp, program)
         try:
             await machine.monitor.ask(Kind.EXEC, fields)
         except AgentFailed as error:
@@ -192,20 +201,21 @@ class Service:
 
     async def _list(self, ask: Message, _fds: list[int]) -> str:
         found = [one for machine in self._machines.all() for one in machine.record.containers]
-        if ask.text(Tag.TEXT) == "json":
-            return json.dumps([answers.state(one) | {"created": one.created} for one in found])
-        rows = [f"{one.id}\t{one.pid}\t{one.status}\t{one.bundle}\t{one.created}" for one in found]
-        return "\n".join(["ID\tPID\tSTATUS\tBUNDLE\tCREATED", *rows])
+        root = ask.text(Tag.ROOT, 4096)
+        return answers.listed([one for one in found if not root or one.root == root], ask.text(Tag.TEXT))
 
     async def _kill(self, ask: Message, _fds: list[int]) -> str:
         machine, one = self._place(ask)
-        number = number_of(ask.text(Tag.SIGNAL))
+        word = ask.text(Tag.SIGNAL)
+        number = 0 if word == "0" else number_of(word)
         every = ask.number_of(Tag.FLAGS) & ALL
         if one.status == "stopped":
             if every:
                 return ""
             # containerd's shim takes these words for "gone already", and any others for a failure.
             raise Conflict(f"container {one.id} is stopped: container not running")
+        if not number:
+            return ""  # kill(2): whether there is anybody
         flags = config.ALL_PROCESSES if every else 0
         fields = [frames.text(Tag.CONTAINER, one.id), frames.u32(Tag.SIGNAL, number), frames.u32(Tag.FLAGS, flags)]
         if number == _KILL and one.status == "paused":
@@ -219,10 +229,11 @@ class Service:
             machine, one = self._place(ask)
         except MachineMissing:
             if force:
+                await self._machines.early.abandon(ask.text(Tag.CONTAINER))
                 return ""
             raise
         if one.status in ("running", "paused") and not force:
-            raise Conflict(f"container {one.id} is {one.status}; stop it first, or use --force")
+            raise Conflict(f"container {one.id} is {one.status}; stop it first, or use --force (not stopped)")
         after = answers.hooks_after(one, "poststop")
         machine.drop(one.id)
         if not machine.record.containers and not machine.starting:
@@ -258,7 +269,8 @@ class Service:
 
     async def _update(self, ask: Message, _fds: list[int]) -> str:
         machine, one = self._place(ask)
-        document = ask.text(Tag.PROCESS, 64 << 10)
+        # As it came: what ask.text would replace (the end of a line) is part of JSON.
+        document = next((field.value for field in ask.fields if field.tag == Tag.PROCESS), b"")
         limits = limit_fields(reports.wanted(document, ask.texts(Tag.LIMIT)))
         if limits:
             await machine.monitor.ask(Kind.LIMITS, [frames.text(Tag.CONTAINER, one.id), *limits])
@@ -266,11 +278,14 @@ class Service:
 
     async def _ps(self, ask: Message, _fds: list[int]) -> str:
         machine, one = self._place(ask)
-        reply = await machine.monitor.ask(Kind.STATS, [frames.text(Tag.CONTAINER, one.id)])
-        pids = [int(word) for word in answers.stat(reply, "cgroup.procs").split() if word.isdigit()][:4096]
         if ask.text(Tag.TEXT) == "json":
-            return json.dumps(pids)
-        return "\n".join(["PID", *(str(pid) for pid in pids)])
+            # Engines look these up among the host's processes, where those of the guest are not.
+            return "null" if one.status == "stopped" else json.dumps([one.pid])
+        answers.check_form(ask.text(Tag.TEXT), "table")
+        if one.status == "stopped":
+            return answers.process_table([])
+        reply = await machine.monitor.ask(Kind.TOP, [frames.text(Tag.CONTAINER, one.id)])
+        return answers.process_table(guestrows.processes(reply))
 
 
 async def run(machines: Machines, compiler: Compiler | None, path: Path) -> None:

@@ -42,7 +42,10 @@ def root_name(container: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """*name* in the shared folder, *source* on the host, the mount *options* of the bundle."""
+    """*name* in the shared folder, *source* on the host, the mount *options* of the bundle.
+
+    A name of two parts ends as the source does: that is what the guest's mountinfo shows, and tools read there.
+    """
 
     name: str
     source: Path
@@ -115,11 +118,16 @@ async def attach(qemu: pidfd.ProcessIdentity, opened: Sequence[Opened]) -> None:
         try:
             for one in opened:
                 path = f"{FOLDER}/{one.name}"
+                if "/" in one.name:
+                    # QEMU, whose user is another, opens it on its way.
+                    Path(path).parent.mkdir(mode=0o755)
+                    done.append(path)
                 if one.folder:
                     Path(path).mkdir(mode=0o700)
                 else:
                     os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-                done.append(path)
+                if path not in done:
+                    done.append(path)
                 syscalls.move_mount(one.fd, path)
         except OSError:
             for path in done:
@@ -147,6 +155,10 @@ def _take_away(path: str) -> None:
         Path(path).rmdir()
     with contextlib.suppress(OSError):
         Path(path).unlink()
+    # The folder of a name of two parts; that of all shares is not empty, or is a mount.
+    if Path(path).parent != Path(FOLDER):
+        with contextlib.suppress(OSError):
+            Path(path).parent.rmdir()
 
 
 async def _inside(qemu: pidfd.ProcessIdentity, work: Callable[[], None]) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from casemate.isolation.microvm import disks
+from casemate.isolation.microvm import argv, disks
 from casemate.isolation.microvm.errors import MonitorFailed
 from casemate.isolation.microvm.monitor import Monitor
 
@@ -52,6 +52,14 @@ async def layers(monitor: Monitor, files: Sequence[Path]) -> tuple[disks.Extent,
     await command(monitor, "blockdev-add", disks.swapped_node(name, driver))
     await command(monitor, "blockdev-reopen", {"options": [disks.reopened()]})
     return extents
+
+
+async def scratch(monitor: Monitor, number: int) -> None:
+    """Put the file *number* (open for both, the caller's) behind the scratch device."""
+    await command(monitor, "add-fd", {"fdset-id": argv.SCRATCH_FDSET}, (number,))
+    await command(monitor, "blockdev-add", disks.scratch_file("file"))
+    options = {"options": [disks.scratch_on("file", os.fstat(number).st_size)]}
+    await command(monitor, "blockdev-reopen", options)
 
 
 def description(text: str) -> int:

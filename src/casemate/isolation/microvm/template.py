@@ -26,7 +26,7 @@ from casemate.isolation.microvm.kernel import GuestKernel
 from casemate.isolation.microvm.monitor import Launch, Monitor
 from casemate.spec.errors import CasemateError, Corrupt, DiskFull, LimitExceeded
 
-FORMAT = 2
+FORMAT = 3
 #: 7 s under emulation on an idle host, several times that on a loaded one.
 BOOT_TIMEOUT_S, SAVE_TIMEOUT_S = 90.0, 30.0
 _SETTLE_S = 0.5
@@ -68,6 +68,7 @@ class Recipe:
             self.cpus,
             khz,
             argv.argv("qemu", self.switches(0)),
+            argv.kernel_command_line(khz),
             *([self.owner] if self.owner else ()),
         ]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
@@ -185,6 +186,7 @@ class Templates:
             *recipe.switches(first),
             argv.Kernel(first + 1, first + 2, argv.kernel_command_line(recipe.tsc_khz)),
             argv.Layers(disks.null_node()),
+            argv.Scratch(disks.no_scratch()),
             argv.Port(),
             argv.Network(),
             argv.Shares(),

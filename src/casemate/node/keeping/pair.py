@@ -48,6 +48,7 @@ class Loop(Protocol):
 
     def keep_bytes(self, count: int) -> bool:
         """Account for *count* more (or, below 0, fewer) bytes kept; False when there is no room."""
+        ...
 
     def over(self, pair: Pair) -> None:
         """The pair has ended."""

@@ -161,6 +161,8 @@ class Relay:
                 self._cut(message)
             case wire.Ask():
                 self._tell_connected()
+            case _:
+                raise TypeError(type(message).__name__)
 
     def _keep(self, kept: dict[Address, bool]) -> None:
         gone = self._kept.keys() - kept.keys()

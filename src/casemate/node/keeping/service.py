@@ -167,6 +167,8 @@ class Keeping:
                 self._ends.extend(message.ends)
                 if message.whole and self._connected is not None and not self._connected.done():
                     self._connected.set_result(None)
+            case _:
+                raise TypeError(type(message).__name__)
 
     # --- what is not allowed any more -----------------------------------------------------------------------------
 

@@ -161,12 +161,12 @@ async def demand(
     if not after.inside:
         return after, ()
     before = {path.crossing.key for path in (await looked(policy)).inside}
-    new = tuple(path for path in after.inside if path.crossing.key not in before)
+    new = [path for path in after.inside if path.crossing.key not in before]
     if not new or core.settings.text("policy.wall_paths") == "warn":
         return after, ()
     if reason.strip():
         rights.demand(caller, "to open a path across a wall")
-        return after, new
+        return after, tuple(new)
     more = f" (and {len(new) - 1} more)" if len(new) > 1 else ""
     raise WallPathOpened(f"{new[0].text}{more}", wall=new[0].crossing.wall, paths=len(new))
 

@@ -48,13 +48,12 @@ async def run(
 
 
 async def _converse(process: asyncio.subprocess.Process, job: Job, on_told: Callable[[Told], None] | None) -> Answer:
-    found: Answer | Failure | None = None
+    answers: list[Answer | Failure] = []
 
     def hear(line: bytes) -> None:
-        nonlocal found
         message = decode_message(line)
         if not isinstance(message, Told):
-            found = message
+            answers[:] = [message]
         elif on_told is not None:
             on_told(message)
 
@@ -62,10 +61,10 @@ async def _converse(process: asyncio.subprocess.Process, job: Job, on_told: Call
         code, words = await child.converse(process, encode(job), hear)
     except child.LineTooLong as error:
         raise TrustChildFailed(f"the trust child wrote a line of more than {MAX_LINE_BYTES} bytes") from error
-    match found:
-        case Answer():
-            return found
-        case Failure():
-            raise RemoteError(found.problem)
-        case None:
+    match answers:
+        case [Answer() as answer]:
+            return answer
+        case [Failure(problem)]:
+            raise RemoteError(problem)
+        case _:
             raise TrustChildFailed(f"the trust child ended with {code}: {words[-600:]}", exit_code=code)

@@ -19,6 +19,7 @@ from casemate.spec.workload import (
     Resources,
     Rlimit,
     Sysctl,
+    Template,
     Text,
     Value,
 )
@@ -69,6 +70,8 @@ class ContainerRequest(Value, frozen=True):
     stop_signal: Annotated[str, Meta(max_length=32)] | None = None
     stop_timeout: Seconds | None = None
     platform: Annotated[str, Meta(max_length=64)] | None = None
+    #: Of level microvm: how far apart its machine is from others; never less than the host's setting.
+    template: Template | None = None
     log_max_bytes: Bytes | None = None
     log_keep: bool = True
 
@@ -171,6 +174,8 @@ class ContainerDetail(Value, frozen=True):
     execs: tuple[str, ...] = ()
     #: What serves its level on this host now: runtime, version, accelerator, guest kernel.
     level_detail: str = ""
+    #: What its machine begins as, by the setting and what was asked; empty at the other levels.
+    template: str = ""
     system_calls: SystemCalls | None = None
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 from msgspec import Meta
 
 from casemate.spec.api.fields import Labels, NetworkRequest, PortRequest
-from casemate.spec.workload import Level, Name, Project, Resources, Value
+from casemate.spec.workload import Level, Name, Project, Resources, Template, Value
 
 
 class PodRequest(Value, frozen=True):
@@ -20,6 +20,7 @@ class PodRequest(Value, frozen=True):
     resources: Resources = Resources()
     host_pid: bool = False
     host_ipc: bool = False
+    template: Template | None = None
 
 
 class PodSummary(Value, frozen=True):

@@ -6,8 +6,9 @@ TUF specification 1.0.34, "Detailed client workflow" (5): the numbers stand besi
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from casemate.spec.errors import CasemateError, HostLacks
 from casemate.spec.ids import check_digest
 
 if TYPE_CHECKING:
+    from tuf.api._payload import Signed, Targets
     from tuf.ngclient._internal.trusted_metadata_set import TrustedMetadataSet
 
 #: As in tuf's own UpdaterConfig.
@@ -82,22 +84,82 @@ def resolve(trusted: Trusted, fetched: Mapping[str, bytes], target: str, now: da
     ``team.json``). Raises :class:`FreshnessInvalid`, :class:`FreshnessExpired`, :class:`FreshnessRollback`,
     :class:`TagUnknown`.
     """
-    try:
-        from tuf.api import exceptions  # noqa: PLC0415 - lazily
-    except ImportError as error:
-        raise HostLacks("the Python package tuf is not installed", remedy="pip install 'tuf>=7,<8'") from error
-    try:
-        return _resolve(trusted, fetched, target, now)
-    except exceptions.ExpiredMetadataError as error:
-        raise FreshnessExpired(f"{target}: {error}; the clock says {now.isoformat()}") from error
-    except exceptions.BadVersionNumberError as error:
-        raise FreshnessRollback(f"{target}: {error}") from error
-    except (exceptions.RepositoryError, ValueError, TypeError, KeyError, RecursionError) as error:
-        raise FreshnessInvalid(f"{target}: {str(error)[:400]}") from error
+    return Standing(trusted, fetched, target, now).resolve(target, now)
 
 
-def _resolve(trusted: Trusted, fetched: Mapping[str, bytes], target: str, now: datetime) -> Resolved:
-    from tuf.ngclient._internal.trusted_metadata_set import TrustedMetadataSet  # noqa: PLC0415
+class Standing:
+    """What a publisher showed, verified once, to be asked for many tags: 20,000 of them are 2.7 MB of metadata.
+
+    Signatures, versions and delegations are checked when it is made, or when a role is first asked; that nothing has
+    ended, at each question. *about*: what errors call it. Raises as :func:`resolve` does.
+    """
+
+    def __init__(self, trusted: Trusted, fetched: Mapping[str, bytes], about: str, now: datetime) -> None:
+        self._fetched = fetched
+        self._asked: dict[str, Targets] = {}
+        #: Of all questions: metadata are kept by name, so a name belongs to one delegator as long as this stands.
+        self._delegator_of = {"targets": "root"}
+        with _told(about, now):
+            self._roles, self._trusted = _standing(trusted, fetched, now)
+
+    def resolve(self, target: str, now: datetime) -> Resolved:
+        """The digest of *target*, by what stands."""
+        roles = self._roles
+        with _told(target, now):
+            roles.reference_time = now
+            for name in ("root", "timestamp", "snapshot"):
+                _still_holds(roles[name], name, now)
+            digest, asked = self._search(target, now)
+        versions = {name: roles[name].version for name in ("root", "timestamp", "snapshot", *asked)}
+        return Resolved(digest, asked[-1], versions, roles.timestamp.expires.isoformat(), self._trusted)
+
+    def _search(self, target: str, now: datetime) -> tuple[str, list[str]]:
+        """5.6.7: pre-order through the delegations; the digest, and the roles that were asked, the last of which knew.
+
+        No role name may be delegated to from two places.
+        """
+        waiting = [("targets", "root")]
+        asked: list[str] = []
+        while waiting:
+            name, delegator = waiting.pop()
+            if name in asked:
+                continue
+            asked.append(name)
+            if len(asked) > _MAX_DELEGATIONS:
+                raise FreshnessInvalid(f"{target}: more than {_MAX_DELEGATIONS} roles would have to be asked")
+            found = self._role(name, delegator, now)
+            if target in found.targets:
+                return _digest(found.targets[target].hashes, target), asked
+            if found.delegations is None:
+                continue
+            # Metadata are kept by name: a second delegator of a name could have its own taken for the first one's.
+            for child in found.delegations.roles or ():
+                if self._delegator_of.setdefault(child, name) != name:
+                    raise FreshnessInvalid(
+                        f"{self._delegator_of[child]} and {name} both delegate to a role named {child!r}"
+                    )
+            children = []
+            for child, terminating in found.delegations.get_roles_for_target(target):
+                children.append((child, name))
+                if terminating:
+                    waiting = []
+                    break
+            waiting.extend(reversed(children))
+        raise TagUnknown(f"none of the roles {', '.join(asked)} names {target}")
+
+    def _role(self, name: str, delegator: str, now: datetime) -> Targets:
+        found = self._asked.get(name)
+        if found is None:
+            data = _take(self._fetched, f"{name}.json", "targets")
+            found = self._asked[name] = self._roles.update_delegated_targets(data, name, delegator)
+        else:
+            _still_holds(found, name, now)
+        return found
+
+
+def _standing(trusted: Trusted, fetched: Mapping[str, bytes], now: datetime) -> tuple[TrustedMetadataSet, Trusted]:
+    """Root, timestamp and snapshot, verified; and what is to be kept of them."""
+    from tuf.ngclient._internal.trusted_metadata_set import TrustedMetadataSet  # noqa: PLC0415 - lazily
     from tuf.ngclient.config import EnvelopeType  # noqa: PLC0415
 
     roles = TrustedMetadataSet(trusted.root, EnvelopeType.METADATA)
@@ -105,11 +167,33 @@ def _resolve(trusted: Trusted, fetched: Mapping[str, bytes], target: str, now: d
     root = _roots(roles, trusted.root, fetched)  # 5.3
     timestamp = _timestamp(roles, trusted.timestamp, fetched)  # 5.4
     snapshot = _snapshot(roles, trusted.snapshot, fetched)  # 5.5
-    digest, asked = _target(roles, fetched, target)  # 5.6
-    versions = {name: roles[name].version for name in ("root", "timestamp", "snapshot", *asked)}
-    return Resolved(
-        digest, asked[-1], versions, roles.timestamp.expires.isoformat(), Trusted(root, timestamp, snapshot)
-    )
+    return roles, Trusted(root, timestamp, snapshot)
+
+
+def _still_holds(signed: Signed, name: str, now: datetime) -> None:
+    """5.3.10, 5.4.4, 5.5.6, 5.6.6, anew for metadata that were verified earlier."""
+    from tuf.api.exceptions import ExpiredMetadataError  # noqa: PLC0415 - lazily
+
+    if signed.is_expired(now):
+        raise ExpiredMetadataError(f"{name} is expired")
+
+
+@contextlib.contextmanager
+def _told(about: str, now: datetime) -> Generator[None]:
+    """What tuf raises within, as errors of ours; *about* stands before each."""
+    try:
+        from tuf.api import exceptions  # noqa: PLC0415 - lazily
+    except ImportError as error:
+        raise HostLacks("the Python package tuf is not installed", remedy="pip install 'tuf>=7,<8'") from error
+    before = f"{about}: " if about else ""
+    try:
+        yield
+    except exceptions.ExpiredMetadataError as error:
+        raise FreshnessExpired(f"{before}{error}; the clock says {now.isoformat()}") from error
+    except exceptions.BadVersionNumberError as error:
+        raise FreshnessRollback(f"{before}{error}") from error
+    except (exceptions.RepositoryError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise FreshnessInvalid(f"{before}{str(error)[:400]}") from error
 
 
 class Refreshed(msgspec.Struct, frozen=True):
@@ -127,27 +211,12 @@ def refresh(trusted: Trusted, fetched: Mapping[str, bytes], now: datetime) -> Re
     *fetched* may fetch when it is asked; it is asked for a role only after the snapshot that names it was verified.
     Raises as :func:`resolve` does.
     """
-    from tuf.api import exceptions  # noqa: PLC0415 - lazily
-
-    try:
+    with _told("", now):
         return _refresh(trusted, fetched, now)
-    except exceptions.ExpiredMetadataError as error:
-        raise FreshnessExpired(f"{error}; the clock says {now.isoformat()}") from error
-    except exceptions.BadVersionNumberError as error:
-        raise FreshnessRollback(str(error)) from error
-    except (exceptions.RepositoryError, ValueError, TypeError, KeyError, RecursionError) as error:
-        raise FreshnessInvalid(str(error)[:400]) from error
 
 
 def _refresh(trusted: Trusted, fetched: Mapping[str, bytes], now: datetime) -> Refreshed:
-    from tuf.ngclient._internal.trusted_metadata_set import TrustedMetadataSet  # noqa: PLC0415
-    from tuf.ngclient.config import EnvelopeType  # noqa: PLC0415
-
-    roles = TrustedMetadataSet(trusted.root, EnvelopeType.METADATA)
-    roles.reference_time = now
-    root = _roots(roles, trusted.root, fetched)  # 5.3
-    timestamp = _timestamp(roles, trusted.timestamp, fetched)  # 5.4
-    snapshot = _snapshot(roles, trusted.snapshot, fetched)  # 5.5
+    roles, standing = _standing(trusted, fetched, now)
     names = sorted(roles.snapshot.meta)
     if len(names) > _MAX_ROLES or any(not _FILE.match(name) for name in names):
         raise FreshnessInvalid(f"the snapshot names {len(names)} roles, or one of a bad name; {_MAX_ROLES} are allowed")
@@ -160,8 +229,8 @@ def _refresh(trusted: Trusted, fetched: Mapping[str, bytes], now: datetime) -> R
             roles.update_delegated_targets(files[f"{name}.json"], name, "targets")
     versions = {"root": roles.root.version, "timestamp": roles.timestamp.version, "snapshot": roles.snapshot.version}
     versions |= {name.removesuffix(".json"): meta.version for name, meta in roles.snapshot.meta.items()}
-    kept = files | {"timestamp.json": timestamp, "snapshot.json": snapshot}
-    return Refreshed(Trusted(root, timestamp, snapshot), kept, versions, roles.timestamp.expires.isoformat())
+    kept = files | {"timestamp.json": standing.timestamp, "snapshot.json": standing.snapshot}
+    return Refreshed(standing, kept, versions, roles.timestamp.expires.isoformat())
 
 
 def _take(fetched: Mapping[str, bytes], name: str, kind: str) -> bytes:
@@ -212,40 +281,6 @@ def _load_known(load: Any, known: bytes) -> None:
             load()
         except exceptions.RepositoryError:
             return
-
-
-def _target(roles: TrustedMetadataSet, fetched: Mapping[str, bytes], target: str) -> tuple[str, list[str]]:
-    """5.6.7: pre-order through the delegations; the digest, and the roles that were asked, the last of which knew.
-
-    No role name may be delegated to from two places.
-    """
-    waiting = [("targets", "root")]
-    delegator_of = {"targets": "root"}
-    asked: list[str] = []
-    while waiting:
-        name, delegator = waiting.pop()
-        if roles.contains(name, delegator):
-            continue
-        asked.append(name)
-        if len(asked) > _MAX_DELEGATIONS:
-            raise FreshnessInvalid(f"{target}: more than {_MAX_DELEGATIONS} roles would have to be asked")
-        found = roles.update_delegated_targets(_take(fetched, f"{name}.json", "targets"), name, delegator)
-        if target in found.targets:
-            return _digest(found.targets[target].hashes, target), asked
-        if found.delegations is None:
-            continue
-        # Metadata are kept by name alone: a second delegator of a name could have its own taken for the first one's.
-        for child in found.delegations.roles or ():
-            if delegator_of.setdefault(child, name) != name:
-                raise FreshnessInvalid(f"{delegator_of[child]} and {name} both delegate to a role named {child!r}")
-        children = []
-        for child, terminating in found.delegations.get_roles_for_target(target):
-            children.append((child, name))
-            if terminating:
-                waiting = []
-                break
-        waiting.extend(reversed(children))
-    raise TagUnknown(f"none of the roles {', '.join(asked)} names {target}")
 
 
 def _digest(hashes: Mapping[str, str], target: str) -> str:

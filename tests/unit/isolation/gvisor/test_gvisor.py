@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from casemate.isolation.bundle import BundleInput, HostFacts, Sandbox
 from casemate.isolation.gvisor import driver
 from casemate.isolation.gvisor.driver import GvisorLevel, Program
-from casemate.isolation.gvisor.inside import AnswerBroken, read_processes
+from casemate.isolation.gvisor.inside import AnswerBroken, named, read_command_lines, read_processes
 from casemate.isolation.level import LevelLacks, Runtime
 from casemate.spec.workload import ContainerSpec, Device, NetworkSpec, PodSpec, Process, Security, Sysctl
 
@@ -128,6 +128,22 @@ def test_processes_are_read() -> None:
 def test_other_answers_are_refused(text: bytes) -> None:
     with pytest.raises(AnswerBroken):
         read_processes(text, 0.0)
+
+
+def test_command_lines_are_found_by_process() -> None:
+    dump = b'PROCFS DUMP\n\n{"args":["sleep","5 4"],"status":{"comm":"sleep","pid":7}}\n\n'
+    assert read_command_lines(dump) == {7: "sleep 5 4"}
+    assert read_command_lines(b'{"args":["\\ud800"],"status":{"pid":7}}') == {7: "?"}
+    rows = read_processes(HEAD + b"0         7         0         13        ?         13:27     0s      sleep\n", 0.0)
+    assert [one.command for one in named(rows, {7: "sleep 5 4"})] == ["sleep 5 4"]
+    assert [one.command for one in named(rows, {7: "", 8: "x"})] == ["sleep"], "a process may have no arguments"
+
+
+@given(st.one_of(st.binary(max_size=300), st.recursive(st.none() | st.integers() | st.text(), st.lists).map(repr)))
+def test_a_dump_of_anything_makes_no_error(dump: bytes | str) -> None:
+    data = dump.encode("utf-8", "replace") if isinstance(dump, str) else dump
+    for line in (data, b'{"args":' + data + b',"status":{"pid":1}}', b'{"args":["x"],"status":' + data + b"}"):
+        assert all(isinstance(text, str) for text in read_command_lines(line).values())
 
 
 @given(st.binary(max_size=400))

@@ -6,15 +6,18 @@ import json
 import socket
 import struct
 
+import msgspec
 import pytest
 
 from casemate.host.cgroups import CgroupFailed
 from casemate.host.rtnetlink import Link, RouteSocket, attribute
 from casemate.isolation.level import InnerUsage
-from casemate.isolation.microvm import bundles, engines, mountflags, reports, takeover
+from casemate.isolation.microvm import answers, bundles, engines, frames, mountflags, reports, takeover
 from casemate.isolation.microvm.errors import BundleUnsupported, NetworkFailed
 from casemate.isolation.microvm.frames import Tag
-from casemate.isolation.microvm.oci import Config, Hook, Hooks, Linux, MemoryLimit, Namespace, Process, Resources
+from casemate.isolation.microvm.oci import Config, Hook, Hooks, Linux, MemoryLimit, Namespace, Process, Resources, User
+from casemate.isolation.microvm.records import ContainerRecord
+from casemate.spec.errors import Conflict
 from casemate.spec.workload import Resources as Wanted
 
 PLAIN = Process(args=("x",))
@@ -60,7 +63,7 @@ def test_hooks_for_casemate_vm() -> None:
     fields = engines.prepared("c", "/b", config(Namespace("network"), hooks=Hooks(prestart=(hook, Hook("/bin/i")))))
     head = json.loads(fields[0].value.decode() + '"pid": 1, "status": "creating"}')
     assert head == {
-        "ociVersion": "1.0.2",
+        "ociVersion": "1.1.0",
         "id": "c",
         "bundle": "/b",
         "annotations": {},
@@ -75,8 +78,7 @@ def test_hooks_for_casemate_vm() -> None:
 @pytest.mark.parametrize(
     "hooks",
     [
-        Hooks(create_container=(Hook("/x"),)),
-        Hooks(start_container=(Hook("/x"),)),
+        Hooks(start_container=(Hook("/x"),) * 17),
         Hooks(prestart=(Hook("x"),)),
         Hooks(poststop=(Hook("/x", ("a\0b",)),)),
         Hooks(poststart=(Hook("/x"),) * 65),
@@ -102,6 +104,8 @@ def test_update_by_document_and_by_flag() -> None:
     assert reports.wanted(document, []) == Wanted(memory_bytes=100, cpu_millis=500, pids=9)
     assert reports.wanted(document, ["memory=7", "pids-limit=-1"]) == Wanted(memory_bytes=7, cpu_millis=500, pids=-1)
     assert reports.wanted("", ["cpu-quota=20000"]) == Wanted(cpu_millis=200)
+    # Docker ends the document with a line.
+    assert reports.wanted(b'{"pids": {"limit": 9}}\n', []) == Wanted(pids=9)
     for words in (["memory=x"], ["swap=1"], ["memory=" + "1" * 30]):
         with pytest.raises(BundleUnsupported):
             reports.wanted("", words)
@@ -190,3 +194,121 @@ def test_more_than_a_guest_is_told() -> None:
 
     with pytest.raises(NetworkFailed):
         takeover.observe(Many(), LINK)
+
+
+def test_namespaces_that_lead_to_the_machine_itself() -> None:
+    waiters = {7: "first"}
+    of = config(
+        Namespace("pid", "/proc/7/ns/pid"),
+        Namespace("ipc", "/proc/7/ns/ipc"),
+        Namespace("uts", "/run/utsns/pod"),
+        Namespace("network", "/run/netns/pod"),
+        Namespace("mount"),
+    )
+    paths = engines.check_namespaces(of)
+    assert set(paths) == {"pid", "ipc", "uts"}
+    assert engines.shared_with(paths, waiters) == "first"
+    assert engines.shared_with({"ipc": "/proc/7/ns/ipc"}, waiters) == ""
+
+
+@pytest.mark.parametrize(
+    ("kind", "path"),
+    [
+        ("pid", "/proc/8/ns/pid"),
+        ("pid", "/run/pidns/x"),
+        ("ipc", "/proc/1/ns/ipc"),
+        ("mount", "/proc/7/ns/mnt"),
+        ("user", "/proc/7/ns/user"),
+        ("cgroup", "/proc/7/ns/cgroup"),
+    ],
+)
+def test_namespaces_of_the_host_are_refused(kind: str, path: str) -> None:
+    with pytest.raises(BundleUnsupported):
+        engines.shared_with({kind: path}, {7: "first"})
+    with pytest.raises(BundleUnsupported):
+        engines.shared_with({"uts": "/run/utsns/x"}, {})
+
+
+def test_namespaces_that_are_none() -> None:
+    with pytest.raises(BundleUnsupported):
+        engines.check_namespaces(config(Namespace("time")))
+    with pytest.raises(BundleUnsupported):
+        engines.check_namespaces(config(Namespace("pid"), Namespace("pid", "/proc/7/ns/pid")))
+
+
+def test_hooks_that_the_guest_runs() -> None:
+    hook = Hook("/bin/h", ("h",), (), 3)
+    fields = engines.start_hooks("c", "/b", config(hooks=Hooks(start_container=(hook,))), 5)
+    assert json.loads(fields[0].value)["status"] == "created"
+    assert fields[1].tag == Tag.START_HOOK
+    assert fields[1].value == struct.pack("<III", 3, 1, 0) + b"/bin/h\0h\0"
+    assert engines.start_hooks("c", "/b", config(), 5) == []
+
+
+RECORD = ContainerRecord("c", "/b", 5, "running", 1, created="2026-11-22T00:00:00Z")
+
+
+def exec_of(*fields: frames.Field) -> frames.Message:
+    return frames.Message(frames.Kind.ASK_EXEC, 1, (frames.text(Tag.ARG, "id"), *fields))
+
+
+def test_an_exec_is_as_the_container_but_for_its_flags() -> None:
+    first = Process(args=("x",), env=("A=1",), cwd="/w", user=User(3, 4, 0o27), terminal=True, no_new_privileges=False)
+    plain = answers.plain_process(exec_of(), first)
+    assert (plain.args, plain.env, plain.cwd, plain.user, plain.terminal) == (
+        ("id",),
+        ("A=1",),
+        "/w",
+        first.user,
+        False,
+    )
+    found = answers.plain_process(
+        exec_of(
+            frames.text(Tag.UID, "7:8"),
+            frames.text(Tag.GROUP, "9"),
+            frames.text(Tag.CAPABILITIES, "net_raw"),
+            frames.text(Tag.ENV, "B=2"),
+            frames.u32(Tag.FLAGS, answers.NO_NEW_PRIVS),
+        ),
+        first,
+    )
+    assert found.user == User(7, 8, 0o27, (9,))
+    assert found.env == ("A=1", "B=2")
+    assert found.no_new_privileges
+    assert found.capabilities is not None
+    assert found.capabilities["ambient"] == ("CAP_NET_RAW",)
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        frames.text(Tag.UID, "www"),
+        frames.text(Tag.UID, "1:x"),
+        frames.text(Tag.UID, "4294967295"),
+        frames.text(Tag.GROUP, "wheel"),
+        frames.text(Tag.CAPABILITIES, "CAP_NONE"),
+    ],
+)
+def test_an_exec_that_is_refused(field: frames.Field) -> None:
+    with pytest.raises(BundleUnsupported):
+        answers.plain_process(exec_of(field), PLAIN)
+
+
+def test_a_list_in_the_forms_that_tools_read() -> None:
+    assert answers.listed([RECORD], "quiet") == "c"
+    assert json.loads(answers.listed([RECORD], "json"))[0]["created"] == RECORD.created
+    assert answers.listed([], "json") == "null"
+    head, row = answers.listed([RECORD], "table").splitlines()
+    assert head.split() == ["ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER"]
+    assert row.split() == ["c", "5", "running", "/b", RECORD.created, "root"]
+    with pytest.raises(BundleUnsupported):
+        answers.listed([RECORD], "yaml")
+
+
+def test_what_is_paused_or_stopped_takes_no_exec() -> None:
+    answers.check_can_exec(RECORD, ignore_paused=False)
+    paused = msgspec.structs.replace(RECORD, status="paused")
+    answers.check_can_exec(paused, ignore_paused=True)
+    for one in (paused, msgspec.structs.replace(RECORD, status="stopped")):
+        with pytest.raises(Conflict):
+            answers.check_can_exec(one, ignore_paused=False)

@@ -189,8 +189,8 @@ def test_our_own_files_over_layers_are_copied_and_the_rest_is_shared(tmp_path: P
     layered = config(Mount("/proc", "proc"), hosts, other, **{bundles.LAYERS: "/a"})
     assert [one.data for one in bundles.contents(layered, tmp_path)] == [b"127.0.0.1 x\n"]
     shares, names = bundles.shared(layered, tmp_path, "c")
-    assert [(one.name, str(one.source), one.read_only) for one in shares] == [("c.2", "/srv", True)]
-    assert names == {2: "c.2"}
+    assert [(one.name, str(one.source), one.read_only) for one in shares] == [("c.2/srv", "/srv", True)]
+    assert names == {2: "c.2/srv"}
     for source in ("big", "missing", str(tmp_path)):
         with pytest.raises(BundleUnsupported):
             bundles.contents(config(Mount("/etc/hosts", "bind", source), **{bundles.LAYERS: "/a"}), tmp_path)
@@ -201,7 +201,7 @@ def test_a_root_folder_is_a_share_and_nothing_is_copied(tmp_path: Path) -> None:
     assert bundles.contents(folder, tmp_path) == []
     shares, _ = bundles.shared(folder, tmp_path, "c")
     assert [(one.name, str(one.source)) for one in shares] == [
-        ("c.0", str(tmp_path / "hosts")),
+        ("c.0/hosts", str(tmp_path / "hosts")),
         ("c.root", str(tmp_path / "rootfs")),
     ]
 

@@ -25,6 +25,7 @@ def test_the_parsers_hold_under_the_sanitizers(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "30000 inputs" in done.stdout
+    assert "6000 tars" in done.stdout
 
 
 def test_a_guest_can_only_end_its_containers() -> None:

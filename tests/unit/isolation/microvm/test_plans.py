@@ -10,9 +10,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from casemate.image import cpio
-from casemate.isolation.microvm import argv, config, disks, frames, kernelsignals, mountflags, oci, seccomp_oci
+from casemate.isolation.microvm import (
+    argv,
+    config,
+    disks,
+    frames,
+    kernelsignals,
+    mountflags,
+    oci,
+    seccomp_enosys,
+    seccomp_oci,
+)
 from casemate.isolation.microvm.errors import BundleUnsupported
 from casemate.isolation.microvm.frames import Tag
+from casemate.isolation.seccomp_compile import Compiler
 
 
 def test_a_clone_differs_from_its_template_in_memory_and_start_alone() -> None:
@@ -174,9 +185,125 @@ def test_an_engines_seccomp_profile() -> None:
     found = seccomp_oci.normalised(profile)
     assert found["defaultErrnoRet"] == 1
     assert found["syscalls"][0]["args"][0]["valueTwo"] == 0
-    for broken in (
-        profile | {"defaultAction": "SCMP_ACT_ALLOW"},
-        profile | {"syscalls": [{"action": "SCMP_ACT_TRACE"}]},
+    assert seccomp_oci.flags({"flags": ["SECCOMP_FILTER_FLAG_LOG", "SECCOMP_FILTER_FLAG_SPEC_ALLOW"]}) == 6
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"defaultAction": "SCMP_ACT_NOTIFY"},
+        {"defaultAction": None},
+        {"defaultAction": ["SCMP_ACT_ALLOW"]},
+        {"defaultErrnoRet": -1},
+        {"defaultErrnoRet": True},
+        {"syscalls": [{"names": ["read"], "action": "SCMP_ACT_NOTIFY"}]},
+        {"syscalls": "read"},
+        {"syscalls": [{"names": "read", "action": "SCMP_ACT_ALLOW"}]},
+        {"syscalls": [{"names": ["x"] * 9000, "action": "SCMP_ACT_ALLOW"}]},
+        {"syscalls": [{"names": ["read"], "action": "SCMP_ACT_ALLOW", "args": [{"index": 6, "op": "SCMP_CMP_EQ"}]}]},
+        {"syscalls": [{"names": ["read"], "action": "SCMP_ACT_ALLOW", "args": [{"index": 0, "op": "SCMP_CMP_OR"}]}]},
+        {"syscalls": [{"names": ["read"], "action": "SCMP_ACT_ALLOW", "args": [{"value": 1 << 64, "op": "EQ"}]}]},
+        {"architectures": [7]},
+    ],
+)
+def test_seccomp_profiles_that_are_refused(broken: dict[str, object]) -> None:
+    with pytest.raises(BundleUnsupported):
+        seccomp_oci.normalised({"defaultAction": "SCMP_ACT_ALLOW", **broken})
+
+
+def test_a_seccomp_flag_that_a_guest_cannot_have() -> None:
+    with pytest.raises(BundleUnsupported):
+        seccomp_oci.flags({"flags": ["SECCOMP_FILTER_FLAG_NEW_LISTENER"]})
+
+
+def test_every_action_and_operator_compiles() -> None:
+    compiler = Compiler()
+    rule = {"names": ["dup"], "args": [{"index": 1, "value": 8, "valueTwo": 8, "op": "SCMP_CMP_EQ"}]}
+    programs = set()
+    for action in seccomp_oci.ACTIONS[1:]:
+        wanted = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule | {"action": action}]}
+        programs.add(compiler.compile(seccomp_oci.normalised(wanted)))
+    # KILL is the older name of KILL_THREAD.
+    assert len(programs) == len(seccomp_oci.ACTIONS) - 2
+    for op in seccomp_oci.OPERATORS:
+        one = {"index": 1, "value": 8, "valueTwo": 8, "op": f"SCMP_CMP_{op}"}
+        wanted = {
+            "defaultAction": "SCMP_ACT_KILL_PROCESS",
+            "syscalls": [{**rule, "action": "SCMP_ACT_LOG", "args": [one]}],
+        }
+        programs.add(compiler.compile(seccomp_oci.normalised(wanted)))
+    assert len(programs) == len(seccomp_oci.ACTIONS) - 2 + len(seccomp_oci.OPERATORS)
+    both = {
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "syscalls": [{**rule, "action": "SCMP_ACT_TRAP", "args": rule["args"] * 2}],
+    }
+    assert compiler.compile(seccomp_oci.normalised(both)) in programs
+
+
+def test_propagation_is_a_flag_of_its_own() -> None:
+    assert mountflags.parse(["rbind", "rshared"]) == (4096 | 16384 | 1 << 20 | 1 << 41, "")
+    assert mountflags.parse(["bind", "unbindable"]) == (4096 | 1 << 17, "")
+    assert mountflags.parse(["bind", "runbindable", "private"]) == (4096, "")
+    assert config.create_fields(minimal(), "c", 1, contents=(), seccomp=b"")
+    for word, flags in (("shared", 1 << 20), ("runbindable", 1 << 17 | 16384), ("rslave", None), ("", None)):
+        wanted = oci.read_config(
+            json.dumps({"process": {"args": ["x"]}, "linux": {"rootfsPropagation": word}}).encode()
+        )
+        assert fields(wanted).get(Tag.PROPAGATION) == (None if flags is None else [struct.pack("<I", flags)])
+    wanted = oci.read_config(b'{"process": {"args": ["x"]}, "linux": {"rootfsPropagation": "sideways"}}')
+    with pytest.raises(BundleUnsupported):
+        fields(wanted)
+
+
+def test_processes_are_shared_with_a_container_of_the_machine() -> None:
+    body = {"process": {"args": ["x"]}, "linux": {"namespaces": [{"type": "pid", "path": "/proc/7/ns/pid"}]}}
+    found = config.create_fields(
+        oci.read_config(json.dumps(body).encode()), "c", 1, contents=(), seccomp=b"", join_pids="a"
+    )
+    assert [one.value for one in found if one.tag == Tag.JOIN_PIDS] == [b"a"]
+    assert [one.value for one in found if one.tag == Tag.NAMESPACES] == [struct.pack("<I", 0x0002_0000)]
+
+
+def judged(program: bytes, architecture: int, number: int) -> int:
+    """What the kernel's filter machine answers; of its language only what libseccomp and we write."""
+    code = [struct.unpack_from("<HBBI", program, at) for at in range(0, len(program), 8)]
+    data, value, at = struct.pack("<IIQ6Q", number, architecture, *(0,) * 7), 0, 0
+    while True:
+        operation, yes, no, k = code[at]
+        at += 1
+        match operation:
+            case 0x20:
+                value = struct.unpack_from("<I", data, k)[0]
+            case 0x05:
+                at += k
+            case 0x06:
+                return int(k)
+            case _:
+                test = {0x15: value == k, 0x25: value > k, 0x35: value >= k, 0x45: bool(value & k)}[operation]
+                at += yes if test else no
+
+
+def test_system_calls_newer_than_a_profile_do_not_exist() -> None:
+    compiler = Compiler()
+    rule = {"names": ["read", "getcwd", "statx"], "action": "SCMP_ACT_ALLOW"}
+    asked = {"defaultAction": "SCMP_ACT_ERRNO", "architectures": ["SCMP_ARCH_X86"], "syscalls": [rule]}
+    known = seccomp_oci.normalised(asked)
+    assert seccomp_enosys.applies(known)
+    largest = compiler.largest(known)
+    assert largest == {0xC000_003E: 332, 0x4000_0003: 383}
+    program = seccomp_enosys.before(compiler.compile(known), largest)
+    allow, eperm, enosys = 0x7FFF_0000, 0x0005_0001, 0x0005_0026
+    for architecture, number, answer in (
+        (0xC000_003E, 0, allow),
+        (0xC000_003E, 332, allow),
+        (0xC000_003E, 1, eperm),
+        (0xC000_003E, 333, enosys),
+        (0xC000_003E, 100_000, enosys),
+        (0x4000_0003, 3, allow),
+        (0x4000_0003, 384, enosys),
+        (0xC000_003E, 0x4000_0000 | 5, 0),  # x32, which the profile does not allow: the thread is ended
     ):
-        with pytest.raises(BundleUnsupported):
-            seccomp_oci.normalised(broken)
+        assert judged(program, architecture, number) == answer, (hex(architecture), number)
+    assert not seccomp_enosys.applies(known | {"defaultErrnoRet": 38})
+    assert not seccomp_enosys.applies(known | {"defaultAction": "SCMP_ACT_LOG"})
+    assert len(seccomp_enosys.before(program, dict.fromkeys(range(4000), 1))) == len(program)

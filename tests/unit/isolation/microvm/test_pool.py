@@ -54,7 +54,7 @@ def test_nothing_waits_before_anybody_asked() -> None:
     host = Host()
     pool = host.pool()
     settle(pool, host)
-    assert (pool.target(), host.made) == (0, [])
+    assert (pool.targets(), host.made) == ([], [])
 
 
 def test_the_number_follows_the_busiest_second_of_the_last_minute() -> None:
@@ -93,9 +93,33 @@ def test_only_a_machine_of_the_same_template_is_handed_out() -> None:
     settle(pool, host)
     assert pool.take(LARGE) is None
     settle(pool, host)
-    assert [one.number for one in host.ended] == [0], "the pool follows what was asked for last"
-    machine = pool.take(LARGE)
-    assert cast(Any, machine) is host.made[1]
+    assert host.ended == [], "both are in demand"
+    assert cast(Any, pool.take(LARGE)) is host.made[1]
+    assert cast(Any, pool.take(SMALL)) is host.made[0]
+
+
+def test_where_there_is_room_for_few_each_size_has_one_before_any_has_two() -> None:
+    host = Host()
+    pool = host.pool(most=3)
+    for template in (SMALL, SMALL, SMALL, LARGE):
+        host.now += 0.1
+        pool.take(template)
+    assert pool.targets() == [(LARGE, 1), (SMALL, 2)], "what was asked for last comes first"
+    host.free = 8 * GIB + (300 << 20)
+    assert pool.targets() == [(LARGE, 1)]
+
+
+def test_a_size_that_nobody_asks_for_any_more_is_let_go() -> None:
+    host = Host()
+    pool = host.pool()
+    pool.take(SMALL)
+    settle(pool, host)
+    host.now += 890
+    pool.take(LARGE)
+    host.now += 20
+    settle(pool, host)
+    assert [one.number for one in host.ended] == [0]
+    assert pool.targets() == [(LARGE, 1)]
 
 
 def test_a_reserved_machine_is_given_by_its_tap_alone() -> None:
@@ -135,6 +159,22 @@ def test_a_dead_machine_is_not_handed_out() -> None:
     assert pool.take(SMALL) is None
     settle(pool, host)
     assert cast(Any, pool.take(SMALL)) is host.made[1]
+
+
+def test_each_machine_is_looked_at_before_anybody_gets_it() -> None:
+    host = Host()
+    dead: set[int] = set()
+    pool = host.pool(most=1)
+    pool.alive = lambda machine: cast(Any, machine).number not in dead
+    pool.take(SMALL)
+    settle(pool, host)
+    dead.add(0)
+    assert pool.reserve(SMALL, "cm-1") is None, "its death was not heard of, and is seen"
+    settle(pool, host)
+    assert [one.number for one in host.ended] == [0]
+    assert pool.reserve(SMALL, "cm-1") == "tap1"
+    dead.add(1)
+    assert not pool.is_reserved("cm-1", SMALL)
 
 
 def test_the_hosts_memory_is_read() -> None:

@@ -26,6 +26,7 @@ from casemate.trust.freshness.resolve import (
     FreshnessExpired,
     FreshnessInvalid,
     FreshnessRollback,
+    Standing,
     TagUnknown,
     Trusted,
     resolve,
@@ -244,3 +245,52 @@ def test_a_target_without_its_digest(publisher: Publisher) -> None:
     publisher.targets.targets[TAG] = TargetFile(2, {"sha512": "00"}, TAG)
     with pytest.raises(FreshnessInvalid, match="SHA-256"):
         resolve(publisher.trusted(), publisher.files(), TAG, NOW)
+
+
+@pytest.mark.parametrize("role", ["timestamp", "snapshot", "targets", "team", "root"])
+def test_what_stands_ends_all_the_same(publisher: Publisher, role: str) -> None:
+    """Verified once, asked later: each role's end is looked at anew, and the clock may go back."""
+    publisher.timestamp.expires = NOW + timedelta(days=60)
+    getattr(publisher, role).expires = NOW + timedelta(hours=1)
+    standing = Standing(publisher.trusted(), publisher.files(), "", NOW)
+    for _ in range(2):
+        assert standing.resolve(TEAM_TAG, NOW).role == "team"
+    with pytest.raises(FreshnessExpired):
+        standing.resolve(TEAM_TAG, NOW + timedelta(hours=2))
+    assert standing.resolve(TEAM_TAG, NOW).digest == "sha256:" + "cd" * 32
+
+
+def test_what_stands_is_not_read_again(publisher: Publisher) -> None:
+    files = publisher.files()
+    standing = Standing(publisher.trusted(), files, "", NOW)
+    assert standing.resolve(TEAM_TAG, NOW).versions == {
+        "root": 1, "timestamp": 1, "snapshot": 1, "targets": 1, "team": 1
+    }  # fmt: skip
+    files.clear()
+    assert standing.resolve(TEAM_TAG, NOW).role == "team"
+    assert standing.resolve(TAG, NOW).role == "targets"
+    with pytest.raises(TagUnknown):
+        standing.resolve("registry.example/team/app:2", NOW)
+
+
+def test_two_delegators_of_one_name_in_two_questions(publisher: Publisher) -> None:
+    """Each question alone meets one delegator only; what was verified for the first is not taken for the second's."""
+
+    def role(name: str, path: str, signer: str) -> DelegatedRole:
+        return DelegatedRole(name, [publisher.signers[signer].public_key.keyid], 1, False, paths=[path])
+
+    end = NOW + timedelta(days=30)
+    key = publisher.signers["targets"].public_key
+    for name in ("one", "two"):
+        publisher.targets.delegations.roles[name] = role(name, f"registry.example/{name}/*", "targets")  # type: ignore[union-attr,index]
+        publisher.targets.add_key(key, name)
+        publisher.more[name] = Targets(
+            expires=end,
+            delegations=Delegations({key.keyid: key}, {"x": role("x", f"registry.example/{name}/*", "targets")}),
+        )
+    names = {f"registry.example/{name}/app:1": target(f"registry.example/{name}/app:1") for name in ("one", "two")}
+    publisher.more["x"] = Targets(expires=end, targets=names)
+    standing = Standing(publisher.trusted(), publisher.files(), "", NOW)
+    assert standing.resolve("registry.example/one/app:1", NOW).role == "x"
+    with pytest.raises(FreshnessInvalid, match="both delegate to a role named 'x'"):
+        standing.resolve("registry.example/two/app:1", NOW)
