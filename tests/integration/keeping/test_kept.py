@@ -10,6 +10,7 @@ import signal
 import socket
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from tests.integration.keeping.kept import PORT, Kept, Lines
@@ -251,6 +252,18 @@ def test_a_published_port_is_kept_too(kept: Kept) -> None:
         kept.ask("POST", "/v1/quarantines", schema.QuarantineRequest("web", reason="odd"), schema.QuarantineRow)
         assert one.is_reset(2), "who is outside is judged as well"
         assert kept.dial(machine, host, published, 1.0) in ("refused", "silent")
+
+
+def test_where_marks_count_for_the_way_back(kept: Kept) -> None:
+    """wg-quick sets ``src_valid_mark``: a pod's own address must not look like one of the host's."""
+    address = kept.keep("web")
+    kept.run("one")
+    for path in Path("/proc/sys/net/ipv4/conf").glob(f"{kept.daemons.scope.link_prefix}*/src_valid_mark"):
+        path.write_text("1")
+    with kept.lines("one", address) as one:
+        before = one.ask("a")
+        kept.restart("web")
+        assert one.ask("b").start > before.start
 
 
 def test_much_goes_both_ways_and_ends_are_told_apart(kept: Kept) -> None:
