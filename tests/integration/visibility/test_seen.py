@@ -251,6 +251,27 @@ def test_refused_flows_name_their_rule_and_names_in_rules_open_the_way(site: Sit
         assert site("policy", "rm", "shop").returncode == 0
 
 
+def test_what_is_dropped_before_any_policy_names_its_guard(site: Site) -> None:
+    inside(site, "web", "nc -w 1 169.254.169.254 80 </dev/null")
+    assert until(lambda: bool(flows(site, "--to", "169.254.169.254")))
+    row = flows(site, "--to", "169.254.169.254")[-1]
+    assert (row["verdict"], row["rule"]) == ("deny", "Guard:metadata")
+
+
+def test_suggested_rules_are_applied_as_they_are_and_change_nothing(site: Site) -> None:
+    assert inside(site, "web", "nc db 5432 </dev/null") == "hello\n"
+    assert until(lambda: bool(flows(site, "--from", "web", "--to", "db", "--verdict", "allow")))
+    file = site.folder / "observed.yaml"
+    file.write_bytes(site("policy", "suggest", "--since", "1h").stdout)
+    try:
+        assert site("policy", "apply", "-f", str(file)).returncode == 0
+        assert inside(site, "web", "nc db 5432 </dev/null") == "hello\n"
+        inside(site, "other", "nc -w 1 web 80 </dev/null")
+        assert until(lambda: bool(flows(site, "--from", "other", "--to", "web", "--verdict", "deny")))
+    finally:
+        assert site("policy", "rm", "observed").returncode == 0
+
+
 def test_a_map_of_it_all(site: Site) -> None:
     page = site.folder / "map.html"
     assert site("flows", "map", "--html", str(page)).returncode == 0
