@@ -146,7 +146,8 @@ def test_problems(run) -> None:  # type: ignore[no-untyped-def]
         check_problem(await send("POST", "/v1/containers", {"image": "box", "cap_add": ["X"]}), 400,
                       "isolation.capability_unknown")  # fmt: skip
         check_problem(await send("POST", "/v1/containers", {"image": "box", "pod": "x"}), 404, "pod.not_found")
-        check_problem(await send("POST", "/v1/containers", {"image": "box", "project": "x"}), 404, "object.not_found")
+        check_problem(await send("POST", "/v1/containers", {"image": "box", "project": "x"}), 404,
+                      "project.not_found")  # fmt: skip
         check_problem(await send("POST", "/v1/containers/x/wait"), 404, "container.not_found")
         check_problem(await send("GET", "/v1/exec/x"), 404, "exec.not_found")
         check_problem(await send("GET", "/v1/operations/x"), 404, "operation.not_found")
