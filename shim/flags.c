@@ -145,6 +145,8 @@ void parse_flags(struct options *o, int argc, char **argv)
 	if (optind >= argc)
 		die("usage: casemate-vm [--root DIR] [--log FILE] COMMAND [FLAGS] ID; `casemate-vm --help` says more");
 	o->command = argv[optind++];
+	if (!strcmp(o->command, "exec"))
+		failure_code = 255;
 	for (;;) {
 		while ((flag = next_flag(o, argc, argv, &which)) != -1)
 			set_flag(o, flag, flags[which].name);

@@ -162,7 +162,6 @@ void command_exec(const struct options *o)
 	int terminal = o->terminal;
 	pid_t waiter = 0;
 
-	failure_code = 255;
 	begin_request(&out, o, ASK_EXEC);
 	if (o->process) {
 		char *process = read_file(o->process, 100 << 10);

@@ -25,13 +25,9 @@ import harness  # noqa: E402 - of the machines' own tests
 #: Where a machine, its tap, its scratch file or conmon is there and perhaps no record of it yet.
 STEPS = (
     "pod.link",
-    "container.bundle",
     "container.conmon",
     "container.created",
-    "container.starting",
     "container.started",
-    "container.exited",
-    "container.removing",
     "container.retired",
 )
 

@@ -114,6 +114,9 @@ def plain_process(ask: Message, first: Process) -> Process:
         raise BundleUnsupported(f"--additional-gids {', '.join(extra)[:80]!r}: numbers are taken")
     user = User(int(uid), int(gid or 0), first.user.umask) if words else first.user
     user = msgspec.structs.replace(user, groups=(*user.groups, *(int(one) for one in extra)))
+    # A program takes the first of two variables of one name.
+    given = ask.texts(Tag.ENV)
+    named = {one.partition("=")[0] for one in given}
     sets = dict(first.capabilities or {})
     for name in ask.texts(Tag.CAPABILITIES):
         # Not the inheritable one, and so not the ambient one: CVE-2022-29162.
@@ -122,7 +125,7 @@ def plain_process(ask: Message, first: Process) -> Process:
     return msgspec.structs.replace(
         first,
         args=tuple(ask.texts(Tag.ARG)),
-        env=(*first.env, *ask.texts(Tag.ENV)),
+        env=(*(one for one in first.env if one.partition("=")[0] not in named), *given),
         cwd=ask.text(Tag.CWD, 4096) or first.cwd,
         user=user,
         capabilities=sets,

@@ -274,6 +274,7 @@ def test_an_exec_is_as_the_container_but_for_its_flags() -> None:
     )
     assert found.user == User(7, 8, 0o27, (9,))
     assert found.env == ("A=1", "B=2")
+    assert answers.plain_process(exec_of(frames.text(Tag.ENV, "A=3")), first).env == ("A=3",)
     assert found.no_new_privileges
     assert found.capabilities is not None
     assert found.capabilities["effective"] == ("CAP_NET_RAW",)
