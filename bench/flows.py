@@ -2,17 +2,16 @@
 
     sudo python bench/flows.py [SECONDS]
 
-A network namespace of its own with an interface that leads nowhere: datagrams to ever new addresses and ports begin
-connections, conntrack tells, the real recorder (its own process, its real store) writes. This process stands for
-casemated: it answers which rule decided. A connection is two events (it begins; it is forgotten within 50 ms). Printed:
-connections offered and recorded, events lost, the recorder's CPU time for each second.
+A network namespace of its own with an interface that leads nowhere: datagrams to ever new addresses and ports
+(bench/datagrams.c) begin connections, conntrack tells, the real recorder (its own process, its real store) writes.
+This process stands for casemated: it answers which rule decided. A connection is two events (it begins; it is forgotten
+within 50 ms). Printed: connections offered and recorded, events lost, the recorder's CPU time.
 """
 
 from __future__ import annotations
 
 import os
 import socket
-import struct
 import subprocess
 import sys
 import tempfile
@@ -26,8 +25,6 @@ from casemate.host import flowsockets, programs
 from casemate.network import flowlog
 from casemate.node.flows.wire import ENCODER, FROM_RECORDER, End, Ends, Progress, Questions, Ruling, Rulings
 
-#: How often what was begun is forgotten, so that the kernel's table never fills.
-FORGET_S = 0.05
 RATES = (10_000, 25_000, 50_000, 75_000)
 SETUP = """
 ip link set lo up
@@ -72,34 +69,20 @@ def cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def offer(rate: int, seconds: float, begin: int) -> int:
+def offer(program: str, rate: int, seconds: float, begin: int) -> int:
     """Begin *rate* connections a second; how many were begun. *begin* makes them new ones."""
-    sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    sender.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
-    sender.bind(("198.18.0.1", 0))
-    # 2,000 destinations, so that rulings are remembered as those of services are; the port tells connections apart.
-    forget = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12)
-    started = last = time.monotonic()
-    sent = 0
-    while (passed := time.monotonic() - started) < seconds:
-        due = int(passed * rate)
-        for number in range(begin + sent, begin + due):
-            sender.sendto(
-                b"x", (f"10.{number // 8192 % 256}.{number // 2048 % 4}.{number % 2048 % 250}", 53000 + number % 2048)
-            )
-        sent = max(due, sent)
-        if passed - (last - started) > FORGET_S:
-            forget.send(struct.pack("=IHHII", 20, 1 << 8 | 2, 1, 1, 0) + struct.pack("!BBH", 2, 0, 0))
-            last = time.monotonic()
-        time.sleep(0.0005)
-    time.sleep(0.2)
-    forget.send(struct.pack("=IHHII", 20, 1 << 8 | 2, 1, 1, 0) + struct.pack("!BBH", 2, 0, 0))
-    forget.close()
-    sender.close()
-    return sent
+    done = subprocess.run([program, str(rate), str(seconds), str(begin)], check=True, capture_output=True, timeout=120)
+    return int(done.stdout)
 
 
-def one_rate(rate: int, seconds: float, folder: Path, begin: int) -> None:
+def build(folder: Path) -> str:
+    target = folder / "datagrams"
+    subprocess.run(["gcc", "-O2", "-Wall", "-o", target, Path(__file__).with_name("datagrams.c")], check=True)
+    return str(target)
+
+
+def one_rate(program: str, rate: int, seconds: float, folder: Path, begin: int) -> None:
+    load = os.getloadavg()[0]
     events = flowsockets.connection_events(["198.18.0.0/15"])
     logs = [
         flowsockets.packet_log(flowlog.verdict_group("bench"), 128),
@@ -117,14 +100,14 @@ def one_rate(rate: int, seconds: float, folder: Path, begin: int) -> None:
     while stand.progress is None:
         time.sleep(0.01)
     before = cpu_s(pid)
-    offered = offer(rate, seconds, begin)
+    offered = offer(program, rate, seconds, begin)
     time.sleep(2.0)
     spent = cpu_s(pid) - before
     counters = stand.progress.counters
     print(
         f"{rate:>7}/s wanted: {offered / seconds:>9,.0f}/s begun, {counters.recorded:>9,} of {offered:,} recorded, "
         f"{counters.ended:,} ends, {counters.overruns} overruns, {counters.unruled} without rule, "
-        f"{spent / seconds * 100:.0f} % of a cpu",
+        f"{spent / seconds * 100:.0f} % of a cpu, {spent / max(offered, 1) * 1e6:.1f} us each; load {load:.1f}",
         flush=True,
     )
     ours.shutdown(socket.SHUT_RDWR)
@@ -138,8 +121,9 @@ def main() -> None:
         flowsockets.switch_counting_on()
         seconds = float(sys.argv[2])
         with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
+            program = build(Path(folder))
             for place, rate in enumerate(RATES):
-                one_rate(rate, seconds, Path(folder), place * 10_000_000)
+                one_rate(program, rate, seconds, Path(folder), place * 10_000_000)
         print(f"load {os.getloadavg()[0]:.1f}, {os.cpu_count()} cpus, kernel {os.uname().release}")
         return
     seconds_text = sys.argv[1] if len(sys.argv) > 1 else "5"

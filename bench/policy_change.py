@@ -1,16 +1,23 @@
 """One change of policy with many endpoints, from the API call to the kernel; a full recompile; memory.
 
 Endpoints are rows in the store of a pair of daemons (nothing runs in them): what is measured is casemated, hostd and
-the kernel's maps. ``python bench/policy_change.py [ENDPOINTS [IDENTITIES [RULES]]]``; root.
+the kernel's maps. Beside each change somebody asks for the version: how late that is answered tells how long the loop
+stood. ``python bench/policy_change.py [ENDPOINTS [IDENTITIES [RULES [RULES OF ONE DOCUMENT]]]]``; root. The last: 0, or
+up to 100,000.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import socket
 import sqlite3
 import statistics
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[1] / "src")]
@@ -72,6 +79,40 @@ def change(world: World, number: int) -> float:
     return took
 
 
+def one_document(count: int, identities: int) -> str:
+    rules = "".join(
+        f"    - {{from: [{{select: {{matchLabels: {{app: a{number % identities}}}}}}}], "
+        f"to: [{{select: {{matchLabels: {{app: a{(number * 7 + 1) % identities}}}}}}}], "
+        f"ports: [tcp/{1000 + number % 50_000}], action: allow}}\n"
+        for number in range(count)
+    )
+    return f"apiVersion: casemate/v1\nkind: Policy\nmetadata: {{name: large}}\nspec:\n  rules:\n{rules}"
+
+
+@contextlib.contextmanager
+def asked_beside(path: str, found: list[float]) -> Iterator[None]:
+    """Milliseconds that the API takes to answer a question, again and again."""
+    over = threading.Event()
+
+    def ask() -> None:
+        while not over.wait(0.01):
+            began = time.perf_counter()
+            with socket.socket(socket.AF_UNIX) as one:
+                one.connect(path)
+                one.sendall(b"GET /v1/version HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+                while one.recv(4096):
+                    pass
+            found.append((time.perf_counter() - began) * 1e3)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
 def memory_mib(daemons: Daemons) -> dict[str, float]:
     found = {}
     for name, process in daemons.processes.items():
@@ -80,17 +121,37 @@ def memory_mib(daemons: Daemons) -> dict[str, float]:
     return found
 
 
+def apply_large(world: World, daemons: Daemons, text: str) -> None:
+    """One document with many rules, in force; then gone."""
+    beside: list[float] = []
+    began = time.perf_counter()
+    with asked_beside(str(daemons.socket), beside):
+        applied = world.apply(text)
+    took = time.perf_counter() - began
+    beside.sort()
+    print(json.dumps({
+        "one document of MiB": round(len(text) / (1 << 20), 1), "enforced": applied.enforced, "s": round(took, 1),
+        "others' answers meanwhile, p99 and last, ms": [round(beside[int(len(beside) * 0.99) - 1]), round(beside[-1])],
+        "memory MiB": memory_mib(daemons), "load": os.getloadavg()[0],
+    }))  # fmt: skip
+
+
 def main(argv: list[str]) -> None:
-    count, identities, amount = [int(word) for word in argv] + [50_000, 1_000, 5_000][len(argv) :]
+    count, identities, amount, large = [int(word) for word in argv] + [50_000, 1_000, 5_000, 0][len(argv) :]
     settings = {"CASEMATE_NETWORK_POOL": "10.209.0.0/16", "CASEMATE_FLOWS_RECORDS": "0"}
     with running_daemons(**settings) as daemons:
         world = World(daemons)
         daemons.kill("casemated")
         fill(f"{daemons.scope.folder}/state/casemate.db", count, identities)
         daemons.start()
+        daemons.client.transport.timeout_s = 600
+        text = rules(amount, identities)
+        beside: list[float] = []
         began = time.perf_counter()
-        world.apply(rules(amount, identities))
+        with asked_beside(str(daemons.socket), beside):
+            world.apply(text)
         whole_s = time.perf_counter() - began
+        beside.sort()
         change(world, 0)
         times = sorted(change(world, number) for number in range(1, CHANGES + 1))
         state = world.documents().state
@@ -99,8 +160,14 @@ def main(argv: list[str]) -> None:
             "endpoints": state.endpoints, "identities": state.identities, "rules": state.rules,
             "apply all, ms": round(whole_s * 1000), "one change, median ms": round(statistics.median(times) * 1000, 1),
             "one change, p99 ms": round(times[int(len(times) * 0.99) - 1] * 1000, 1), "notes": kernel,
-            "memory MiB": memory_mib(daemons),
+            "memory MiB": memory_mib(daemons), "load": os.getloadavg()[0],
+            "others' answers meanwhile, ms": {
+                "median": round(statistics.median(beside), 1), "p99": round(beside[int(len(beside) * 0.99) - 1], 1),
+                "last": round(beside[-1], 1),
+            },
         }))  # fmt: skip
+        if large:
+            apply_large(world, daemons, one_document(large, identities))
         db = sqlite3.connect(f"{daemons.scope.folder}/state/casemate.db")
         daemons.kill("casemated")
         with db:

@@ -48,8 +48,9 @@ static int read_hook(const struct wire_field *field, struct hook *hook)
 	copy += strlen(copy) + 1;
 	hook->args = split(&copy, end, args);
 	hook->env = split(&copy, end, env);
-	if (hook->args && !hook->args[0])
-		hook->args = (char *[]){ hook->path, NULL };
+	/* Without arguments the program's name is its own. */
+	if (hook->args && !hook->args[0] && (hook->args = calloc(2, sizeof *hook->args)))
+		hook->args[0] = hook->path;
 	return hook->args && hook->env ? 0 : -1;
 }
 

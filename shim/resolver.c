@@ -57,7 +57,10 @@ static void answer(int guest, int i, const uint8_t *bytes, size_t length)
 	length += HEAD;
 	for (size_t sent = 0; sent < length;) {
 		struct pollfd one = { guest, POLLOUT, 0 };
-		ssize_t wrote = poll(&one, 1, PATIENCE_S * 1000) > 0 ? send(guest, frame + sent, length - sent, MSG_NOSIGNAL) : -1;
+		ssize_t wrote = poll(&one, 1, PATIENCE_S * 1000) > 0
+			? send(guest, frame + sent, length - sent, MSG_NOSIGNAL | MSG_DONTWAIT) : -1;
+		if (wrote < 0 && errno == EAGAIN)
+			continue;
 		if (wrote <= 0)
 			_exit(0);
 		sent += (size_t)wrote;
@@ -95,7 +98,8 @@ static void ask_for(int guest, const uint8_t *frame)
 	asked[i].end = now() + PATIENCE_S;
 	asked[i].used = 0;
 	asked[i].bytes = kind == TCP ? malloc(MOST + 2) : NULL;
-	int sent = asked[i].fd >= 0 && (kind != TCP || (asked[i].bytes && send(asked[i].fd, head, 2, MSG_NOSIGNAL | MSG_MORE) == 2));
+	int sent = asked[i].fd >= 0 && (kind != TCP || asked[i].bytes) &&
+		(kind != TCP || send(asked[i].fd, head, 2, MSG_NOSIGNAL | MSG_MORE) == 2);
 	if (sent && send(asked[i].fd, frame + HEAD, length, MSG_NOSIGNAL) == (ssize_t)length)
 		return;
 	if (kind == TCP)
@@ -108,8 +112,10 @@ static void hear(int guest, int i)
 	static uint8_t datagram[MOST];
 
 	if (asked[i].kind == UDP) {
+		struct pollfd room = { guest, POLLOUT, 0 };
 		ssize_t got = recv(asked[i].fd, datagram, sizeof datagram, 0);
-		if (got > 0)
+		/* A guest that asks and does not listen loses answers, as from any resolver that is asked too much. */
+		if (got > 0 && poll(&room, 1, 0) > 0)
 			answer(guest, i, datagram, (size_t)got);
 		forget(i);
 		return;

@@ -80,9 +80,12 @@ static int bind(int root, const struct mount_request *m, const char *target)
 	struct stat status;
 	(void)root;
 
-	/* A bind's source is a name below the shared folder; the host chose it, and it holds no "..". */
-	if (strstr(m->source, ".."))
-		return EINVAL;
+	/* A bind's source is a name below the shared folder, which the host chose: nothing in it leads upwards. */
+	for (const char *part = m->source; part; part = strchr(part, '/')) {
+		part += *part == '/';
+		if (!strncmp(part, "..", 2) && (!part[2] || part[2] == '/'))
+			return EINVAL;
+	}
 	snprintf(source, sizeof source, "/shares/%s", m->source);
 	if (stat(source, &status) < 0 || mount(source, target, NULL, MS_BIND | (m->flags & MS_REC), NULL) < 0)
 		return errno;

@@ -79,21 +79,21 @@ static const char *path_variable(const struct request *r)
 }
 
 /* As execvpe, with the container's PATH and no shell for what has no magic number: the errno that best says why. */
-static int execute(const struct request *r)
+static int execute(const struct request *r, const char *const *env)
 {
 	char path[4096];
 	const char *name = r->args[0], *list = path_variable(r);
 	int found = ENOENT;
 
 	if (strchr(name, '/')) {
-		execve(name, (char *const *)(uintptr_t)r->args, (char *const *)(uintptr_t)r->env);
+		execve(name, (char *const *)(uintptr_t)r->args, (char *const *)(uintptr_t)env);
 		return errno;
 	}
 	while (*list) {
 		size_t length = strcspn(list, ":");
 		if (length + strlen(name) + 2 <= sizeof path) {
 			snprintf(path, sizeof path, "%.*s/%s", (int)length, length ? list : ".", name);
-			execve(path, (char *const *)(uintptr_t)r->args, (char *const *)(uintptr_t)r->env);
+			execve(path, (char *const *)(uintptr_t)r->args, (char *const *)(uintptr_t)env);
 			if (errno != ENOENT && errno != ENOTDIR)
 				found = errno;
 		}
@@ -131,6 +131,50 @@ static int find_program(const struct request *r)
 	return ENOENT;
 }
 
+/* The field "home" of the user's row in the container's passwd(5), or the root folder, as the field's runtimes say it. */
+static void find_home(uid_t uid, char *home, size_t size)
+{
+	static char text[32768];
+	int fd = open("/etc/passwd", O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+	ssize_t length = fd < 0 ? 0 : read(fd, text, sizeof text - 1);
+
+	if (fd >= 0)
+		close(fd);
+	text[length > 0 ? length : 0] = 0;
+	snprintf(home, size, "HOME=/");
+	for (char *line = text, *next; line; line = next) {
+		char *field = line;
+		if ((next = strchr(line, '\n')))
+			*next++ = 0;
+		for (int i = 0; i < 2 && field; i++)
+			field = (field = strchr(field, ':')) ? field + 1 : NULL;
+		if (!field || *field < '0' || *field > '9' || strtoul(field, NULL, 10) != uid)
+			continue;
+		for (int i = 0; i < 3 && field; i++)
+			field = (field = strchr(field, ':')) ? field + 1 : NULL;
+		if (field && *field == '/')
+			snprintf(home, size, "HOME=%.*s", (int)strcspn(field, ":"), field);
+		return;
+	}
+}
+
+_Noreturn static void execute_at_home(const struct request *r, int channel)
+{
+	static const char *env[MAX_STRINGS + 2];
+	static char home[4096];
+
+	for (size_t i = 0; i < r->env_count; i++)
+		if (!strncmp(r->env[i], "HOME=", 5) && r->env[i][5])
+			fail(channel, execute(r, r->env), "execve");
+	find_home(r->uid, home, sizeof home);
+	size_t count = 0;
+	for (size_t i = 0; i < r->env_count; i++)
+		if (strncmp(r->env[i], "HOME=", 5))
+			env[count++] = r->env[i];
+	env[count] = home;
+	fail(channel, execute(r, env), "execve");
+}
+
 /* Both kinds of child end here: terminal, message "set up", the word to start, identity, execve. */
 _Noreturn static void finish(const struct request *r, int channel, int wait_for_start)
 {
@@ -155,8 +199,7 @@ _Noreturn static void finish(const struct request *r, int channel, int wait_for_
 		fail(channel, error, why);
 	if ((error = start_hooks_run(r, &why)))
 		fail(channel, error, why);
-	error = execute(r);
-	fail(channel, error, "execve");
+	execute_at_home(r, channel);
 }
 
 /* A working directory that the image does not have is made, as the field's runtimes do it. */

@@ -108,14 +108,16 @@ def _tables(scope: Scope) -> Iterator[str]:
 
 
 def _rules(scope: Scope) -> Iterator[str]:
-    table = kept.routing_table(scope.table)
+    mark = kept.marks(scope.table).kept
     with RouteSocket() as sock:
-        yield from (f"routing rule {table}" for _, _, found in policyroutes.rules(sock) if found == table)
+        yield from (f"routing rule {mark:#x} {table}" for found, _, table in policyroutes.rules(sock) if found == mark)
 
 
 def _cgroups(scope: Scope) -> Iterator[str]:
     for place in [Path("/sys/fs/cgroup"), *Path("/sys/fs/cgroup").glob("*/")]:
         folder = place / scope.cgroup
+        if not place.is_mount():
+            continue  # a folder that an engine made beside the hierarchies, and no cgroup
         if folder.is_dir():
             # The parent itself may stay: it is made once for a host.
             yield from (f"cgroup {one}" for one in folder.iterdir() if one.is_dir())
@@ -150,9 +152,11 @@ def clean(scope: Scope) -> None:
             family, name = line.split()[2:]
             nft_netlink.delete_table(family, name)
     for line in _rules(scope):
-        table = line.split()[-1]
-        subprocess.run(["ip", "rule", "del", "table", table], check=False, capture_output=True, timeout=20)
-        subprocess.run(["ip", "route", "flush", "table", table], check=False, capture_output=True, timeout=20)
+        mark, table = line.split()[-2:]
+        rule = ["ip", "rule", "del", "fwmark", f"{mark}/0xfffffffe", "table", table]
+        subprocess.run(rule, check=False, capture_output=True, timeout=20)
+        if int(table) > 255:
+            subprocess.run(["ip", "route", "flush", "table", table], check=False, capture_output=True, timeout=20)
     if shutil.which("iptables") is not None:
         listing = subprocess.run(
             ["iptables", "-w", "10", "-S", "FORWARD"], check=False, capture_output=True, timeout=20

@@ -21,6 +21,7 @@ from casemate.spec.errors import CasemateError
 from casemate.spec.settings import Settings
 
 _USAGE = "usage: casemated [--settings FILE]\n"
+_SWITCH_S = 0.0005
 
 
 def main(argv: list[str]) -> int:
@@ -37,6 +38,9 @@ def main(argv: list[str]) -> int:
         # What was imported stays: the collector need not look at it again, and need not look after each 700 values.
         gc.freeze()
         gc.set_threshold(20_000, 20, 50)
+        # While a policy is compiled in a thread the loop waits so long for Python's lock, at each of its turns; 5 ms
+        # are usual.
+        sys.setswitchinterval(_SWITCH_S)
         return asyncio.run(serve(settings))
     except CasemateError as error:
         problem = error.to_problem()

@@ -164,6 +164,14 @@ def limit_over(per_second: int, burst: int) -> bytes:
     )  # fmt: skip
 
 
+def limit(per_second: int, burst: int) -> bytes:
+    """A limit that goes on up to *per_second* packets."""
+    return expression(
+        "limit", attribute(1, struct.pack("!Q", per_second)), attribute(2, struct.pack("!Q", 1)), u32(3, burst),
+        u32(4, 0), u32(5, 0),
+    )  # fmt: skip
+
+
 def for_each(name: str, at: int, timeout_ms: int, inner: bytes) -> bytes:
     """*inner* (a limit) with a state of its own for each value of the register *at*, kept in the set *name*."""
     return expression(

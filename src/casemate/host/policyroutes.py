@@ -13,14 +13,17 @@ from casemate.host.rtnetlink import NetlinkFailed, RouteSocket, attribute, attri
 
 _NEWRULE, _DELRULE, _GETRULE, _NEWROUTE, _DELROUTE = 32, 33, 34, 24, 25
 _CREATE, _EXCL, _REPLACE, _ROOT_MATCH = 0x400, 0x200, 0x100, 0x300
-_FRA_PRIORITY, _FRA_FWMARK, _FRA_TABLE, _FRA_FWMASK = 6, 10, 15, 16
+_FRA_IIFNAME, _FRA_PRIORITY, _FRA_FWMARK, _FRA_TABLE, _FRA_FWMASK = 3, 6, 10, 15, 16
 _TO_TABLE = 1
+_MAIN = 254
 _RTA_OIF, _RTA_TABLE = 4, 15
 _LOCAL, _SCOPE_HOST, _BOOT = 2, 254, 3
 
 
-def _rule(mark: int, mask: int, table: int, priority: int) -> bytes:
+def _rule(mark: int, mask: int, table: int, priority: int, interface: str = "") -> bytes:
     header = struct.pack("=BBBBBBBBI", socket.AF_INET, 0, 0, 0, 0, 0, 0, _TO_TABLE, 0)
+    if interface:
+        header += attribute(_FRA_IIFNAME, interface.encode() + b"\0")
     for kind, number in ((_FRA_PRIORITY, priority), (_FRA_FWMARK, mark), (_FRA_FWMASK, mask), (_FRA_TABLE, table)):
         header += attribute(kind, struct.pack("=I", number))
     return header
@@ -50,18 +53,25 @@ def rules(sock: RouteSocket) -> set[tuple[int, int, int]]:
 def ensure_local(mark: int, mask: int, table: int, priority: int) -> bool:
     """Packets with *mark* under *mask* are this host's own, whatever their destination; whether that had to be made.
 
-    Raises :class:`NetlinkFailed`.
+    A rule before it (*priority* - 1) is for the question where a source would be reached, which the kernel asks with the
+    mark too where ``src_valid_mark`` is set (by wg-quick, for all interfaces): it comes from the loopback, and is
+    answered by the main table. Raises :class:`NetlinkFailed`.
     """
     with RouteSocket() as sock:
-        if (mark, mask, table) in rules(sock):
+        if {(mark, mask, table), (mark, mask, _MAIN)} <= rules(sock):
             return False
         sock.request(_NEWROUTE, _CREATE | _REPLACE, _route(sock, table), f"routing table {table:#x}")
-        try:
-            sock.request(_NEWRULE, _CREATE | _EXCL, _rule(mark, mask, table, priority), f"routing rule for {mark:#x}")
-        except NetlinkFailed as error:
-            if error.errno != errno.EEXIST:
-                raise
+        for body in _rules(mark, mask, table, priority):
+            try:
+                sock.request(_NEWRULE, _CREATE | _EXCL, body, f"routing rule for {mark:#x}")
+            except NetlinkFailed as error:
+                if error.errno != errno.EEXIST:
+                    raise
         return True
+
+
+def _rules(mark: int, mask: int, table: int, priority: int) -> tuple[bytes, bytes]:
+    return _rule(mark, mask, _MAIN, priority - 1, "lo"), _rule(mark, mask, table, priority)
 
 
 def remove_local(mark: int, mask: int, table: int, priority: int) -> bool:
@@ -69,7 +79,8 @@ def remove_local(mark: int, mask: int, table: int, priority: int) -> bool:
     gone = False
     with RouteSocket() as sock:
         for kind, body, what in (
-            (_DELRULE, _rule(mark, mask, table, priority), "rule"), (_DELROUTE, _route(sock, table), "table"),
+            *((_DELRULE, rule, "rule") for rule in _rules(mark, mask, table, priority)),
+            (_DELROUTE, _route(sock, table), "table"),
         ):  # fmt: skip
             try:
                 sock.request(kind, 0, body, f"removing routing {what} {table:#x}")

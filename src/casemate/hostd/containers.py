@@ -107,6 +107,7 @@ async def prepare(context: Context, pod: Pod, container: Container) -> list[str]
     context.step("container.bundle")
     if level.inside is not None:
         await level.inside.enter(given)
+        context.step("container.entered")
     runtime = dataclasses.replace(level.runtime, before=plan.before) if plan.before else level.runtime
     await _supervise(context, container, runtime)
     if level.inside is not None:

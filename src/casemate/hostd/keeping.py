@@ -21,7 +21,7 @@ from ipaddress import IPv4Address
 from casemate.host import nft, nft_netlink, policyroutes
 from casemate.host.nft_netlink import DELETE_ELEMENTS, NEW_ELEMENTS, Batch, NftSocket
 from casemate.host.rtnetlink import NetlinkFailed
-from casemate.hostd.protocol_keeping import RELAY_ANSWER, RELAY_REQUEST
+from casemate.hostd.protocol_keeping import RELAY_ANSWER, RELAY_REQUEST, PodProbe, Probed
 from casemate.hostd.state import State
 from casemate.network import flowlog, relay
 from casemate.network.firewall import kept
@@ -164,6 +164,13 @@ class Keeping:
                 except (nft.NftFailed, nft.NftMissing, NetlinkFailed, OSError) as error:
                     log.error("the table of kept connections: %s", error)
             await asyncio.sleep(_PERIOD_S)
+
+    async def probe(self, operation: PodProbe) -> Probed:
+        """Whether the pod takes connections at the port now."""
+        address = self.state.pod(operation.pod).record.spec.network.address
+        if not address:
+            return Probed(False)
+        return Probed(await relay.takes(address, operation.port, kept.marks(self._table).probe))
 
     # --- the relay ------------------------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ from casemate.host import durable, programs
 from casemate.hostd import pods
 from casemate.hostd.context import Context
 from casemate.isolation import seccomp_compile
-from casemate.isolation.microvm import accelerate, argv, driver, kernel, origin
+from casemate.isolation.microvm import accelerate, argv, driver, kernel, origin, pool
 from casemate.isolation.microvm import service as vm_service
 from casemate.isolation.microvm.errors import KernelMissing, ShimMissing
 from casemate.isolation.microvm.inside import MicrovmInside
@@ -56,9 +56,10 @@ async def serve(context: Context, ready: asyncio.Event) -> None:
         try:
             await _life(context, await find_host(context), ready)
         except CasemateError as error:
-            if str(context.levels.describe().get("microvm")) != f"unavailable: {error.detail}":
-                log.info("level microvm: %s", error.detail)
-            context.levels.lack("microvm", error.detail)
+            why = f"{error.detail}; {error.instance_remedy or error.remedy}"
+            if str(context.levels.describe().get("microvm")) != f"unavailable: {why}":
+                log.info("level microvm: %s", why)
+            context.levels.lack("microvm", why)
             pause_s = _LOOK_S
         except BaseExceptionGroup as errors:
             # Faults of tasks; what is not one (being cancelled) goes on its way.
@@ -164,6 +165,7 @@ def _level(context: Context, machines: Machines, chosen: kernel.GuestKernel) -> 
         emulated=settings.accelerator.kind == "tcg",
         cgroups=lambda pod: context.cgroups.folders(pods.machine_cgroup(context, pod)),
         template=settings.template,
+        most_bytes=pool.memory()[1],
     )
     return level
 

@@ -99,6 +99,8 @@ class Operations:
                 return await context.visibility.handle(operation)
             case protocol_keeping.RelayListen():
                 return Done(), context.keeping.listen()
+            case protocol_keeping.PodProbe():
+                return await context.keeping.probe(operation), []
             case protocol.ContainerStats():
                 return await observing.stats(context, operation.containers), []
             case _:

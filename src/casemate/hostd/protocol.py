@@ -53,7 +53,7 @@ from casemate.hostd.protocol_containers import Signal as Signal
 from casemate.hostd.protocol_containers import Started as Started
 from casemate.hostd.protocol_containers import Stats as Stats
 from casemate.hostd.protocol_firewall import FirewallAnswers, FirewallEvent, FirewallOperation
-from casemate.hostd.protocol_keeping import KeepingOperation
+from casemate.hostd.protocol_keeping import KeepingAnswer, KeepingOperation
 from casemate.hostd.protocol_kernels import KernelAdopt as KernelAdopt
 from casemate.hostd.protocol_kernels import KernelList as KernelList
 from casemate.hostd.protocol_kernels import KernelOperation
@@ -284,6 +284,7 @@ AnyAnswer = (
     | Findings
     | ContainerAnswer
     | FirewallAnswers
+    | KeepingAnswer
     | Kernels
 )
 

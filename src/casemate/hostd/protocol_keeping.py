@@ -1,10 +1,11 @@
-"""What hostd opens for the relay of kept connections, which works without privilege."""
+"""What hostd opens for the relay of kept connections, which works without privilege; and whether a pod is ready."""
 
 from __future__ import annotations
 
 import struct
 
-from casemate.hostd.protocol_base import Operation
+from casemate.hostd.protocol_base import Answer, Operation
+from casemate.spec.workload import Id, Port
 
 
 class RelayListen(Operation, frozen=True, tag="relay.listen"):
@@ -17,9 +18,24 @@ class RelayListen(Operation, frozen=True, tag="relay.listen"):
     """
 
 
+class PodProbe(Operation, frozen=True, tag="pod.probe"):
+    """Whether the pod takes TCP connections at *port* now, also while it is held: by making one, and resetting it.
+
+    For pods whose listening sockets the host's tables do not show. Answers :class:`Probed`, within a second.
+    """
+
+    pod: Id
+    port: Port
+
+
+class Probed(Answer, frozen=True, tag="probed"):
+    is_open: bool
+
+
 #: Number, which the answer repeats.
 RELAY_REQUEST = struct.Struct("=I")
 #: Number, and 0 or an errno: EPERM for what is no accepted connection to a kept port.
 RELAY_ANSWER = struct.Struct("=II")
 
-KeepingOperation = RelayListen
+KeepingOperation = RelayListen | PodProbe
+KeepingAnswer = Probed

@@ -18,6 +18,8 @@ VERDICT_COPY_BYTES = 128
 HELLO_COPY_BYTES = 1600
 #: What a firewall's rule writes before the verdict's word: ``casemate:deny``.
 PREFIX = "casemate:"
+#: The same before what is dropped whatever the policy is: ``casemate:guard:metadata``.
+GUARD_WORDS = frozenset(("options", "metadata", "link_local", "multicast", "crowded"))
 #: The connection's own packets among which the handshake's first is looked for: SYN, ACK, data (and one sent again).
 _FIRST_PACKETS = 8
 

@@ -3,11 +3,13 @@ address. Nothing of what goes through them is read here."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import fcntl
 import os
 import socket
+import struct
 from pathlib import Path
 
 from casemate.network.firewall.kept import LISTENER
@@ -18,6 +20,8 @@ _SO_MARK = 36
 _SIOCGSKNS = 0x894C
 #: The kernel lowers it to net.core.somaxconn.
 BACKLOG = 65_535
+#: A guest that boots answers nothing; one that runs answers within a millisecond.
+PROBE_S = 0.5
 
 
 def listen(mark: int) -> socket.socket:
@@ -66,6 +70,19 @@ def _is_here(one: socket.socket) -> bool:
     finally:
         os.close(number)
     return (there.st_ino, there.st_dev) == (here.st_ino, here.st_dev)
+
+
+async def takes(address: str, port: int, mark: int) -> bool:
+    """Whether a connection can be made there within :data:`PROBE_S`; it is reset at once."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK) as one:
+        one.setsockopt(socket.SOL_SOCKET, _SO_MARK, mark)
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("=ii", 1, 0))
+        try:
+            async with asyncio.timeout(PROBE_S):
+                await asyncio.get_running_loop().sock_connect(one, (address, port))
+        except (OSError, TimeoutError):
+            return False
+        return True
 
 
 def connect(client: tuple[str, int], pod: tuple[str, int], mark: int) -> socket.socket:

@@ -32,13 +32,13 @@ class ProjectNotFound(NotFound):
 class ProjectExists(Conflict):
     code = "project.exists"
     title = "A project of this name is there"
-    remedy = "Use it: `casemate --project NAME ...`; or choose another name."
+    remedy = "Use it with --project NAME, or choose another name."
 
 
 class ProjectInUse(Conflict):
     code = "project.in_use"
     title = "The project is not empty"
-    remedy = "Remove what is in it first: `casemate --project NAME ps -a`, `volume ls`, `policy ls`."
+    remedy = "Remove what is in it first: `casemate ps -a --project NAME`, `casemate volume ls --project NAME`, `casemate policy ls --project NAME`."
 
 
 class ExecNotFound(NotFound):

@@ -252,4 +252,16 @@ ALTER TABLE projects ADD COLUMN created_by TEXT NOT NULL DEFAULT '';
 ALTER TABLE projects ADD COLUMN labels BLOB NOT NULL DEFAULT x'7b7d';
 """
 
-MIGRATIONS: tuple[str, ...] = (_FIRST, _PODS_LISTED, _POLICY, _TRUST, _PUBLISHERS, _PUBLISHERS_SHOWN, _PROJECTS)
+#: Addresses that pods were told under names of rules; *until* by the clock of that boot of the host.
+_NAMED = """
+CREATE TABLE named_addresses (
+    viewer TEXT NOT NULL,
+    address TEXT NOT NULL,
+    pattern TEXT NOT NULL,
+    until REAL NOT NULL,
+    boot TEXT NOT NULL,
+    PRIMARY KEY (viewer, address, pattern)
+) STRICT, WITHOUT ROWID;
+"""
+
+MIGRATIONS: tuple[str, ...] = (_FIRST, _PODS_LISTED, _POLICY, _TRUST, _PUBLISHERS, _PUBLISHERS_SHOWN, _PROJECTS, _NAMED)

@@ -112,6 +112,7 @@ async def running_node(settings: Settings) -> AsyncGenerator[Node]:
             report(f"removed {path}: its writer was killed")
         node = Node(core)
         holder.append(node)
+        await node.names.named.load()
         await node.desk.load()
         async with core.running():
             core.spawn(client.run(), "the connection to casemate-hostd")

@@ -73,15 +73,20 @@ class Sidecar:
                 task.cancel()
         return self._child.returncode
 
-    async def close(self) -> None:
-        """End the child: it sees the end of its socket; what does not end by itself is ended."""
+    async def close(self, grace_s: float = 1.0) -> None:
+        """End the child: it sees the end of its socket; what does not end by itself within *grace_s* is ended."""
         self._drop()
         if self._child is not None:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(1.0):
+                async with asyncio.timeout(grace_s):
                     await self._child.wait()
                     return
             await self._child.end(1.0)
+
+    def release(self) -> None:
+        """Let the child end by itself: it sees the end of its socket, and knows how long it is of use still."""
+        self._drop()
+        self._child = None
 
     def send(self, data: bytes) -> bool:
         """Send, or queue behind what waits; False when the child is gone or does not read."""

@@ -36,4 +36,6 @@ class Decision:
         if self.egress.verdict != self.ingress.verdict:
             return (self.egress if self.egress.verdict > self.ingress.verdict else self.ingress).rule
         unnamed = (UNGOVERNED, DEFAULT_RULE)
-        return self.ingress.rule if self.egress.rule in unnamed else self.egress.rule
+        if self.egress.rule in unnamed and self.ingress.rule != UNGOVERNED:
+            return self.ingress.rule
+        return self.egress.rule

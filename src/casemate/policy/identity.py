@@ -8,7 +8,7 @@ given out again until all have been (a packet on its way, or a log, may still na
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from casemate.policy.addresses import Address, BlockIndex
@@ -44,6 +44,13 @@ class Endpoint:
     addresses: tuple[Address, ...] = ()
     kind: Kind = Kind.POD
     dns: frozenset[str] = frozenset()
+    #: A referral looks for its two ends half a dozen times.
+    _hash: int = field(default=0, init=False, repr=False, compare=False)
+
+    def __hash__(self) -> int:
+        if not self._hash:
+            object.__setattr__(self, "_hash", hash((self.name, self.labels, self.addresses, self.dns)) or 1)
+        return self._hash
 
 
 @dataclass(frozen=True, slots=True)

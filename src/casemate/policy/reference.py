@@ -33,7 +33,7 @@ def _side(rules: RuleSet, way: Direction, asked: Connection, facts: Facts | None
     for rule in rules.rules:
         if rule.direction is not way or rule.tier in passed or not matches(rule, asked):
             continue
-        if rule.condition is not None and facts is not None and not _holds(rule, facts):
+        if rule.condition is not None and facts is not None and not holds(rule, facts):
             continue
         if rule.least:
             least = least or rule.id
@@ -58,7 +58,7 @@ def _final(verdict: Verdict, rule: str, would: str | None, least: str | None) ->
     return Side(verdict, rule)
 
 
-def _holds(rule: Rule, facts: Facts) -> bool:
+def holds(rule: Rule, facts: Facts) -> bool:
     """A condition that gives no yes or no counts as what closes: a rule that allows or passes does not match."""
     assert rule.condition is not None
     try:

@@ -261,6 +261,9 @@ class Hostd:
         self.stop()
         for hierarchy in (Path("/sys/fs/cgroup"), *Path("/sys/fs/cgroup").glob("*/")):
             place = hierarchy / self.scope.cgroup
+            if not hierarchy.is_mount():
+                # A plain folder that another engine made beside the hierarchies; runsc makes folders in it too.
+                shutil.rmtree(place, ignore_errors=True)
             for one in (place / "probe", place):
                 if one.is_dir():
                     one.rmdir()

@@ -5,10 +5,12 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from tests.integration.keeping.kept import PORT, Kept, Lines
@@ -142,6 +144,35 @@ def test_nothing_is_held_for_a_quarantined_pod(kept: Kept) -> None:
     assert "keeps no port" in str(caught.value)
 
 
+def test_a_quarantine_ends_what_is_held(kept: Kept) -> None:
+    """It comes while connections wait: they are reset at once, and not when the pod is ready."""
+    address = kept.keep("web", "1500")
+    kept.run("one")
+    kept.ready("one", address)
+    with kept.lines("one", address) as one, concurrent.futures.ThreadPoolExecutor() as pool:
+        one.ask("a")
+        restarting = pool.submit(kept.restart, "web", hold_for_s=20)
+        kept.until(lambda: kept.holds().ports[0].held == 1, "it is held")
+        began = time.monotonic()
+        kept.ask("POST", "/v1/quarantines", schema.QuarantineRequest("web", reason="odd"), schema.QuarantineRow)
+        assert one.is_reset(2)
+        assert time.monotonic() - began < 1.5
+        restarting.result()
+
+
+def test_a_sandbox_with_a_network_stack_of_its_own(kept: Kept) -> None:
+    """It ends without a word to anybody, and the host's tables do not show when it listens again."""
+    if shutil.which("runsc") is None:
+        pytest.skip("missing: runsc")
+    address = kept.keep("web", level="gvisor")
+    kept.run("one")
+    kept.ready("one", address)
+    with kept.lines("one", address) as one:
+        before = one.ask("a")
+        kept.restart("web")
+        assert one.ask("b").start > before.start
+
+
 def test_who_may_not_never_reaches_the_relay(kept: Kept) -> None:
     """The firewall judges as without it; a mark that a pod sets does not lead past."""
     address = kept.keep("db", app="db")
@@ -221,6 +252,18 @@ def test_a_published_port_is_kept_too(kept: Kept) -> None:
         kept.ask("POST", "/v1/quarantines", schema.QuarantineRequest("web", reason="odd"), schema.QuarantineRow)
         assert one.is_reset(2), "who is outside is judged as well"
         assert kept.dial(machine, host, published, 1.0) in ("refused", "silent")
+
+
+def test_where_marks_count_for_the_way_back(kept: Kept) -> None:
+    """wg-quick sets ``src_valid_mark``: a pod's own address must not look like one of the host's."""
+    address = kept.keep("web")
+    kept.run("one")
+    for path in Path("/proc/sys/net/ipv4/conf").glob(f"{kept.daemons.scope.link_prefix}*/src_valid_mark"):
+        path.write_text("1")
+    with kept.lines("one", address) as one:
+        before = one.ask("a")
+        kept.restart("web")
+        assert one.ask("b").start > before.start
 
 
 def test_much_goes_both_ways_and_ends_are_told_apart(kept: Kept) -> None:

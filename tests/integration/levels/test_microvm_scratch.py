@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -25,16 +21,6 @@ def scratch_files(pair: Daemons) -> list[Path]:
 
 def taken_bytes(path: Path) -> int:
     return path.stat().st_blocks * 512
-
-
-@contextmanager
-def small(folder: Path, size: str) -> Iterator[None]:
-    """*folder* on a file system of *size*."""
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size},mode=0700", "small", str(folder)], check=True)
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def test_the_size_is_held_and_what_is_freed_comes_back(pair: Daemons, vm: Run) -> None:
@@ -84,36 +70,9 @@ def test_a_file_system_that_a_guest_spoilt_is_the_guests_affair(pair: Daemons, v
             out.write(os.urandom(64 << 10))
         done = vm("--json", "start", "spoilt")
         assert done.returncode == 125
-        assert "microvm.rootfs" in done.stderr
-        assert "scratch device" in done.stderr
+        assert "microvm.rootfs" in done.stdout
+        assert "scratch device" in done.stdout
         assert machines(pair) == []
-
-
-def test_a_host_without_room_is_an_error_in_the_guest(pair: Daemons, vm: Run) -> None:
-    """The machine does not stand still: what cannot be written is an error of input and output there."""
-    pods = pair.scope.folder / "host-state/pods"
-    with small(pods, "12m"), container(vm, "tight", "busybox", "sleep", "100000"):
-        # Room for hostd's own records, once it is needed.
-        ballast = pods / "ballast"
-        ballast.write_bytes(bytes(1 << 20))
-        began = time.monotonic()
-        done = vm(
-            "exec",
-            "tight",
-            "sh",
-            "-c",
-            "dd if=/dev/zero of=/big bs=1M count=40 2>&1 && sync; sync; cat /big >/dev/null",
-        )
-        assert time.monotonic() - began < 60
-        assert vm("exec", "tight", "echo", "alive").stdout == "alive\n", done
-        ballast.unlink()
-        assert vm("rm", "-f", "tight").returncode == 0
-    with small(pods, "64k"):
-        done = vm("run", "--rm", "--storage-size", "64m", *MICROVM, "busybox", "true")
-        assert done.returncode == 125
-        assert "No space" in done.stderr
-    assert vm("ps", "-aq").stdout == ""
-    assert machines(pair) == []
 
 
 @pytest.mark.parametrize("size", ["5m", "15m", "100000g"])

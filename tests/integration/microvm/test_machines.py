@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ from pathlib import Path
 import harness
 import pytest
 
+from casemate.isolation.microvm import making
 from casemate.isolation.microvm.errors import HostdUnreachable
 
 pytestmark = pytest.mark.root
@@ -120,6 +122,40 @@ def test_hostd_goes_and_comes_back(host: harness.Host, base_layer: Path) -> None
         assert host.vm("delete", name).returncode == 0
 
 
+def begin(host: harness.Host, name: str, bundle: Path, *, had: bool) -> int:
+    """Begin a machine as hostd does while conmon starts; its QEMU's pid. *had*: it is asked for, as by casemate-vm."""
+    assert host._loop is not None
+
+    async def work() -> int:
+        machines = host.machines
+        assert machines is not None
+        making.begin(machines, name, bundle)
+        if had:
+            machine = await machines.early.take(name)
+        else:
+            while (machine := machines.get(name)) is None or not machine.record.qemu_pid:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        assert machine is not None
+        return machine.record.qemu_pid
+
+    return asyncio.run_coroutine_threadsafe(work(), host._loop).result(60)
+
+
+def test_a_machine_that_was_begun_in_vain_ends(host: harness.Host, base_layer: Path) -> None:
+    config = harness.configuration([base_layer], "true")
+    config["annotations"] |= {"org.casemate.pod": "begun"}  # type: ignore[operator]
+    bundle = host.bundle("begun", config)
+    qemu = begin(host, "begun", bundle, had=False)
+    assert host.vm("delete", "--force", "begun").returncode == 0
+    assert gone(qemu)
+    # hostd is killed between the machine and its container.
+    qemu = begin(host, "begun", bundle, had=True)
+    host.stop()
+    host.start()
+    assert gone(qemu)
+    assert not (host.folder / "vm/begun").exists()
+
+
 def test_a_damaged_template_is_made_anew(host: harness.Host, base_layer: Path) -> None:
     assert host.machines is not None
     (key,) = host.machines.templates.names()[:1]
@@ -198,8 +234,8 @@ def test_what_a_bundle_asks_in_vain_is_refused_and_leaves_nothing(host: harness.
         },
         "neither layers nor a root": {"annotations": {}},
         "ids that make root of the host": {"linux": {"uidMappings": [ROOT_ROW], "gidMappings": [ROOT_ROW]}},
-        "hooks inside": {"hooks": {"startContainer": [{"path": "/bin/true"}]}},
-        "hooks inside, before": {"hooks": {"createContainer": [{"path": "/bin/true"}]}},
+        "a hook inside by no whole path": {"hooks": {"startContainer": [{"path": "bin/true"}]}},
+        "a hook inside the container's namespaces that fails": {"hooks": {"createContainer": [{"path": "/bin/false"}]}},
         "a hook that fails": {"hooks": {"createRuntime": [{"path": "/bin/false"}]}},
         "a hook that is not there": {"hooks": {"prestart": [{"path": "/nowhere"}]}},
         "the host's network": {"linux": {"namespaces": [{"type": "pid"}]}},
@@ -214,7 +250,7 @@ def test_what_a_bundle_asks_in_vain_is_refused_and_leaves_nothing(host: harness.
         assert done.returncode == 1, what
         assert done.stderr.startswith("casemate-vm: "), what
         assert not (host.folder / "vm" / name).exists(), what
-    assert json.loads(host.vm("list", "--format", "json").stdout) == []
+    assert not json.loads(host.vm("list", "--format", "json").stdout)
 
 
 def test_machines_that_start_together_are_apart(host: harness.Host, base_layer: Path) -> None:

@@ -65,26 +65,33 @@ def start(host: harness.Host, name: str, layers: list[Path], *args: str) -> tupl
     return process, folder
 
 
+#: What two machines must not have in common: random numbers, an identifier, where a program's stack lies.
+DRAWN = "cat /proc/sys/kernel/random/uuid; head -c 16 /dev/urandom | sha256sum; grep stack /proc/self/maps"
+
+
 def test_what_is_handed_out_is_the_pods_alone(pooled: harness.Host, base_layer: Path, tmp_path: Path) -> None:
     monitor, qemu = waiting(pooled)
-    script = "cat /etc/base; ls -d /warm /c /layers 2>/dev/null; hostname; date +%s; cat /proc/sys/kernel/random/uuid"
+    script = f"cat /etc/base; ls -d /warm /c /layers 2>/dev/null; hostname; date +%s; {DRAWN}"
     process, folder = start(pooled, "taken", [base_layer], "sh", "-c", f"{script}; sleep 1000")
     assert qemu_of(pooled, "taken") == qemu, "the machine that waited"
-    text = until(folder / "log", 4)
+    text = until(folder / "log", 6)
     assert text[0] == "base", "the container's own layer stands where the warming one's did"
     assert text[1] == "guest"
     assert abs(int(text[2]) - time.time()) < 60
-    assert len(text) == 4, "nothing of ours is to be seen"
+    assert len(text) == 6, "nothing of ours is to be seen"
     pooled.vm("delete", "--force", "taken")
     process.wait(20)
     assert gone(qemu)
     assert gone(monitor)
-    # The next one: another machine, other numbers, and several layers this time.
-    waiting(pooled)
+    # The next one: another machine of the same template, which ran the same container of ours; other numbers and
+    # layouts, and several layers this time.
+    _, other = waiting(pooled)
+    assert other != qemu
     upper = harness.layer(tmp_path, "upper", {"etc/both": "upper\n"}, busybox=False)
-    output = ran(pooled, "next", [upper, base_layer], "sh", "-c", "cat /etc/both; cat /proc/sys/kernel/random/uuid")
-    assert b"upper" in output
-    assert text[3].encode() not in output
+    output = ran(pooled, "next", [upper, base_layer], "sh", "-c", f"cat /etc/both; {DRAWN}").decode()
+    assert "upper" in output
+    drawn = [text[3], text[4].split()[0], text[5].split("-")[0]]
+    assert all(len(one) >= 8 and one not in output for one in drawn), (drawn, output)
 
 
 def until(log: Path, lines: int) -> list[str]:

@@ -251,6 +251,27 @@ def test_refused_flows_name_their_rule_and_names_in_rules_open_the_way(site: Sit
         assert site("policy", "rm", "shop").returncode == 0
 
 
+def test_what_is_dropped_before_any_policy_names_its_guard(site: Site) -> None:
+    inside(site, "web", "nc -w 1 169.254.169.254 80 </dev/null")
+    assert until(lambda: bool(flows(site, "--to", "169.254.169.254")))
+    row = flows(site, "--to", "169.254.169.254")[-1]
+    assert (row["verdict"], row["rule"]) == ("deny", "Guard:metadata")
+
+
+def test_suggested_rules_are_applied_as_they_are_and_change_nothing(site: Site) -> None:
+    assert inside(site, "web", "nc db 5432 </dev/null") == "hello\n"
+    assert until(lambda: bool(flows(site, "--from", "web", "--to", "db", "--verdict", "allow")))
+    file = site.folder / "observed.yaml"
+    file.write_bytes(site("policy", "suggest", "--since", "1h").stdout)
+    try:
+        assert site("policy", "apply", "-f", str(file)).returncode == 0
+        assert inside(site, "web", "nc db 5432 </dev/null") == "hello\n"
+        inside(site, "other", "nc -w 1 web 80 </dev/null")
+        assert until(lambda: bool(flows(site, "--from", "other", "--to", "web", "--verdict", "deny")))
+    finally:
+        assert site("policy", "rm", "observed").returncode == 0
+
+
 def test_a_map_of_it_all(site: Site) -> None:
     page = site.folder / "map.html"
     assert site("flows", "map", "--html", str(page)).returncode == 0
@@ -292,6 +313,37 @@ def test_tables_that_somebody_took_away_come_back(site: Site) -> None:
     for family, name in (("inet", f"{table}_see"), ("ip", f"{table}_names")):
         subprocess.run(["nft", "delete", "table", family, name], check=True)
     assert until(lambda: inside(site, "web", "nc -w 1 db 5432 </dev/null") == "hello\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "ended"])
+def test_names_outlive_a_restart_of_casemated(site: Site, outside: Outside, number: int) -> None:
+    """Questions are answered while it is away, and what was told under a rule's name holds before and after."""
+    outside.held |= {"api.example.org": "198.51.100.77", "calm.example.org": "192.0.2.9"}
+    file = site.folder / "shop.yaml"
+    file.write_text(POLICY)
+    assert site("policy", "apply", "-f", str(file)).returncode == 0
+    network = site("inspect", "--format", "{{.State.Pid}}", "web").stdout.decode().strip()
+
+    def web(script: str) -> str:
+        # Not by casemated, which is away.
+        done = subprocess.run(["nsenter", "-t", network, "-n", "-m", "-r", "sh", "-c", script], capture_output=True,
+                              text=True, check=False, timeout=30)  # fmt: skip
+        return done.stdout + done.stderr
+
+    refused = "nc -w 1 198.51.100.77 443 </dev/null 2>&1"
+    try:
+        assert "refused" not in web(f"nslookup api.example.org >/dev/null; {refused}")
+        site.daemons.kill("casemated", number)
+        assert "192.0.2.9" in web("nslookup calm.example.org")
+        assert web("nc db 5432 </dev/null") == "hello\n", "a pod's name"
+        assert "refused" not in web(refused), "the kernel holds what the pod was told"
+        site.daemons.start()
+        for _ in range(30):
+            assert "refused" not in web(refused.replace("-w 1", "-w 0.1")), "nor is it forgotten at the start"
+            assert "192.0.2.9" in web("nslookup calm.example.org")
+    finally:
+        site.daemons.start()
+        assert until(lambda: site("policy", "rm", "shop").returncode == 0)
 
 
 @pytest.mark.parametrize(

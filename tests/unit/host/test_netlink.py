@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import socket
 import struct
 
 import pytest
@@ -31,3 +33,26 @@ def test_an_error_names_the_errno() -> None:
     error = rtnetlink.NetlinkFailed("adding x", 17, "File exists")
     assert "EEXIST" in error.detail
     assert error.facts == {"errno": "EEXIST"}
+
+
+def test_a_list_that_changed_while_it_was_told_is_asked_for_again() -> None:
+    ours, kernel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    route = rtnetlink.RouteSocket()
+    route._socket.close()
+    route._socket = ours
+    with kernel, route:
+
+        def done(sequence: int, flags: int) -> bytes:
+            return struct.pack("=IHHIIi", 20, 3, flags, sequence, 0, 0)
+
+        interrupted, multi = 0x10, 2
+        kernel.send(done(1, interrupted | multi))
+        # What is left of the first list is no part of the second.
+        kernel.send(struct.pack("=IHHII", 20, 16, multi, 1, 0) + bytes(4))
+        kernel.send(done(2, multi))
+        assert route.links() == []
+        for sequence in range(3, 200):
+            kernel.send(done(sequence, interrupted | multi))
+        with pytest.raises(rtnetlink.NetlinkFailed) as failed:
+            route.links()
+        assert failed.value.errno == errno.EAGAIN

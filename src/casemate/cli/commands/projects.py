@@ -71,7 +71,7 @@ def remove(arguments: Arguments, context: Context) -> int:
 
 CREATE = Command(
     "[OPTIONS] NAME", create, (values("label", "KEY[=VALUE]", "Set a label, for selectors of projects", "l"),), 1, 1,
-    (), "", ("casemate project create shop -l tier=prod", "casemate --project shop run -d --name web IMAGE"),
+    (), "", ("casemate project create shop -l tier=prod", "casemate run --project shop -d --name web IMAGE"),
 )  # fmt: skip
 LS = Command("[OPTIONS]", ls, (FORMAT, switch("quiet", "Only names", "q")))
 LABEL = Command(

@@ -116,7 +116,8 @@ def plain_process(ask: Message, first: Process) -> Process:
     user = msgspec.structs.replace(user, groups=(*user.groups, *(int(one) for one in extra)))
     sets = dict(first.capabilities or {})
     for name in ask.texts(Tag.CAPABILITIES):
-        for kind in ("bounding", "effective", "inheritable", "permitted", "ambient"):
+        # Not the inheritable one, and so not the ambient one: CVE-2022-29162.
+        for kind in ("bounding", "effective", "permitted"):
             sets[kind] = (*sets.get(kind, ()), _capability(name))
     return msgspec.structs.replace(
         first,

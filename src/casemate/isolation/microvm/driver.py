@@ -15,7 +15,7 @@ from casemate.isolation.bundle import BundleInput, BundlePlan
 from casemate.isolation.level import Features, Inside, Runtime, is_lone
 from casemate.isolation.microvm import bundles
 from casemate.isolation.microvm import origin as origins
-from casemate.isolation.microvm.errors import QemuMissing
+from casemate.isolation.microvm.errors import MemoryUnfit, QemuMissing
 from casemate.isolation.microvm.tap import GuestNetwork
 from casemate.spec.errors import ProgramFailed
 from casemate.spec.workload import ContainerSpec, Level, PodSpec, Resources, furthest
@@ -35,7 +35,7 @@ class MicrovmLevel:
 
     *layers*: the folder with the layers' files; *network*: the pod's tap and the guest's end of it, None for none.
     *memory_bytes*: of a machine whose pod and containers have no limit. *cgroups*: the folders of the cgroup of a
-    pod's machine on the host.
+    pod's machine on the host; *most_bytes*: the host's memory (0: not asked).
     """
 
     name: Level = "microvm"
@@ -55,6 +55,7 @@ class MicrovmLevel:
         emulated: bool = False,
         cgroups: Callable[[PodSpec], Sequence[str]] = lambda _pod: (),
         template: origins.Kind = "shared",
+        most_bytes: int = 0,
     ) -> None:
         self.runtime = runtime
         self.summary = summary
@@ -65,10 +66,17 @@ class MicrovmLevel:
         self._emulated = emulated
         self._cgroups = cgroups
         self._template: origins.Kind = template
+        self._most_bytes = most_bytes
 
     def memory_bytes(self, pod: PodSpec, container: ContainerSpec | None) -> int:
         """The machine's memory: room for the limit of the pod, else of the container that it is made for."""
         limit = pod.resources.memory_bytes or (container.resources.memory_bytes if container else 0) or 0
+        wanted = limit + bundles.GUEST_OVERHEAD_BYTES
+        if self._most_bytes and wanted > self._most_bytes:
+            raise MemoryUnfit(
+                f"a memory limit of {limit} bytes takes a machine of {wanted}, and the host has {self._most_bytes}",
+                memory_bytes=limit,
+            )
         return bundles.machine_memory(limit, self._memory_bytes)
 
     def origin(self, pod: PodSpec) -> origins.Origin:

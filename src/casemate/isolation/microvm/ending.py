@@ -15,7 +15,7 @@ from casemate.spec.errors import CasemateError
 
 #: In the machine's folder; written by the monitor before it tells anybody (shim/monitor.c).
 FILE = "end"
-_MAX_BYTES, _CONSOLE = 16 << 10, 1000
+_MAX_BYTES, _CONSOLE, _BEFORE = 16 << 10, 1000, 200
 _PANIC = "Kernel panic - not syncing:"
 _BROKE = "the guest broke the protocol"
 
@@ -52,8 +52,11 @@ def explain(said: bytes, memory_kills: int = 0) -> CasemateError:
         return MachineLost("the machine's monitor was killed")
     status = int.from_bytes(said[:4], "little") & 0xFFFF
     if _PANIC in console:
-        why = console[console.rindex(_PANIC) + len(_PANIC) :].splitlines()
-        return GuestPanicked(f"the guest's kernel panicked: {why[0].strip()[:200] if why else ''}{shown}")
+        at = console.rindex(_PANIC)
+        why = console[at + len(_PANIC) :].splitlines()
+        # From a little before the panic's own line: what comes after is a list of addresses.
+        around = console[max(0, at - _BEFORE) : at + _CONSOLE]
+        return GuestPanicked(f"the guest's kernel panicked: {why[0].strip()[:200] if why else ''}; console: {around}")
     if _BROKE in console:
         return MonitorFailed(f"{_BROKE}, and was ended{shown}")
     if os.WIFSIGNALED(status):

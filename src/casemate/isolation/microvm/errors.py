@@ -68,6 +68,12 @@ class BundleUnsupported(InvalidArgument):
     remedy = "docs/reference/levels.md lists what each level has; or choose another --isolation."
 
 
+class MemoryUnfit(InvalidArgument):
+    code = "microvm.memory"
+    title = "No machine of this host can have that much memory"
+    remedy = "Run it with a smaller --memory, or on a larger host; `casemate system info` shows what this one has."
+
+
 class ScratchUnfit(InvalidArgument):
     code = "microvm.scratch"
     title = "The writable layer cannot be had in this size, or not on disk"

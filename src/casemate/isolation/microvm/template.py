@@ -208,16 +208,20 @@ class Templates:
         finally:
             os.close(kernel)
             os.close(initramfs)
-        async with asyncio.TaskGroup() as group:
-            group.create_task(monitor.serve())
-            try:
-                await _until_ready(monitor)
-                await asyncio.sleep(_SETTLE_S)
-                await _save(monitor, state)
-            finally:
-                monitor.quit()
-                await monitor.wait(5.0)
-                launch.socket.unlink(missing_ok=True)
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(monitor.serve())
+                try:
+                    await _until_ready(monitor)
+                    await asyncio.sleep(_SETTLE_S)
+                    await _save(monitor, state)
+                finally:
+                    monitor.quit()
+                    await monitor.wait(5.0)
+                    launch.socket.unlink(missing_ok=True)
+        except ExceptionGroup as errors:
+            # What went wrong, and not that it did so among tasks: who asked is told it.
+            raise errors.exceptions[0] from errors
 
     def _write(self, key: str, memory: int, state: int) -> None:
         temporary = self._folder / f".{key}.tmp"

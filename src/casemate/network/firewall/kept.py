@@ -34,12 +34,16 @@ RULES = {"back": 1, "lead": 2, "led": 6, "out": 1, "see": 1}
 
 
 class Marks(NamedTuple):
-    """Marks of packets, exact values. *kept* and *back* differ in the last bit: one routing rule has both."""
+    """Marks of packets, exact values. *kept* and *back* differ in the last bit: one routing rule has both.
+
+    *probe*: casemate-hostd's own question whether a held pod takes connections; it does not wait with the others.
+    """
 
     kept: int
     back: int
     down: int
     up: int
+    probe: int
 
 
 def number(table: str) -> int:
@@ -49,7 +53,7 @@ def number(table: str) -> int:
 
 def marks(table: str) -> Marks:
     first = 0x0C000000 | number(table) << 4
-    return Marks(first, first | 1, first | 2, first | 4)
+    return Marks(first, first | 1, first | 2, first | 4, first | 6)
 
 
 def routing_table(table: str) -> int:

@@ -30,7 +30,7 @@ from casemate.network.firewall import again
 from casemate.network.firewall.kept import Marks
 from casemate.network.firewall.kept import marks as marks_of_kept
 from casemate.network.firewall.sets import ALLOW, AUDIT, PAIR, REFER
-from casemate.network.flowlog import PREFIX, VERDICT_COPY_BYTES
+from casemate.network.flowlog import GUARD_WORDS, PREFIX, VERDICT_COPY_BYTES
 
 #: Marks that hostd gives back with a queued packet that goes through the chain again; exact values, not bits, so
 #: that other programs' marks are left alone.
@@ -41,6 +41,9 @@ COUNTERS = (
 )  # fmt: skip
 #: In a log group a packet bears this: what became of it.
 LOG_DENIED, LOG_AUDITED = f"{PREFIX}deny", f"{PREFIX}audit"
+#: What is dropped before any policy and told to who watches, so many times a second at most. Not what bears another's
+#: address: who sent it cannot be read off it.
+GUARDS, GUARDS_TOLD = tuple(sorted(GUARD_WORDS)), 200
 _TCP, _UDP, _SCTP, _ICMP, _ICMP6 = 6, 17, 132, 1, 58
 _V4, _V6 = 2, 10
 _PREROUTING, _INPUT, _FORWARD, _OUTPUT = range(4)
@@ -87,6 +90,20 @@ def counted(name: str, code: int, chain: str = "") -> bytes:
     return e.count(name) + e.verdict(code, chain)
 
 
+def _dropped(name: str) -> bytes:
+    return e.verdict(e.GOTO, f"drop_{name}")
+
+
+def _drops(spec: TableSpec) -> dict[str, list[bytes]]:
+    return {
+        f"drop_{name}": [
+            e.limit(GUARDS_TOLD, GUARDS_TOLD) + e.log(spec.log_group, f"{PREFIX}guard:{name}", VERDICT_COPY_BYTES),
+            counted(name, e.DROP),
+        ]
+        for name in GUARDS
+    }
+
+
 def add_table(batch: Batch, spec: TableSpec) -> None:
     """Chains, counters and rules, without any policy in force; the sets must be in the batch before."""
     for counter in COUNTERS:
@@ -109,6 +126,7 @@ def add_table(batch: Batch, spec: TableSpec) -> None:
         | _verdicts()
         | _refer(spec)
         | _deny(spec)
+        | _drops(spec)
     ).items():
         for rule in rules:
             batch.new_rule(chain, rule)
@@ -118,6 +136,7 @@ PLAIN_CHAINS = (
     "deny", "passed", "allow", "audit", "audited", "refer", "hold",
     "verdict", "port_verdict", "icmp_verdict", "other_verdict", "find4", "find6",
     "judge", "decide", "pod", "switch", "to_host", "fresh4", "guard4", *again.CHAINS,
+    *(f"drop_{name}" for name in GUARDS),
 )  # fmt: skip
 BASE_CHAINS = ("guard", "pre", "forward", "input", "output", "relayed")
 #: Chains whose rules have the generation in them.
@@ -176,12 +195,12 @@ def _guard(spec: TableSpec) -> dict[str, list[bytes]]:
             + counted("spoofed", e.DROP),
         ],
         "fresh4": [
-            e.payload(e.NETWORK, 0, 1, 0) + e.masked(0, b"\x0f", b"\x05", e.NEQ) + counted("options", e.DROP),
-            destination + e.lookup("metadata4", 0) + counted("metadata", e.DROP),
+            e.payload(e.NETWORK, 0, 1, 0) + e.masked(0, b"\x0f", b"\x05", e.NEQ) + _dropped("options"),
+            destination + e.lookup("metadata4", 0) + _dropped("metadata"),
             destination + e.compare(0, spec.gateway, e.NEQ)
-            + e.masked(0, b"\xff\xff\0\0", bytes([169, 254, 0, 0])) + counted("link_local", e.DROP),
+            + e.masked(0, b"\xff\xff\0\0", bytes([169, 254, 0, 0])) + _dropped("link_local"),
             # 224.0.0.0/3: multicast, reserved, broadcast.
-            destination + e.masked(0, b"\xe0\0\0\0", b"\xe0\0\0\0") + counted("multicast", e.DROP),
+            destination + e.masked(0, b"\xe0\0\0\0", b"\xe0\0\0\0") + _dropped("multicast"),
         ],
     }  # fmt: skip
 
@@ -202,7 +221,8 @@ def add_holds(batch: Batch, spec: TableSpec, holding: bool) -> None:
         return
     to_held4 = e.meta(e.META_NFPROTO, 1) + e.compare(1, bytes([_V4])) + e.payload(e.NETWORK, 16, 4, 0)
     to_held6 = e.meta(e.META_NFPROTO, 1) + e.compare(1, bytes([_V6])) + e.payload(e.NETWORK, 24, 16, 0)
-    refused = e.meta(e.META_MARK, 0) + e.compare(0, struct.pack("=I", MARK_REFUSED))
+    refused = _marked(MARK_REFUSED)
+    batch.new_rule("output", _marked(spec.kept.probe) + e.verdict(e.ACCEPT))
     batch.new_rule("pre", refused + e.protocol(_TCP) + e.count("refused") + e.reject_reset())
     batch.new_rule("pre", refused + e.count("refused") + e.reject_prohibited())
     for chain, which in (("pre", b""), ("output", _ours(e.META_OIFNAME, spec.prefix))):
@@ -247,9 +267,9 @@ def _pod(spec: TableSpec) -> dict[str, list[bytes]]:
         "pod": [
             e.state(e.STATE_INVALID) + counted("invalid", e.DROP),
             new_of + e.compare(1, bytes([_V4])) + e.tracked(e.CT_SRC_IP, 0, e.ORIGINAL) + e.lookup("crowded4", 0)
-            + counted("crowded", e.DROP),
+            + _dropped("crowded"),
             new_of + e.compare(1, bytes([_V6])) + e.tracked(e.CT_SRC_IP6, 0, e.ORIGINAL) + e.lookup("crowded6", 0)
-            + counted("crowded", e.DROP),
+            + _dropped("crowded"),
             e.verdict(e.GOTO, "decide"),
         ],
     }  # fmt: skip

@@ -12,7 +12,6 @@ import ctypes
 import gc
 import os
 import resource
-import signal
 import socket
 import sys
 import time
@@ -30,15 +29,16 @@ CHANNEL, DATAGRAMS, STREAMS = 3, 4, 5
 MEMORY_BYTES = 512 << 20
 #: Connections over TCP of all pods and of one, and how long one may say nothing.
 MAX_STREAMS, MAX_STREAMS_OF_ONE, IDLE_S = 200, 16, 10.0
+#: casemated is gone: so long it goes on with what it knows, and pods notice nothing of a restart.
+LINGER_S = 30.0
 _TURN = 64
 _TELL_S = 1.0
-_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
+_PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 4, 38
 
 
 def bound_self() -> None:
     """Lower this process's limits for good."""
     libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
     libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     for which, value in (
@@ -65,7 +65,7 @@ class Serving:
         self._connections = 0
 
     async def run(self) -> None:
-        """Until casemated closes the channel."""
+        """Until casemated ends this child, or has been gone for :data:`LINGER_S`."""
         loop = asyncio.get_running_loop()
         async with asyncio.TaskGroup() as group:
             self._group = group
@@ -74,9 +74,10 @@ class Serving:
             loop.add_reader(self._streams.fileno(), self._on_stream)
             teller = group.create_task(self._tell_counters())
             await self._ended.wait()
-            for number in (self._channel, self._datagrams, self._streams):
-                loop.remove_reader(number.fileno())
+            # Answers that rules speak of cannot be laid any more, and are not told; all others are.
+            loop.remove_reader(self._channel.fileno())
             teller.cancel()
+            await asyncio.sleep(LINGER_S)
             os._exit(0)
 
     async def _tell_counters(self) -> None:

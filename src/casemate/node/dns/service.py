@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections import OrderedDict
+from pathlib import Path
 
 import msgspec
 
@@ -47,7 +48,8 @@ class Names:
         self._core = core
         self._directory = directory
         self._flows = flows
-        self.named = Named(core.policy)
+        self.named = Named(core.policy, db=core.db, boot=_boot())
+        core.policy.named = self.named.ends
         self.enabled = core.settings.flag("network.resolver")
         self._sidecar: Sidecar | None = None
         self._hostd_up, self._hostd_down = asyncio.Event(), asyncio.Event()
@@ -94,12 +96,17 @@ class Names:
                 await asyncio.wait((hostd_went, ended), return_when=asyncio.FIRST_COMPLETED)
                 if ended.done():
                     report(f"the pods' resolver ended ({ended.result()}); it is started again")
+            except asyncio.CancelledError:
+                # This daemon ends, and may be started again at once: pods' questions are answered meanwhile.
+                sidecar.release()
+                raise
             finally:
                 hostd_went.cancel()
                 ended.cancel()
         finally:
             self._sidecar = None
-            await sidecar.close()
+            # It would go on for a while, as for a daemon that is started again.
+            await sidecar.close(0.0)
 
     async def _until_hostd_returns(self) -> None:
         """Another hostd leads the pods' questions to other sockets."""
@@ -175,6 +182,10 @@ class Names:
         if entry is not None:
             await self._core.db.write(work)
             self._core.events.wake()
+
+
+def _boot() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def _row(entry: Entry) -> tuple[str, str, tuple[str, ...]]:

@@ -9,12 +9,15 @@ from casemate.node.flows.wire import MAX_RULE_BYTES, Question, Ruling, bounded
 from casemate.node.policy.ends import at_address, outside
 from casemate.node.policy.state import Policy
 from casemate.policy.cells import cell_at
+from casemate.policy.decision import UNGOVERNED
 from casemate.policy.identity import Connection, Endpoint, Kind
 from casemate.policy.plan import Planner
 from casemate.policy.ports import SPAN, WITH_PORTS, Protocol, place
 from casemate.spec.api.flows import FlowEnd, FlowRow
 
 _PROTOCOLS = {protocol.value: protocol for protocol in Protocol}
+#: In place of a rule: no document is in force; an address of the pool that no pod has.
+NO_POLICY, NOBODYS = "(no policy)", "Guard:pool"
 #: ICMPv6's types are asked for as ICMP's.
 _PROTOCOLS[58] = Protocol.ICMP
 _BY_NAME = {"tcp": Protocol.TCP, "udp": Protocol.UDP, "sctp": Protocol.SCTP, "icmp": Protocol.ICMP,
@@ -25,7 +28,8 @@ def judged(policy: Policy, questions: Sequence[Question]) -> list[Ruling]:
     """A ruling for each of *questions* by the rules in force."""
     planner = policy.planner
     if planner is None or not policy.active:
-        return [Ruling()] * len(questions)
+        # "rule" is never empty where something passed because nothing forbids it.
+        return [Ruling(rule=NO_POLICY)] * len(questions)
     return [_judged(planner, question) for question in questions]
 
 
@@ -34,9 +38,9 @@ def _judged(planner: Planner, question: Question) -> Ruling:
     pair = (planner.number_at(source), planner.number_at(destination, question.source))
     identities = planner.compiler.identities
     if any(number not in identities for number in pair):
-        return Ruling("deny", "", *pair, note="an address of the pool that nobody has")
+        return Ruling("deny", NOBODYS, *pair, note="an address of the pool that nobody has")
     if Kind.POD not in (identities[pair[0]].kind, identities[pair[1]].kind):
-        return Ruling("allow", "", *pair)
+        return Ruling("allow", UNGOVERNED, *pair)
     protocol = _PROTOCOLS.get(question.protocol, Protocol.OTHER)
     port = question.port if protocol is not Protocol.OTHER else 0
     decision = cell_at(planner.compiler.cells(*pair), place(protocol, port)).decision

@@ -8,6 +8,7 @@ a rule, and counted. What passed and what was refused is the kernel's word, neve
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 
@@ -44,6 +45,8 @@ MAX_REFUSED = 50_000
 MAX_REFERRED = 10_000
 #: The pods' resolver: what they ask it is no connection between workloads, and it has counters of its own.
 GATEWAY, DNS_PORT = bytes((169, 254, 1, 1)), 53
+#: What is dropped before any policy: the firewall's own word for it.
+_GUARD = re.compile(rb"casemate:guard:([a-z_]{1,32})\Z")
 _REFUSING = frozenset((b"deny", b"drop", b"refer", b"hold"))
 
 _Key = tuple[bytes, bytes, int, int]
@@ -174,13 +177,18 @@ class Recorder:
         for logged in self._logged("verdict", data):
             found = packetlog.headers(logged.packet)
             word = logged.prefix.rpartition(b":")[2]
-            if found is None or word not in _REFUSING:
+            guard = _GUARD.match(logged.prefix)
+            if found is None or (word not in _REFUSING and guard is None):
                 self.audited += word == b"audit"
                 continue
             self.denied += 1
-            self._refuse(found[0], word.decode(), len(logged.packet), now)
+            if guard is None:
+                self._refuse(found[0], word.decode(), len(logged.packet), now)
+            else:
+                self._refuse(found[0], "deny", len(logged.packet), now, f"Guard:{guard[1].decode()}")
 
-    def _refuse(self, header: Tuple, word: str, size: int, now: float) -> None:
+    def _refuse(self, header: Tuple, word: str, size: int, now: float, guard: str = "") -> None:
+        """A packet that did not pass; by *guard*, whatever the policy is, or by the rule that is asked for."""
         port = header.port >> 8 if header.protocol in (ICMP, ICMPV6) else header.port
         five = (header.source, header.destination, header.protocol, header.source_port, port)
         before = self._refused.get(five)
@@ -196,7 +204,11 @@ class Recorder:
         self._refused[five] = (flow.number, now)
         while len(self._refused) > MAX_REFUSED:
             self._refused.popitem(last=False)
-        self._settle(flow, now)
+        if guard:
+            flow.ends = (self._ends.get(flow.source), self._ends.get(flow.destination))
+            self._write(flow, Ruling("deny", guard))
+        else:
+            self._settle(flow, now)
 
     def hellos(self, data: bytes, _now: float) -> None:
         """One datagram of the group of first packets that begin a TLS handshake."""

@@ -8,19 +8,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from casemate.node.policy.endpoints import GRADE, LEVEL
 from casemate.policy.decision import Decision
-from casemate.policy.identity import Connection, Endpoint
+from casemate.policy.identity import Connection, Endpoint, Kind
+from casemate.policy.labels import Labels
 from casemate.policy.parse import Document
-from casemate.policy.reference import evaluate, matches
-from casemate.policy.rules import RuleSet, Workloads
+from casemate.policy.ports import Protocol
+from casemate.policy.reference import evaluate, holds, matches
+from casemate.policy.rules import Direction, Rule, RuleSet, Workloads
 
 MAX_KEPT = 65_536
+#: Kinds of workloads (by labels) whose rules are kept; each is looked for among all rules, 10 ms for 10,000.
+MAX_SUBJECTS = 4096
 #: Facts that another connection of the same two ends may have otherwise: an answer by them is for one connection.
 _PASSING = re.compile(r"\b(time|rate|first_contact)\b")
+_PLACE = re.compile(r"\b(protocol|port)\b")
 _HISTORY = re.compile(r"\bfirst_contact\b")
 
 
@@ -40,6 +45,11 @@ class Decider:
 
     def __init__(self, rules: RuleSet, documents: Iterable[Document] = ()) -> None:
         self._rules = rules
+        #: By direction: those whose subject a workload is, by all that a subject can see of it.
+        self._about: dict[tuple[Direction, Kind, str, Labels, Labels], tuple[Rule, ...]] = {}
+        #: What conditions without passing facts say to two ends, and such rules without their condition.
+        self._held: dict[tuple[int, Endpoint, Endpoint, Protocol | None, int], bool] = {}
+        self._bare: dict[int, Rule] = {}
         self._segments: list[tuple[str, Workloads]] = [pair for one in documents for pair in one.parsed.segments]
         self._relevant: dict[tuple[Endpoint, Endpoint, object, int], Relevant] = {}
         self._shown: dict[Endpoint, Mapping[str, Any]] = {}
@@ -50,14 +60,48 @@ class Decider:
         if found is None:
             if len(self._relevant) >= MAX_KEPT:
                 self._relevant.clear()
-            rules = tuple(rule for rule in self._rules.rules if matches(rule, asked))
+            near = (
+                *self._of_subject(asked.source, Direction.EGRESS),
+                *self._of_subject(asked.destination, Direction.INGRESS),
+            )
+            rules = [rule for rule in near if matches(rule, asked)]
             sources = [rule.condition.source for rule in rules if rule.condition is not None]
+            known = tuple(one for rule in rules if (one := self._answered(rule, asked)) is not None)
             found = self._relevant[key] = Relevant(
-                RuleSet(rules, self._rules.audited, self._rules.default),
+                RuleSet(known, self._rules.audited, self._rules.default),
                 not any(map(_PASSING.search, sources)),
                 any(map(_HISTORY.search, sources)),
             )
         return found
+
+    def _of_subject(self, end: Endpoint, way: Direction) -> tuple[Rule, ...]:
+        key = (way, end.kind, end.project, end.labels, end.project_labels)
+        found = self._about.get(key)
+        if found is None:
+            if len(self._about) >= MAX_SUBJECTS:
+                self._about.clear()
+            found = self._about[key] = tuple(
+                rule for rule in self._rules.rules if rule.direction is way and rule.subject.matches(end)
+            )
+        return found
+
+    def _answered(self, rule: Rule, asked: Connection) -> Rule | None:
+        """*rule* without its condition where that holds for every connection of this kind; None where it never does."""
+        if rule.condition is None or _PASSING.search(rule.condition.source):
+            return rule
+        place = (asked.protocol, asked.port) if _PLACE.search(rule.condition.source) else (None, 0)
+        key = (id(rule), asked.source, asked.destination, *place)
+        held = self._held.get(key)
+        if held is None:
+            if len(self._held) >= MAX_KEPT:
+                self._held.clear()
+            held = self._held[key] = holds(rule, self.facts(asked, 0.0, first_contact=False, rate=0))
+        if not held:
+            return None
+        bare = self._bare.get(id(rule))
+        if bare is None:
+            bare = self._bare[id(rule)] = replace(rule, condition=None)
+        return bare
 
     def decide(self, asked: Connection, now: float, *, first_contact: bool, rate: int) -> Decision:
         """What the list says, conditions answered from the facts."""

@@ -34,9 +34,16 @@ MAX_DIFF_LINES = 2000
 MAX_LOOK = 20_000
 
 
+class _Plain(yaml.SafeDumper):
+    """Without anchors: what stands twice is written twice, as documents are read."""
+
+    def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002 - PyYAML's hook
+        return True
+
+
 def text_of(value: object) -> str:
     """*value* as YAML, keys in the order in which they were written."""
-    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=100)
+    return yaml.dump(value, Dumper=_Plain, sort_keys=False, allow_unicode=True, width=100)
 
 
 @dataclass(frozen=True, slots=True)

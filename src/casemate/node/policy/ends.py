@@ -31,10 +31,8 @@ def at_address(policy: Policy, address: Address) -> Endpoint:
     found = planner.owner(address) if planner is not None else None
     if found is not None:
         return found
-    for one in policy.workloads.values():
-        if address in one.endpoint.addresses:
-            return policy.labelled(one)
-    return outside(address)
+    one = policy.at(address)
+    return outside(address) if one is None else policy.labelled(one)
 
 
 async def workload_name(core: Core, text: str, project: str, *, historic: bool = False) -> str:

@@ -13,6 +13,8 @@ import contextlib
 import sqlite3
 from pathlib import Path
 
+from casemate.hostd.client import ask
+from casemate.hostd.protocol_keeping import PodProbe, Probed
 from casemate.node import audit, events, lifecycle, lookup
 from casemate.node.core import Caller, Core
 from casemate.node.keeping.service import Keeping
@@ -46,7 +48,7 @@ async def restart(core: Core, reference: str, project: str, request: RestartRequ
         row, pod = await core.db.read(lambda db: row_and_pod(db, row.id))
         _check(row, pod)
         kept = await _kept(core, row, pod, request)
-        wanted = Ports(request.hold_ports) or await asyncio.to_thread(listening, row.pid)
+        wanted = await _wanted(row, pod, request)
         wait_s = request.hold_for_s
         await core.policy.firewall.hold(pod.id, wait_s=wait_s, limit=request.hold_connections)
         await _note(core, row, "hold", seconds=wait_s, ports=sorted(wanted))
@@ -109,7 +111,7 @@ async def _kept(core: Core, row: ContainerRow, pod: PodRow, request: RestartRequ
         raise HoldUnavailable("this node has no relay of kept connections")
     found = await core.keeping.check(pod.id, row.name)
     # A sandbox with a network stack of its own ends without telling the other side.
-    return _Kept(core.keeping, found, request, anew=pod.the_spec().level != "namespace")
+    return _Kept(core.keeping, found, request, anew=not _shows(pod))
 
 
 def _check(row: ContainerRow, pod: PodRow) -> None:
@@ -134,18 +136,41 @@ async def _note(core: Core, row: ContainerRow, action: str, **facts: object) -> 
 async def _ready(core: Core, id_: str, wanted: Ports) -> None:
     """Until every port of *wanted* is listened at; the caller bounds the time. An end of the container ends it."""
     while True:
-        row, _ = await core.db.read(lambda db: row_and_pod(db, id_))
+        row, pod = await core.db.read(lambda db: row_and_pod(db, id_))
         if row.status != "running":
             raise HoldUnavailable(f"container {row.name} is {row.status} again: it ended after its start")
-        if not wanted or wanted <= await asyncio.to_thread(listening, row.pid):
+        if not wanted or await _listens(core, row, pod, wanted):
             return
         await asyncio.sleep(LOOK_S)
+
+
+def _shows(pod: PodRow) -> bool:
+    """Whether the host's tables show what listens in the pod: not of one with a network stack of its own."""
+    return pod.the_spec().level == "namespace"
+
+
+async def _wanted(row: ContainerRow, pod: PodRow, request: RestartRequest) -> Ports:
+    """The ports that must be listened at again: those named, those that are, or those that are kept."""
+    if request.hold_ports:
+        return Ports(request.hold_ports)
+    if _shows(pod):
+        return await asyncio.to_thread(listening, row.pid)
+    return Ports(one.port for one in pod.the_spec().network.kept)
+
+
+async def _listens(core: Core, row: ContainerRow, pod: PodRow, wanted: Ports) -> bool:
+    if _shows(pod):
+        return wanted <= await asyncio.to_thread(listening, row.pid)
+    for port in wanted:
+        if not (await ask(core.hostd, PodProbe(pod.id, port), Probed)).is_open:
+            return False
+    return True
 
 
 def listening(pid: int) -> Ports:
     """TCP ports that something in the network namespace of *pid* listens at (proc(5), net/tcp); none for pid 0.
 
-    At levels with a kernel of their own the host's table shows nothing: name the ports there.
+    At levels with a network stack of their own the host's table shows nothing: there hostd tries.
     """
     found: set[int] = set()
     for name in ("tcp", "tcp6"):

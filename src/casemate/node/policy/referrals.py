@@ -90,6 +90,8 @@ class Referrals:
         self._most = settings.number("policy.prompts")
         self._most_of_one = settings.number("policy.prompts_per_workload")
         self.counters: Counter[str] = Counter()
+        #: How many of them have this source.
+        self._prompts_of: Counter[str] = Counter()
         self._prompts: OrderedDict[int, _Prompt] = OrderedDict()
         self._asked: dict[str, _Prompt] = {}
         self._remembered: dict[str, tuple[float, ReferralRow]] = {}
@@ -187,7 +189,7 @@ class Referrals:
             return
         now = self._core.clock()
         relevant = self.decider.relevant(asked)
-        wall = walling.touched(self._core.policy.policies.walls, asked.source, asked.destination)
+        wall = walling.touched(self._core.policy.walls, asked.source, asked.destination)
         rate = self._rates.count(asked.source.name, now)
         if not wall and not relevant.history:
             decision = self.decider.decide(asked, now, first_contact=False, rate=rate)
@@ -281,7 +283,7 @@ class Referrals:
             answer = _Answer(row.answer == "allow", row.reason, row.by, min(left, self._lifetime_s))
             self._settle([packet], asked, answer, 0.0)
             return
-        own = sum(1 for one in self._prompts.values() if one.asked.source.name == asked.source.name)
+        own = self._prompts_of[asked.source.name]
         if len(self._prompts) >= self._most or own >= self._most_of_one:
             self.counters["prompts_full"] += 1
             full = PromptsFull(f"{len(self._prompts)} referrals wait for a person, {own} of {asked.source.name}")
@@ -292,6 +294,7 @@ class Referrals:
         loop = asyncio.get_running_loop()
         prompt.timer = loop.call_later(self._deadline_s, self._overdue, prompt.number)
         self._prompts[prompt.number] = self._asked[key] = prompt
+        self._prompts_of[asked.source.name] += 1
         self.counters["asked"] += 1
         row = self._row(prompt, None)
         self._tell(row, prompted=True)
@@ -319,6 +322,10 @@ class Referrals:
         prompt = self._prompts.pop(number, None)
         if prompt is not None:
             del self._asked[prompt.key]
+            source = prompt.asked.source.name
+            self._prompts_of[source] -= 1
+            if not self._prompts_of[source]:
+                del self._prompts_of[source]
             if prompt.timer is not None:
                 prompt.timer.cancel()
         return prompt

@@ -19,6 +19,7 @@ from casemate.node.policy import endpoints, store
 from casemate.node.policy.bulk import bulk
 from casemate.node.policy.endpoints import Workload
 from casemate.node.policy.ruleset import Passage, effective, patched, wall_labels
+from casemate.policy.addresses import Address
 from casemate.policy.errors import PolicyInvalid
 from casemate.policy.identity import NOBODY, Allocation, Endpoint
 from casemate.policy.parse import Document, Policies, read_documents, together
@@ -61,6 +62,7 @@ class Policy:
         #: By pod id, and the pod's id by the workload's name.
         self.workloads: dict[str, Workload] = {}
         self.names: dict[str, str] = {}
+        self._addresses: dict[Address, str] = {}
         #: Those that hold, by the workload's name, and what each lets through, by its number.
         self.quarantines: dict[str, QuarantineRow] = {}
         self.passages: dict[int, tuple[Passage, ...]] = {}
@@ -73,6 +75,8 @@ class Policy:
         self._loaded = False
         #: Whether a change of documents has reached the planner: what is refused before leaves it as it is.
         self._in_step = False
+        #: Answers' addresses under names of rules, with the address of the pod that was told.
+        self.named: Callable[[], Iterable[tuple[Endpoint, str]]] = tuple
         #: Told after each change of what holds (flows, time windows).
         self.changed: list[Callable[[], None]] = []
 
@@ -160,10 +164,23 @@ class Policy:
 
     def note(self, workload: Workload) -> None:
         old = self.workloads.get(workload.pod)
-        if old is not None and old.name != workload.name:
-            self.names.pop(old.name, None)
+        if old is not None:
+            self._unnote(old)
         self.workloads[workload.pod] = workload
         self.names[workload.name] = workload.pod
+        self._addresses.update(dict.fromkeys(workload.endpoint.addresses, workload.pod))
+
+    def _unnote(self, workload: Workload) -> None:
+        """What leads to the workload; who has its name or address by now keeps it."""
+        if self.names.get(workload.name) == workload.pod:
+            del self.names[workload.name]
+        for address in workload.endpoint.addresses:
+            if self._addresses.get(address) == workload.pod:
+                del self._addresses[address]
+
+    def at(self, address: Address) -> Workload | None:
+        """Whose *address* is, whether its pod has ever run or not."""
+        return self.workloads.get(self._addresses.get(address, ""))
 
     def worked_out(self, policies: Policies) -> tuple[RuleSet, RuleSet]:
         """The rules for the kernel and those for referrals, at this hour, if *policies* were in force."""
@@ -179,6 +196,8 @@ class Policy:
             return
         ends, rules, allocation = self.ends(), self.rules, self._allocation
         planner = await asyncio.to_thread(_planner, rules, ends, allocation)
+        for end, viewer in self.named():
+            planner.put(end, viewer=viewer)
         self.planner = planner
         await self._keep_numbers()
 
@@ -268,8 +287,7 @@ class Policy:
             workload = self.workloads.pop(pod, None)
             if workload is None:
                 return
-            if self.names.get(workload.name) == pod:
-                del self.names[workload.name]
+            self._unnote(workload)
             planner = self.planner
             if planner is None or planner.end(workload.name) is None:
                 return

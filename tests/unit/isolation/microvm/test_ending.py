@@ -41,7 +41,7 @@ def said(status: int, console: bytes = b"") -> bytes:
 )
 def test_each_end_has_its_error(bytes_: bytes, kills: int, kind: type[CasemateError], words: str) -> None:
     found = ending.explain(bytes_, kills)
-    assert type(found) is kind
+    assert isinstance(found, kind)
     assert words in found.detail
     assert "\x1b" not in found.detail
     assert ending.words(found) == f"{found.detail} ({kind.code})"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from types import SimpleNamespace
 
+from casemate.node.database import Database
 from casemate.node.dns.named import GRACE_S, MAX_OF_ONE, Named
 from casemate.policy.identity import Endpoint
 from casemate.policy.parse import parse
@@ -107,5 +109,28 @@ def test_a_pod_that_is_gone_holds_nothing_and_one_pod_holds_a_bounded_number() -
         named.viewer_gone(POD)
         await named.look()
         assert not kept.ends
+
+    asyncio.run(body())
+
+
+def test_what_was_told_is_known_in_the_next_life_and_not_after_a_reboot(tmp_path: Path) -> None:
+    async def body() -> None:
+        clock = SimpleNamespace(now=100.0)
+        db = Database(str(tmp_path / "x.db"))
+        await db.open()
+        try:
+            first = Named(Kept(), lambda: clock.now, db, "boot-1")  # type: ignore[arg-type]
+            await first.answered(POD, "a.cdn.example.org", [("192.0.2.1", 60), ("192.0.2.2", 600)])
+            clock.now += 61
+            second = Named(Kept(), lambda: clock.now, db, "boot-1")  # type: ignore[arg-type]
+            await second.load()
+            assert [(end.addresses[0].compressed, set(end.dns), viewer) for end, viewer in second.ends()] == [
+                ("192.0.2.2", {"*.cdn.example.org"}, POD)
+            ]
+            third = Named(Kept(), lambda: clock.now, db, "boot-2")  # type: ignore[arg-type]
+            await third.load()
+            assert third.ends() == []
+        finally:
+            await db.close()
 
     asyncio.run(body())
