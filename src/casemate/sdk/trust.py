@@ -5,7 +5,7 @@
     from casemate.sdk import Client
 
     trust = Client().trust
-    trust.import_feed("debian-tracker", open("debian.json", "rb"))
+    trust.import_feed("debian-tracker", open("debian.json", "rb"), date="2026-11-21")
     for upgrade in trust.scan("debian:12").upgrades:
         print(upgrade.package, upgrade.version, "->", upgrade.to or "no repair yet")
     print(trust.why("web").now.reason)

@@ -141,7 +141,7 @@ IMPORT = Command(
     "[OPTIONS] KIND FILE|FOLDER|-", import_,
     (
         value("name", "NAME", "What to call the feed (its kind); one of the same name is replaced"),
-        value("date", "YYYY-MM-DD", "The day of its content, for kinds that do not say (epss, advisories)"),
+        value("date", "YYYY-MM-DD", "The day of its content: debian-*, alpine-secdb and epss do not say it"),
         value("digest", "sha256:HEX", "What the file must hash to, as its maker says"),
         _QUIET,
     ),
@@ -149,7 +149,8 @@ IMPORT = Command(
     "Kinds: osv (a zip, tar or folder of records), debian-tracker (the tracker's JSON), debian-advisories\n"
     "(tab-separated), alpine-secdb, csaf-vex (Red Hat), epss, kev. gzip and xz are unpacked. The feed is replaced\n"
     "as a whole or not at all.",
-    ("casemate feed import debian-tracker debian.json", "casemate feed import osv --name osv-pypi PyPI-all.zip",
+    ("casemate feed import debian-tracker --date 2026-11-21 debian.json",
+     "casemate feed import osv --name osv-pypi PyPI-all.zip",
      "casemate feed import epss --date 2026-11-21 epss_scores.csv.gz"),
 )  # fmt: skip
 LS = Command("", ls)

@@ -71,6 +71,10 @@ def of_distribution(distribution: Distribution | None) -> str | None:
     )
 
 
+#: Kinds whose content does not say of which day it is.
+UNDATED: tuple[FeedKind, ...] = ("debian-tracker", "debian-advisories", "alpine-secdb", "epss")
+
+
 def kind_for(ecosystem: str) -> FeedKind:
     """The kind of feed that its own maker publishes for *ecosystem*; OSV exports where there is none."""
     return _KINDS.get(ecosystem.partition(":")[0], "osv")
@@ -78,7 +82,8 @@ def kind_for(ecosystem: str) -> FeedKind:
 
 def import_command(ecosystem: str) -> str:
     """What to type to have *ecosystem* judged."""
-    return f"`casemate feed import {kind_for(ecosystem)} FILE`"
+    kind = kind_for(ecosystem)
+    return f"`casemate feed import {kind} FILE{' --date YYYY-MM-DD' if kind in UNDATED else ''}`"
 
 
 def place_of(package: Package, distribution: str | None) -> tuple[str | None, int, str]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from casemate.trust.feed import alpine, csaf, debian, osv, scores
-from casemate.trust.feed.ecosystems import normal, of_distribution
+from casemate.trust.feed.ecosystems import import_command, normal, of_distribution
 from casemate.trust.feed.model import BY_NAME, BY_SOURCE, Affected, FeedInvalid
 from casemate.trust.feed.severity import base_score, from_score, from_word
 from casemate.trust.packages.model import Distribution
@@ -250,3 +250,15 @@ def test_a_feed_that_lies_is_refused(parse: Callable[[str, bytes], Any], data: b
     with pytest.raises(FeedInvalid) as caught:
         list(parse("t.json", data))
     assert len(caught.value.detail) < 1000
+
+
+def test_the_command_that_brings_a_feed() -> None:
+    """What an error tells people to type works as it is: kinds that do not say their day get it from the flag."""
+    for ecosystem, told in (
+        ("Debian:12", "debian-tracker FILE --date YYYY-MM-DD"),
+        ("Alpine:v3.20", "alpine-secdb FILE --date YYYY-MM-DD"),
+        ("Red Hat:9", "csaf-vex FILE"),
+        ("AlmaLinux:8", "osv FILE"),
+        ("PyPI", "osv FILE"),
+    ):
+        assert import_command(ecosystem) == f"`casemate feed import {told}`"
