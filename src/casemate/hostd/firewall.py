@@ -165,11 +165,10 @@ class Firewall:
             return await self._restore()
 
     async def _restore(self) -> list[str]:
-        began = time.monotonic()
         body, _ = self.record.read() or (_EMPTY, self.now)
         done = await self.kernel.restore(lambda: self._rows(body))
         self._unlooked = 0.0
-        self._looked = time.monotonic(), time.monotonic() - began
+        self._looked = time.monotonic(), self.kernel.compared_s
         if not done:
             return []
         self.repaired += 1

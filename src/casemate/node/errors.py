@@ -38,7 +38,10 @@ class ProjectExists(Conflict):
 class ProjectInUse(Conflict):
     code = "project.in_use"
     title = "The project is not empty"
-    remedy = "Remove what is in it first: `casemate ps -a --project NAME`, `casemate volume ls --project NAME`, `casemate policy ls --project NAME`."
+    remedy = (
+        "Remove what is in it first: `casemate ps -a --project NAME`, `casemate volume ls --project NAME`, "
+        "`casemate policy ls --project NAME`."
+    )
 
 
 class ExecNotFound(NotFound):

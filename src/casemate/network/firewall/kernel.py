@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -56,6 +57,8 @@ class Kernel:
     _socket: NftSocket = field(default_factory=NftSocket)
     followed: Followed = field(default_factory=Followed)
     holding: bool = False
+    #: Processor time that the last look at every element took.
+    compared_s: float = 0.0
     _destroys: bool = False
     _rules: dict[str, int] = field(default_factory=dict)
     #: Elements of each set, and the ruleset's generation at which they were counted.
@@ -229,6 +232,13 @@ class Kernel:
             return difference.describe()
 
     def _compared(self, rows: list[Row]) -> content.Difference:
+        began = time.thread_time()
+        try:
+            return self._difference(rows)
+        finally:
+            self.compared_s = time.thread_time() - began
+
+    def _difference(self, rows: list[Row]) -> content.Difference:
         by_set: dict[str, list[bytes]] = {name: [] for name in sorted(content.COMPARED)}
         for name, one in rows:
             if name in by_set:

@@ -114,7 +114,9 @@ class Pair:
     def _update(self) -> None:
         """Have the loop wait for what can be done now."""
         is_open = self.state == OPEN
-        reads = is_open and not self.held and not self.client_eof and not self.to_pod
+        # While answers come to their end, what is half asked is asked to its end.
+        takes = not self.held or (self.asked and not self.stopping)
+        reads = is_open and takes and not self.client_eof and not self.to_pod
         self._watch(0, self.client, IN * reads | OUT * bool(self.to_client))
         if self.pod is not None:
             wanted = IN * (not self.pod_eof and not self.to_client) | OUT * bool(self.to_pod) if is_open else OUT
@@ -224,6 +226,8 @@ class Pair:
             return
         if self.asked:
             self.asked = False
+            if self.held:
+                self._update()
             if self.replay:
                 self._forget()
                 self.unanswered = self.unanswered if self.unanswered is not None else bytearray()
@@ -356,9 +360,10 @@ class Pair:
     def stop(self) -> None:
         """From now on an end of the pod's side is its process's, and not meant for the client."""
         self.stopping = True
+        self._update()
 
     def hold(self) -> None:
-        """Take nothing more from the client; answers come to their end."""
+        """Take no further question from the client; answers come to their end."""
         self.held = True
         if self.state == OPENING:
             self._park()

@@ -66,6 +66,8 @@ class Relay:
         self._clock = clock
         self._epoll = select.epoll()
         self._handlers: dict[int, Callable[[int, int], None]] = {}
+        #: Descriptors whose events bring other descriptors.
+        self._sources: set[int] = set()
         self.now = clock()
         self.buffer = memoryview(bytearray(_BUFFER_BYTES))
         self.ended = False
@@ -103,7 +105,9 @@ class Relay:
         """Wait for events, at most so long, and do what is due."""
         events = self._epoll.poll(patience_s, _EVENTS_A_TURN)
         self.now = self._clock()
-        for number, what in events:
+        # What brings new descriptors comes last: one may get the number of another that was closed in this turn, and
+        # an event that was meant for that one.
+        for number, what in sorted(events, key=lambda event: event[0] in self._sources):
             handler = self._handlers.get(number)
             if handler is None:
                 continue
@@ -126,6 +130,7 @@ class Relay:
         """Have *handler* called when the descriptor *number* can be read."""
         self._epoll.register(number, select.EPOLLIN)
         self._handlers[number] = handler
+        self._sources.add(number)
 
     def remove(self, number: int) -> None:
         self.unwatch(number)
@@ -138,6 +143,7 @@ class Relay:
             self._handlers[number] = pair.on_event
 
     def unwatch(self, number: int) -> None:
+        self._sources.discard(number)
         if self._handlers.pop(number, None) is not None:
             with contextlib.suppress(OSError):
                 self._epoll.unregister(number)

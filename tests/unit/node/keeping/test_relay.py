@@ -14,7 +14,7 @@ import pytest
 from casemate.hostd.protocol_keeping import RELAY_ANSWER, RELAY_REQUEST
 from casemate.node.keeping import relay as relay_module
 from casemate.node.keeping import wire
-from casemate.node.keeping.pair import DOUBT_S, MAX_REPLAY_BYTES, OPEN, QUIET_S
+from casemate.node.keeping.pair import DOUBT_S, GONE, IN, MAX_REPLAY_BYTES, OPEN, QUIET_S, reset
 from casemate.node.keeping.relay import Relay
 
 TURNS = 50
@@ -260,6 +260,20 @@ def test_a_client_that_asks_again_had_its_answer(site: Site) -> None:
     _passes(site, other, client, b"answer")
 
 
+def test_a_question_that_is_half_asked_is_asked_to_its_end(site: Site) -> None:
+    client, pod = site.connected()
+    _passes(site, client, pod, b"half a ")
+    site.hold()
+    _passes(site, client, pod, b"question")
+    _passes(site, pod, client, b"answer")
+    client.sendall(b"another")
+    site.later(2 * QUIET_S)
+    assert site.of(wire.Drained) == [wire.Drained(site.address[0], 1, 0)]
+    pod.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        pod.recv(100)
+
+
 def test_an_end_before_the_stop_is_the_pods_own(site: Site) -> None:
     client, pod = site.connected()
     _passes(site, client, pod, b"q")
@@ -346,6 +360,36 @@ def test_a_cut_takes_whom_it_names(site: Site) -> None:
     site.relay.on_message(wire.Cut("127.0.0.1", site.address[0], site.address[1]), [])
     assert _is_reset(client)
     assert _is_reset(pod)
+
+
+def test_a_number_that_is_used_again_gets_no_event_of_another(site: Site) -> None:
+    """In one turn a connection is reset and another accepted: the kernel gives it the number that became free."""
+    _, pod = site.connected()
+    (pair,) = site.relay.pairs
+    number, listener = pair.client.fileno(), site.relay._listener
+    assert pair.pod
+    assert listener
+    reset(pod)
+    new = site.client()
+    events = [(pair.pod.fileno(), GONE | IN), (listener.fileno(), IN), (number, GONE)]
+    site.relay._epoll = _Epoll(site.relay._epoll, events)  # type: ignore[assignment]
+    site.relay.turn(0)
+    assert [one.peer for one in site.relay.pairs] == [new.getsockname()]
+    assert [one.client.fileno() for one in site.relay.pairs] == [number]
+
+
+class _Epoll:
+    """An epoll that tells of *events*, in their order."""
+
+    def __init__(self, real: Any, events: list[tuple[int, int]]) -> None:
+        self._real, self._events = real, events
+
+    def poll(self, *_: object) -> list[tuple[int, int]]:
+        told, self._events = self._events, []
+        return told
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
 
 
 def test_bounds(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
