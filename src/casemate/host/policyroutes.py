@@ -53,8 +53,8 @@ def rules(sock: RouteSocket) -> set[tuple[int, int, int]]:
 def ensure_local(mark: int, mask: int, table: int, priority: int) -> bool:
     """Packets with *mark* under *mask* are this host's own, whatever their destination; whether that had to be made.
 
-    A rule before it (*priority* - 1) is for the question where a source would be reached, which the kernel asks with the
-    mark too where ``src_valid_mark`` is set (by wg-quick, for all interfaces): it comes from the loopback, and is
+    A rule before it (*priority* - 1) is for the question where a source would be reached, which the kernel asks with
+    the mark too where ``src_valid_mark`` is set (by wg-quick, for all interfaces): it comes from the loopback, and is
     answered by the main table. Raises :class:`NetlinkFailed`.
     """
     with RouteSocket() as sock:

@@ -7,7 +7,7 @@ import http.client
 import json
 import socket
 import ssl
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import Any
 from urllib.parse import urlencode
 
@@ -101,7 +101,7 @@ class Transport:
 
 
 @contextlib.contextmanager
-def _whole(method: str, path: str) -> Iterator[None]:
+def _whole(method: str, path: str) -> Generator[None]:
     """A daemon that goes away in the middle of its answer is away."""
     try:
         yield

@@ -229,5 +229,5 @@ class PodSpec(Value, frozen=True):
 
 def furthest(*kinds: Template | None) -> Template:
     """The one of *kinds* that keeps machines the furthest apart; ``shared`` where none is named."""
-    named = [one for one in kinds if one is not None]
+    named: list[Template] = [one for one in kinds if one is not None]
     return max(named, key=TEMPLATES.index) if named else "shared"

@@ -89,8 +89,9 @@ class Decider:
         """*rule* without its condition where that holds for every connection of this kind; None where it never does."""
         if rule.condition is None or _PASSING.search(rule.condition.source):
             return rule
-        place = (asked.protocol, asked.port) if _PLACE.search(rule.condition.source) else (None, 0)
-        key = (id(rule), asked.source, asked.destination, *place)
+        placed = _PLACE.search(rule.condition.source) is not None
+        protocol, port = (asked.protocol, asked.port) if placed else (None, 0)
+        key = (id(rule), asked.source, asked.destination, protocol, port)
         held = self._held.get(key)
         if held is None:
             if len(self._held) >= MAX_KEPT:
