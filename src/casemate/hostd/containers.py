@@ -229,6 +229,7 @@ async def start(context: Context, pod: Pod, container: Container) -> None:
         raise WrongState(f"container {container.record.spec.name} is {phase}, not created or exited", phase=phase)
     level = context.levels.find(pod.record.spec.level)
     try:
+        mounting.demand_sources(context, container)
         # Nothing is awaited from here to the record: a firewall made anew publishes what is recorded as running.
         await pods.open_ports(context, pod)
         # Recorded before: a crash in between leaves "running", which the next start of hostd compares with the kernel.

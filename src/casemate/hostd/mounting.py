@@ -95,6 +95,36 @@ async def mount(context: Context, pod: Pod, container: Container) -> tuple[list[
         os.close(number)
 
 
+def demand_sources(context: Context, container: Container) -> None:
+    """That what was bound when *container* was created was not removed since.
+
+    The mount would go on with the removed folder, which nobody else sees. Raises :class:`NotFound`; the next start
+    opens the path anew.
+    """
+    folder = context.folders.bundle(container.id) / "binds"
+    for index, one in enumerate(container.record.spec.mounts):
+        if not isinstance(one, BindMount | VolumeMount):
+            continue
+        bound = (folder / str(index)).stat()
+        if bound.st_nlink == 0 and not (isinstance(one, BindMount) and _is_at(one.source, bound)):
+            what = (
+                f"host path {one.source[:300]!r}"
+                if isinstance(one, BindMount)
+                else f"the folder of volume {one.volume}"
+            )
+            raise NotFound(
+                f"{what} was removed or replaced after the container was created",
+                remedy="Put it back, and start the container again.",
+            )
+
+
+def _is_at(path: str, status: os.stat_result) -> bool:
+    """Whether *path* is that file: some file systems in user space count no links at all."""
+    with contextlib.suppress(OSError):
+        return os.path.samestat(Path(path).stat(), status)
+    return False
+
+
 def userns_of(context: Context, pod: Pod) -> int:
     """A descriptor of the pod's user namespace, or of one like it where the pod is a machine; the caller closes it."""
     pins = context.folders.pins(pod.record.spec)

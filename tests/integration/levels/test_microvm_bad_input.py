@@ -102,6 +102,29 @@ def test_a_volume_that_was_never_there(pair: Daemons, vm: Run, tmp_path: Path) -
     nothing_is_left(pair, vm)
 
 
+@pytest.mark.parametrize("level", [("--isolation", "namespace"), MICROVM], ids=["namespace", "microvm"])
+def test_a_volume_that_vanishes_between_create_and_start(
+    pair: Daemons, vm: Run, tmp_path: Path, level: tuple[str, ...]
+) -> None:
+    folder = tmp_path / "goes"
+    folder.mkdir()
+    mount = f"type=bind,source={folder},target=/host"
+    assert vm("create", "--name", "bereft", *level, "--mount", mount, "busybox", "ls", "/host").returncode == 0
+    try:
+        folder.rmdir()
+        for _ in range(2):  # what is bound, and then what the path leads to
+            done = vm("start", "bereft")
+            assert done.returncode == 125
+            assert "goes" in done.stderr
+            assert "remedy: " in done.stderr
+        folder.mkdir()
+        (folder / "back").touch()
+        assert vm("start", "-a", "bereft").stdout == "back\n"
+    finally:
+        vm("rm", "-f", "bereft")
+    nothing_is_left(pair, vm)
+
+
 def test_two_containers_of_one_name_in_a_pod(pair: Daemons, vm: Run) -> None:
     assert vm("pod", "create", *MICROVM, "--name", "twice").returncode == 0
     try:
