@@ -268,7 +268,7 @@ def test_exec_process_document(host: harness.Host, sleeper: str, tmp_path: Path)
 
 def test_exec_of_what_is_not_there(host: harness.Host, sleeper: str) -> None:
     done = host.vm("exec", sleeper, "nothing")
-    assert done.returncode == 1
+    assert done.returncode == 255
     assert "executable file not found" in done.stderr
 
 
@@ -298,7 +298,7 @@ def test_a_terminal(host: harness.Host, sleeper: str) -> None:
 def test_pause_and_resume(host: harness.Host, sleeper: str) -> None:
     assert host.vm("pause", sleeper).returncode == 0
     assert host.state_of(sleeper)["status"] == "paused"
-    assert host.vm("exec", sleeper, "true").returncode == 1
+    assert host.vm("exec", sleeper, "true").returncode == 255
     assert host.vm("resume", sleeper).returncode == 0
     assert host.vm("exec", sleeper, "true").returncode == 0
 
@@ -315,5 +315,5 @@ def test_a_name_can_be_taken_once(host: harness.Host, sleeper: str, base_layer: 
 
 
 def test_features_and_version(host: harness.Host) -> None:
-    assert json.loads(host.vm("features").stdout)["ociVersionMax"] == "1.0.2"
-    assert "spec: 1.0.2" in host.vm("--version").stdout
+    assert json.loads(host.vm("features").stdout)["ociVersionMax"] == "1.1.0"
+    assert "spec: 1.1.0" in host.vm("--version").stdout

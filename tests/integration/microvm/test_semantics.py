@@ -145,7 +145,7 @@ def test_flags_of_an_exec(host: harness.Host, base_layer: Path) -> None:
         for refused in (["--cap", "CAP_NONE"], ["--apparmor", "x"], ["--preserve-fds", "1"], ["--cgroup", "x"]):
             assert host.vm("exec", *refused, "execs", "true").returncode == 255
         # A terminal in the foreground without one of the caller's: what it shows is standard output.
-        assert host.vm("exec", "--tty", "execs", "tty", input="").stdout == "/dev/pts/0\r\n"
+        assert host.vm("exec", "--tty", "execs", "tty", input="").stdout == "/dev/pts/0\n"
         assert host.vm("pause", "execs").returncode == 0
         paused = host.vm("exec", "execs", "true")
         assert (paused.returncode, "cannot exec in a paused container" in paused.stderr) == (255, True)
