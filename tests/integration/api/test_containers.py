@@ -34,9 +34,10 @@ def code_of(error: pytest.ExceptionInfo[ApiError]) -> str:
 
 
 def sleeper(daemons: Daemons, image: str, name: str, **fields: object) -> str:
-    created = daemons.client.create(image, ["sh", "-c", "trap 'exit 7' TERM; while :; do sleep 0.1; done"],
-                                    name=name, **fields)  # fmt: skip
+    script = "trap 'exit 7' TERM; echo listens; while :; do sleep 0.1; done"
+    created = daemons.client.create(image, ["sh", "-c", script], name=name, **fields)
     daemons.client.start(created.id)
+    next(daemons.client.logs(created.id, follow=True))  # from here on TERM has its trap
     return created.id
 
 

@@ -350,13 +350,17 @@ def test_cancel_and_kill_leave_nothing_half_visible(store, registry, tmp_path):
                 return process
 
             def progress(report):
-                if report.stage == "downloading":
+                if report.stage == "downloading" and not started.is_set():
+                    # Not before it is interrupted does it go on: else it may be through by then.
+                    os.kill(workers[0].pid, signal.SIGSTOP)
                     started.set()
 
             task = asyncio.ensure_future(run_job(job, progress, timeout_s=60, start=start))
             await started.wait()
             if how == "cancel":
                 task.cancel()
+                await asyncio.sleep(0)  # TERM is on its way when it goes on
+                os.kill(workers[0].pid, signal.SIGCONT)
             else:
                 os.kill(workers[0].pid, how)
             with pytest.raises((asyncio.CancelledError, Exception)):
