@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import select
 import socket
 import struct
+import termios
 from typing import Protocol
 
 from casemate.node.keeping.wire import Address
@@ -23,6 +25,13 @@ WAITING, OPENING, OPEN, PARKED, OVER = range(5)
 QUIET_S = 0.05
 #: A connection whose last answer may have been cut off is reset when its client says nothing for so long.
 DOUBT_S = 5.0
+#: A pod answers a first packet within milliseconds; what is not answered by then is begun anew, so often in all.
+OPEN_S, MAX_OPENINGS = 1.0, 5
+#: Bytes that nobody passes on for so long are a fault of the relay: their connection is reset, not left in silence.
+STUCK_S = 5.0
+#: So long after it was held a connection is looked at.
+LOOK_S = 60.0
+_MAX_CATCH_UP = 16
 #: What one connection may have asked and still be asked again.
 MAX_REPLAY_BYTES = 256 << 10
 _NO_LINGER, _LINGER = struct.pack("=ii", 1, 0), struct.pack("=ii", 0, 0)
@@ -49,6 +58,9 @@ class Loop(Protocol):
     def keep_bytes(self, count: int) -> bool:
         """Account for *count* more (or, below 0, fewer) bytes kept; False when there is no room."""
         ...
+
+    def expect(self, pair: Pair, within_s: float) -> None:
+        """Call its ``late`` unless this is called again within that time (0: nothing is expected any more)."""
 
     def over(self, pair: Pair) -> None:
         """The pair has ended."""
@@ -78,6 +90,10 @@ def reset(one: socket.socket) -> None:
     one.close()
 
 
+def _has_bytes(one: socket.socket) -> bool:
+    return bool(struct.unpack("=i", fcntl.ioctl(one.fileno(), termios.FIONREAD, bytes(4)))[0])
+
+
 def _end(one: socket.socket) -> None:
     """Close with what is on its way still told."""
     with contextlib.suppress(OSError):
@@ -89,9 +105,9 @@ class Pair:
     """*own* is the pod's address and port, *peer* the client's; *replay*: whether its port is safe for it."""
 
     __slots__ = (
-        "_loop", "_masks", "answered_at", "asked", "client", "client_eof", "doubt_until", "held", "is_doubtful", "own",
-        "peer", "pod", "pod_eof", "replay", "replayed", "state", "stopping", "to_client", "to_pod", "unanswered",
-        "was_reset",
+        "_loop", "_masks", "_seen", "answered_at", "asked", "asking", "client", "client_eof", "doubt_until",
+        "held", "is_doubtful", "look_until", "openings", "own", "passed", "peer", "pod", "pod_eof", "replay",
+        "replayed", "state", "stopping", "to_client", "to_pod", "unanswered", "was_reset",
     )  # fmt: skip
 
     def __init__(self, loop: Loop, client: socket.socket, peer: Address, own: Address, *, replay: bool) -> None:
@@ -101,7 +117,13 @@ class Pair:
         self.pod: socket.socket | None = None
         self.state = WAITING
         self.is_doubtful = self.stopping = self.was_reset = False
-        self.doubt_until = 0.0
+        self.doubt_until = self.look_until = 0.0
+        #: Connections to the pod that were begun since the last that opened; reads of either side.
+        self.openings = self.passed = 0
+        #: The number under which hostd is asked for the pod; 0: it is not.
+        self.asking = 0
+        #: *passed* when bytes were first seen to wait, and when that was.
+        self._seen = -1, 0.0
         self.held = self.asked = self.client_eof = self.pod_eof = self.replayed = False
         self.answered_at = float("-inf")
         self.to_pod, self.to_client = bytearray(), bytearray()
@@ -181,6 +203,7 @@ class Pair:
             self.client_eof = True
             self._pass_ends()
             return
+        self.passed += 1
         self.asked = True
         self.is_doubtful, self.doubt_until = False, 0.0
         if self.replay:
@@ -224,7 +247,12 @@ class Pair:
         if not count:
             self._pod_ended(was_reset=False)
             return
-        if self.asked:
+        self.passed += 1
+        if self.asked and self.to_pod:
+            # It answers what it has not whole yet: neither answered nor to be asked again.
+            self._forget()
+            self.unanswered = None
+        elif self.asked:
             self.asked = False
             if self.held:
                 self._update()
@@ -296,8 +324,22 @@ class Pair:
             return
         prepare(pod)
         self.pod, self.state = pod, OPENING
+        self.openings += 1
+        self._loop.expect(self, OPEN_S)
         self._masks[1] = -1
         self._update()
+
+    def late(self) -> None:
+        """What was expected did not come: the pod's answer is asked for anew, so often; then there is none."""
+        if self.state == OPENING and not self.held and self.openings < MAX_OPENINGS:
+            self._close_pod()
+            self._wait()
+        elif self.state in {WAITING, OPENING}:
+            self.failed()
+
+    def _wait(self) -> None:
+        self.state = WAITING
+        self._loop.ask_for_pod(self)
 
     def failed(self) -> None:
         """The pod cannot be connected to."""
@@ -308,6 +350,8 @@ class Pair:
 
     def _opened(self) -> None:
         self.state = OPEN
+        self.openings = 0
+        self._loop.expect(self, 0)
         if self.is_doubtful:
             self.doubt_until = self._loop.now + DOUBT_S
         if self.asked and self.unanswered:
@@ -319,7 +363,8 @@ class Pair:
 
     def _pod_ended(self, *, was_reset: bool) -> None:
         if self.stopping and self._may_move():
-            self.is_doubtful = not self.asked and not self.is_quiet
+            # The kernel resets where something was not read: a question behind the one that was answered.
+            self.is_doubtful = not self.asked and (was_reset or not self.is_quiet)
             self._park()
         elif was_reset or (self.stopping and self.asked):
             self.reset()
@@ -338,7 +383,8 @@ class Pair:
     def _park(self) -> None:
         self._close_pod()
         self.to_pod.clear()
-        self.state = PARKED
+        self.state, self.openings = PARKED, 0
+        self._loop.expect(self, 0)
         self._update()
 
     def _close_pod(self) -> None:
@@ -378,18 +424,44 @@ class Pair:
 
     def resume(self, *, anew: bool) -> None:
         """Go on, with a new connection where there is none (*anew*: in any case); ended where that cannot be."""
+        if self.stopping:
+            self._catch_up()
         self.held = self.stopping = False
+        self.look_until = self._loop.now + LOOK_S
         if self.state == OPEN and anew:
             if not self._may_move():
                 self.reset()
                 return
             self.is_doubtful = not self.asked and not self.is_quiet
             self._park()
-        if self.state == PARKED:
-            self.state = WAITING
-            self._loop.ask_for_pod(self)
+        if self.state in {PARKED, WAITING}:
+            # An answer that is on its way may lead to the process that is gone.
+            self._wait()
         else:
             self._update()
+
+    def _catch_up(self) -> None:
+        """Take what the process that went away said last, and its end, though a busy relay has not come to it yet."""
+        for _ in range(_MAX_CATCH_UP):
+            passed = self.passed
+            if self.state == OPEN and not self.pod_eof and not self.to_client:
+                self._read_pod()
+            if self.passed == passed:
+                return
+
+    def is_stuck(self) -> bool:
+        """Whether bytes have waited for :data:`STUCK_S` that nothing hinders from being passed on.
+
+        A fault of the relay's own, whichever; to be asked about once a second or so.
+        """
+        waits = self.state == OPEN and not self.held and self.pod is not None and (
+            (not self.client_eof and not self.to_pod and _has_bytes(self.client))
+            or (not self.pod_eof and not self.to_client and _has_bytes(self.pod))
+        )  # fmt: skip
+        if not waits or self._seen[0] != self.passed:
+            self._seen = self.passed if waits else -1, self._loop.now
+            return False
+        return self._loop.now - self._seen[1] >= STUCK_S
 
     # --- the end --------------------------------------------------------------------------------------------------
 

@@ -31,6 +31,8 @@ MAX_PAIRS, MAX_OF_PORT, MAX_OF_CLIENT = 8192, 4096, 1024
 MAX_KEPT_BYTES = 64 << 20
 #: How long hostd may take to begin a connection.
 ASK_S = 5.0
+#: Requests without an answer at a time: hostd does not wait until there is room for its answers.
+MAX_ASKED = 64
 _ACCEPTS_A_TURN = 64
 _EVENTS_A_TURN = 512
 _BUFFER_BYTES = 256 << 10
@@ -84,6 +86,8 @@ class Relay:
         self._hostd: socket.socket | None = None
         self._asked: dict[int, tuple[Pair, float]] = {}
         self._to_ask: deque[Pair] = deque()
+        #: Until when something has to have become of a pair.
+        self._due: dict[Pair, float] = {}
         self._number = 0
         self._told: tuple[object, object] | None = None
         self._next_tell = self._next_timers = 0.0
@@ -124,7 +128,7 @@ class Relay:
     def _patience(self) -> float:
         if any(hold.drain_until or hold.resuming is not None for hold in self._holds.values()):
             return _DRAIN_LOOK_S
-        return _TIMERS_S if self._holds or self._asked or self._to_ask else _TELL_S
+        return _TIMERS_S if self._holds or self._asked or self._to_ask or self._due else _TELL_S
 
     def add(self, number: int, handler: Callable[[int, int], None]) -> None:
         """Have *handler* called when the descriptor *number* can be read."""
@@ -194,6 +198,7 @@ class Relay:
         self.add(channel, self._on_hostd)
         # What the last hostd was asked it does not answer any more.
         for pair, _ in self._asked.values():
+            pair.asking = 0
             self._to_ask.append(pair)
         self._asked.clear()
         self._ask()
@@ -238,8 +243,15 @@ class Relay:
             pair.hold()
         self.ask_for_pod(pair)
 
+    def expect(self, pair: Pair, within_s: float) -> None:
+        if within_s:
+            self._due[pair] = self.now + within_s
+        else:
+            self._due.pop(pair, None)
+
     def over(self, pair: Pair) -> None:
         self.pairs.discard(pair)
+        self._due.pop(pair, None)
         _less(self._of_port, pair.own)
         _less(self._of_client, (pair.peer[0], pair.own))
         of_pod = self._of_pod.get(pair.own[0], set())
@@ -256,16 +268,19 @@ class Relay:
     # --- hostd ----------------------------------------------------------------------------------------------------
 
     def ask_for_pod(self, pair: Pair) -> None:
+        # Whether hostd is there or not.
+        self.expect(pair, ASK_S)
+        pair.asking = 0
         self._to_ask.append(pair)
         self._ask()
 
     def _ask(self) -> None:
-        while self._to_ask and self._hostd is not None:
+        while self._to_ask and self._hostd is not None and len(self._asked) < MAX_ASKED:
             pair = self._to_ask[0]
-            if pair.state != WAITING:
+            if pair.state != WAITING or pair.asking:
                 self._to_ask.popleft()
                 continue
-            self._number = self._number + 1 & 0xFFFFFFFF
+            self._number = self._number % 0xFFFFFFFF + 1
             beside = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [pair.client.fileno()]))]
             try:
                 self._hostd.sendmsg([RELAY_REQUEST.pack(self._number)], beside, socket.MSG_NOSIGNAL)
@@ -276,6 +291,7 @@ class Relay:
                 return
             self._to_ask.popleft()
             self._asked[self._number] = pair, self.now + ASK_S
+            pair.asking = self._number
 
     def _hostd_lost(self) -> None:
         """casemate-hostd went away: casemated gives another channel when it is back; nobody waits for long."""
@@ -300,9 +316,9 @@ class Relay:
             number, why = RELAY_ANSWER.unpack(data)
             found = [array.array("i", content[:4])[0] for _, kind, content in beside if kind == socket.SCM_RIGHTS]
             pair, _ = self._asked.pop(number, (None, 0.0))
-            if pair is None or pair.state != WAITING:
+            if pair is None or pair.state != WAITING or pair.asking != number:
                 for one in found:
-                    os.close(one)
+                    reset(socket.socket(fileno=one))
             elif why or not found:
                 self.counted["failed"] += 1
                 pair.failed()
@@ -361,16 +377,26 @@ class Relay:
                         pair.stop()
                     self._tell(wire.Drained(address, len(pairs) - busy, busy))
         for number in [one for one, (_, until) in self._asked.items() if until <= self.now]:
-            pair, _ = self._asked.pop(number)
-            if pair.state == WAITING:
-                self.counted["failed"] += 1
-                pair.failed()
+            # Its pair is late by then, or has another.
+            del self._asked[number]
         self._ask()
         for pair in [one for one in self.pairs if 0 < one.doubt_until <= self.now]:
             self._reset(pair)
+        for pair in [one for one, until in self._due.items() if until <= self.now]:
+            del self._due[pair]
+            self.counted["failed"] += pair.state == WAITING
+            pair.late()
         if self.now >= self._next_tell:
             self._next_tell = self.now + _TELL_S
+            self._reset_forgotten()
             self.tell_state()
+
+    def _reset_forgotten(self) -> None:
+        """Whatever went wrong, nobody waits in silence: held without a hold, or bytes that are not passed on."""
+        for pair in list(self.pairs):
+            if (pair.held and pair.own[0] not in self._holds) or (pair.look_until > self.now and pair.is_stuck()):
+                note(f"a connection of port {pair.own[1]} got stuck (state {pair.state}): reset")
+                self._reset(pair)
 
     def _look_at_resuming(self, address: str, hold: _Hold) -> None:
         assert hold.resuming is not None
