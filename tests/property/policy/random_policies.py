@@ -68,7 +68,8 @@ peers = st.one_of(
 named = st.builds(NamedPort, st.sampled_from(["web", "dns"]), st.sampled_from([Protocol.TCP, Protocol.UDP]), PORTS)
 port_ranges = st.tuples(PORTS, PORTS).map(sorted)
 port_matches = st.one_of(
-    st.builds(lambda p, r: PortMatch(p, r[0], r[1]), PROTOCOLS, port_ranges),
+    # What has no ports can be named as a whole alone: no document says more.
+    st.builds(lambda p, r: PortMatch(p, r[0], r[1]), PROTOCOLS.filter(lambda p: p is not Protocol.OTHER), port_ranges),
     st.builds(PortMatch, st.none() | st.just(Protocol.TCP), name=st.sampled_from(["web", "dns"])),
     st.builds(PortMatch, PROTOCOLS),
 )
