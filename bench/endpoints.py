@@ -17,6 +17,7 @@ from collections import deque
 from dataclasses import replace
 from pathlib import Path
 
+# What follows is imported from this checkout, which need not be installed: hence below this line (E402).
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[1] / "src")]
 
 from measure import machine  # noqa: E402

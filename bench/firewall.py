@@ -58,6 +58,7 @@ def pod(lab: Lab, end: int, address: str, interface: str, mac: str) -> None:
 def within(end: int, argv: list[str], **more: object) -> subprocess.Popen[bytes]:
     """A program in a namespace."""
     net = f"--net=/proc/{os.getpid()}/fd/{end}"
+    # Popen's overloads cannot be told from what is passed on.
     return subprocess.Popen(["nsenter", net, *argv], stdout=subprocess.PIPE, **more)  # type: ignore[call-overload, no-any-return]
 
 

@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+# What follows is imported from this checkout, which need not be installed: hence below this line (E402).
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests/integration/microvm")]
 
 import harness  # noqa: E402

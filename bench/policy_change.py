@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+# What follows is imported from this checkout, which need not be installed: hence below this line (E402).
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[1] / "src")]
 
 from tests.integration.daemons import Daemons, running_daemons  # noqa: E402

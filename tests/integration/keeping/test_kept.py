@@ -14,21 +14,11 @@ from pathlib import Path
 
 import pytest
 from tests.integration.keeping.kept import PORT, Kept, Lines
+from tests.integration.policy.world import SHOP
 
 from casemate.sdk import ApiError
 from casemate.spec.api import policy as schema
 
-SHOP = """
-apiVersion: casemate/v1
-kind: Policy
-metadata: {name: shop}
-spec:
-  segments:
-    web: {select: {matchLabels: {app: web}}}
-    db: {select: {matchLabels: {app: db}}, default: {ingress: deny}}
-  rules:
-    - {from: [{segment: web}], to: [{segment: db}], ports: [tcp/7000], action: allow}
-"""
 ASK = """
 apiVersion: casemate/v1
 kind: Policy

@@ -9,24 +9,13 @@ import threading
 import time
 
 import pytest
-from tests.integration.policy.world import World
+from tests.integration.policy.world import SHOP, World
 
 from casemate.sdk import ApiError
 from casemate.spec.api import RestartRequest
 from casemate.spec.api import policy as schema
 
 PORT = 7000
-SHOP = """
-apiVersion: casemate/v1
-kind: Policy
-metadata: {name: shop}
-spec:
-  segments:
-    web: {select: {matchLabels: {app: web}}}
-    db: {select: {matchLabels: {app: db}}, default: {ingress: deny}}
-  rules:
-    - {from: [{segment: web}], to: [{segment: db}], ports: [tcp/7000], action: allow}
-"""
 BANKS = """
 apiVersion: casemate/v1
 kind: Policy

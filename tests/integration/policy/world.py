@@ -26,6 +26,18 @@ from casemate.spec.api import policy as schema
 
 T = TypeVar("T")
 CLONE_NEWNET = 0x40000000
+#: Who is called web may reach who is called db at 7000, and nobody else.
+SHOP = """
+apiVersion: casemate/v1
+kind: Policy
+metadata: {name: shop}
+spec:
+  segments:
+    web: {select: {matchLabels: {app: web}}}
+    db: {select: {matchLabels: {app: db}}, default: {ingress: deny}}
+  rules:
+    - {from: [{segment: web}], to: [{segment: db}], ports: [tcp/7000], action: allow}
+"""
 #: A server that says a line to each connection; on TERM it first serves whoever is in its queue.
 SERVER = r"""
 #include <arpa/inet.h>
