@@ -220,7 +220,7 @@ class Firewall:
         self._elements = body.counts()
         made: list[str] = []
         if self.kernel.is_there() and self.kernel.stamp() == self.now.generation & 0xFFFFFFFF:
-            await self.kernel.change(Change(flush=("hardware4",), adds=self._hardware()))
+            await self.kernel.change(Change(flush=("own4",), adds=self._hardware()))
         else:
             await self._make(body)
             made.append(f"made the firewall's table inet {self.kernel.spec.table}")

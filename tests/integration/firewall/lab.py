@@ -244,6 +244,7 @@ def new_lab() -> Lab:
                 if name == "out0":
                     host.add_route("198.51.100.0/24", link.index)
                     host.add_neighbour(link.index, OUTSIDE, MAC_W)
+                    host.add_route("0.0.0.0/0", link.index, gateway=OUTSIDE)
         _sysctl("net/ipv4/conf/all/rp_filter", "0")
         _sysctl("net/ipv4/ip_forward", "1")
         with contextlib.suppress(OSError):

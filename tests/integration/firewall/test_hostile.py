@@ -13,6 +13,7 @@ from tests.integration.firewall.lab import (
     MAC_A,
     OUTSIDE,
     ROUTER_MAC,
+    SYN,
     TCP,
     UDP,
     Lab,
@@ -174,6 +175,41 @@ def test_a_pod_with_too_many_connections_gets_no_more_and_others_do(open_lab: La
     middle = Packet(A, C, TCP, flags=ACK, sequence=1001, acknowledged=5001)
     assert open_lab.passes([middle]) == [True], "what is open lives on"
     assert counted(open_lab, "crowded") == 1
+
+
+def test_the_short_way_lets_nothing_through_that_the_long_way_would_not(open_lab: Lab) -> None:
+    """An exact port that is allowed is asked for by one rule, before all others: still not by a pod with too many
+    connections, not to a metadata service that somebody gave an identity, not with another's address or options, and
+    no packet that is none of its connection.
+    """
+    lab, port = open_lab, 8080
+    metadata = METADATA[0]
+    rows = [verdict_row(0, IDS[A], IDS[B], kind, port, port, ALLOW) for kind in (TCP, UDP)]
+    rows += [verdict_row(0, IDS[A], 700, TCP, port, port, ALLOW), endpoint(metadata, 700)]
+    lab.change(Change(adds=rows, generation=2))
+
+    def allowed() -> int:
+        return counted(lab, "allowed")
+
+    before = allowed()
+    assert lab.connect(A, B, port)
+    assert lab.passes([Packet(A, B, UDP, port)]) == [True]
+    assert allowed() == before + 2
+    assert lab.passes([Packet(A, metadata, TCP, port)], at=lab.w) == [False]
+    assert counted(lab, "metadata") == 1
+    assert lab.passes([Packet(C, B, TCP, port, 41_000, options=b"\x01" * 4)]) == [False]
+    assert lab.passes([Packet(X, B, TCP, port, 41_001)]) == [False]
+    open_flow = {"protocol": TCP, "port": port, "sequence": 1001, "acknowledged": 5001}
+    assert lab.passes([Packet(A, B, flags=ACK, **open_flow)]) == [True]
+    assert lab.passes([Packet(A, B, flags=ACK, options=b"\x01" * 4, **open_flow)]) == [False]
+    invalid = counted(lab, "invalid")
+    assert lab.passes([Packet(A, B, flags=SYN | 1, **open_flow)]) == [False]
+    assert counted(lab, "invalid") == invalid + 1
+    lab.change(Change(adds=[sets.address_set_row("crowded", address(A), 60_000)]))
+    assert lab.passes([Packet(A, B, kind, port, 41_002) for kind in (TCP, UDP)]) == [False, False]
+    assert lab.passes([Packet(A, B, flags=ACK, **open_flow)]) == [True], "what is open lives on"
+    lab.change(Change(deletes=rows[:2], adds=[verdict_row(0, IDS[A], IDS[B], TCP, port, port, DENY)], generation=3))
+    assert lab.passes([Packet(A, B, flags=ACK, **open_flow)]) == [False]
 
 
 def test_shares_of_tracked_connections() -> None:

@@ -206,15 +206,16 @@ def test_a_policy_that_tightens_cuts_what_is_open_and_nothing_else(lab: Lab) -> 
 
 
 @pytest.mark.parametrize("kind", [UDP, ICMP])
-@pytest.mark.parametrize("based", [False, True], ids=["pair", "bases"])
-def test_what_is_open_is_judged_by_what_holds_now_however_often_that_changes(lab: Lab, kind: int, based: bool) -> None:
+@pytest.mark.parametrize("way", ["port", "pair", "bases"])
+def test_what_is_open_is_judged_by_what_holds_now_however_often_that_changes(lab: Lab, kind: int, way: str) -> None:
     """The same connection over many generations, verdicts and identities of its ends: the kernel only ever adds to a
     connection's label, so nothing may depend on what an earlier judgement left there.
     """
     source, destination = IDS[A], IDS[B]
-    verdicts = {word: verdict_row(2, source, destination, 0, 0, 0, word) for word in (ALLOW, AUDIT)}
+    table, place = (0, (kind, 8, 8) if kind == ICMP else (kind, 80, 80)) if way == "port" else (2, (0, 0, 0))
+    verdicts = {word: verdict_row(table, source, destination, *place, word) for word in (ALLOW, AUDIT)}
     other = 0x2BCD
-    if based:
+    if way == "bases":
         egress, ingress = 1 << 23, (1 << 23) + 3
         rows = [row for one in (source, other) for row in sets.base_rows(one, egress + (one == other), 7)]
         rows += sets.base_rows(destination, 8, ingress)
@@ -224,7 +225,7 @@ def test_what_is_open_is_judged_by_what_holds_now_however_often_that_changes(lab
     lab.make(base(lab, *rows), 1)
     lab.flush_connections()
     packet = Packet(A, B, kind, 8 if kind == ICMP else 80, 4321)
-    chance = random.Random(kind + based)
+    chance = random.Random(f"{kind} {way}")
     now: Row | None = None
     identity = source
     for generation in range(2, 80):

@@ -88,8 +88,9 @@ class Kernel:
             for one in ALL_SETS:
                 batch.new_set(one)
             rules.add_table(batch, self.spec)
-            rules.add_switch(batch, generation)
-            rules.add_holds(batch, self.spec, self.holding)
+            rules.add_switch(batch, self.spec, generation)
+            if self.holding:
+                rules.add_holds(batch, self.spec, self.holding)
             await self._pack(batch, NEW_ELEMENTS, chain(verdict_rows(), rows))
             await self._commit(batch, size)
             self._rules = dict(batch.rules)
@@ -104,7 +105,7 @@ class Kernel:
             await self._pack(batch, NEW_ELEMENTS, change.adds)
             if change.generation is not None:
                 _flush_generation(batch)
-                rules.add_switch(batch, change.generation)
+                rules.add_switch(batch, self.spec, change.generation)
             await self._commit(batch, change.size)
             self._rules.update(batch.rules)
 
@@ -114,8 +115,6 @@ class Kernel:
             if self.holding == holding:
                 return
             batch = Batch(self.spec.table)
-            for name in rules.HOLD_CHAINS:
-                batch.flush_chain(name)
             rules.add_holds(batch, self.spec, holding)
             await self._commit(batch, 0)
             self.holding = holding
@@ -268,7 +267,7 @@ class Kernel:
         if not {one.name for one in ALL_SETS} <= set(self._socket.sets(self.spec.table)):
             return False
         self._rules = found
-        self.holding = found["output"] > 0
+        self.holding = found.get("output", 0) > 0
         return True
 
     def remove(self) -> bool:

@@ -2,12 +2,14 @@
 
 What a packet meets, in words:
 
-- *guard*, before connection tracking: what a pod sends bears its own hardware address and address;
-- *fresh4*, where a connection begins: no IP options, not to link-local addresses (but the gateway), to multicast,
-  broadcast or a cloud's metadata service;
+- *guard*, before connection tracking: what a pod sends bears its own hardware address and address, no IP options,
+  and is for nobody's multicast (:mod:`casemate.network.firewall.guard`);
 - *hold*, after published ports are translated, while a pod is held: the first packets to it wait in a queue;
-- *switch*, where a pod's packets are forwarded or come to the host itself: a connection that was judged under the
-  present generation passes; what is no valid packet of a connection is dropped; every other is judged;
+- *forward*, where packets are forwarded: a connection that was judged under the present generation passes, and so do
+  first packets that an exact port allows (:mod:`casemate.network.firewall.fast`); others go on where a pod's interface
+  is at one end. *switch*: the same where they come to the host itself;
+- *leaving*, what a pod sends: not to link-local addresses (but the gateway) or a cloud's metadata service;
+- *pod*: what is no valid packet of a connection is dropped; every other is judged;
 - *judge*: both ends' identities are looked up (by the tracked connection, so that answers and translated packets are
   judged as their first packet was) and kept in the connection's label; then the verdict, by exact port, interval of
   ports, pair, and the same three for the bases of both identities; nothing: deny.
@@ -26,11 +28,12 @@ from dataclasses import dataclass
 
 from casemate.host import nft_expressions as e
 from casemate.host.nft_netlink import Batch
-from casemate.network.firewall import again
+from casemate.network.firewall import again, fast, guard
+from casemate.network.firewall.guard import counted, dropped, ours
 from casemate.network.firewall.kept import Marks
 from casemate.network.firewall.kept import marks as marks_of_kept
 from casemate.network.firewall.sets import ALLOW, AUDIT, PAIR, REFER
-from casemate.network.flowlog import GUARD_WORDS, PREFIX, VERDICT_COPY_BYTES
+from casemate.network.flowlog import PREFIX, VERDICT_COPY_BYTES
 
 #: Marks that hostd gives back with a queued packet that goes through the chain again; exact values, not bits, so
 #: that other programs' marks are left alone.
@@ -41,9 +44,6 @@ COUNTERS = (
 )  # fmt: skip
 #: In a log group a packet bears this: what became of it.
 LOG_DENIED, LOG_AUDITED = f"{PREFIX}deny", f"{PREFIX}audit"
-#: What is dropped before any policy and told to who watches, so many times a second at most. Not what bears another's
-#: address: who sent it cannot be read off it.
-GUARDS, GUARDS_TOLD = tuple(sorted(GUARD_WORDS)), 200
 _TCP, _UDP, _SCTP, _ICMP, _ICMP6 = 6, 17, 132, 1, 58
 _V4, _V6 = 2, 10
 _PREROUTING, _INPUT, _FORWARD, _OUTPUT = range(4)
@@ -86,24 +86,6 @@ class TableSpec:
         return e.queue_by_target(number) if self.queue_target else e.queue(number)
 
 
-def counted(name: str, code: int, chain: str = "") -> bytes:
-    return e.count(name) + e.verdict(code, chain)
-
-
-def _dropped(name: str) -> bytes:
-    return e.verdict(e.GOTO, f"drop_{name}")
-
-
-def _drops(spec: TableSpec) -> dict[str, list[bytes]]:
-    return {
-        f"drop_{name}": [
-            e.limit(GUARDS_TOLD, GUARDS_TOLD) + e.log(spec.log_group, f"{PREFIX}guard:{name}", VERDICT_COPY_BYTES),
-            counted(name, e.DROP),
-        ]
-        for name in GUARDS
-    }
-
-
 def add_table(batch: Batch, spec: TableSpec) -> None:
     """Chains, counters and rules, without any policy in force; the sets must be in the batch before."""
     for counter in COUNTERS:
@@ -111,13 +93,11 @@ def add_table(batch: Batch, spec: TableSpec) -> None:
     for name in PLAIN_CHAINS:
         batch.new_chain(name)
     batch.new_chain("guard", kind="filter", hook=_PREROUTING, priority=_GUARD_PRIORITY)
-    batch.new_chain("pre", kind="filter", hook=_PREROUTING, priority=_HOLD_PRIORITY)
     batch.new_chain("forward", kind="filter", hook=_FORWARD, priority=_POD_PRIORITY)
     batch.new_chain("input", kind="filter", hook=_INPUT, priority=_POD_PRIORITY)
-    batch.new_chain("output", kind="filter", hook=_OUTPUT, priority=_POD_PRIORITY)
     batch.new_chain("relayed", kind="filter", hook=_OUTPUT, priority=_POD_PRIORITY)
     for chain, rules in (
-        _guard(spec)
+        guard.chains(spec.prefix, spec.gateway, spec.log_group)
         | _hold(spec)
         | _pod(spec)
         | _judge()
@@ -126,7 +106,6 @@ def add_table(batch: Batch, spec: TableSpec) -> None:
         | _verdicts()
         | _refer(spec)
         | _deny(spec)
-        | _drops(spec)
     ).items():
         for rule in rules:
             batch.new_rule(chain, rule)
@@ -135,27 +114,39 @@ def add_table(batch: Batch, spec: TableSpec) -> None:
 PLAIN_CHAINS = (
     "deny", "passed", "allow", "audit", "audited", "refer", "hold",
     "verdict", "port_verdict", "icmp_verdict", "other_verdict", "find4", "find6",
-    "judge", "decide", "pod", "switch", "to_host", "fresh4", "guard4", *again.CHAINS,
-    *(f"drop_{name}" for name in GUARDS),
+    "judge", "decide", "pod", "leaving", "switch", "to_host", *again.CHAINS, *guard.CHAINS,
 )  # fmt: skip
-BASE_CHAINS = ("guard", "pre", "forward", "input", "output", "relayed")
+BASE_CHAINS = ("guard", "forward", "input", "relayed")
 #: Chains whose rules have the generation in them.
-GENERATION_CHAINS = ("switch", "decide", "allow", "audited", "passed")
-#: Chains that look for held pods while one is held, and cost nothing while none is.
+GENERATION_CHAINS = ("forward", "switch", "decide", "allow", "audited", "passed")
+#: Chains that look for held pods: made when one is held first (a hook costs every packet something), empty while none
+#: is. They are not deleted: the kernel drops all packets that wait in queues where a hook goes.
 HOLD_CHAINS = ("pre", "output")
 
 
-def add_switch(batch: Batch, generation: int) -> None:
+def add_switch(batch: Batch, spec: TableSpec, generation: int) -> None:
     """The rules that know the *generation*; 0: no policy is in force, everything passes. The chains must be empty."""
+    # Never "unless it is known: go on": where a packet has no connection, reading its mark ends the rule.
     known = _let_through(generation) if generation else e.state(e.STATE_ESTABLISHED | e.STATE_RELATED)
-    batch.new_rule("switch", known + e.verdict(e.ACCEPT))
+    for chain in ("forward", "switch"):
+        batch.new_rule(chain, known + e.verdict(e.ACCEPT))
+    if generation and fast.serves(spec.pool):
+        for rule in fast.rules(spec.pool, _lets(generation, ALLOW, "allowed")):
+            batch.new_rule("forward", rule)
+    batch.new_rule("forward", ours(e.META_IIFNAME, spec.prefix) + e.verdict(e.GOTO, "leaving"))
+    batch.new_rule("forward", ours(e.META_OIFNAME, spec.prefix) + e.verdict(e.GOTO, "pod"))
     batch.new_rule("switch", e.verdict(e.GOTO, "pod"))
     batch.new_rule("decide", e.verdict(e.GOTO, "judge") if generation else e.verdict(e.ACCEPT))
     for chain, counter, verdict in (
         ("allow", "allowed", ALLOW), ("audited", "audited", AUDIT), ("passed", "answered", REFER),
     ):  # fmt: skip
-        mark = _LET | (generation & LAST_GENERATION) << 3 | (1 + verdict)
-        batch.new_rule(chain, e.set_connection_mark(mark) + counted(counter, e.ACCEPT))
+        batch.new_rule(chain, _lets(generation, verdict, counter))
+
+
+def _lets(generation: int, verdict: int, counter: str) -> bytes:
+    """Lets the connection through from now on."""
+    mark = _LET | (generation & LAST_GENERATION) << 3 | (1 + verdict)
+    return e.set_connection_mark(mark) + counted(counter, e.ACCEPT)
 
 
 def _let_through(generation: int) -> bytes:
@@ -179,32 +170,6 @@ def _unlabelled() -> bytes:
     return e.tracked(e.CT_LABELS, 0) + e.masked(0, _only(1), bytes(16))
 
 
-def _ours(key: int, prefix: str) -> bytes:
-    return e.meta(key, 0) + e.compare(0, prefix.encode())
-
-
-def _guard(spec: TableSpec) -> dict[str, list[bytes]]:
-    """Of every packet: that it bears its pod's own addresses. The rest is looked at where a connection begins."""
-    v4 = bytes([_V4])
-    destination = e.payload(e.NETWORK, 16, 4, 0)
-    return {
-        "guard": [_ours(e.META_IIFNAME, spec.prefix) + e.verdict(e.GOTO, "guard4")],
-        "guard4": [
-            e.meta(e.META_NFPROTO, 0) + e.compare(0, v4, e.NEQ) + counted("ipv6", e.DROP),
-            e.payload(e.LINK, 6, 6, 0) + e.payload(e.NETWORK, 12, 4, 2) + e.lookup("hardware4", 0, absent=True)
-            + counted("spoofed", e.DROP),
-        ],
-        "fresh4": [
-            e.payload(e.NETWORK, 0, 1, 0) + e.masked(0, b"\x0f", b"\x05", e.NEQ) + _dropped("options"),
-            destination + e.lookup("metadata4", 0) + _dropped("metadata"),
-            destination + e.compare(0, spec.gateway, e.NEQ)
-            + e.masked(0, b"\xff\xff\0\0", bytes([169, 254, 0, 0])) + _dropped("link_local"),
-            # 224.0.0.0/3: multicast, reserved, broadcast.
-            destination + e.masked(0, b"\xe0\0\0\0", b"\xe0\0\0\0") + _dropped("multicast"),
-        ],
-    }  # fmt: skip
-
-
 def _marked(mark: int) -> bytes:
     return e.meta(e.META_MARK, 0) + e.compare(0, struct.pack("=I", mark))
 
@@ -215,8 +180,11 @@ def _first_packet() -> bytes:
 
 
 def add_holds(batch: Batch, spec: TableSpec, holding: bool) -> None:
-    """The rules of *pre* and *output*, with (*holding*) those that look for held pods. The chains must be empty."""
-    batch.new_rule("pre", _ours(e.META_IIFNAME, spec.prefix) + e.state(e.STATE_NEW) + e.verdict(e.JUMP, "fresh4"))
+    """*pre* and *output* with (*holding*) the rules that look for held pods, made where they are not there."""
+    batch.new_chain("pre", kind="filter", hook=_PREROUTING, priority=_HOLD_PRIORITY)
+    batch.new_chain("output", kind="filter", hook=_OUTPUT, priority=_POD_PRIORITY)
+    for name in HOLD_CHAINS:
+        batch.flush_chain(name)
     if not holding:
         return
     to_held4 = e.meta(e.META_NFPROTO, 1) + e.compare(1, bytes([_V4])) + e.payload(e.NETWORK, 16, 4, 0)
@@ -225,7 +193,7 @@ def add_holds(batch: Batch, spec: TableSpec, holding: bool) -> None:
     batch.new_rule("output", _marked(spec.kept.probe) + e.verdict(e.ACCEPT))
     batch.new_rule("pre", refused + e.protocol(_TCP) + e.count("refused") + e.reject_reset())
     batch.new_rule("pre", refused + e.count("refused") + e.reject_prohibited())
-    for chain, which in (("pre", b""), ("output", _ours(e.META_OIFNAME, spec.prefix))):
+    for chain, which in (("pre", b""), ("output", ours(e.META_OIFNAME, spec.prefix))):
         batch.new_rule(chain, which + to_held4 + e.lookup("held4", 0) + e.verdict(e.GOTO, "hold"))
         batch.new_rule(chain, which + to_held6 + e.lookup("held6", 0) + e.verdict(e.GOTO, "hold"))
 
@@ -241,13 +209,9 @@ def _pod(spec: TableSpec) -> dict[str, list[bytes]]:
     names = e.tracked(e.CT_PROTO_DST, 1, e.ORIGINAL) + e.compare(1, struct.pack("!H", 53)) + e.verdict(e.ACCEPT)
     new_of = e.state(e.STATE_NEW) + e.meta(e.META_NFPROTO, 1)
     return {
-        "forward": [
-            _ours(e.META_IIFNAME, spec.prefix) + e.verdict(e.GOTO, "switch"),
-            _ours(e.META_OIFNAME, spec.prefix) + e.verdict(e.GOTO, "switch"),
-        ],
         "input": [
             _marked(spec.kept.back) + e.verdict(e.ACCEPT),
-            _ours(e.META_IIFNAME, spec.prefix) + e.verdict(e.GOTO, "to_host"),
+            ours(e.META_IIFNAME, spec.prefix) + e.verdict(e.GOTO, "to_host"),
             # Clients from elsewhere, on their way to the relay; the others bear the answer to a referral.
             *(_marked(one) + e.verdict(e.GOTO, "switch") for one in (spec.kept.kept, MARK_ANSWERED, MARK_DENIED)),
         ],
@@ -262,14 +226,16 @@ def _pod(spec: TableSpec) -> dict[str, list[bytes]]:
             to_gateway + e.protocol(_TCP) + names,
             # Answers to what the host itself began: nothing holds the host back.
             e.tracked(e.CT_DIRECTION, 0) + e.compare(0, b"\1") + e.verdict(e.ACCEPT),
+            e.state(e.STATE_NEW) + e.verdict(e.JUMP, "fresh4"),
             e.verdict(e.GOTO, "switch"),
         ],
+        "leaving": [e.state(e.STATE_NEW) + e.verdict(e.JUMP, "fresh4"), e.verdict(e.GOTO, "pod")],
         "pod": [
             e.state(e.STATE_INVALID) + counted("invalid", e.DROP),
             new_of + e.compare(1, bytes([_V4])) + e.tracked(e.CT_SRC_IP, 0, e.ORIGINAL) + e.lookup("crowded4", 0)
-            + _dropped("crowded"),
+            + dropped("crowded"),
             new_of + e.compare(1, bytes([_V6])) + e.tracked(e.CT_SRC_IP6, 0, e.ORIGINAL) + e.lookup("crowded6", 0)
-            + _dropped("crowded"),
+            + dropped("crowded"),
             e.verdict(e.GOTO, "decide"),
         ],
     }  # fmt: skip
@@ -408,7 +374,7 @@ def _refer(spec: TableSpec) -> dict[str, list[bytes]]:
 
 def _deny(spec: TableSpec) -> dict[str, list[bytes]]:
     """Pods are told at once; the outside is not."""
-    from_pod = _ours(e.META_IIFNAME, spec.prefix)
+    from_pod = ours(e.META_IIFNAME, spec.prefix)
     return {
         "audit": [e.log(spec.log_group, LOG_AUDITED, VERDICT_COPY_BYTES) + e.verdict(e.GOTO, "audited")],
         "deny": [

@@ -15,7 +15,7 @@ answers4, answers6    addresses . protocol . port (timed)         answers to ref
 verdicts, given       0 . verdict, by number                      the chain of that verdict (of an answer)
 held4, held6          addresses whose new connections wait
 crowded4, crowded6    pods with too many connections (timed)
-hardware4             a pod's hardware address . its address
+own4                  a pod's hardware address . first byte of the IP header . the pod's address
 stamp                 number of the state in force
 ====================  ==========================================  =====================================================
 
@@ -45,6 +45,8 @@ ANSWERED = 5
 #: Chains that verdicts go to. HOLD is laid over a pod by :mod:`casemate.hostd.holding`; no element has it.
 CHAINS = {ALLOW: "allow", AUDIT: "audit", REFER: "refer", HOLD: "deny", DENY: "deny"}
 ANSWER_CHAINS = {ANSWERED: "passed", DENY: "deny"}
+#: The first byte of an IP header: version 4, no options.
+PLAIN4 = b"\x45"
 ICMP = 1
 MAX_ICMP_TYPE = 255
 #: In the place of a protocol: every one for which there is nothing else. No packet bears it (IANA: reserved).
@@ -73,7 +75,7 @@ OTHER_SETS: tuple[SetSpec, ...] = (
     SetSpec("held6", ((_IPV6, 16),)),
     SetSpec("crowded4", ((_IPV4, 4),), timed=True),
     SetSpec("crowded6", ((_IPV6, 16),), timed=True),
-    SetSpec("hardware4", ((_ETHER, 6), (_IPV4, 4))),
+    SetSpec("own4", ((_ETHER, 6), (_PROTOCOL, 1), (_IPV4, 4))),
     SetSpec("metadata4", ((_IPV4, 4),)),
     SetSpec("verdicts", (_IDENTITY, _IDENTITY), verdicts=True),
     SetSpec("stamp", (_IDENTITY,)),
@@ -149,7 +151,7 @@ def address_set_row(name: str, address: bytes, lifetime_ms: int = 0) -> Row:
 
 def hardware_row(mac: bytes, address: bytes) -> Row:
     """A pod's hardware address and the one address that it may send from."""
-    return Row("hardware4", element(mac + bytes(2) + address))
+    return Row("own4", element(mac + bytes(2) + PLAIN4 + bytes(3) + address))
 
 
 def metadata_row(address: bytes) -> Row:
