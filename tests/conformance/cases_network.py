@@ -56,7 +56,8 @@ def whole_packets(chamber: Chamber) -> None:
     with listening() as (one, where, port):
         done = chamber.cm("exec", chamber.raw, "/probe", "packet", "0.0.0.0", where, str(port), str(size + 1))
         assert b"too long" in done.stdout, done
-        done = chamber.cm("exec", chamber.raw, "/probe", "packet", "0.0.0.0", where, str(port), str(size))
+        # By the kernel: gVisor takes a little less where headers are made by hand.
+        done = chamber.cm("exec", chamber.raw, "/probe", "datagram", where, str(port), str(size))
         assert done.stdout == b"sent\n", done
         assert len(one.recv(65536)) == size - 28
 

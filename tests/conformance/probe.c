@@ -1,7 +1,7 @@
 /* What the kernel itself answers a process about its own state, where /proc/self/status is a text that a kernel may not
  * write: `probe no_new_privs`, `probe signals`.
  * `probe packet SOURCE DESTINATION PORT SIZE`: a datagram of SIZE bytes in all, with headers made by hand, that may not be
- * divided; SOURCE 0.0.0.0 is filled in by the kernel. */
+ * divided; SOURCE 0.0.0.0 is filled in by the kernel. `probe datagram DESTINATION PORT SIZE`: the same by the kernel. */
 #include <arpa/inet.h>
 #include <errno.h>
 #include <signal.h>
@@ -11,9 +11,23 @@
 #include <sys/prctl.h>
 #include <sys/socket.h>
 
+static unsigned char data[65536];
+
+static int datagram(char **argv)
+{
+	int size = atoi(argv[2]), whole = IP_PMTUDISC_DO, one = socket(AF_INET, SOCK_DGRAM, 0);
+	struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons(atoi(argv[1]))};
+
+	if (one < 0 || size < 28 || size > (int)sizeof data)
+		return 2;
+	inet_pton(AF_INET, argv[0], &to.sin_addr);
+	setsockopt(one, IPPROTO_IP, IP_MTU_DISCOVER, &whole, sizeof whole);
+	puts(sendto(one, data, size - 28, 0, (struct sockaddr *)&to, sizeof to) == size - 28 ? "sent" : strerror(errno));
+	return 0;
+}
+
 static int packet(char **argv)
 {
-	static unsigned char data[65536];
 	int size = atoi(argv[3]), port = atoi(argv[2]), one = socket(AF_INET, SOCK_RAW, IPPROTO_RAW);
 	struct sockaddr_in to = {.sin_family = AF_INET};
 
@@ -42,6 +56,8 @@ int main(int argc, char **argv)
 
 	if (argc == 6 && !strcmp(argv[1], "packet"))
 		return packet(argv + 2);
+	if (argc == 5 && !strcmp(argv[1], "datagram"))
+		return datagram(argv + 2);
 	if (argc > 1 && !strcmp(argv[1], "no_new_privs")) {
 		printf("%d\n", prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0));
 		return 0;
