@@ -99,7 +99,7 @@ def test_a_kernel_that_panics_is_reported_with_its_console(host: harness.Host, b
     process, folder = started(
         host, "panics", base_layer, "sh", "-c", "sleep 0.3; echo c > /proc/sysrq-trigger; sleep 99"
     )
-    process.wait(30)
+    process.wait(60)
     assert int((folder / "exits/panics").read_text()) == 137
     why = ending_of(host, "panics")
     assert why.startswith("the guest's kernel panicked: sysrq triggered crash; console: ")
