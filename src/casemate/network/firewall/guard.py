@@ -18,7 +18,7 @@ from casemate.network.flowlog import GUARD_WORDS, PREFIX, VERDICT_COPY_BYTES
 #: address: who sent it cannot be read off it.
 GUARDS, GUARDS_TOLD = tuple(sorted(GUARD_WORDS)), 200
 CHAINS = ("fresh4", "guard4", "odd4", *(f"drop_{name}" for name in GUARDS))
-_V4 = 2
+_V4, _ICMP = 2, 1
 
 
 def ours(key: int, prefix: str) -> bytes:
@@ -56,6 +56,10 @@ def chains(prefix: str, gateway: bytes, log_group: int) -> dict[str, list[bytes]
             dropped("options"),
         ],
         "fresh4": [
+            # An ICMP error is let through as part of the connection that it is about: a pod may say one of what was
+            # sent to itself, and not of others' connections. Inside it is that packet, from its 8th byte on.
+            e.state(e.STATE_RELATED) + e.protocol(_ICMP) + hardware + e.immediate(2, PLAIN4 + bytes(3))
+            + e.payload(e.TRANSPORT, 8 + 16, 4, 3) + e.lookup("own4", 0, absent=True) + counted("spoofed", e.DROP),
             destination + e.lookup("metadata4", 0) + dropped("metadata"),
             destination + e.compare(0, gateway, e.NEQ)
             + e.masked(0, b"\xff\xff\0\0", bytes([169, 254, 0, 0])) + dropped("link_local"),

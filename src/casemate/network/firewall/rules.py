@@ -8,7 +8,8 @@ What a packet meets, in words:
 - *forward*, where packets are forwarded: a connection that was judged under the present generation passes, and so do
   first packets that an exact port allows (:mod:`casemate.network.firewall.fast`); others go on where a pod's interface
   is at one end. *switch*: the same where they come to the host itself;
-- *leaving*, what a pod sends: not to link-local addresses (but the gateway) or a cloud's metadata service;
+- *leaving*, what begins in a pod: not to link-local addresses (but the gateway) or a cloud's metadata service; and no
+  ICMP error about a packet that was not sent to this pod;
 - *pod*: what is no valid packet of a connection is dropped; every other is judged;
 - *judge*: both ends' identities are looked up (by the tracked connection, so that answers and translated packets are
   judged as their first packet was) and kept in the connection's label; then the verdict, by exact port, interval of
@@ -128,8 +129,9 @@ def add_switch(batch: Batch, spec: TableSpec, generation: int) -> None:
     """The rules that know the *generation*; 0: no policy is in force, everything passes. The chains must be empty."""
     # Never "unless it is known: go on": where a packet has no connection, reading its mark ends the rule.
     known = _let_through(generation) if generation else e.state(e.STATE_ESTABLISHED | e.STATE_RELATED)
-    for chain in ("forward", "switch"):
-        batch.new_rule(chain, known + e.verdict(e.ACCEPT))
+    # ICMP errors have the mark of the connection that they are about; what a pod says so is looked at first.
+    batch.new_rule("forward", _not_about_another() + known + e.verdict(e.ACCEPT))
+    batch.new_rule("switch", known + e.verdict(e.ACCEPT))
     if generation and fast.serves(spec.pool):
         for rule in fast.rules(spec.pool, _lets(generation, ALLOW, "allowed")):
             batch.new_rule("forward", rule)
@@ -153,6 +155,11 @@ def _let_through(generation: int) -> bytes:
     """Goes on where the connection was let through under *generation*."""
     wanted = _LET | (generation & LAST_GENERATION) << 3
     return e.tracked(e.CT_MARK, 0) + e.masked(0, struct.pack("=I", 0xFFFFFFF8), struct.pack("=I", wanted))
+
+
+def _not_about_another() -> bytes:
+    """Goes on where the packet is its connection's own, and not one about it."""
+    return e.tracked(e.CT_STATE, 0) + e.compare(0, struct.pack("=I", e.STATE_RELATED), e.NEQ)
 
 
 def _let_by(verdict: int) -> bytes:
@@ -207,6 +214,7 @@ def _pod(spec: TableSpec) -> dict[str, list[bytes]]:
     to_gateway = e.payload(e.NETWORK, 16, 4, 0) + e.compare(0, spec.gateway)
     # Our own resolver may listen on another port of the gateway: what was asked for counts.
     names = e.tracked(e.CT_PROTO_DST, 1, e.ORIGINAL) + e.compare(1, struct.pack("!H", 53)) + e.verdict(e.ACCEPT)
+    fresh = e.state(e.STATE_NEW | e.STATE_RELATED)
     new_of = e.state(e.STATE_NEW) + e.meta(e.META_NFPROTO, 1)
     return {
         "input": [
@@ -222,14 +230,14 @@ def _pod(spec: TableSpec) -> dict[str, list[bytes]]:
             *(_marked(one) + e.verdict(e.GOTO, "switch") for one in (spec.kept.down, MARK_ANSWERED, MARK_DENIED)),
         ],
         "to_host": [
+            fresh + e.verdict(e.JUMP, "fresh4"),
             to_gateway + e.protocol(_UDP) + names,
             to_gateway + e.protocol(_TCP) + names,
             # Answers to what the host itself began: nothing holds the host back.
             e.tracked(e.CT_DIRECTION, 0) + e.compare(0, b"\1") + e.verdict(e.ACCEPT),
-            e.state(e.STATE_NEW) + e.verdict(e.JUMP, "fresh4"),
             e.verdict(e.GOTO, "switch"),
         ],
-        "leaving": [e.state(e.STATE_NEW) + e.verdict(e.JUMP, "fresh4"), e.verdict(e.GOTO, "pod")],
+        "leaving": [fresh + e.verdict(e.JUMP, "fresh4"), e.verdict(e.GOTO, "pod")],
         "pod": [
             e.state(e.STATE_INVALID) + counted("invalid", e.DROP),
             new_of + e.compare(1, bytes([_V4])) + e.tracked(e.CT_SRC_IP, 0, e.ORIGINAL) + e.lookup("crowded4", 0)
