@@ -9,7 +9,7 @@ it does not say yes to goes the long way. So it can be left out at any place and
   neither multicast, nor link-local, nor a metadata service;
 - both ends of the tracked connection are endpoints, and for their identities, protocol and port the verdict is ALLOW.
 
-Nothing is written into the connection's label; its mark is what the chain *allow* would write.
+Nothing is written into the connection's label.
 """
 
 from __future__ import annotations
@@ -32,10 +32,11 @@ def serves(pool: ipaddress.IPv4Network) -> bool:
     return pool.is_private and not pool.is_link_local and not pool.overlaps(_ASSIGNMENTS)
 
 
-def rules(pool: ipaddress.IPv4Network, let: bytes) -> list[bytes]:
-    """The rules for TCP and UDP; *let* writes the mark, counts and accepts."""
+def rules(pool: ipaddress.IPv4Network) -> list[bytes]:
+    """The rules for TCP and UDP."""
     begins = e.payload(e.TRANSPORT, 13, 1, 15) + e.masked(15, b"\x17", b"\x02")
-    return [e.protocol(_TCP) + begins + _allowed(_TCP, pool) + let, e.protocol(_UDP) + _allowed(_UDP, pool) + let]
+    allow = e.verdict(e.GOTO, "allow")
+    return [e.protocol(_TCP) + begins + _allowed(_TCP, pool) + allow, e.protocol(_UDP) + _allowed(_UDP, pool) + allow]
 
 
 def _allowed(protocol: int, pool: ipaddress.IPv4Network) -> bytes:
