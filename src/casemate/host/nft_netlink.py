@@ -13,9 +13,9 @@ import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from casemate.host.netlink import attribute, attributes
 from casemate.host.nft import NftFailed
 from casemate.host.nft_expressions import nested, text, u32, value_data, verdict_data
-from casemate.host.rtnetlink import attribute, attributes
 
 _SUBSYSTEM = 10 << 8
 _BEGIN, _END = 0x10, 0x11
