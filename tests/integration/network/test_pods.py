@@ -257,6 +257,31 @@ def test_a_pod_cannot_speak_with_anothers_address(pods: Pods) -> None:
     assert dropped_by_filter == "1"
 
 
+def test_withdrawn_is_only_what_is_ones_own(pods: Pods) -> None:
+    """Of two pods that had the same port one after the other, the first takes nothing of the second's along."""
+    port, at_one = free_port(), free_port()
+    ports = (Publish("tcp", port, 80), Publish("udp", at_one, 53, "127.0.0.1"))
+    one, other = pods.add(*ports), pods.add()
+    assert {(p.port, p.address) for p in pods.nat.published()} == {(port, one.address) for port in ports}
+    assert pods.nat.unpublish(one.address) == 2
+    taker = dataclasses.replace(other, ports=ports[:1])
+    pods.nat.publish(taker)
+    assert pods.nat.withdraw(one) == 0
+    assert [(p.port, p.address) for p in pods.nat.published()] == [(ports[0], other.address)]
+    pods.nat.publish(dataclasses.replace(one, ports=ports[1:]))
+    assert pods.nat.withdraw(one) == 1
+    assert pods.nat.withdraw(taker) == 1
+    assert pods.nat.published() == []
+    assert not any("elem" in row.get("set", {}) for row in pods.nat.nft.table("ip", pods.scope.table) or ())
+
+
+def test_without_the_table_nothing_is_published_and_nothing_withdrawn(pods: Pods) -> None:
+    one = pods.add(Publish("tcp", free_port(), 80))
+    nft_netlink.delete_table("ip", pods.scope.table)
+    assert pods.nat.withdraw(one) == pods.nat.unpublish(one.address) == 0
+    assert pods.nat.published() == []
+
+
 def test_the_hosts_end_is_strict_before_it_is_up(pods: Pods) -> None:
     """What was given by netlink reads as if it had been written by sysctl."""
 
