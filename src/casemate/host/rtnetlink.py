@@ -178,20 +178,20 @@ class RouteSocket:
             flags = one.flags | _REQUEST | _ACK
             data += struct.pack("=IHHII", 16 + len(one.body), one.kind, flags, self._sequence, 0) + one.body
             data += b"\0" * (-len(data) % 4)
-        whats = dict(zip(answers, (one.what for one in wanted), strict=True))
+        doing = dict(zip(answers, (one.what for one in wanted), strict=True))
         failed: NetlinkFailed | None = None
         left = set(answers)
         try:
             self._socket.send(data)
             while left:
-                for kind, flags, sequence, body in _messages(self._socket.recv(_RECEIVE_BYTES), whats):
+                for kind, flags, sequence, body in _messages(self._socket.recv(_RECEIVE_BYTES), doing):
                     if kind != _ERROR:
                         answers[sequence].append(body)
                         continue
                     left.discard(sequence)
                     number = -struct.unpack_from("=i", body)[0]
                     if number and failed is None:
-                        failed = NetlinkFailed(whats[sequence], number, _extended(body, flags))
+                        failed = NetlinkFailed(doing[sequence], number, _extended(body, flags))
         except TimeoutError as error:
             raise NetlinkFailed(wanted[0].what, errno.ETIMEDOUT) from error
         except OSError as error:

@@ -47,7 +47,7 @@ _IPTABLES = ("ip", "filter", "FORWARD")
 #: Protocol and port, each padded to a register of 4 bytes; address and port.
 _PORT_KEY, _TARGET = struct.Struct("!B3xH2x"), struct.Struct("!4sH2x")
 _PROTOCOLS: dict[Literal["tcp", "udp"], int] = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP}
-_PROTOCOL_NAMES = {number: name for name, number in _PROTOCOLS.items()}
+_PROTOCOL_NAMES: dict[int, Literal["tcp", "udp"]] = {number: name for name, number in _PROTOCOLS.items()}
 _ANY = "0.0.0.0"  # noqa: S104 - the value, not a bind
 
 
