@@ -228,8 +228,8 @@ def _pod(spec: TableSpec) -> dict[str, list[bytes]]:
             e.tracked(e.CT_DIRECTION, 0) + e.compare(0, b"\1") + e.verdict(e.ACCEPT),
             e.verdict(e.GOTO, "switch"),
         ],
-        # These look into large maps, so they are in no chain that bears the generation: the kernel goes through all of a
-        # map where a rule that looks into it is the first one of its chain to do so (12 ms with 60,000 elements).
+        # These look into large maps, so they are in no chain that bears the generation: the kernel goes through all of
+        # a map where a rule that looks into it is the first one of its chain to do so (12 ms with 60,000 elements).
         "unknown": [*fast.rules(spec.pool), e.verdict(e.GOTO, "new")],
         "new": [
             ours(e.META_IIFNAME, spec.prefix) + e.verdict(e.GOTO, "leaving"),
