@@ -11,7 +11,7 @@ import secrets
 import shutil
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,6 +37,7 @@ from casemate.isolation.microvm.errors import MonitorFailed, NetworkFailed
 from casemate.isolation.microvm.frames import Field, Kind, Tag
 from casemate.isolation.microvm.machine import Machine
 from casemate.isolation.microvm.monitor import Monitor
+from casemate.isolation.microvm.oci import Config
 from casemate.isolation.microvm.pool import Pool, Waiting
 from casemate.isolation.microvm.records import SAME_IDS, Ids, MachineRecord
 from casemate.isolation.microvm.shares import Share
@@ -108,6 +109,8 @@ class Machines:
         #: Taken before the first wait of a start: two starts at a time must not get one user.
         self._uids: set[int] = set()
         self._waiting_number = 0
+        #: A bundle's seccomp profile as a filter, by who compiles and keeps them (:mod:`service`).
+        self.filter: Callable[[Config], bytes] = lambda _config: b""
         self.pool = Pool(settings.pool, self._make_waiting, self.end, _is_alive)
         group.create_task(self.pool.run())
 
@@ -340,10 +343,10 @@ class Machines:
         where = _Where(f"{_WAITS}{self._waiting_number}", (), None, tap.open_tap(card) if card else None)
         machine, extents = await self._clone(template, where, [layer], waits=True)
         try:
-            fields = _configuration("casemate", None)
+            fields = _configuration("casemate", warming.NETWORK)
             await machine.monitor.ask(Kind.CONFIGURE, fields, timeout_s=CLONE_TIMEOUT_S)
             await machine.learn_qemu(SAME_IDS)
-            await warming.run(machine, extents[0])
+            await warming.run(machine, extents[0], self.filter(warming.WANTED))
         except BaseException:
             await self.end(machine)
             raise
