@@ -1,7 +1,7 @@
 """The priority of a machine that is being made to wait: whatever else the host has to do comes first.
 
-``SCHED_IDLE`` (sched(7)): it takes what no other process wants. Not while QEMU starts: a process of that kind that holds
-one of the kernel's locks and gets no time would hold up others.
+``SCHED_IDLE`` (sched(7)): it takes what no other process wants. Not while QEMU starts: a process of that kind that
+holds one of the kernel's locks and gets no time would hold up others.
 """
 
 from __future__ import annotations
