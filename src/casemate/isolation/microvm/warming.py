@@ -126,6 +126,8 @@ async def run(machine: Machine, layer: disks.Extent, program: bytes) -> None:
             async with asyncio.timeout(_TIMEOUT_S):
                 await ended
         await monitor.ask(Kind.REMOVE, [container])
+        # What the pool asks of it before it is given away.
+        await monitor.ask(Kind.PROCESSES, [])
     except TimeoutError as error:
         raise AgentFailed(f"the warming container did not end within {_TIMEOUT_S:g} s") from error
     finally:
