@@ -71,7 +71,7 @@ DRAWN = "cat /proc/sys/kernel/random/uuid; head -c 16 /dev/urandom | sha256sum; 
 
 def test_what_is_handed_out_is_the_pods_alone(pooled: harness.Host, base_layer: Path, tmp_path: Path) -> None:
     monitor, qemu = waiting(pooled)
-    seen = "ls -d /bin/warm /etc/resolv.conf /c /layers 2>/dev/null; ls /sys/class/net; grep -c 192.0.2 /proc/net/fib_trie"
+    seen = "ls -d /bin/warm /etc/resolv.conf /c 2>/dev/null; ls /sys/class/net; grep -c 192.0.2 /proc/net/fib_trie"
     script = f"cat /etc/base; {seen}; hostname; date +%s; {DRAWN}"
     process, folder = start(pooled, "taken", [base_layer], "sh", "-c", f"{script}; sleep 1000")
     assert qemu_of(pooled, "taken") == qemu, "the machine that waited"
