@@ -31,8 +31,8 @@ IDENTITIES, ENDPOINTS = 10_000, 50_000
 LOAD_S = 1.0
 #: The kernel takes 60,000 elements away after the answer, and makes its tables of hashes larger.
 SETTLE_S = 0.4
-#: Each end has a processor of its own: where the scheduler puts them makes more of a difference than any rule.
-CLIENT_CPU, SERVER_CPU = 0, (os.cpu_count() or 1) - 1
+#: Both ends on one processor: waking another one takes longer than any rule, and now so long and now so.
+PINNED = ["taskset", "-c", str((os.cpu_count() or 1) - 1)]
 ALONE = "table inet alone { chain f { type filter hook forward priority 0; ct state established,related accept; }; }"
 
 
@@ -69,7 +69,7 @@ def within(end: int, argv: list[str], **more: object) -> subprocess.Popen[bytes]
 def load(end: int, program: str, what: str, server: int) -> tuple[float, float]:
     """Per second, and per second of processor time of both ends: that says more on a machine that does other work."""
     before = cpu_s(server)
-    done = within(end, ["taskset", "-c", str(CLIENT_CPU), program, what, SERVER, str(PORT), str(LOAD_S)])
+    done = within(end, [*PINNED, program, what, SERVER, str(PORT), str(LOAD_S)])
     out, _ = done.communicate(timeout=60)
     if done.returncode:
         raise SystemExit(f"{what} ended with {done.returncode}")
@@ -111,7 +111,7 @@ def compare(lab: Lab, program: str, rounds: int) -> None:
         nft(lab, ALONE)
 
     ends = lab.fds[1], lab.fds[2]
-    serve = ["taskset", "-c", str(SERVER_CPU), program, "serve", str(PORT)]
+    serve = [*PINNED, program, "serve", str(PORT)]
     sides = [("firewall", ours), ("conntrack alone", alone)]
     figures: dict[str, dict[str, list[tuple[float, float]]]] = {
         what: {"firewall": [], "conntrack alone": []} for what in ("open", "send", "ask")
