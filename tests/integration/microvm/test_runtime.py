@@ -6,11 +6,14 @@ import json
 import os
 import shutil
 import subprocess
+import uuid
 from pathlib import Path
 from typing import Any
 
 import harness
 import pytest
+
+from casemate.host import hierarchy
 
 pytestmark = pytest.mark.root
 
@@ -83,6 +86,43 @@ def test_events_and_live_limits(host: harness.Host, base_layer: Path, tmp_path: 
         assert host.vm("update", "--memory", "lots", "limited").returncode == 1
     finally:
         assert host.vm("delete", "--force", "limited").returncode == 0
+
+
+def test_an_engines_limits_are_on_the_host(host: harness.Host, base_layer: Path) -> None:
+    """In the cgroup that its bundle names, with the machine in it; memory there is the machine's."""
+    config: Any = harness.configuration([base_layer], "sleep", "1000")
+    path, found = f"casetest-{uuid.uuid4().hex[:8]}/limits", hierarchy.detect()
+    config["linux"] |= {
+        "cgroupsPath": f"/{path}",
+        "resources": {
+            "cpu": {"shares": 2048, "quota": 150000, "period": 500000, "cpus": "0", "mems": "0"},
+            "memory": {"limit": 50593792, "reservation": 40960000},
+        },
+    }
+
+    def read(name_v1: str, name_v2: str) -> str:
+        files = [Path(folder, name) for folder in found.folders(path) for name in (name_v1, name_v2)]
+        return next(file.read_text().strip() for file in files if file.exists())
+
+    try:
+        bundle = host.bundle("limits", config)
+        done = host.vm("create", "--bundle", str(bundle), "limits", stdin=subprocess.DEVNULL, capture_output=False)
+        assert done.returncode == 0
+        assert read("cpuset.cpus", "cpuset.cpus") == "0"
+        assert read("cpu.shares", "cpu.weight") in ("2048", "79")
+        assert read("cpu.cfs_quota_us", "cpu.max") in ("150000", "150000 500000")
+        assert read("memory.soft_limit_in_bytes", "memory.low") == "40960000"
+        assert int(read("memory.limit_in_bytes", "memory.max")) > 50593792 + (128 << 20)
+        assert int(read("pids.max", "pids.max")) == 128
+        assert len(found.pids(path)) == 3, "waiter, monitor, QEMU"
+        assert host.vm("update", "--cpu-share", "512", "--cpuset-cpus", "0-1", "limits").returncode == 0
+        assert read("cpu.shares", "cpu.weight") in ("512", "20")
+        assert read("cpuset.cpus", "cpuset.cpus") == "0-1"
+        assert host.vm("update", "--cpuset-cpus", "4000", "limits").returncode == 1
+    finally:
+        assert host.vm("delete", "--force", "limits").returncode == 0
+        assert not found.exists(path)
+        found.remove(path.partition("/")[0])
 
 
 def test_exec_as_a_user_with_variables(host: harness.Host, base_layer: Path) -> None:
