@@ -135,6 +135,12 @@ class RouteSocket:
         body = struct.pack("=BBHiII", 0, 0, 0, index, 0, 0) + attribute(_IFLA_IFNAME, name.encode() + b"\0")
         self.request(_NEWLINK, 0, body, f"renaming interface {index} to {name}")
 
+    def move(self, index: int, netns_fd: int, name: str) -> None:
+        """Move the interface *index* into the network namespace *netns_fd*, where it is called *name* and is down."""
+        body = struct.pack("=BBHiII", 0, 0, 0, index, 0, 0) + attribute(_IFLA_NET_NS_FD, struct.pack("=I", netns_fd))
+        body += attribute(_IFLA_IFNAME, name.encode() + b"\0")
+        self.request(_NEWLINK, 0, body, f"moving interface {index} to another namespace as {name}")
+
     def set_up(self, index: int) -> None:
         """Bring the interface *index* up."""
         self.request(_NEWLINK, 0, struct.pack("=BBHiII", 0, 0, 0, index, _IFF_UP, _IFF_UP), f"interface {index} up")

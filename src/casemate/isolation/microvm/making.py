@@ -123,11 +123,7 @@ async def _machine(machines: Machines, order: Order, shared: Sequence[Share]) ->
                 machine.starting.discard(name)
                 raise
             return machine, True, False
-        tap_fd = None
-        if netns_fd is not None:
-            tap_fd = await takeover.open_tap(netns_fd)
-            stack.callback(os.close, tap_fd)
-        machine = await _new(machines, name, wanted, shared, cgroups=host_cgroups, given_tap_fd=tap_fd)
+        machine = await _new(machines, name, wanted, shared, cgroups=host_cgroups, netns_fd=netns_fd)
         if netns or order.cgroup:
             machine.set_engine(netns, order.cgroup)
         return machine, False, netns_fd is not None
@@ -140,7 +136,7 @@ async def _new(
     shared: Sequence[Share],
     *,
     cgroups: tuple[str, ...],
-    given_tap_fd: int | None = None,
+    netns_fd: int | None = None,
 ) -> Machine:
     """A machine of its own, with the container's root in it."""
     with contextlib.ExitStack() as stack:
@@ -158,7 +154,7 @@ async def _new(
             ids=bundles.ids(wanted),
             shared=shared,
             below=bundles.root_is_below(wanted),
-            given_tap_fd=given_tap_fd,
+            netns_fd=netns_fd,
             pod=wanted.annotations.get(bundles.POD, "") or _free_name(machines, name),
             more=wanted.annotations.get(bundles.MORE) == "1",
             origin=asked(wanted.annotations.get(bundles.TEMPLATE, ""), machines.settings.template),
