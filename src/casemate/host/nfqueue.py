@@ -12,8 +12,9 @@ import socket
 import struct
 from typing import NamedTuple
 
+from casemate.host.netlink import attribute, attributes
 from casemate.host.nft_netlink import messages
-from casemate.host.rtnetlink import NetlinkFailed, attribute, attributes
+from casemate.host.rtnetlink import NetlinkFailed
 
 DROP, ACCEPT, REPEAT = 0, 1, 4
 _SUBSYSTEM = 3 << 8

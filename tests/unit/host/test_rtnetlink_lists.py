@@ -9,7 +9,8 @@ from typing import Any, cast
 
 import pytest
 
-from casemate.host.rtnetlink import NetlinkFailed, RouteSocket, attribute
+from casemate.host.netlink import attribute
+from casemate.host.rtnetlink import NetlinkFailed, RouteSocket
 
 _DONE, _NEWLINK, _INTERRUPTED = 3, 16, 0x10
 
