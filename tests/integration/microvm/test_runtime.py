@@ -14,6 +14,7 @@ import harness
 import pytest
 
 from casemate.host import hierarchy
+from casemate.spec import capabilities
 
 pytestmark = pytest.mark.root
 
@@ -64,6 +65,14 @@ def test_features_are_json(host: harness.Host) -> None:
     ]
     assert "SCMP_ACT_KILL_PROCESS" in found["linux"]["seccomp"]["actions"]
     assert "rbind" in found["mountOptions"]
+    assert found["linux"]["capabilities"] == sorted(capabilities.ALL)
+    assert found["potentiallyUnsafeConfigAnnotations"] == ["org.casemate."]
+    # Members that a version after ociVersionMax has added must not be there.
+    known = {"ociVersionMin", "ociVersionMax", "hooks", "mountOptions", "linux", "annotations"}
+    assert found.keys() == known | {"potentiallyUnsafeConfigAnnotations"}
+    known = {"namespaces", "capabilities", "cgroup", "seccomp", "apparmor", "selinux", "intelRdt"}
+    assert found["linux"].keys() == known
+    assert (found["ociVersionMin"], found["ociVersionMax"]) == ("1.0.0", "1.1.0")
 
 
 def test_events_and_live_limits(host: harness.Host, base_layer: Path, tmp_path: Path) -> None:
@@ -126,14 +135,15 @@ def test_an_engines_limits_are_on_the_host(host: harness.Host, base_layer: Path)
 
 
 def test_exec_as_a_user_with_variables(host: harness.Host, base_layer: Path) -> None:
-    assert (
-        run(host, "users", harness.configuration([base_layer], "sleep", "1000"), "-d", capture_output=False).returncode
-        == 0
-    )
+    config = harness.configuration([base_layer], "sleep", "1000", noNewPrivileges=False)
+    assert run(host, "users", config, "-d", capture_output=False).returncode == 0
     script = "id -u; id -g; echo $ONE$TWO; pwd"
     flags = ["--user", "12:34", "--env", "ONE=1", "-e", "TWO=2", "--cwd", "/etc"]
     assert host.vm("exec", *flags, "users", "sh", "-c", script).stdout.split() == ["12", "34", "12", "/etc"]
     assert host.vm("exec", "--user", "www", "users", "true").returncode == 255
+    read = ("exec", "users", "grep", "NoNewPrivs", "/proc/self/status")
+    assert host.vm(*read).stdout.split() == ["NoNewPrivs:", "0"]
+    assert host.vm(read[0], "--no-new-privs", *read[1:]).stdout.split() == ["NoNewPrivs:", "1"]
     assert host.vm("kill", "--all", "users", "KILL").returncode == 0
     assert host.vm("delete", "--force", "users").returncode == 0
 
