@@ -124,8 +124,9 @@ class RouteSocket:
     def links(self, prefix: str = "") -> list[Link]:
         """The interfaces whose names begin with *prefix*."""
         body = struct.pack("=BBHiII", 0, 0, 0, 0, 0, 0)
-        answers = self.request(_GETLINK, _ROOT_MATCH, body, "listing interfaces")
-        return [link for link in map(_link, answers) if link.name.startswith(prefix)]
+        answers = self.request(_GETLINK, _ROOT_MATCH, body, "listing interfaces", changing=True)
+        found = {link.index: link for link in map(_link, answers)}
+        return [link for link in found.values() if link.name.startswith(prefix)]
 
     def add_address(self, index: int, address: str, prefix_length: int = 32, *, link_scope: bool = False) -> None:
         """See :func:`casemate.host.route_messages.address`."""
@@ -200,19 +201,25 @@ class RouteSocket:
             raise failed
         return list(answers.values())
 
-    def request(self, kind: int, flags: int, body: bytes, what: str) -> list[bytes]:
+    def request(self, kind: int, flags: int, body: bytes, what: str, *, changing: bool = False) -> list[bytes]:
         """Send one message; the bodies of its answers. Raises :class:`NetlinkFailed`.
 
-        A list that others changed while it was read is read again: on a host where pods come and go that is often.
+        A list that others changed while it was read is read again: on a host where pods come and go that is often. With
+        *changing* the answer, where each try was interrupted, is all that they found: what stood all the while is in
+        it, what came and went may be, and a thing can be there several times, the latest last.
         """
+        seen: list[bytes] = []
         for _ in range(_TRIES):
             answers = self._request(kind, flags, body, what)
-            if answers is not None:
+            if not self._interrupted:
                 return answers
+            seen += answers
+        if changing:
+            return seen
         raise NetlinkFailed(what, errno.EAGAIN, f"the list changed {_TRIES} times while it was read")
 
-    def _request(self, kind: int, flags: int, body: bytes, what: str) -> list[bytes] | None:
-        """The same; None where a list changed while it was read."""
+    def _request(self, kind: int, flags: int, body: bytes, what: str) -> list[bytes]:
+        """The same, once; ``_interrupted`` says whether a list changed while it was read."""
         dump = flags & _ROOT_MATCH == _ROOT_MATCH
         self._sequence = (self._sequence + 1) & 0xFFFFFFFF
         flags |= _REQUEST | (0 if dump else _ACK)
@@ -234,7 +241,7 @@ class RouteSocket:
             raise NetlinkFailed(what, errno.ETIMEDOUT) from error
         except OSError as error:
             raise NetlinkFailed(what, error.errno or errno.EIO) from error
-        return None if self._interrupted else answers
+        return answers
 
     def _take(self, data: bytes, answers: list[bytes], what: str) -> bool:
         """Read one datagram; True when it ended the answer."""

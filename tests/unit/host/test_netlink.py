@@ -55,7 +55,7 @@ def test_a_list_that_changed_while_it_was_told_is_asked_for_again() -> None:
         for sequence in range(3, 200):
             kernel.send(done(sequence, interrupted | multi))
         with pytest.raises(rtnetlink.NetlinkFailed) as failed:
-            route.links()
+            route.default_route_index()
         assert failed.value.errno == errno.EAGAIN
 
 
