@@ -12,8 +12,7 @@ import socket
 import struct
 from typing import NamedTuple
 
-from casemate.host.netlink import attribute, attributes
-from casemate.host.nft_netlink import messages
+from casemate.host.netlink import attribute, attributes, messages
 from casemate.host.rtnetlink import NetlinkFailed
 
 DROP, ACCEPT, REPEAT = 0, 1, 4
