@@ -81,6 +81,10 @@ class Notes:
             return Answered(wire.Released(3, 0))
         return Answered(Done())
 
+    def tell(self, operation: wire.FirewallAnswer) -> None:
+        self.operations.append(operation)
+        self.told.set()
+
     def of(self, *kinds: type) -> list[Any]:
         return [one for one in self.operations if isinstance(one, kinds)]
 
