@@ -75,6 +75,8 @@ int main(int argc, char **argv)
 		return monitor_main(argc - 1, argv + 1);
 	if (argc > 2 && !strcmp(argv[1], "runsc"))
 		runsc_main(argv + 2);
+	if (argc > 3 && !strcmp(argv[1], "stdio"))
+		stdio_main(argv + 2);
 	if (argc > 1 && !strcmp(argv[1], "rest"))
 		rest_main();
 	if (argc > 3 && !strcmp(argv[1], "resolver"))

@@ -8,7 +8,7 @@
  *
  * Messages with hostd, first byte: 'C' a control message, both ways; 'A' u16 channel, with a process's descriptors;
  * 'M' bytes of QEMU's monitor protocol, both ways; 'T' asks for, and answers, the console's tail; 'P' QEMU's pid, u32;
- * 'Q' end the machine; 'X' u32 wait status: QEMU has ended. */
+ * 'Q' end the machine; 'X' u32 wait status: QEMU has ended, after a last 'T'. */
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -26,6 +26,11 @@
 
 #include "channels.h"
 
+/* A kernel that has panicked resets its machine at once, which ends QEMU (-no-reboot). QEMU 7.2 was seen to miss that,
+ * with its processor stopped for good: after this many intervals in which nothing was heard it is ended from here. */
+enum { QUIET_MS = 100, QUIET_AFTER_PANIC = 20 };
+static const char panicked[] = "Kernel panic - not syncing: ";
+
 enum { LISTEN_FD = 3, PORT_FD = 4, CONSOLE_FD = 5, QMP_FD = 6, END_FD = 7, FIRST_PASSED = 10, TAIL = 8192 };
 
 static struct {
@@ -35,6 +40,7 @@ static struct {
 	size_t input_length;
 	char tail[TAIL];
 	size_t tail_length;
+	int panicked;
 } vm = { .hostd = -1 };
 
 static const char usage[] = "usage: casemate-vm monitor --uid N --gid N [--root DIR] [--writes] [--kvm] [--cgroup DIR]... "
@@ -81,6 +87,8 @@ static void hear_text(int fd, uint8_t kind)
 		tell(kind, bytes, (size_t)got);
 	else
 		keep_tail(bytes, (size_t)got);
+	if (!kind && !vm.panicked)
+		vm.panicked = memmem(vm.tail, vm.tail_length, panicked, sizeof panicked - 1) != NULL;
 }
 
 /* Before anybody is told of an end: who is told may look. */
@@ -107,6 +115,7 @@ _Noreturn static void finish(int status)
 	write_end(status);
 	channels_end(137);
 	wire_put_u32(number, (uint32_t)status);
+	tell('T', vm.tail, vm.tail_length);
 	tell('X', number, 4);
 	_exit(0);
 }
@@ -230,6 +239,7 @@ static void hear_signals(void)
 _Noreturn static void serve(void)
 {
 	static struct pollfd list[6 + 4 * MAX_CHANNELS];
+	int quiet = 0;
 
 	for (;;) {
 		list[0] = (struct pollfd){ vm.listener, POLLIN, 0 };
@@ -239,7 +249,10 @@ _Noreturn static void serve(void)
 		list[4] = (struct pollfd){ vm.qmp, POLLIN, 0 };
 		list[5] = (struct pollfd){ vm.signals, POLLIN, 0 };
 		size_t count = channels_poll(list + 6);
-		if (poll(list, 6 + count, -1) < 0)
+		int ready = poll(list, 6 + count, vm.panicked ? QUIET_MS : -1);
+		if (ready == 0 && ++quiet == QUIET_AFTER_PANIC)
+			finish(0);
+		if (ready <= 0)
 			continue;
 		if (list[5].revents)
 			hear_signals();

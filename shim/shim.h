@@ -137,6 +137,9 @@ int monitor_main(int argc, char **argv);
 /* runsc.c */
 _Noreturn void runsc_main(char **argv);
 
+/* stdio.c */
+_Noreturn void stdio_main(char **argv);
+
 /* resolver.c: the words from the pid on */
 int resolver_main(char **argv);
 

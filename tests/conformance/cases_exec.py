@@ -36,6 +36,20 @@ def outputs(chamber: Chamber) -> None:
 
 box_prints("exec.dev_stdout", "/dev/stdout can be opened", "echo also > /dev/stdout; echo err > /dev/stderr", "also")
 
+box_prints(
+    "exec.dev_stdout_user",
+    "and so by another user than root",
+    "echo also > /dev/stdout; echo err > /dev/stderr; id -u",
+    r"also\s1234",
+    ("-u", "1234:1234"),
+)
+
+
+@case("exec.dev_stdin", "and /dev/stdin")
+def dev_stdin(chamber: Chamber) -> None:
+    done = chamber.cm("exec", "-i", "-u", "1234", chamber.box, "sh", "-c", "cat < /dev/stdin", stdin=b"given")
+    assert done.stdout == b"given", done
+
 
 @case("exec.stdin", "exec -i")
 def stdin(chamber: Chamber) -> None:

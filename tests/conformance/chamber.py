@@ -35,7 +35,7 @@ class Chamber:
         self._launcher = launcher
         self._environment = environment
         self._numbers = itertools.count()
-        self._box = ""
+        self._box = self._raw = ""
         self.folder = Path()
 
     def cm(self, *argv: str, stdin: bytes = b"") -> Done:
@@ -86,6 +86,16 @@ class Chamber:
             self.ok("run", "-d", "--name", name, *self.level_flags, self.image, "sleep", "100000")
             self._box = name
         return self._box
+
+    @property
+    def raw(self) -> str:
+        """Another, which may make packets by hand; it has the program of probe.c."""
+        if not self._raw:
+            name = f"raw-{self.level}"
+            flags = ("--cap-add", "NET_RAW", *self.probe)
+            self.ok("run", "-d", "--name", name, *self.level_flags, *flags, self.image, "sleep", "100000")
+            self._raw = name
+        return self._raw
 
     def exec(self, *flags: str, script: str, stdin: bytes = b"") -> Done:
         """A shell's *script* in the box."""
@@ -157,8 +167,9 @@ class Chamber:
         os.kill(pid, signal.SIGKILL)
 
     def close(self) -> None:
-        if self._box:
-            self.cm("rm", "-f", "-v", self._box)
+        for name in (self._box, self._raw):
+            if name:
+                self.cm("rm", "-f", "-v", name)
 
 
 #: How long a case waits for something: less where it is known that it will not come.

@@ -13,10 +13,6 @@ _TASKS = (
 
 #: (level, case): reason.
 EXCEPTIONS: dict[tuple[str, str], str] = {
-    ("namespace", "exec.dev_stdout"): (
-        "crun 1.8 leaves an exec's pipes with the host's root: writing works, opening /dev/stdout anew does not "
-        "(it does in `run`)"
-    ),
     (
         "gvisor",
         "mount.tmpfs_nosuid",

@@ -6,13 +6,21 @@ import re
 from pathlib import Path
 
 import pytest
-from tests.conformance import cases_exec, cases_files, cases_limits, cases_pods, cases_process, cases_users
+from tests.conformance import (
+    cases_exec,
+    cases_files,
+    cases_limits,
+    cases_network,
+    cases_pods,
+    cases_process,
+    cases_users,
+)
 from tests.conformance.case import CASES
 from tests.conformance.chamber import LITTLE_PATIENCE_S, PATIENCE_S, Chamber, be_patient
 from tests.conformance.conftest import LEVELS
 from tests.conformance.exceptions import EXCEPTIONS
 
-MODULES = (cases_process, cases_users, cases_files, cases_limits, cases_exec, cases_pods)
+MODULES = (cases_process, cases_users, cases_files, cases_limits, cases_exec, cases_pods, cases_network)
 PAGE = Path(__file__).parents[2] / "docs/reference/levels.md"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -16,6 +17,7 @@ from casemate.hostd.records import remove_small
 from casemate.hostd.state import Container, Exec, Pod
 from casemate.isolation import conmon
 from casemate.isolation.launcher import Supervised
+from casemate.isolation.level import Runtime
 from casemate.isolation.process import process
 from casemate.spec.errors import Conflict, LimitExceeded
 
@@ -59,7 +61,7 @@ async def _launch(
     level = context.levels.find(pod.record.spec.level)
     plan = conmon.ConmonPlan(
         program=context.conmon,
-        runtime=level.runtime,
+        runtime=_runtime(context, pod, level.runtime, operation),
         container=container.id,
         unique=one.exec_id,
         bundle=str(folder),
@@ -93,6 +95,16 @@ async def _launch(
     finally:
         supervised.close()
     return Started(one.pid), [] if connection is None else [connection]
+
+
+def _runtime(context: Context, pod: Pod, runtime: Runtime, operation: ExecStart) -> Runtime:
+    """The level's runtime; at level ``namespace`` started by casemate-vm, which gives conmon's pipes to the process's
+    user: /dev/stdout could be written to and not be opened (a container's first process has it from the runtime)."""
+    shim, user = context.settings.text("microvm.shim"), operation.process.user
+    if pod.record.spec.level != "namespace" or operation.process.terminal or not os.access(shim, os.X_OK):
+        return runtime
+    owner = f"{pod.record.first_id + user.uid}:{pod.record.first_id + user.gid}"
+    return dataclasses.replace(runtime, program=shim, before=("stdio", owner, runtime.program, *runtime.before))
 
 
 async def _attach(supervised: Supervised, folder: Path) -> int:

@@ -42,7 +42,7 @@ MAX_IMAGES = 32
 ONLINE_CHILDREN = 4
 
 
-FlowsBetween = Callable[[float], Awaitable[Iterable[tuple[Connection, int]]]]
+FlowsBetween = Callable[[float, tuple[str, ...]], Awaitable[Iterable[tuple[Connection, int]]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +137,8 @@ class Core:
         #: What holds between workloads, and what the walls' history binds them to.
         self.policy = Policy(settings, db, Firewall(hostd), clock)
         self.walls = Walls()
-        #: The recorded connections since a moment, with counts; None where nothing records them.
+        #: The recorded connections since a moment with one of those verdicts (none named: with any), with counts; None
+        #: where nothing records them.
         self.flows_between: FlowsBetween | None = None
         #: The relay of kept connections; None where this is no whole node (tests).
         self.keeping: Keeping | None = None

@@ -11,6 +11,7 @@ from tests.integration.firewall.lab import (
     ACK,
     ICMP,
     MAC_A,
+    MAC_B,
     OUTSIDE,
     ROUTER_MAC,
     TCP,
@@ -148,6 +149,34 @@ def test_arp_cannot_take_an_address(open_lab: Lab) -> None:
         open_lab.a.raw.send(to + rtnetlink.mac_bytes(MAC_A) + b"\x08\x06" + claim)
     time.sleep(0.05)
     assert open_lab.passes([Packet(A, B)], at=open_lab.b) == [True]
+
+
+def test_an_icmp_error_is_of_who_got_the_packet(lab: Lab) -> None:
+    """C says of A's connection with B that it goes another way, that B is not there; B itself may say so."""
+    macs = {A: MAC_A, B: MAC_B, C: "0e:01:00:00:00:0d"}
+    lab.route(IDS)
+    rows = [sets.hardware_row(rtnetlink.mac_bytes(mac), address(one)) for one, mac in macs.items()]
+    rows += [endpoint(one, number) for one, number in IDS.items()]
+    lab.make([*rows, verdict_row(2, IDS[A], IDS[B], 0, 0, 0, ALLOW)])
+    lab.flush_connections()
+    assert lab.connect(A, B)
+    asked, answered = Packet(A, B).bytes()[:28], Packet(B, A, TCP, 40_000, 80).bytes()[:28]
+
+    def arrives(source: str, to: str, kind: int, about: bytes) -> bool:
+        packet = Packet(source, to, ICMP, kind, payload=about, number=0x4C4C)
+        wire, at = (lab.a, lab.b) if source == A else (lab.b, lab.a)
+        wire.send([packet], rtnetlink.mac_bytes(macs[source]))
+        return (packet.number, ICMP) in at.numbers()
+
+    unreachable, elsewhere, late = 3, 5, 11
+    for kind in (unreachable, elsewhere, late):
+        before = counted(lab, "spoofed")
+        assert not arrives(C, A, kind, asked)
+        assert counted(lab, "spoofed") == before + 1
+    assert arrives(B, A, unreachable, asked)
+    lab.route([B])
+    assert arrives(A, B, unreachable, answered)
+    assert not arrives(B, A, unreachable, answered), "about what it sent itself"
 
 
 def test_a_tiny_ttl_is_no_way_through(open_lab: Lab) -> None:

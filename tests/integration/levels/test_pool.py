@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import signal
 import socket
 import subprocess
@@ -83,6 +85,25 @@ def test_a_machine_that_waited_has_the_pods_network(pooled: Daemons, cm: Run) ->
     assert cm("restart", "-t", "0", "waited").returncode == 0
     until(lambda: b"served" in asked(port))
     assert cm("rm", "-f", "waited").returncode == 0
+
+
+def test_one_that_is_stopped_is_passed_over(pooled: Daemons, cm: Run) -> None:
+    """Its tap and its QEMU are there, and nobody answers: the pod's link is made anew, and a clone started."""
+    until(lambda: waiting(pooled) and taps(pooled))
+    (before,) = waiting(pooled)
+    until(lambda: qemu_of(before))
+    time.sleep(3)  # as above; one that is not warm yet is passed over for that
+    os.kill(qemu_of(before), signal.SIGSTOP)
+    done = cm("run", "--rm", "--isolation", "microvm", "busybox", "ip", "-4", "address")
+    assert done.returncode == 0, done.stderr
+    assert "eth0" in done.stdout
+
+
+def qemu_of(folder: Path) -> int:
+    """0 before it is known."""
+    if not (folder / "machine.json").exists():
+        return 0
+    return int(json.loads((folder / "machine.json").read_text()).get("qemu_pid", 0))
 
 
 def asked(port: int) -> bytes:

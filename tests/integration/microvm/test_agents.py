@@ -24,10 +24,14 @@ CACHE = Path("/var/cache/casemate-tests/kernel")
 SLEEPS = '#include <unistd.h>\n#include <stdio.h>\nint main(void) { puts("asleep"); for (;;) pause(); }\n'
 
 
+#: What a kernel says that then does not reset its machine, which QEMU 7.2 misses now and then.
+PANICS = SLEEPS.replace("asleep", "Kernel panic - not syncing: and stays")
+
+
 @pytest.fixture
-def silent(built: tuple[Path, Path], tmp_path: Path) -> Iterator[harness.Host]:
-    """A host whose kernel has an init that does nothing."""
-    (tmp_path / "sleeps.c").write_text(SLEEPS)
+def silent(request: pytest.FixtureRequest, built: tuple[Path, Path], tmp_path: Path) -> Iterator[harness.Host]:
+    """A host whose kernel has an init that does nothing, or says one line before."""
+    (tmp_path / "sleeps.c").write_text(getattr(request, "param", SLEEPS))
     agent = tmp_path / "agent"
     subprocess.run(["gcc", "-static", "-o", str(agent), str(tmp_path / "sleeps.c")], check=True, timeout=60)
     folder = Path(tempfile.mkdtemp(prefix="cm-vs-"))
@@ -57,6 +61,17 @@ def test_an_agent_that_never_speaks(silent: harness.Host, base_layer: Path, monk
     assert not list(silent.folder.glob("template-*.sock"))
 
 
+@pytest.mark.parametrize("silent", [PANICS], indirect=True)
+def test_a_kernel_that_panics_and_stays(silent: harness.Host, base_layer: Path) -> None:
+    """It is ended by its monitor: the wait for its agent has no part in it."""
+    bundle = silent.bundle("stays", harness.configuration([base_layer], "true"))
+    done = silent.vm("create", "--bundle", str(bundle), "stays", stdin=subprocess.DEVNULL)
+    assert done.returncode == 1
+    assert "no word of the agent" not in done.stderr
+    assert "Kernel panic - not syncing: and stays" in done.stderr
+    assert list((silent.folder / "vm").iterdir()) == []
+
+
 def test_a_guest_that_falls_silent(host: harness.Host, base_layer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each question has its deadline, and the machine can be ended without the guest's help."""
     defaults = dict(Monitor.call.__kwdefaults__ or {}) | {"timeout_s": 1.0}
@@ -84,7 +99,7 @@ def test_a_kernel_that_panics_is_reported_with_its_console(host: harness.Host, b
     process, folder = started(
         host, "panics", base_layer, "sh", "-c", "sleep 0.3; echo c > /proc/sysrq-trigger; sleep 99"
     )
-    process.wait(30)
+    process.wait(60)
     assert int((folder / "exits/panics").read_text()) == 137
     why = ending_of(host, "panics")
     assert why.startswith("the guest's kernel panicked: sysrq triggered crash; console: ")

@@ -110,6 +110,17 @@ def test_a_dead_machine_is_not_handed_out(pooled: harness.Host, base_layer: Path
     assert ran(pooled, "after", [base_layer], "echo", "ok").rstrip().endswith(b"ok")
 
 
+def test_a_machine_that_does_not_answer_is_not_handed_out(pooled: harness.Host, base_layer: Path) -> None:
+    """Stopped, it lives: the start used to wait for it for 30 s, and to fail."""
+    _, qemu = waiting(pooled)
+    os.kill(qemu, signal.SIGSTOP)
+    process, _ = start(pooled, "beside", [base_layer], "sleep", "1000")
+    assert qemu_of(pooled, "beside") != qemu
+    pooled.vm("delete", "--force", "beside")
+    process.wait(30)
+    assert gone(qemu, 30.0)
+
+
 def test_waiting_machines_end_with_hostd_and_strays_with_the_next(pooled: harness.Host) -> None:
     monitor, qemu = waiting(pooled)
     pooled.stop()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import json
 import socket
 import struct
 import subprocess
@@ -195,6 +196,36 @@ spec: {podSelector: {matchLabels: {app: web}}, egress: [{to: [{ipBlock: {cidr: "
         for _ in range(5):
             raw.send(head + b"\x86\xdd" + body)
     world.until(lambda: counted(world, "ipv6") >= before + 5, "each is counted")
+
+
+def test_arp_from_a_pod_takes_nothing(world: World) -> None:
+    """It claims a neighbour's address, its gateway's and an outside one, and asks in the name of hundreds of others."""
+    db = world.serve("db", PORT, app="db")
+    liar = world.run("liar", app="liar")
+    world.run("web", app="web")
+    raw, head = wire(world, "liar")
+    own = head[6:]
+    (route,) = json.loads(subprocess.run(["ip", "-j", "route", "get", liar], capture_output=True, check=True).stdout)
+
+    def say(operation: int, sender: str, target: str, to: bytes) -> None:
+        claim = struct.pack("!HHBBH6s4s6s4s", 1, 0x0800, 6, 4, operation, own, socket.inet_aton(sender), bytes(6),
+                            socket.inet_aton(target))  # fmt: skip
+        raw.send(to + own + b"\x08\x06" + claim)
+
+    request, reply = 1, 2
+    with raw:
+        for to in (head[:6], b"\xff" * 6):
+            for claimed in (db, "169.254.1.1", "198.51.100.7"):
+                say(reply, claimed, claimed, to)
+                say(request, claimed, claimed, to)
+            for number in range(400):
+                say(request, f"198.51.{100 + number % 100}.{number // 100 + 1}", "169.254.1.1", to)
+                say(reply, f"198.51.{100 + number % 100}.{number // 100 + 1}", "169.254.1.1", to)
+    # Each frame was looked at before the call that sent it came back: a pair of interfaces has no wire between.
+    shown = subprocess.run(["ip", "-j", "neigh", "show", "dev", route["dev"]], capture_output=True, check=True).stdout
+    assert [(row["dst"], row["state"]) for row in json.loads(shown)] == [(liar, ["PERMANENT"])]
+    assert world.dial("web", db, PORT) == "yes"
+    assert world.dial("liar", db, PORT) == "yes"
 
 
 # --- clocks --------------------------------------------------------------------------------------------------------

@@ -272,6 +272,48 @@ def test_suggested_rules_are_applied_as_they_are_and_change_nothing(site: Site) 
         assert site("policy", "rm", "observed").returncode == 0
 
 
+def test_what_was_refused_is_not_suggested(site: Site) -> None:
+    """Somebody tries what is closed: rules made of what was seen do not open it."""
+    closed = site.folder / "closed.yaml"
+    closed.write_text("""
+apiVersion: casemate/v1
+kind: Policy
+metadata: {name: closed}
+spec: {segments: {db: {select: {matchLabels: {app: db}}, default: {ingress: deny}}}}
+""")
+    assert site("policy", "apply", "-f", str(closed)).returncode == 0
+    try:
+        inside(site, "other", "nc -w 1 db 5433 </dev/null")
+        assert until(lambda: bool(flows(site, "--from", "other", "--to", "db", "--port", "5433")), 30.0)
+        assert flows(site, "--from", "other", "--to", "db", "--port", "5433")[-1]["verdict"] == "deny"
+        assert "tcp/5433" not in site("policy", "suggest", "--since", "1h").stdout.decode()
+        done = site("quarantine", "other", "--reason", "test")
+        assert done.returncode == 0, done.stderr
+        assert b"5433" not in site("quarantine", "ls", "--before").stdout, "it was not connected to that"
+    finally:
+        site("quarantine", "release", "other", "--reason", "test")
+        assert site("policy", "rm", "closed").returncode == 0
+
+
+def test_a_quarantine_leaves_no_way_out_by_names(site: Site, outside: Outside) -> None:
+    """What a pod asks for reaches whoever serves the domain: refused, but for names that it was left."""
+    outside.held |= {"tunnel.example.net": "198.51.100.21", "api.example.net": "198.51.100.22"}
+    assert "198.51.100.21" in inside(site, "other", "nslookup tunnel.example.net")
+    done = site("quarantine", "other", "--reason", "test", "--allow", "to:api.example.net@tcp/443")
+    assert done.returncode == 0, done.stderr
+    try:
+        assert until(lambda: "198.51.100.21" not in inside(site, "other", "nslookup tunnel.example.net"), 30.0)
+        asked = len(outside.asked)
+        inside(site, "other", "nslookup data.tunnel.example.net")
+        assert not [name for name in outside.asked[asked:] if "tunnel" in name]
+        assert "198.51.100.22" in inside(site, "other", "nslookup api.example.net")
+        assert address(site, "db") in inside(site, "other", "nslookup db")
+        assert "198.51.100.21" in inside(site, "web", "nslookup tunnel.example.net")
+    finally:
+        site("quarantine", "release", "other", "--reason", "test")
+    assert until(lambda: "198.51.100.21" in inside(site, "other", "nslookup tunnel.example.net"), 30.0)
+
+
 def test_a_map_of_it_all(site: Site) -> None:
     page = site.folder / "map.html"
     assert site("flows", "map", "--html", str(page)).returncode == 0

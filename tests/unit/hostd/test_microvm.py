@@ -74,10 +74,27 @@ def test_the_host_bounds_a_machines_cpu_and_not_its_memory() -> None:
 
 @pytest.mark.parametrize(
     ("limit", "size"),
-    [(0, 256 << 20), (16 << 20, 128 << 20), (32 << 20, 128 << 20), (33 << 20, 256 << 20), (1 << 30, 2 << 30)],
+    [
+        (0, 256 << 20),
+        (16 << 20, 128 << 20),
+        (32 << 20, 128 << 20),
+        (33 << 20, 256 << 20),
+        (900 << 20, 1 << 30),
+        (1 << 30, 1280 << 20),
+        (4 << 30, 5 << 30),
+        (8 << 30, 10 << 30),
+        (16 << 30, 20 << 30),
+        (63 << 30, 64 << 30),
+        (1 << 40, 64 << 30),
+    ],
 )
 def test_a_machine_has_room_for_the_limit_and_the_guest(limit: int, size: int) -> None:
     assert bundles.machine_memory(limit, 256 << 20) == size
+
+
+def test_machines_come_in_few_sizes() -> None:
+    found = {bundles.machine_memory(limit << 20, 256 << 20) for limit in range(1, 64 << 10, 7)}
+    assert len(found) == 4 + 4 * 6
 
 
 def test_a_host_without_tun_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -32,7 +32,9 @@ ROOT = "org.casemate.rootfs"
 #: less the guest reads its programs' pages again and again and does not come to kill what reached the limit.
 GUEST_OVERHEAD_BYTES = 96 << 20
 #: Machines come in few sizes, since each size is a template of its own.
-LEAST_MEMORY_BYTES, MOST_MEMORY_BYTES = 128 << 20, 64 << 30
+LEAST_MEMORY_BYTES, MOST_MEMORY_BYTES, _FINER_BYTES = 128 << 20, 64 << 30, 1 << 30
+#: ``struct page``: 64 bytes for each 4 KiB.
+_PAGE_TABLE_SHARE = 64
 #: "1": other containers of the pod will join the machine.
 MORE = "org.casemate.more"
 #: A file of hostd's with what the container wrote before it was stopped; put back before anything of it runs.
@@ -129,13 +131,21 @@ def memory(config: Config, default_bytes: int) -> int:
 
 
 def machine_memory(limit_bytes: int, default_bytes: int) -> int:
-    """A machine's memory for a limit (0 or less: none): the limit and the guest's own part, as a power of two."""
+    """A machine's memory for a limit (0 or less: none): the limit and the guest's own part, as a power of two up to
+    1 GiB, and above it as one of four sizes up to the next: beside large limits the next power is half for nobody."""
     if limit_bytes <= 0:
         return default_bytes
-    wanted, size = limit_bytes + GUEST_OVERHEAD_BYTES, LEAST_MEMORY_BYTES
-    while size < wanted and size < MOST_MEMORY_BYTES:
-        size *= 2
-    return size
+    wanted = limit_bytes + guest_own_bytes(limit_bytes)
+    size = max(LEAST_MEMORY_BYTES, 1 << (wanted - 1).bit_length())
+    if size > _FINER_BYTES:
+        step = size // 8
+        size = -(-wanted // step) * step
+    return min(size, MOST_MEMORY_BYTES)
+
+
+def guest_own_bytes(limit_bytes: int) -> int:
+    """What a guest takes beside what its containers may: its kernel's table of pages grows with them."""
+    return GUEST_OVERHEAD_BYTES + max(0, limit_bytes - _FINER_BYTES) // _PAGE_TABLE_SHARE
 
 
 def network(config: Config) -> GuestNetwork | None:

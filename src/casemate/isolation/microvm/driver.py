@@ -71,7 +71,7 @@ class MicrovmLevel:
     def memory_bytes(self, pod: PodSpec, container: ContainerSpec | None) -> int:
         """The machine's memory: room for the limit of the pod, else of the container that it is made for."""
         limit = pod.resources.memory_bytes or (container.resources.memory_bytes if container else 0) or 0
-        wanted = limit + bundles.GUEST_OVERHEAD_BYTES
+        wanted = limit + bundles.guest_own_bytes(limit)
         if self._most_bytes and wanted > self._most_bytes:
             raise MemoryUnfit(
                 f"a memory limit of {limit} bytes takes a machine of {wanted}, and the host has {self._most_bytes}",

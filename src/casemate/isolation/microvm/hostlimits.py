@@ -18,13 +18,16 @@ from casemate.isolation.microvm import argv
 OVERHEAD_BYTES = 96 << 20
 #: QEMU's worker threads (at most 64 in its pool) and its five others, the monitor, an engine's waiter.
 MOST_PROCESSES = 128
+#: The host's page tables for the guest's memory: 8 bytes for each 4 KiB, and as much again for the levels above and for
+#: what QEMU keeps of each page (dirty bits).
+_TABLES_SHARE = 256
 _UNLIMITED = "-1"
 
 
 def memory_bytes(guest_bytes: int, accelerator: argv.Accelerator) -> int:
     """What a machine of *guest_bytes* may take on the host, all in all."""
     translated = accelerator.translation_mib * argv.MIB if accelerator.kind == "tcg" else 0
-    return guest_bytes + translated + OVERHEAD_BYTES
+    return guest_bytes + guest_bytes // _TABLES_SHARE + translated + OVERHEAD_BYTES
 
 
 def bound(folders: Sequence[str], guest_bytes: int, accelerator: argv.Accelerator) -> None:

@@ -74,8 +74,8 @@ class MicrovmInside:
             return []
         template = await self._machines.template(self._level().memory_bytes(pod, container), origin)
         pool, interface = self._machines.pool, self._interface(pod)
-        if not pool.is_reserved(interface, template):
-            # It has another size than this container wants, or has ended while it waited.
+        if not await pool.is_reserved(interface, template):
+            # It has another size than this container wants, has ended while it waited, or does not answer.
             await pool.release(interface)
         return []
 

@@ -50,6 +50,8 @@ SEED_BYTES = 64
 #: From the start of a clone to its first answer: 60 ms alone under emulation, seconds on a loaded host.
 CLONE_TIMEOUT_S = 30.0
 _QUIT_WAIT_S = 5.0
+#: What a waiting machine may take for its answer: beyond, a clone is there sooner.
+_ANSWER_TIMEOUT_S = 2.0
 _NO_CARD = 128  # wire.h, FLAG_NO_CARD
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")
 #: What the names of machines begin with that wait: nobody's machine can be called so.
@@ -108,7 +110,7 @@ class Machines:
         #: Taken before the first wait of a start: two starts at a time must not get one user.
         self._uids: set[int] = set()
         self._waiting_number = 0
-        self.pool = Pool(settings.pool, self._make_waiting, self.end, _is_alive)
+        self.pool = Pool(settings.pool, self._make_waiting, self.end, _is_alive, _answers)
         group.create_task(self.pool.run())
 
     def all(self) -> list[Machine]:
@@ -208,7 +210,7 @@ class Machines:
             waiting = None
             # One that waits has a user of its own, as whom nothing of the pod's may be written on the host.
             if isinstance(source, Template) and not shared and given_tap_fd is None and not more:
-                waiting = self.pool.take(source, "" if network is None else network.tap)
+                waiting = await self._waiting(source, "" if network is None else network.tap)
             if waiting is not None:
                 machine = waiting
                 moved = self._take(machine, called, cgroups)
@@ -247,6 +249,15 @@ class Machines:
             self.pool.busy -= 1
             shares.close(opened)
         return machine
+
+    async def _waiting(self, template: Template, interface: str) -> Machine | None:
+        """One that waits, if it answers; that with *interface* was asked before its start began."""
+        machine = self.pool.take(template, interface)
+        if machine is None or interface or await _answers(machine):
+            return machine
+        # In its own time: a monitor that is stopped as well is given 10 s to end.
+        self._group.create_task(self.end(machine))
+        return None
 
     async def join(
         self,
@@ -415,6 +426,15 @@ def _ended_with(one: records.ContainerRecord) -> bool:
 def _is_alive(machine: Machine) -> bool:
     """Of a machine that waits: whether QEMU runs. Its death may not have been heard of yet."""
     return not machine.monitor.ended.is_set() and pidfd.is_alive(machine.qemu.pid, machine.qemu.start_ticks)
+
+
+async def _answers(machine: Machine) -> bool:
+    """Whether the agent of a machine that waits answers at once: 1 ms of a start, against the 30 s of a silent one."""
+    try:
+        await machine.monitor.call(Kind.PROCESSES, [], timeout_s=_ANSWER_TIMEOUT_S)
+    except CasemateError:
+        return False
+    return True
 
 
 def _recipe_of(source: Template | Recipe) -> Recipe:

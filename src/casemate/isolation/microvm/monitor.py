@@ -77,7 +77,9 @@ class Monitor:
     qmp: asyncio.Queue[bytes] = field(default_factory=lambda: asyncio.Queue(256))
     _number: int = 0
     _waiting: dict[int, asyncio.Future[Message]] = field(default_factory=dict)
-    _tail: asyncio.Future[bytes] | None = None
+    _tail: asyncio.Future[None] | None = None
+    #: What came last of the console, asked for or not: a monitor sends it before it says that its QEMU has ended.
+    _last_tail: bytes = b""
     _pid: asyncio.Future[bytes] | None = None
     broken: GuestBroken | None = None
     _since: float = 0.0
@@ -137,8 +139,9 @@ class Monitor:
                 if not self.qmp.full():
                     self.qmp.put_nowait(body)
             case b"T":
+                self._last_tail = body
                 if self._tail is not None and not self._tail.done():
-                    self._tail.set_result(body)
+                    self._tail.set_result(None)
             case b"P":
                 if self._pid is not None and not self._pid.done():
                     self._pid.set_result(body)
@@ -214,16 +217,20 @@ class Monitor:
         self.channel.send(b"M" + command, list(fds))
 
     async def tail(self) -> str:
-        """The end of the guest's console and of QEMU's own words, printable."""
+        """The end of the guest's console and of QEMU's own words, printable; also of a machine that has ended."""
+        if not self.ended.is_set():
+            await self._ask_for_tail()
+        words = self._last_tail[-_TAIL_BYTES:].decode("utf-8", "replace")
+        return "".join(c if c.isprintable() or c == "\n" else "?" for c in words).strip() or "(nothing)"
+
+    async def _ask_for_tail(self) -> None:
         self._tail = asyncio.get_running_loop().create_future()
         try:
             self.channel.send(b"T")
             async with asyncio.timeout(_TAIL_TIMEOUT_S):
-                data = await self._tail
+                await self._tail
         except (TimeoutError, CasemateError):
-            return "(nothing)"
-        words = data[-_TAIL_BYTES:].decode("utf-8", "replace")
-        return "".join(c if c.isprintable() or c == "\n" else "?" for c in words).strip() or "(nothing)"
+            return  # what it said before, if anything, is what there is
 
     async def qemu_pid(self) -> int:
         """QEMU's pid. Ask before anything of the user's runs in the guest: later the answer proves nothing."""

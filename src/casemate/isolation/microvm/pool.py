@@ -56,17 +56,24 @@ def lives(machine: Machine) -> bool:
     return not machine.monitor.ended.is_set()
 
 
+async def unasked(machine: Machine) -> bool:  # noqa: ARG001 - one of Pool's questions
+    """No question: it answers."""
+    return True
+
+
 @dataclass(slots=True)
 class Pool:
     """*make* brings up one machine from a template; *end* ends one. At most *most* wait; 0: there is no pool.
 
-    *alive*: asked of each machine before it is given to anybody: one that has died while it waited never is.
+    *alive*: asked of each machine before it is given to anybody: one that has died while it waited never is. *answers*:
+    whether its agent does, within a moment: one that is stopped, or whose emulator hangs, lives and serves nobody.
     """
 
     most: int
     make: Callable[[Template], Awaitable[Waiting]]
     end: Callable[[Machine], Awaitable[None]]
     alive: Callable[[Machine], bool] = lives
+    answers: Callable[[Machine], Awaitable[bool]] = unasked
     clock: Callable[[], float] = time.monotonic
     available_bytes: Callable[[], tuple[int, int]] = memory
     #: Starts that are under way.
@@ -102,9 +109,11 @@ class Pool:
         if one is not None:
             await self.end(one.machine)
 
-    def is_reserved(self, tap: str, template: Template) -> bool:
+    async def is_reserved(self, tap: str, template: Template) -> bool:
         one = self._reserved.get(tap)
-        return one is not None and one.template is template and self.alive(one.machine)
+        if one is None or one.template is not template or not self.alive(one.machine):
+            return False
+        return await self.answers(one.machine)
 
     def holds(self, machine: Machine) -> bool:
         return any(one.machine is machine for one in (*self._ready, *self._reserved.values()))

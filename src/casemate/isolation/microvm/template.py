@@ -20,27 +20,19 @@ from pathlib import Path
 
 from casemate.host import durable
 from casemate.host.netns import in_own_thread
-from casemate.isolation.microvm import argv, disks
+from casemate.isolation.microvm import argv, disks, sparse
 from casemate.isolation.microvm.errors import TemplateFailed
 from casemate.isolation.microvm.kernel import GuestKernel
 from casemate.isolation.microvm.monitor import Launch, Monitor
-from casemate.spec.errors import CasemateError, Corrupt, DiskFull, LimitExceeded
+from casemate.isolation.microvm.sparse import TemplateDamaged
+from casemate.spec.errors import CasemateError, DiskFull, LimitExceeded
 
-FORMAT = 3
+FORMAT = 4
 #: 7 s under emulation on an idle host, several times that on a loaded one.
 BOOT_TIMEOUT_S, SAVE_TIMEOUT_S = 90.0, 30.0
 _SETTLE_S = 0.5
-_CHUNK = 1 << 20
-_PAGE = 4096
 #: Of a manifest (300 bytes), and of a machine's state without its memory (100 kB).
 _MANIFEST_BYTES, _STATE_BYTES = 64 << 10, 64 << 20
-_SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
-
-
-class TemplateDamaged(Corrupt):
-    code = "microvm.template_damaged"
-    title = "A template's files do not match its manifest"
-    remedy = "It is made anew by itself; check the disk if this comes back."
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +147,7 @@ class Templates:
         try:
             for name, digest in wanted.items():
                 most = recipe.memory_bytes if name == "memory" else _STATE_BYTES
-                opened.append(_sealed(folder / name, digest, most))
+                opened.append(sparse.sealed(folder / name, digest, most))
         except BaseException:
             for number in opened:
                 os.close(number)
@@ -230,7 +222,7 @@ class Templates:
         manifest: dict[str, object] = {"format": FORMAT, "made_at": time.time()}
         try:
             for name, number in (("memory", memory), ("state", state)):
-                manifest[name] = _copy_out(number, temporary / name)
+                manifest[name] = sparse.copy_out(number, temporary / name)
             durable.write_atomic(temporary / "manifest.json", json.dumps(manifest).encode())
             temporary.rename(self._folder / key)
         except BaseException:
@@ -299,61 +291,6 @@ async def qmp(
         raise TemplateFailed(f"QEMU did not answer {command}") from error
     except (ValueError, RecursionError, AttributeError) as error:
         raise TemplateFailed(f"QEMU answered {command} with what is no JSON") from error
-
-
-def _copy_out(number: int, path: Path) -> str:
-    """Copy a memfd to *path*, holes kept; its SHA-256."""
-    digest = hashlib.sha256()
-    size = os.fstat(number).st_size
-    out = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o400)
-    try:
-        os.ftruncate(out, size)
-        for offset in range(0, size, _CHUNK):
-            data = os.pread(number, _CHUNK, offset)
-            digest.update(data)
-            _write_pages(out, data, offset)
-        os.fsync(out)
-    finally:
-        os.close(out)
-    return digest.hexdigest()
-
-
-def _write_pages(out: int, data: bytes, offset: int) -> None:
-    """Write what is not zero: a zero page costs neither disk nor, in the sealed copy, memory."""
-    zero = bytes(_PAGE)
-    start: int | None = None
-    for at in range(0, len(data) + _PAGE, _PAGE):
-        page = data[at : at + _PAGE]
-        if page and page != zero[: len(page)]:
-            start = at if start is None else start
-        elif start is not None:
-            os.pwrite(out, data[start:at], offset + start)
-            start = None
-
-
-def _sealed(path: Path, digest: str, most_bytes: int = _STATE_BYTES) -> int:
-    """A memfd with the content of *path*, sealed when size and digest are right; :class:`TemplateDamaged` otherwise."""
-    found = hashlib.sha256()
-    source = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    number = os.memfd_create("casemate-template", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    try:
-        size = os.fstat(source).st_size
-        if size > most_bytes:
-            raise TemplateDamaged(f"{path} has {size} bytes, allowed are {most_bytes}")
-        os.ftruncate(number, size)
-        for offset in range(0, size, _CHUNK):
-            data = os.pread(source, _CHUNK, offset)
-            found.update(data)
-            _write_pages(number, data, offset)
-        if found.hexdigest() != digest:
-            raise TemplateDamaged(f"{path} has sha256 {found.hexdigest()}, the manifest says {digest}")
-        fcntl.fcntl(number, fcntl.F_ADD_SEALS, _SEALS)
-        return number
-    except BaseException:
-        os.close(number)
-        raise
-    finally:
-        os.close(source)
 
 
 __all__ = ["CasemateError", "Recipe", "Template", "TemplateDamaged", "Templates"]

@@ -8,7 +8,10 @@ A *kept* port of a pod is served through a relay on this host, so that its open 
   way in by the same connection and the same identities as if there were no relay;
 - relay to client: the relay's sockets bear the mark DOWN: judged too;
 - relay to pod: the sockets that casemate-hostd made bear the mark UP, and the client's address: not tracked, since the
-  same connection is tracked on the client's side. The pod's answers are known by their socket, and marked BACK.
+  same connection is tracked on the client's side. The pod's answers are known by their socket, and marked BACK;
+- what a kept port says to nobody's socket is dropped (not answers to the host, or of connections without the relay): it
+  is late, and would be taken for the client's side of the same connection, whose numbers are close to its own
+  (decision 0136).
 
 Where nobody listens (the relay died) a first packet goes to the pod as to any other, judged as ever; such connections
 are remembered, so that a relay that starts does not take them for its own.
@@ -30,7 +33,7 @@ MAX_DIRECT, DIRECT_FORGET_S = 65_535, 7_200
 _EARLY = -305
 #: After translation (-100) and the queue of held pods (-90).
 _LEAD = -80
-RULES = {"back": 1, "lead": 2, "led": 6, "out": 1, "see": 1}
+RULES = {"back": 1, "answer": 4, "lead": 2, "led": 6, "out": 1, "see": 1}
 
 
 class Marks(NamedTuple):
@@ -80,13 +83,17 @@ add set inet {name} itself {{ type ipv4_addr . ipv4_addr; }}
 add set inet {name} direct {{ type ipv4_addr . inet_service . ipv4_addr . inet_service; size {MAX_DIRECT}; \
 flags dynamic,timeout; timeout {DIRECT_FORGET_S}s; }}
 add chain inet {name} led
+add chain inet {name} answer
 add chain inet {name} back {{ type filter hook prerouting priority {_EARLY}; policy accept; }}
 add chain inet {name} lead {{ type filter hook prerouting priority {_LEAD}; policy accept; }}
 add chain inet {name} out {{ type filter hook output priority {_EARLY}; policy accept; }}
 add chain inet {name} see {{ type filter hook input priority 20; policy accept; }}
 flush table inet {name}
-add rule inet {name} back iifname {ours} ip protocol tcp ip saddr . tcp sport @kept socket transparent 1 \
-meta mark set {mark.back:#x} notrack
+add rule inet {name} back iifname {ours} ip protocol tcp ip saddr . tcp sport @kept goto answer
+add rule inet {name} answer socket transparent 1 meta mark set {mark.back:#x} notrack accept
+add rule inet {name} answer ip daddr . tcp dport . ip saddr . tcp sport @direct accept
+add rule inet {name} answer fib daddr type local accept
+add rule inet {name} answer drop
 add rule inet {name} lead meta mark {mark.back:#x} accept
 add rule inet {name} lead ip protocol tcp ip daddr . tcp dport @kept jump led
 add rule inet {name} led ip saddr . ip daddr @itself return

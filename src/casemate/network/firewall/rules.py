@@ -4,7 +4,7 @@ What a packet meets, in words:
 
 - *guard*, before connection tracking: what a pod sends bears its own hardware address and address;
 - *fresh4*, where a connection begins: no IP options, not to link-local addresses (but the gateway), to multicast,
-  broadcast or a cloud's metadata service;
+  broadcast or a cloud's metadata service; and no ICMP error about a packet that was not sent to this pod;
 - *hold*, after published ports are translated, while a pod is held: the first packets to it wait in a queue;
 - *switch*, where a pod's packets are forwarded or come to the host itself: a connection that was judged under the
   present generation passes; what is no valid packet of a connection is dropped; every other is judged;
@@ -195,6 +195,10 @@ def _guard(spec: TableSpec) -> dict[str, list[bytes]]:
             + counted("spoofed", e.DROP),
         ],
         "fresh4": [
+            # An ICMP error is let through as part of the connection that it is about: a pod may say one of what was
+            # sent to itself, and not of others' connections. Inside it is that packet, from its 8th byte on.
+            e.state(e.STATE_RELATED) + e.protocol(_ICMP) + e.payload(e.LINK, 6, 6, 0)
+            + e.payload(e.TRANSPORT, 8 + 16, 4, 2) + e.lookup("hardware4", 0, absent=True) + counted("spoofed", e.DROP),
             e.payload(e.NETWORK, 0, 1, 0) + e.masked(0, b"\x0f", b"\x05", e.NEQ) + _dropped("options"),
             destination + e.lookup("metadata4", 0) + _dropped("metadata"),
             destination + e.compare(0, spec.gateway, e.NEQ)
@@ -216,7 +220,8 @@ def _first_packet() -> bytes:
 
 def add_holds(batch: Batch, spec: TableSpec, holding: bool) -> None:
     """The rules of *pre* and *output*, with (*holding*) those that look for held pods. The chains must be empty."""
-    batch.new_rule("pre", _ours(e.META_IIFNAME, spec.prefix) + e.state(e.STATE_NEW) + e.verdict(e.JUMP, "fresh4"))
+    fresh = e.state(e.STATE_NEW | e.STATE_RELATED)
+    batch.new_rule("pre", _ours(e.META_IIFNAME, spec.prefix) + fresh + e.verdict(e.JUMP, "fresh4"))
     if not holding:
         return
     to_held4 = e.meta(e.META_NFPROTO, 1) + e.compare(1, bytes([_V4])) + e.payload(e.NETWORK, 16, 4, 0)

@@ -22,7 +22,7 @@ import msgspec
 from casemate.node.dns.forward import Forwarder, parse_server
 from casemate.node.dns.guard import Guard
 from casemate.node.dns.resolver import MAX_QUESTIONS, Resolver
-from casemate.node.dns.wire import ENCODER, MAX_MESSAGE_BYTES, TO_RESOLVER, Laid, Orders, Pods, Told
+from casemate.node.dns.wire import ENCODER, MAX_MESSAGE_BYTES, TO_RESOLVER, Held, Laid, Orders, Pods, Told
 from casemate.node.dns.zone import Zone
 
 CHANNEL, DATAGRAMS, STREAMS = 3, 4, 5
@@ -111,7 +111,7 @@ class Serving:
                 return
             self._told(TO_RESOLVER.decode(data))
 
-    def _told(self, message: Pods | Orders | Laid) -> None:
+    def _told(self, message: Pods | Orders | Held | Laid) -> None:
         resolver = self.resolver
         match message:
             case Pods():
@@ -129,6 +129,11 @@ class Serving:
                 resolver.watched = message.watched
                 resolver.watch_all = message.watch_all
                 resolver.guard = Guard(self._pool, message.rebind_allowed)
+            case Held():
+                if message.names is None:
+                    resolver.held.pop(message.address, None)
+                else:
+                    resolver.held[message.address] = message.names
             case Laid():
                 resolver.laid(message)
 

@@ -48,6 +48,8 @@ class Resolver:
         self.guard = guard
         self.watched: tuple[str, ...] = ()
         self.watch_all = False
+        #: Pods in quarantine, and the names outside that each may ask for.
+        self.held: dict[str, tuple[str, ...]] = {}
         self.cache = Cache()
         self._tell = tell
         self._now = now
@@ -93,6 +95,11 @@ class Resolver:
         if own is not None:
             self._counts["own"] += 1
             return message.respond(query, own[0], own[1], own=True)
+        allowed = self.held.get(viewer)
+        if allowed is not None and not any(name_matches(pattern, query.name) for pattern in allowed):
+            # A name is a message to whoever serves its domain: a way out that no rule about packets sees.
+            self._counts["refused"] += 1
+            return message.respond(query, REFUSED)
         if query.kind == ANY:  # RFC 8482: nobody needs all of it but amplifiers
             self._counts["refused"] += 1
             return message.respond(query, NOTIMP)

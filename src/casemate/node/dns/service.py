@@ -21,6 +21,7 @@ from casemate.node.dns.wire import (
     MAX_WATCHED_BYTES,
     Answered,
     Counters,
+    Held,
     Laid,
     Orders,
     Pods,
@@ -28,6 +29,7 @@ from casemate.node.dns.wire import (
     Told,
 )
 from casemate.node.flows.service import Flows
+from casemate.node.policy.passages import names_outside
 from casemate.node.resolvers import upstream_servers
 from casemate.node.sidecar import Sidecar, keep_alive, started
 from casemate.spec.errors import CasemateError
@@ -57,6 +59,8 @@ class Names:
         self._told: OrderedDict[tuple[str, str], float] = OrderedDict()
         self.counters = Counters()
         directory.listeners.append(self._changed)
+        #: What the child knows of pods in quarantine.
+        self._held: dict[str, tuple[str, ...]] = {}
         core.policy.changed.append(self._give_orders)
 
     def hostd_changed(self, up: bool) -> None:
@@ -84,6 +88,8 @@ class Names:
         sidecar = await started(asked, 2, MODULE, [self._core.settings.text("network.pool")], self._on_message)
         self._sidecar = sidecar
         try:
+            self._held = {}
+            self._give_held()
             self._send(Pods(replace=True))
             everybody = [_row(entry) for entry in self._directory.pods.values()]
             for at in range(0, len(everybody), MAX_PODS):
@@ -122,7 +128,23 @@ class Names:
             await asyncio.sleep(_LOOK_S)
             self._give_orders()
 
+    def _give_held(self) -> None:
+        """Tell of pods that came into quarantine, or out of it, since it was told last."""
+        policy, now = self._core.policy, dict[str, tuple[str, ...]]()
+        for name, row in policy.quarantines.items():
+            entry = self._directory.pods.get(policy.names.get(name, ""))
+            allowed = names_outside(policy.passages.get(row.number, ()))
+            if entry is not None and allowed is not None:
+                now[entry.address] = allowed
+        for address in self._held.keys() - now.keys():
+            self._send(Held(address))
+        for address, allowed in now.items():
+            if self._held.get(address) != allowed:
+                self._send(Held(address, allowed))
+        self._held = now
+
     def _give_orders(self) -> None:
+        self._give_held()
         settings = self._core.settings
         watched = self.named.patterns()
         too_many = sum(map(len, watched)) + 5 * len(watched) > MAX_WATCHED_BYTES
@@ -138,6 +160,8 @@ class Names:
         gone = (old.address,) if old is not None and (new is None or new.address != old.address) else ()
         if gone:
             self.named.viewer_gone(gone[0])
+        # Before the resolver knows it: until then it answers nothing to it.
+        self._give_held()
         self._send(Pods((_row(new),) if new is not None else (), gone))
 
     def _on_message(self, data: bytes) -> None:

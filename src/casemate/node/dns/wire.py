@@ -37,6 +37,14 @@ class Orders(ToResolver, frozen=True, tag="orders"):
     watch_all: bool = False
 
 
+class Held(ToResolver, frozen=True, tag="held"):
+    """A pod in quarantine: the names outside (patterns, as in rules) that it may ask for all the same; None: it is not
+    in quarantine any more."""
+
+    address: str
+    names: tuple[str, ...] | None = None
+
+
 class Laid(ToResolver, frozen=True, tag="laid"):
     """The answer *number* is in the firewall (or could not be: *failed*); the pod may have it."""
 
@@ -86,5 +94,5 @@ class Told(FromResolver, frozen=True, tag="told"):
 
 
 ENCODER = msgspec.msgpack.Encoder()
-TO_RESOLVER: msgspec.msgpack.Decoder[Pods | Orders | Laid] = msgspec.msgpack.Decoder(Pods | Orders | Laid)
+TO_RESOLVER: msgspec.msgpack.Decoder[Pods | Orders | Held | Laid] = msgspec.msgpack.Decoder(Pods | Orders | Held | Laid)
 FROM_RESOLVER: msgspec.msgpack.Decoder[Answered | Refused | Told] = msgspec.msgpack.Decoder(Answered | Refused | Told)

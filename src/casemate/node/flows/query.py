@@ -22,6 +22,8 @@ MAX_MAP_EDGES = 5000
 PROTOCOLS = {"tcp": TCP, "udp": UDP, "sctp": SCTP, "icmp": ICMP, "icmpv6": ICMPV6}
 _NAMES = {number: name for name, number in PROTOCOLS.items()}
 VERDICTS = ("allow", "audit", "referred", "deny")
+#: Of connections that took place.
+PASSED = VERDICTS[:3]
 
 _COLUMNS = """
 f.number, f.stamp, f.began, f.ended, f.source_address, f.source_port, f.destination_address, f.port, f.protocol,

@@ -232,10 +232,10 @@ class Flows:
         now = self._core.clock()
         return await self._read(lambda db: query.service_map(db, wanted, now), FlowMap("", "", (), ()))
 
-    async def connections_between(self, since: float, until: float = float("inf")) -> list[tuple[Connection, int]]:
-        """What was seen in a span of time, with how often: what ``policy simulate`` and ``suggest`` replay."""
+    async def connections_between(self, since: float, verdicts: tuple[str, ...] = ()) -> list[tuple[Connection, int]]:
+        """What was seen since then, with how often: what ``policy simulate`` and ``suggest`` replay."""
         nothing: list[tuple[FlowRow, int]] = []
-        wanted = Wanted(since=since, until=until)
+        wanted = Wanted(since=since, verdict=verdicts)
         rows = await self._read(lambda db: query.distinct(db, wanted), nothing)
         return connections(self._core.policy, rows)
 

@@ -61,7 +61,7 @@ class Relay:
     """*tell* sends a message to casemated. :meth:`run` until :attr:`ended`."""
 
     def __init__(
-        self, tell: Callable[[wire.Told | wire.Drained | wire.Resumed | wire.Connected], None],
+        self, tell: Callable[[wire.Told | wire.Drained | wire.Resumed | wire.Connected | wire.Lost], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
         self._tell = tell
@@ -294,11 +294,12 @@ class Relay:
             pair.asking = self._number
 
     def _hostd_lost(self) -> None:
-        """casemate-hostd went away: casemated gives another channel when it is back; nobody waits for long."""
+        """casemate-hostd went away, or hung up: casemated gives another channel; nobody waits for long."""
         gone, self._hostd = self._hostd, None
         if gone is not None:
             self.unwatch(gone.fileno())
             gone.close()
+            self._tell(wire.Lost())
 
     def _on_hostd(self, _number: int, _events: int) -> None:
         for _ in range(_ACCEPTS_A_TURN):

@@ -141,6 +141,8 @@ class Keeping:
         while True:
             await self._hostd_new.wait()
             self._hostd_new.clear()
+            # A channel that is lost again and again is asked for so often.
+            await asyncio.sleep(_AGAIN_S)
             try:
                 descriptors = (await self._core.hostd.call(RelayListen())).take()
             except CasemateError:
@@ -159,6 +161,9 @@ class Keeping:
         match message:
             case wire.Told():
                 self._told = message
+            case wire.Lost():
+                # hostd may have hung up on it and be there all the same: nobody else would tell.
+                self._hostd_new.set()
             case wire.Drained() | wire.Resumed():
                 future = self._waiting.get((type(message), message.address))
                 if future is not None and not future.done():

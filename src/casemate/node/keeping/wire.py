@@ -59,6 +59,10 @@ class Listener(_Message, frozen=True):
     """Two descriptors beside it: a listener, and a channel to hostd, instead of those before."""
 
 
+class Lost(_Message, frozen=True):
+    """The channel to hostd ended, or says what it should not: another is wanted, whether hostd is there or not."""
+
+
 class Drained(_Message, frozen=True):
     """Held at *address*: *quiet* connections with nothing under way, *busy* that had not come to an end."""
 
@@ -114,5 +118,5 @@ class Told(_Message, frozen=True):
 
 
 TO_RELAY = msgspec.msgpack.Decoder(KeptPorts | Hold | Resume | Cut | Ask | Listener)
-FROM_RELAY = msgspec.msgpack.Decoder(Drained | Resumed | Connected | Told)
+FROM_RELAY = msgspec.msgpack.Decoder(Lost | Drained | Resumed | Connected | Told)
 ENCODER = msgspec.msgpack.Encoder()

@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from casemate.node.core import Core
+from casemate.node.flows.query import PASSED
 from casemate.node.policy import ends, walling
 from casemate.node.policy.documents import text_of
 from casemate.node.policy.errors import ExpectationsInvalid, FlowsAbsent
@@ -136,20 +137,23 @@ async def simulated(core: Core, documents: bytes, since: float, *, whole: bool) 
 
 
 async def suggested_for(core: Core, since: float, name: str) -> SuggestAnswer:
-    """The narrowest document that admits the flows recorded since."""
-    flows = await recorded(core, since)
+    """The narrowest document that admits what passed since; what was refused is nobody's right."""
+    flows = await recorded(core, since, PASSED)
     document: dict[str, Any] = await asyncio.to_thread(suggested, [flow for flow, _ in flows], name)
     return SuggestAnswer(len(flows), document, text_of(document))
 
 
-async def recorded(core: Core, since: float) -> list[tuple[Connection, int]]:
-    """Recorded connections with counts. Raises :class:`FlowsAbsent` where nothing records or nothing is there."""
+async def recorded(core: Core, since: float, verdicts: tuple[str, ...] = ()) -> list[tuple[Connection, int]]:
+    """Recorded connections (of *verdicts*, where some are named) with counts.
+
+    Raises :class:`FlowsAbsent` where nothing records or nothing is there.
+    """
     if core.flows_between is None:
         raise FlowsAbsent("nothing records flows on this node")
-    found: Iterable[tuple[Connection, int]] = await core.flows_between(since)
+    found: Iterable[tuple[Connection, int]] = await core.flows_between(since, verdicts)
     flows = list(found)
     if not flows:
-        raise FlowsAbsent("no connection was recorded in that time")
+        raise FlowsAbsent(f"no connection {'passed' if verdicts else 'was recorded'} in that time")
     return flows
 
 

@@ -38,6 +38,14 @@ async def load_passages(core: Core) -> None:
         policy.passages[row.number] = tuple(found)
 
 
+def names_outside(passages: tuple[Passage, ...]) -> tuple[str, ...] | None:
+    """The names outside that who is in quarantine with *passages* may ask for; None: any."""
+    peers = [peer for one in passages if Direction.EGRESS in one.directions for peer in one.peers]
+    if any(isinstance(peer, Anyone) for peer in peers):
+        return None
+    return tuple(sorted({pattern for peer in peers if isinstance(peer, Names) for pattern in peer.patterns}))
+
+
 async def _passage(core: Core, one: QuarantineAllow, project: str) -> Passage:
     ports = tuple(_ports(text) for text in one.ports) or None
     return Passage((await _peer(core, one.end, project),), ports, _DIRECTIONS[one.direction])

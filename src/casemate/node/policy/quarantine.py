@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from casemate.node import audit, events
 from casemate.node.core import Caller, Core, report
+from casemate.node.flows.query import PASSED
 from casemate.node.policy import ends, rights, store
 from casemate.node.policy.endpoints import read_workload
 from casemate.node.policy.errors import QuarantineHeld, QuarantineNotFound
@@ -157,7 +158,7 @@ async def _before(core: Core, workload: str) -> tuple[str, ...]:
     if core.flows_between is None:
         return ()
     counted: dict[str, int] = {}
-    for flow, count in await core.flows_between(core.clock() - BEFORE_S):
+    for flow, count in await core.flows_between(core.clock() - BEFORE_S, PASSED):
         if workload not in (flow.source.name, flow.destination.name):
             continue
         arrow = f"to {flow.destination.name}" if flow.source.name == workload else f"from {flow.source.name}"

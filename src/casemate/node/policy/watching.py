@@ -96,7 +96,7 @@ class Watch:
         """Who has met whom, as far as records go back."""
         if self._core.flows_between is None:
             return
-        for flow, _ in await self._core.flows_between(0.0):
+        for flow, _ in await self._core.flows_between(0.0, ()):
             self._note(self._met, (flow.source.name, flow.destination.name))
 
     async def _follow(self) -> None:

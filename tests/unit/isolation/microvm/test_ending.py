@@ -75,11 +75,11 @@ def test_the_host_bounds_guest_and_emulator_together(tmp_path: Path) -> None:
         (one / name).write_text("9223372036854771712")
     (one / "memory.oom_control").write_text("oom_kill_disable 0\nunder_oom 0\noom_kill 1\n")
     hostlimits.bound([str(two), str(one), str(other)], 128 << 20, Accelerator("tcg", 64))
-    most = str((128 + 64 << 20) + hostlimits.OVERHEAD_BYTES)
+    most = str((128 + 64 << 20) + (1 << 19) + hostlimits.OVERHEAD_BYTES)
     assert (two / "memory.max").read_text().startswith(most)
     assert (two / "memory.swap.max").read_text().startswith("0")
     assert (one / "memory.limit_in_bytes").read_text().startswith(most)
     assert (one / "memory.memsw.limit_in_bytes").read_text().startswith(most)
     assert list(other.iterdir()) == []
     assert hostlimits.memory_kills([str(two), str(one), str(other)]) == 3
-    assert hostlimits.memory_bytes(128 << 20, Accelerator("kvm")) == (128 << 20) + hostlimits.OVERHEAD_BYTES
+    assert hostlimits.memory_bytes(128 << 20, Accelerator("kvm")) == (128 << 20) + (1 << 19) + hostlimits.OVERHEAD_BYTES

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
-import hashlib
 import json
 import lzma
 import os
@@ -14,7 +12,7 @@ import pytest
 
 from casemate.image import guestkernel
 from casemate.image.guestkernel import AgentMissing, KernelUnfit
-from casemate.isolation.microvm import bundles, kernel, records, template
+from casemate.isolation.microvm import bundles, kernel, records
 from casemate.isolation.microvm.errors import BundleUnsupported, KernelMissing, MonitorFailed
 from casemate.isolation.microvm.oci import Config, Mount, Process, read_config
 from casemate.spec.errors import InvalidArgument
@@ -129,39 +127,6 @@ def test_a_file_that_is_no_package(tmp_path: Path) -> None:
     (tmp_path / "x.deb").write_bytes(b"no package")
     with pytest.raises(KernelUnfit):
         asyncio.run(guestkernel.unpack(tmp_path / "x.deb", tmp_path / "tree"))
-
-
-def test_a_template_file_is_sealed_when_it_is_right(tmp_path: Path) -> None:
-    data = b"a" * 5000 + bytes(100_000) + b"b"
-    (tmp_path / "memory").write_bytes(data)
-    number = template._sealed(tmp_path / "memory", hashlib.sha256(data).hexdigest())
-    try:
-        assert os.pread(number, len(data) + 1, 0) == data
-        assert fcntl.fcntl(number, fcntl.F_GET_SEALS) & fcntl.F_SEAL_WRITE
-        with pytest.raises(PermissionError):
-            os.pwrite(number, b"x", 0)
-        # What is zero takes no memory.
-        assert os.fstat(number).st_blocks * 512 < 20_000
-    finally:
-        os.close(number)
-
-
-def test_a_template_file_that_is_wrong_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "memory").write_bytes(b"x")
-    with pytest.raises(template.TemplateDamaged) as caught:
-        template._sealed(tmp_path / "memory", "0" * 64)
-    assert caught.value.code == "microvm.template_damaged"
-
-
-def test_what_is_copied_out_is_what_was_there(tmp_path: Path) -> None:
-    number = os.memfd_create("x")
-    data = bytes(8192) + b"z" * 3 + bytes(3 << 20)
-    os.write(number, data)
-    digest = template._copy_out(number, tmp_path / "out")
-    os.close(number)
-    assert (tmp_path / "out").read_bytes() == data
-    assert digest == hashlib.sha256(data).hexdigest()
-    assert (tmp_path / "out").stat().st_blocks * 512 < 20_000
 
 
 @pytest.mark.parametrize("data", [b"", b"{}", b'{"name": 1}', b"[" * 1000])

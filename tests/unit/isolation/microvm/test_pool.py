@@ -128,8 +128,8 @@ def test_a_reserved_machine_is_given_by_its_tap_alone() -> None:
     pool.take(SMALL)
     settle(pool, host)
     assert pool.reserve(SMALL, "cm-1") == "tap0"
-    assert pool.is_reserved("cm-1", SMALL)
-    assert not pool.is_reserved("cm-1", LARGE)
+    assert asyncio.run(pool.is_reserved("cm-1", SMALL))
+    assert not asyncio.run(pool.is_reserved("cm-1", LARGE))
     assert pool.take(SMALL, "cm-2") is None
     assert cast(Any, pool.take(SMALL, "cm-1")) is host.made[0]
     assert pool.take(SMALL, "cm-1") is None
@@ -174,7 +174,25 @@ def test_each_machine_is_looked_at_before_anybody_gets_it() -> None:
     assert [one.number for one in host.ended] == [0]
     assert pool.reserve(SMALL, "cm-1") == "tap1"
     dead.add(1)
-    assert not pool.is_reserved("cm-1", SMALL)
+    assert not asyncio.run(pool.is_reserved("cm-1", SMALL))
+
+
+def test_what_is_reserved_is_asked_before_its_start() -> None:
+    host = Host()
+    pool = host.pool()
+    asked: list[int] = []
+
+    async def answers(machine: Any) -> bool:
+        asked.append(machine.number)
+        return len(asked) == 1
+
+    pool.answers = answers
+    pool.take(SMALL)
+    settle(pool, host)
+    assert pool.reserve(SMALL, "cm-1") == "tap0"
+    assert asyncio.run(pool.is_reserved("cm-1", SMALL))
+    assert not asyncio.run(pool.is_reserved("cm-1", SMALL))
+    assert asked == [0, 0]
 
 
 def test_the_hosts_memory_is_read() -> None:

@@ -74,6 +74,27 @@ class Site:
         return [str(ipaddress.ip_address(one)) for one, _ in (await self.ask(name, viewer=viewer)).addresses()]
 
 
+def test_who_is_in_quarantine_asks_nobody_outside() -> None:
+    """A name is a message to whoever serves its domain; what was allowed it may ask, and its neighbours' names."""
+
+    async def body() -> None:
+        site = Site()
+        site.upstream.held = {"secret.example.org": ["198.51.100.7"], "api.example.org": ["198.51.100.8"]}
+        assert await site.addresses("secret.example.org") == ["198.51.100.7"]
+        site.resolver.held[WEB] = ("api.example.org", "*.cdn.example.org")
+        for name in ("secret.example.org", "example.org", "xapi.example.org", "cdn.example.org"):
+            for kind in (message.A, message.TXT, message.ANY):
+                assert (await site.ask(name, kind)).code == message.REFUSED, "a kept answer is none either"
+        assert await site.addresses("api.example.org") == ["198.51.100.8"]
+        assert await site.addresses("db") == [DB]
+        assert await site.addresses("secret.example.org", DB) == ["198.51.100.7"], "nobody else notices"
+        assert site.upstream.asked == ["secret.example.org", "api.example.org"]
+        del site.resolver.held[WEB]
+        assert await site.addresses("secret.example.org") == ["198.51.100.7"]
+
+    asyncio.run(body())
+
+
 def test_pods_by_name_and_project() -> None:
     async def body() -> None:
         site = Site()
