@@ -26,6 +26,8 @@ class Rows:
         self._core = core
         self._counters = counters
         self._unwritten: list[ReferralRow] = []
+        #: Those that are being written.
+        self._under_way: list[ReferralRow] = []
         self._writing = False
         self._watchers: set[asyncio.Queue[tuple[ReferralRow, bool]]] = set()
 
@@ -45,15 +47,19 @@ class Rows:
             while self._unwritten:
                 await asyncio.sleep(FLUSH_S)
                 rows, self._unwritten = self._unwritten, []
+                self._under_way = rows
                 last = max(row.number for row in rows)
                 await self._core.db.write(lambda db, rows=rows, last=last: store.add_referrals(db, rows, last))  # type: ignore[misc]
+                self._under_way = []
         finally:
             self._writing = False
+            self._under_way = []
 
     async def newest(self, limit: int, project: str) -> Iterable[ReferralRow]:
         """The newest decided rows, the newest first: those that wait to be written, and *limit* of the store's."""
+        # Before the store is read: meanwhile they may be written.
+        unwritten = tuple(reversed([*self._under_way, *self._unwritten][-limit:]))
         decided = await self._core.db.read(lambda db: store.referrals(db, limit, project))
-        unwritten = tuple(reversed(self._unwritten[-limit:]))
         known = {row.number for row in unwritten}
         return (*unwritten, *(row for row in decided if row.number not in known))
 
