@@ -74,6 +74,7 @@ struct request {
 	const uint8_t *seccomp;
 	size_t seccomp_length, arg_count, env_count, group_count, rlimit_count, mount_count, masked_count;
 	size_t read_only_count, sysctl_count, device_count, file_count, limit_count, hook_count, hook_word_count;
+	int is_lonely; /* the agent's own word: the machine has no network */
 	/* What stands above is cleared for each request; the arrays are not, so as not to touch their pages. */
 	const char *args[MAX_STRINGS + 1], *env[MAX_STRINGS + 1];
 	gid_t groups[256];
@@ -135,7 +136,7 @@ void say(const char *format, ...) __attribute__((format(printf, 1, 2)));
 /* modules.c, boot.c */
 void load_modules(const char *list);
 void boot_mounts(void);
-void boot_warm(void);
+void boot_network(void);
 int write_file(const char *path, const void *bytes, size_t length);
 
 /* port.c: the one virtio-serial port */
@@ -155,18 +156,24 @@ void control_ready(void);
 int configure(const struct wire_message *frame, const char **why);
 
 /* network.c */
-int network_remove(const char **why);
 int network_set(const struct wire_message *frame, const char **why);
+void network_forget(void);
+
+/* lonely.c: a network namespace with nothing but loopback, for a machine that has no network */
+void lonely_make(void);
+int lonely_enter(const char **why);
+int lonely_is(void);
+void lonely_visit(void (*work)(void));
 
 /* rootfs.c */
 int rootfs_make(const struct wire_message *frame, const char **why);
 int rootfs_share(const struct wire_message *frame, const char **why);
 void rootfs_early(void);
+/* Whether *container* is the one that warms a machine. */
+int rootfs_warms(const char *container);
 /* What was written to the scratch device is on it. */
 int rootfs_sync(const struct wire_message *frame, const char **why);
 void rootfs_remove(const char *container);
-/* Whether the last root that was made warms a machine, and is still there. */
-int rootfs_is_warming(void);
 void rootfs_path(const char *container, char *path, size_t size);
 
 /* cgroup.c */
@@ -203,6 +210,7 @@ _Noreturn void stage_zygote(const struct request *request, int channel);
 
 /* zygote.c */
 void zygote_make(void);
+void zygote_make_again(void);
 struct request *zygote_request(char **arena);
 int zygote_is(const char *container);
 int zygote_take(const struct request *request, struct process *process, int *files, int *child_files);

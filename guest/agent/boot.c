@@ -62,6 +62,13 @@ static void kernel_defaults(void)
 	}
 }
 
+/* Of the network namespace that the agent is in. */
+void boot_network(void)
+{
+	kernel_defaults();
+	set_up("lo");
+}
+
 /* The agent's own root is a tmpfs above the initramfs, because pivot_root(2) refuses to leave an initramfs; the
  * containers' processes do leave it, and so see none of this. */
 void boot_mounts(void)
@@ -89,7 +96,6 @@ void boot_mounts(void)
 	must_mount("casemate", "/shares", "tmpfs", MS_NOSUID | MS_NODEV, "mode=0700,size=64k");
 	mount(NULL, "/shares", NULL, MS_SHARED, NULL);
 	/* The card too, before the template is saved: its receive buffers are then not made in every clone. */
-	kernel_defaults();
-	set_up("lo");
+	boot_network();
 	set_up("eth0");
 }

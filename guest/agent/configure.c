@@ -94,5 +94,5 @@ int configure(const struct wire_message *frame, const char **why)
 	error = set_clock(clock);
 	if (!error)
 		error = network_set(frame, why);
-	return error || !no_card ? error : network_remove(why);
+	return error || !no_card ? error : lonely_enter(why);
 }

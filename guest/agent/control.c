@@ -123,7 +123,7 @@ static int with_request(const struct wire_message *frame, struct wire_out *out, 
 	struct request *r = &own_request;
 	char *arena = own_arena;
 
-	if (frame->kind == KIND_CREATE && (rootfs_is_warming() || (r = zygote_request(&arena)) == NULL))
+	if (frame->kind == KIND_CREATE && (r = zygote_request(&arena)) == NULL)
 		r = &own_request;
 	int error = request_parse(frame, r, arena, why);
 	if (error)

@@ -86,6 +86,7 @@ int main(void)
 	signal(SIGPIPE, SIG_IGN);
 	int signals = signalfd(-1, &set, SFD_NONBLOCK | SFD_CLOEXEC);
 	loop_watch(signals, LOOP_SIGNALS, 0, EPOLLIN);
+	lonely_make();
 	zygote_make();
 	open_port();
 	control_ready();

@@ -19,6 +19,10 @@ struct message {
 
 static const char card[] = "eth0";
 
+/* The IPv4 address that was set last, for network_forget. */
+static uint8_t last[4], last_prefix;
+static size_t last_bytes;
+
 static int talk(int fd, struct message *message)
 {
 	struct {
@@ -101,6 +105,9 @@ static int add_address(int fd, int index, const struct wire_field *f)
 	begin(&m, RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE, &address, sizeof address);
 	attribute(&m, IFA_LOCAL, f->bytes, bytes);
 	attribute(&m, IFA_ADDRESS, f->bytes, bytes);
+	last_bytes = bytes == 4 ? bytes : 0;
+	memcpy(last, f->bytes, last_bytes);
+	last_prefix = f->bytes[bytes];
 	return talk(fd, &m);
 }
 
@@ -228,17 +235,22 @@ int network_set(const struct wire_message *frame, const char **why)
 	return error;
 }
 
-/* The card of a machine that has no network goes from the guest: its driver lets go of it. */
-int network_remove(const char **why)
+/* Takes away the address of a rehearsal (rootfs.c); the card's last address takes its routes along. */
+void network_forget(void)
 {
-	char target[128], path[64];
+	struct ifaddrmsg address = { .ifa_family = AF_INET, .ifa_prefixlen = last_prefix,
+		.ifa_index = (unsigned)if_nametoindex(card) };
+	struct message m;
 
-	*why = "the network device cannot be taken away";
-	snprintf(path, sizeof path, "/sys/class/net/%s/device", card);
-	ssize_t length = readlink(path, target, sizeof target - 1);
-	if (length < 0)
-		return errno == ENOENT ? 0 : errno;
-	target[length] = 0;
-	const char *name = strrchr(target, '/') ? strrchr(target, '/') + 1 : target;
-	return write_file("/sys/bus/virtio/drivers/virtio_net/unbind", name, strlen(name));
+	if (!last_bytes)
+		return;
+	int fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE);
+	begin(&m, RTM_DELADDR, 0, &address, sizeof address);
+	attribute(&m, IFA_LOCAL, last, last_bytes);
+	int error = fd < 0 ? errno : talk(fd, &m);
+	if (error)
+		say("casemate: the rehearsal's address: %s", strerror(error));
+	if (fd >= 0)
+		close(fd);
+	last_bytes = 0;
 }

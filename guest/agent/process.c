@@ -448,5 +448,10 @@ int process_remove(const char *container)
 	rootfs_remove(container);
 	cgroup_remove(container);
 	memset(c, 0, sizeof *c);
+	if (rootfs_warms(container)) {
+		network_forget();
+		lonely_visit(NULL); /* so that the way there is translated */
+		zygote_make_again();
+	}
 	return 0;
 }

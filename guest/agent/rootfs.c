@@ -26,10 +26,9 @@ static int mounted_count;
 static char device[16] = "/dev/vda", scratch[16];
 static int scratch_is_mounted;
 
-/* The container of this name warms a machine of the pool: it takes nothing that is made for the first, and of its root
- * nothing stays. */
+/* The container of this name warms a machine of the pool: it takes what is made for the first, which is then made anew,
+ * and of its root nothing stays. */
 static const char warming[] = "casemate.warm";
-static int is_warming;
 
 /* The one container whose writable layer lies on the scratch device. */
 static char scratch_owner[ID_BYTES];
@@ -168,13 +167,12 @@ static int mount_scratch(const char *base, const char **why)
 static int make_base(const char *container, uint64_t upper_bytes, int on_scratch, char *base, size_t size,
 	const char **why)
 {
-	is_warming = !strcmp(container, warming);
 	if (on_scratch) {
 		snprintf(scratch_owner, sizeof scratch_owner, "%s", container);
 		base_of(container, base, size);
 		return mount_scratch(base, why);
 	}
-	if (early && !upper_bytes && !*first && !is_warming)
+	if (early && !upper_bytes && !*first)
 		memcpy(first, container, strlen(container) + 1);
 	base_of(container, base, size);
 	return strcmp(first, container) ? make_upper(base, upper_bytes, why) : 0;
@@ -298,17 +296,15 @@ int rootfs_sync(const struct wire_message *frame, const char **why)
 	return error;
 }
 
-int rootfs_is_warming(void)
+int rootfs_warms(const char *container)
 {
-	return is_warming;
+	return !strcmp(container, warming);
 }
 
 void rootfs_remove(const char *container)
 {
 	char path[128];
 
-	if (!strcmp(container, warming))
-		is_warming = 0;
 	/* What was made for the first is made once: a container of the same name that comes again is one of many. */
 	int was_first = *first && !strcmp(first, container);
 
@@ -323,6 +319,6 @@ void rootfs_remove(const char *container)
 	if (was_first)
 		early = first[0] = 0;
 	/* The device gets other content after this; what was read of it goes with the mount. */
-	if (!strcmp(container, warming) && umount2("/layers/w", 0) < 0)
+	if (rootfs_warms(container) && umount2("/layers/w", 0) < 0)
 		say("casemate: /layers/w: %s", strerror(errno));
 }

@@ -252,6 +252,11 @@ _Noreturn void stage_container(const struct request *r, int channel)
 /* It has its namespaces and control group already. */
 _Noreturn void stage_zygote(const struct request *r, int channel)
 {
+	const char *why;
+	int error = r->is_lonely ? lonely_enter(&why) : 0;
+
+	if (error)
+		fail(channel, error, why);
 	zygote_files(r);
 	enter(r, channel, 1);
 }

@@ -30,7 +30,9 @@ static const struct mount_request usual[] = {
 	{ "/dev/mqueue", "mqueue", "mqueue", "", MS_NOSUID | MS_NOEXEC | MS_NODEV },
 	{ "/sys", "sysfs", "sysfs", "", MS_NOSUID | MS_NOEXEC | MS_NODEV | MS_RDONLY },
 };
-enum { USUAL = sizeof usual / sizeof *usual };
+/* The last one shows the network namespace that it is mounted in: it is there twice. */
+enum { USUAL = sizeof usual / sizeof *usual, SYS = USUAL - 1 };
+static const char lonely_sys[] = "/z/lonely";
 
 static struct zygote {
 	pid_t pid;
@@ -65,6 +67,13 @@ static void make_nodes(const char *dev)
 	}
 }
 
+static void mount_lonely_sys(void)
+{
+	mkdir(lonely_sys, 0755);
+	if (mount("sysfs", lonely_sys, "sysfs", usual[SYS].flags, NULL) < 0)
+		say("casemate: early %s: %s", lonely_sys, strerror(errno));
+}
+
 _Noreturn static void wait_for_request(int channel)
 {
 	char path[32];
@@ -79,20 +88,22 @@ _Noreturn static void wait_for_request(int channel)
 		if (mount(usual[i].source, path, usual[i].type, usual[i].flags, *usual[i].data ? usual[i].data : NULL) < 0)
 			say("casemate: early %s: %s", usual[i].target, strerror(errno));
 	}
+	lonely_visit(mount_lonely_sys);
 	make_nodes("/z/1");
 	if (channel_receive(channel, -1, &code, NULL, 0, NULL) || code)
 		_exit(125);
 	stage_zygote(zygote.request, channel);
 }
 
-/* Called once, at boot. Without a zygote everything works as it does for a second container. */
+/* At boot. Without a zygote everything works as it does for a second container. */
 void zygote_make(void)
 {
 	int pair[2], ends[2];
 	struct request none = { 0 };
 
 	size_t size = sizeof(struct request) + REQUEST_ARENA;
-	zygote.request = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	if (!zygote.request)
+		zygote.request = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	if (zygote.request == MAP_FAILED || cgroup_make("zygote", &none) ||
 	    socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
 		return;
@@ -116,6 +127,17 @@ void zygote_make(void)
 	rootfs_early();
 }
 
+/* Where one was taken, and nothing of its container is left: another, for the one that comes next. */
+void zygote_make_again(void)
+{
+	struct request *request = zygote.request;
+
+	if (!zygote.used)
+		return;
+	zygote = (struct zygote){ .channel = -1, .request = request };
+	zygote_make();
+}
+
 /* Where the next CREATE is to be parsed into: the zygote's own memory while it is free. */
 struct request *zygote_request(char **arena)
 {
@@ -136,6 +158,7 @@ int zygote_take(const struct request *r, struct process *p, int *files, int *chi
 	if (r != zygote.request || zygote.channel < 0 || zygote.used)
 		return 0;
 	zygote.used = 1;
+	zygote.request->is_lonely = lonely_is();
 	if ((r->namespaces & NAMESPACES) != NAMESPACES) {
 		kill(zygote.pid, SIGKILL);
 		return 0;
@@ -177,6 +200,8 @@ int zygote_move(const struct mount_request *m, const char *target)
 		    strcmp(usual[i].data, m->data))
 			continue;
 		place_of(i, path, sizeof path);
+		if (i == SYS && lonely_is())
+			snprintf(path, sizeof path, "%s", lonely_sys);
 		next = i + 1;
 		return mount(path, target, NULL, MS_MOVE, NULL) == 0;
 	}

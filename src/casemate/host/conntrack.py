@@ -15,8 +15,9 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from casemate.host.netlink import attribute, attributes
 from casemate.host.netns import in_own_thread
-from casemate.host.rtnetlink import NetlinkFailed, RouteSocket, attribute, attributes
+from casemate.host.rtnetlink import NetlinkFailed, RouteSocket
 
 _GET, _DELETE, _DUMP, _NESTED = 1 << 8 | 1, 1 << 8 | 2, 0x300, 0x8000
 _ORIGINAL, _REPLY, _FILTER = 1, 2, 25

@@ -18,7 +18,8 @@ import struct
 from collections.abc import Sequence
 from pathlib import Path
 
-from casemate.host.rtnetlink import NetlinkFailed, attribute
+from casemate.host.netlink import attribute
+from casemate.host.rtnetlink import NetlinkFailed
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 
-from casemate.host.rtnetlink import attribute
+from casemate.host.netlink import attribute
 
 _NESTED = 0x8000
 ACCEPT, DROP = 1, 0

@@ -13,9 +13,9 @@ import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from casemate.host.netlink import attribute, attributes
 from casemate.host.nft import NftFailed
 from casemate.host.nft_expressions import nested, text, u32, value_data, verdict_data
-from casemate.host.rtnetlink import attribute, attributes
 
 _SUBSYSTEM = 10 << 8
 _BEGIN, _END = 0x10, 0x11
@@ -77,9 +77,10 @@ class BaseChain:
 
 @dataclass(slots=True)
 class Batch:
-    """Messages of one transaction on *table* of family inet, in order."""
+    """Messages of one transaction on *table* of *family*, in order."""
 
     table: str
+    family: int = INET
     parts: list[bytes] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
     #: Rules that each chain has afterwards, of those chains that are emptied or made first.
@@ -87,7 +88,7 @@ class Batch:
 
     def add(self, kind: int, flags: int, body: bytes, what: str) -> None:
         # The sequence number says which message the kernel refused.
-        self.parts.append(_message(_SUBSYSTEM | kind, flags, len(self.parts) + 1, body))
+        self.parts.append(_message(_SUBSYSTEM | kind, flags, len(self.parts) + 1, body, self.family))
         self.names.append(what)
 
     def new_table(self) -> None:
@@ -355,15 +356,38 @@ class NftSocket:
         for body in self.dump(_GET_ELEMENTS, text(1, table) + text(2, name)):
             yield from (listing for kind, listing in attributes(body) if kind == 3)
 
-    def elements(self, table: str, name: str) -> Iterator[tuple[bytes, bytes, bytes]]:
+    def elements(self, table: str, name: str, family: int = INET) -> Iterator[tuple[bytes, bytes, bytes]]:
         """Key, end of the interval (or nothing) and raw data attribute of each element."""
-        for body in self.dump(_GET_ELEMENTS, text(1, table) + text(2, name)):
-            row = dict(attributes(body))
-            for _, one in attributes(row.get(3, b"")):
-                parts = dict(attributes(one))
-                key = dict(attributes(parts.get(1, b""))).get(1, b"")
-                end = dict(attributes(parts.get(10, b""))).get(1, b"")
-                yield key, end, parts.get(2, b"")
+        for body in self.dump(_GET_ELEMENTS, text(1, table) + text(2, name), family):
+            yield from _elements(body)
+
+    def value_of(self, table: str, name: str, key: bytes, family: int = INET) -> bytes | None:
+        """The value of the element *key* of a map; None where there is none. Takes as long with any number of them."""
+        self._sequence = (self._sequence + 1) & 0x7FFFFFFF
+        body = text(1, table) + text(2, name) + nested(3, element(key))
+        self._socket.send(_message(_SUBSYSTEM | _GET_ELEMENTS, _ACK, self._sequence, body, family))
+        found: bytes | None = None
+        while True:
+            for kind, flags, sequence, answer in messages(self._socket.recv(1 << 18)):
+                if sequence != self._sequence:
+                    continue
+                if kind != 2:
+                    for _, _, data in _elements(answer[4:]):
+                        found = dict(attributes(data)).get(1, b"")
+                    continue
+                number = -struct.unpack_from("=i", answer)[0]
+                if number and number != errno.ENOENT:
+                    name_of = errno.errorcode.get(number, str(number))
+                    raise NftFailed(f"an element of {name}: {name_of} {_words(answer, flags)}".rstrip(), errno=name_of)
+                return found
+
+
+def _elements(body: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:
+    for _, one in attributes(dict(attributes(body)).get(3, b"")):
+        parts = dict(attributes(one))
+        key = dict(attributes(parts.get(1, b""))).get(1, b"")
+        end = dict(attributes(parts.get(10, b""))).get(1, b"")
+        yield key, end, parts.get(2, b"")
 
 
 def finished(batch: Batch) -> bytes:

@@ -9,7 +9,8 @@ import errno
 import socket
 import struct
 
-from casemate.host.rtnetlink import NetlinkFailed, RouteSocket, attribute, attributes
+from casemate.host.netlink import attribute, attributes
+from casemate.host.rtnetlink import NetlinkFailed, RouteSocket
 
 _NEWRULE, _DELRULE, _GETRULE, _NEWROUTE, _DELROUTE = 32, 33, 34, 24, 25
 _CREATE, _EXCL, _REPLACE, _ROOT_MATCH = 0x400, 0x200, 0x100, 0x300

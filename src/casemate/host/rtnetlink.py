@@ -1,31 +1,31 @@
 """Links, addresses, routes and neighbours over a small rtnetlink codec of our own.
 
-Why our own: `pyroute2` costs 24 MiB and 130 ms at import, `ip` 2 ms for each change (decision 0021). Only the
-messages that pods need are here. Each request carries NLM_F_ACK and is answered; an answer that is cut short
-or unknown is an error. Sources: rtnetlink(7), linux/if_link.h, linux/rtnetlink.h.
+Why our own: `pyroute2` costs 24 MiB and 130 ms at import, `ip` 2 ms for each change (decision 0021). Only the messages
+that pods need are there (:mod:`casemate.host.route_messages`). Each request carries NLM_F_ACK and is answered; an
+answer that is cut short or unknown is an error. Sources: rtnetlink(7), linux/if_link.h, linux/rtnetlink.h.
 """
 
 from __future__ import annotations
 
 import errno
-import ipaddress
 import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from casemate.host import route_messages as messages
+from casemate.host.netlink import attribute, attributes
+from casemate.host.route_messages import Message, mac_bytes
 from casemate.spec.errors import CasemateError
 
 _NETLINK_EXT_ACK, _SOL_NETLINK = 11, 270
-_REQUEST, _ACK, _ROOT_MATCH, _CREATE, _EXCL, _REPLACE = 1, 4, 0x300, 0x400, 0x200, 0x100
+_REQUEST, _ACK, _ROOT_MATCH = 1, 4, 0x300
 _DUMP_INTERRUPTED = 0x10
 _ERROR, _DONE = 2, 3
 _NEWLINK, _DELLINK, _GETLINK = 16, 17, 18
-_NEWADDR, _NEWROUTE, _GETROUTE, _NEWNEIGH = 20, 24, 26, 28
-_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINKINFO = 1, 3, 4, 18
-_IFLA_NET_NS_FD = 28
-_NESTED = 0x8000
+_GETROUTE = 26
+_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU = 1, 3, 4
 _IFF_UP = 1
 _TIMEOUT_S = 5.0
 _TRIES = 20
@@ -56,30 +56,6 @@ class Link:
     up: bool
 
 
-def attribute(kind: int, payload: bytes) -> bytes:
-    """One netlink attribute, padded to 4 bytes."""
-    return struct.pack("=HH", len(payload) + 4, kind) + payload + b"\0" * (-len(payload) % 4)
-
-
-def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """The attributes in *data*; raises ``ValueError`` for a length that cannot be."""
-    offset = 0
-    while offset + 4 <= len(data):
-        size, kind = struct.unpack_from("=HH", data, offset)
-        if size < 4 or offset + size > len(data):
-            raise ValueError(f"netlink attribute of {size} bytes at {offset} of {len(data)}")
-        yield kind & 0x3FFF, data[offset + 4 : offset + size]
-        offset += (size + 3) & ~3
-
-
-def mac_bytes(text: str) -> bytes:
-    """The 6 bytes of ``aa:bb:cc:dd:ee:ff``."""
-    data = bytes.fromhex(text.replace(":", ""))
-    if len(data) != 6:
-        raise ValueError(f"{text!r} is not a hardware address")
-    return data
-
-
 class RouteSocket:
     """A NETLINK_ROUTE socket of the network namespace in which it was made. Not for two threads at once."""
 
@@ -105,24 +81,9 @@ class RouteSocket:
     def add_veth(
         self, name: str, mac: str, *, peer_name: str, peer_mac: str, mtu_bytes: int, peer_netns_fd: int
     ) -> None:
-        """A veth pair: *name* here and *peer_name* in the namespace of *peer_netns_fd*, both down."""
-        mtu = attribute(_IFLA_MTU, struct.pack("=I", mtu_bytes))
-        peer = (
-            struct.pack("=BBHiII", 0, 0, 0, 0, 0, 0)
-            + attribute(_IFLA_IFNAME, peer_name.encode() + b"\0")
-            + attribute(_IFLA_ADDRESS, mac_bytes(peer_mac))
-            + attribute(_IFLA_NET_NS_FD, struct.pack("=I", peer_netns_fd))
-            + mtu
-        )
-        info = attribute(1, b"veth\0") + attribute(2 | _NESTED, attribute(1 | _NESTED, peer))
-        body = (
-            struct.pack("=BBHiII", 0, 0, 0, 0, 0, 0)
-            + attribute(_IFLA_IFNAME, name.encode() + b"\0")
-            + attribute(_IFLA_ADDRESS, mac_bytes(mac))
-            + mtu
-            + attribute(_IFLA_LINKINFO | _NESTED, info)
-        )
-        self.request(_NEWLINK, _CREATE | _EXCL, body, f"adding veth {name}")
+        """See :func:`casemate.host.route_messages.veth`."""
+        ends = {"peer_name": peer_name, "peer_mac": peer_mac}
+        self.run(messages.veth(name, mac, **ends, mtu_bytes=mtu_bytes, peer_netns_fd=peer_netns_fd))
 
     def set_address(self, index: int, mac: str, mtu_bytes: int) -> None:
         """Give the interface *index* a hardware address and an MTU; it must be down."""
@@ -137,7 +98,7 @@ class RouteSocket:
 
     def set_up(self, index: int) -> None:
         """Bring the interface *index* up."""
-        self.request(_NEWLINK, 0, struct.pack("=BBHiII", 0, 0, 0, index, _IFF_UP, _IFF_UP), f"interface {index} up")
+        self.run(messages.up(index))
 
     def delete_link(self, name: str) -> bool:
         """Delete the interface *name* (and its peer); False when there is none."""
@@ -152,9 +113,8 @@ class RouteSocket:
 
     def link(self, name: str) -> Link | None:
         """The interface *name*, or None."""
-        body = struct.pack("=BBHiII", 0, 0, 0, 0, 0, 0) + attribute(_IFLA_IFNAME, name.encode() + b"\0")
         try:
-            answers = self.request(_GETLINK, 0, body, f"reading {name}")
+            (answers,) = self.run(messages.get(name))
         except NetlinkFailed as error:
             if error.errno == errno.ENODEV:
                 return None
@@ -164,36 +124,21 @@ class RouteSocket:
     def links(self, prefix: str = "") -> list[Link]:
         """The interfaces whose names begin with *prefix*."""
         body = struct.pack("=BBHiII", 0, 0, 0, 0, 0, 0)
-        answers = self.request(_GETLINK, _ROOT_MATCH, body, "listing interfaces")
-        return [link for link in map(_link, answers) if link.name.startswith(prefix)]
+        answers = self.request(_GETLINK, _ROOT_MATCH, body, "listing interfaces", changing=True)
+        found = {link.index: link for link in map(_link, answers)}
+        return [link for link in found.values() if link.name.startswith(prefix)]
 
     def add_address(self, index: int, address: str, prefix_length: int = 32, *, link_scope: bool = False) -> None:
-        """Give the interface *index* an address; repeated calls change nothing."""
-        packed = ipaddress.IPv4Address(address).packed
-        body = struct.pack("=BBBBi", socket.AF_INET, prefix_length, 0, 253 if link_scope else 0, index)
-        body += attribute(2, packed) + attribute(1, packed)
-        self.request(_NEWADDR, _CREATE | _REPLACE, body, f"address {address} on interface {index}")
+        """See :func:`casemate.host.route_messages.address`."""
+        self.run(messages.address(index, address, prefix_length, link_scope=link_scope))
 
     def add_route(self, destination: str, index: int, *, gateway: str | None = None, source: str | None = None) -> None:
-        """A route to *destination* (``a.b.c.d/n``) through *index*; a *gateway* is taken to be on-link."""
-        network = ipaddress.IPv4Network(destination)
-        scope = 0 if gateway else 253  # universe, link
-        flags = 4 if gateway else 0  # RTNH_F_ONLINK
-        body = struct.pack("=BBBBBBBBI", socket.AF_INET, network.prefixlen, 0, 0, 254, 4, scope, 1, flags)
-        if network.prefixlen:
-            body += attribute(1, network.network_address.packed)
-        body += attribute(4, struct.pack("=i", index))
-        if gateway:
-            body += attribute(5, ipaddress.IPv4Address(gateway).packed)
-        if source:
-            body += attribute(7, ipaddress.IPv4Address(source).packed)
-        self.request(_NEWROUTE, _CREATE | _REPLACE, body, f"route to {destination} through interface {index}")
+        """See :func:`casemate.host.route_messages.route`."""
+        self.run(messages.route(destination, index, gateway=gateway, source=source))
 
     def add_neighbour(self, index: int, address: str, mac: str) -> None:
-        """A permanent neighbour entry: nobody asks by ARP, and nobody can answer for it."""
-        body = struct.pack("=BBHiHBB", socket.AF_INET, 0, 0, index, 0x80, 0, 0)
-        body += attribute(1, ipaddress.IPv4Address(address).packed) + attribute(2, mac_bytes(mac))
-        self.request(_NEWNEIGH, _CREATE | _REPLACE, body, f"neighbour {address} on interface {index}")
+        """See :func:`casemate.host.route_messages.neighbour`."""
+        self.run(messages.neighbour(index, address, mac))
 
     def default_route_index(self) -> int | None:
         """The interface of the IPv4 default route with the lowest metric in the main table, or None."""
@@ -223,19 +168,58 @@ class RouteSocket:
             raise
         return _link(answers[0]) if answers else None
 
-    def request(self, kind: int, flags: int, body: bytes, what: str) -> list[bytes]:
+    def run(self, *wanted: Message) -> list[list[bytes]]:
+        """Send *wanted* at once; the bodies of each one's answers. Raises :class:`NetlinkFailed` for the first that was
+        refused: the kernel goes on with those after it all the same."""
+        answers: dict[int, list[bytes]] = {}
+        data = b""
+        for one in wanted:
+            self._sequence = (self._sequence + 1) & 0xFFFFFFFF
+            answers[self._sequence] = []
+            flags = one.flags | _REQUEST | _ACK
+            data += struct.pack("=IHHII", 16 + len(one.body), one.kind, flags, self._sequence, 0) + one.body
+            data += b"\0" * (-len(data) % 4)
+        doing = dict(zip(answers, (one.what for one in wanted), strict=True))
+        failed: NetlinkFailed | None = None
+        left = set(answers)
+        try:
+            self._socket.send(data)
+            while left:
+                for kind, flags, sequence, body in _messages(self._socket.recv(_RECEIVE_BYTES), doing):
+                    if kind != _ERROR:
+                        answers[sequence].append(body)
+                        continue
+                    left.discard(sequence)
+                    number = -struct.unpack_from("=i", body)[0]
+                    if number and failed is None:
+                        failed = NetlinkFailed(doing[sequence], number, _extended(body, flags))
+        except TimeoutError as error:
+            raise NetlinkFailed(wanted[0].what, errno.ETIMEDOUT) from error
+        except OSError as error:
+            raise NetlinkFailed(wanted[0].what, error.errno or errno.EIO) from error
+        if failed is not None:
+            raise failed
+        return list(answers.values())
+
+    def request(self, kind: int, flags: int, body: bytes, what: str, *, changing: bool = False) -> list[bytes]:
         """Send one message; the bodies of its answers. Raises :class:`NetlinkFailed`.
 
-        A list that others changed while it was read is read again: on a host where pods come and go that is often.
+        A list that others changed while it was read is read again: on a host where pods come and go that is often. With
+        *changing* the answer, where each try was interrupted, is all that they found: what stood all the while is in
+        it, what came and went may be, and a thing can be there several times, the latest last.
         """
+        seen: list[bytes] = []
         for _ in range(_TRIES):
             answers = self._request(kind, flags, body, what)
-            if answers is not None:
+            if not self._interrupted:
                 return answers
+            seen += answers
+        if changing:
+            return seen
         raise NetlinkFailed(what, errno.EAGAIN, f"the list changed {_TRIES} times while it was read")
 
-    def _request(self, kind: int, flags: int, body: bytes, what: str) -> list[bytes] | None:
-        """The same; None where a list changed while it was read."""
+    def _request(self, kind: int, flags: int, body: bytes, what: str) -> list[bytes]:
+        """The same, once; ``_interrupted`` says whether a list changed while it was read."""
         dump = flags & _ROOT_MATCH == _ROOT_MATCH
         self._sequence = (self._sequence + 1) & 0xFFFFFFFF
         flags |= _REQUEST | (0 if dump else _ACK)
@@ -257,7 +241,7 @@ class RouteSocket:
             raise NetlinkFailed(what, errno.ETIMEDOUT) from error
         except OSError as error:
             raise NetlinkFailed(what, error.errno or errno.EIO) from error
-        return None if self._interrupted else answers
+        return answers
 
     def _take(self, data: bytes, answers: list[bytes], what: str) -> bool:
         """Read one datagram; True when it ended the answer."""
@@ -281,6 +265,18 @@ class RouteSocket:
                 return True
             answers.append(body)
         return False
+
+
+def _messages(data: bytes, wanted: Mapping[int, str]) -> Iterator[tuple[int, int, int, bytes]]:
+    """Kind, flags, sequence number and body of the messages in a datagram that answer one of *wanted*."""
+    offset = 0
+    while offset + 16 <= len(data):
+        size, kind, flags, sequence, _ = struct.unpack_from("=IHHII", data, offset)
+        if size < 16 or offset + size > len(data):
+            raise NetlinkFailed(next(iter(wanted.values())), errno.EBADMSG)
+        if sequence in wanted:  # others are late answers to what timed out
+            yield kind, flags, sequence, data[offset + 16 : offset + size]
+        offset += (size + 3) & ~3
 
 
 def _extended(body: bytes, flags: int) -> str:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import errno
 import struct
 
-from casemate.host.rtnetlink import NetlinkFailed, RouteSocket, attribute
+from casemate.host.netlink import attribute
+from casemate.host.rtnetlink import NetlinkFailed, RouteSocket
 
 _NEWQDISC, _NEWTFILTER = 36, 44
 _CREATE, _EXCL = 0x400, 0x200

@@ -136,7 +136,7 @@ async def _give_memory_back(context: Context) -> None:
     trim = syscalls.libc_function("malloc_trim")
     while True:
         await asyncio.sleep(_TRIM_PERIOD_S)
-        context.nat.close()
+        context.nat.unload()
         trim(0)
 
 

@@ -203,7 +203,7 @@ def close_ports(context: Context, pod: Pod) -> None:
     if not network.ports or not pod.published or is_running(pod) or context.firewall.is_held(pod.id):
         return
     with context.firewall.followed.own_change():
-        context.nat.unpublish(network.address)
+        context.nat.withdraw(link(context, pod))
     pod.published = False
     if any(port.protocol == "udp" for port in network.ports):
         context.stale_flows.add(network.address)
@@ -353,7 +353,7 @@ async def discard(context: Context, pod: Pod) -> None:
     context.step("pod.cgroup_gone")
     if spec.network.mode == "pod" and spec.network.ports:
         if pod.published:
-            context.nat.unpublish(spec.network.address)
+            context.nat.withdraw(link(context, pod))
         if any(port.protocol == "udp" for port in spec.network.ports):
             # A flow that goes on keeps its translation: its packets would reach whoever has the address next.
             with contextlib.suppress(CasemateError, OSError):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from casemate.host import netns, rtnetlink, syscalls, tun
+from casemate.host import netns, rtnetlink, syscalls, sysctls, tun
+from casemate.host import route_messages as messages
 from casemate.network.plan import GATEWAY, PodLink
 from casemate.spec.errors import Conflict, HostLacks
 
@@ -23,20 +25,19 @@ _POD_SYSCTLS: tuple[tuple[str, str], ...] = (
     # `ping` without raw sockets, for every id of every pod's range.
     ("net/ipv4/ping_group_range", "0 4294967294"),
 )
-#: Set on the host's end, before it is up. Strict reverse path filter: only the pod's own address may come in.
-_HOST_SYSCTLS: tuple[tuple[str, str], ...] = (
-    ("net/ipv6/conf/{}/disable_ipv6", "1"),
-    ("net/ipv4/conf/{}/rp_filter", "1"),
-    ("net/ipv4/conf/{}/accept_redirects", "0"),
-    ("net/ipv4/conf/{}/send_redirects", "0"),
-    ("net/ipv4/conf/{}/forwarding", "1"),
-    ("net/ipv4/conf/{}/arp_ignore", "8"),
-)
+#: Of the host's end, before it is up. Strict reverse path filter: only the pod's own address may come in.
+_HOST_CONF = {
+    "rp_filter": 1,
+    "accept_redirects": 0,
+    "send_redirects": 0,
+    "forwarding": 1,
+    "arp_ignore": 8,
+}
 #: A guest asks for the gateway by ARP, and is answered for the one address that is on its tap.
-_TAP_SYSCTLS = (*_HOST_SYSCTLS[:-1], ("net/ipv4/conf/{}/arp_ignore", "1"))
+_TAP_CONF = _HOST_CONF | {"arp_ignore": 1}
 #: Lets a connection from the host's own 127.0.0.1 leave to a pod with published ports; the raw chain of our table
 #: drops whatever comes from a pod *to* 127.0.0.0/8.
-_PUBLISH_SYSCTL = ("net/ipv4/conf/{}/route_localnet", "1")
+_PUBLISH_CONF = {"route_localnet": 1}
 
 
 class LinkExists(Conflict):
@@ -58,16 +59,6 @@ class FoundLink:
     interface: str
     up: bool
     mtu_bytes: int
-
-
-def _write_sysctl(name: str, value: str) -> None:
-    # A kernel without IPv6, or an older one, lacks some: then there is nothing to be set.
-    with contextlib.suppress(FileNotFoundError):
-        number = os.open(f"/proc/sys/{name}", os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            os.write(number, value.encode())
-        finally:
-            os.close(number)
 
 
 async def apply(link: PodLink, waiting: str = "") -> None:
@@ -128,8 +119,9 @@ async def _namespace(pin: Path) -> rtnetlink.RouteSocket:
 
 def _enter_pod() -> rtnetlink.RouteSocket:
     """Runs in a thread inside the new namespace: a socket of it, for use from outside."""
-    for name, value in _POD_SYSCTLS:
-        _write_sysctl(name, value)
+    with sysctls.view() as proc:
+        for name, value in _POD_SYSCTLS:
+            sysctls.write(proc, name, value)
     inside = rtnetlink.RouteSocket()
     inside.set_up(1)  # lo is 1 in every new namespace
     return inside
@@ -153,34 +145,39 @@ def _connect(link: PodLink, inside: rtnetlink.RouteSocket, own: int) -> None:
     with rtnetlink.RouteSocket() as host:
         _add_pair(host, link, own)
         try:
-            _host_end(host, link, _TAP_SYSCTLS if link.asks else _HOST_SYSCTLS)
+            _host_end(host, link, _TAP_CONF if link.asks else _HOST_CONF)
             _pod_end(inside, link)
         except BaseException:
             host.delete_link(link.interface)
             raise
 
 
-def _host_end(host: rtnetlink.RouteSocket, link: PodLink, sysctls: tuple[tuple[str, str], ...]) -> None:
+def _host_end(host: rtnetlink.RouteSocket, link: PodLink, conf: Mapping[str, int]) -> None:
     """The host's end of a pair, or a tap: the same address, route, neighbour and checks."""
     outer = host.link(link.interface)
     assert outer is not None, link.interface
-    for name, value in (*sysctls, *((_PUBLISH_SYSCTL,) if link.ports else ())):
-        _write_sysctl(name.format(link.interface), value)
+    with sysctls.view() as proc:
+        sysctls.write(proc, f"net/ipv6/conf/{link.interface}/disable_ipv6", "1")
     if link.tap:
         host.set_address(outer.index, link.host_mac, link.mtu_bytes)
-    host.set_up(outer.index)
-    host.add_address(outer.index, GATEWAY, link_scope=True)
-    host.add_neighbour(outer.index, link.address, link.pod_mac)
-    host.add_route(f"{link.address}/32", outer.index)
+    host.run(messages.inet(outer.index, {**conf, **(_PUBLISH_CONF if link.ports else {})}))
+    host.run(
+        messages.up(outer.index),
+        messages.address(outer.index, GATEWAY, link_scope=True),
+        messages.neighbour(outer.index, link.address, link.pod_mac),
+        messages.route(f"{link.address}/32", outer.index),
+    )
 
 
 def _pod_end(inside: rtnetlink.RouteSocket, link: PodLink) -> None:
     inner = inside.link(link.pod_interface)
     assert inner is not None, link.pod_interface
-    inside.add_address(inner.index, link.address)
-    inside.set_up(inner.index)
-    inside.add_neighbour(inner.index, GATEWAY, link.host_mac)
-    inside.add_route("0.0.0.0/0", inner.index, gateway=GATEWAY)
+    inside.run(
+        messages.address(inner.index, link.address),
+        messages.up(inner.index),
+        messages.neighbour(inner.index, GATEWAY, link.host_mac),
+        messages.route("0.0.0.0/0", inner.index, gateway=GATEWAY),
+    )
 
 
 async def give_address(link: PodLink) -> None:
@@ -208,7 +205,7 @@ def _make_tap(link: PodLink, waiting: str) -> None:
                 host.rename(found.index, link.interface)
             else:
                 tun.make_tap(link.interface)
-            _host_end(host, link, _TAP_SYSCTLS)
+            _host_end(host, link, _TAP_CONF)
         except BaseException as error:
             host.delete_link(link.interface)
             if isinstance(error, OSError):

@@ -21,12 +21,16 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from ipaddress import IPv4Address
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from casemate.host import nft, nft_netlink, programs
+from casemate.host.netlink import attributes
+from casemate.host.nft_netlink import DELETE_ELEMENTS, NEW_ELEMENTS, Batch, NftSocket, element
 from casemate.network.plan import PodLink, Publish, check_pool, check_prefix
 from casemate.spec.errors import Conflict, HostLacks, ProgramFailed
 
@@ -40,6 +44,10 @@ _DROP, _FORWARD_HOOK = 0, 2
 #: Others change rules faster than they can be read.
 _UNREAD = (-2, -2)
 _IPTABLES = ("ip", "filter", "FORWARD")
+#: Protocol and port, each padded to a register of 4 bytes; address and port.
+_PORT_KEY, _TARGET = struct.Struct("!B3xH2x"), struct.Struct("!4sH2x")
+_PROTOCOLS: dict[Literal["tcp", "udp"], int] = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP}
+_PROTOCOL_NAMES: dict[int, Literal["tcp", "udp"]] = {number: name for name, number in _PROTOCOLS.items()}
 _ANY = "0.0.0.0"  # noqa: S104 - the value, not a bind
 
 
@@ -94,6 +102,7 @@ class Nat:
         self.prefix = check_prefix(prefix)
         self.pool = str(check_pool(pool))
         self._nft: nft.Nft | None = None
+        self._socket: NftSocket | None = None
         self._generation = -1
         #: What iptables' FORWARD was like when it was last seen to let our packets through.
         self._open_at: tuple[int, int] | None = None
@@ -107,11 +116,25 @@ class Nat:
             self._nft = nft.Nft()
         return self._nft
 
-    def close(self) -> None:
-        self._generations.close()
+    @property
+    def socket(self) -> NftSocket:
+        """For elements: the library takes 90 us and more for each, and lists the table to take one out."""
+        if self._socket is None:
+            self._socket = NftSocket()
+        return self._socket
+
+    def unload(self) -> None:
+        """Let go of the library, which is loaded again when needed."""
         if self._nft is not None:
             self._nft.close()
             self._nft = None
+
+    def close(self) -> None:
+        self.unload()
+        self._generations.close()
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
 
     def is_whole(self) -> bool:
         """Whether the table with all its chains is there; 20 us while nobody changed any rule."""
@@ -167,16 +190,20 @@ class Nat:
             return
         for port in link.ports:
             check_free(port)
-        was_whole = self._generations.now() == self._generation
+        batch = Batch(self.table, nft_netlink.IPV4)
+        for name, rows in _packed(link).items():
+            batch.elements(NEW_ELEMENTS, name, (_element(*row) for row in rows))
         try:
-            self.nft.apply(
-                [nft.add_elements(self.table, name, rows) for name, rows in _elements([link]).items() if rows]
-            )
+            self._commit(batch)
         except nft.NftFailed as error:
-            if "File exists" in str(error.facts.get("words", "")) or "File exists" in error.detail:
+            if error.facts.get("errno") == "EEXIST":
                 taken = ", ".join(port.describe() for port in link.ports)
                 raise PortTaken(f"another pod has published one of: {taken}", pod=link.pod) from error
             raise
+
+    def _commit(self, batch: Batch) -> None:
+        was_whole = self._generations.now() == self._generation
+        self.socket.commit(batch)
         if was_whole:
             self._follow()
 
@@ -184,43 +211,51 @@ class Nat:
         """Our own change, and nobody else's, moved the generation on."""
         self._generation = self._generations.now()
 
+    def withdraw(self, link: PodLink) -> int:
+        """Take the ports of *link* back, those that are its own; how many. As long with any number of other pods'."""
+        wanted: list[tuple[str, bytes]] = []
+        for name, rows in _packed(link).items():
+            for key, value in rows:
+                # By now it may be another pod's: what a map holds is asked, one by one.
+                if self.socket.value_of(self.table, name, key, nft_netlink.IPV4) == (value or b""):
+                    wanted.append((name, key))
+        return self._take(wanted)
+
     def unpublish(self, address: str) -> int:
-        """Remove every element that leads to *address*; how many. One listing, so only for pods with ports."""
-        wanted: dict[str, list[object]] = {"published": [], "published_at": [], "hairpin": []}
-        count = 0
-        for name, element in self._kernel_elements():
-            if name == "hairpin":
-                if element["concat"][0] == address:
-                    wanted[name].append(element)
-            elif element[1]["concat"][0] == address:
-                wanted[name].append(element)
-                count += 1
-        commands = [nft.delete_elements(self.table, name, rows) for name, rows in wanted.items() if rows]
-        if commands:
-            was_whole = self._generations.now() == self._generation
-            self.nft.apply(commands)
-            if was_whole:
-                self._follow()
-        return count
+        """Remove every element that leads to *address*, whichever ports they are; how many. Lists all."""
+        packed = IPv4Address(address).packed
+        found = [(name, key) for name, key, value in self._kernel_elements() if (value or key)[:4] == packed]
+        return self._take(found)
+
+    def _take(self, wanted: Sequence[tuple[str, bytes]]) -> int:
+        if not wanted:
+            return 0
+        batch = Batch(self.table, nft_netlink.IPV4)
+        for name, key in wanted:
+            batch.elements(DELETE_ELEMENTS, name, [_element(key)])
+        self._commit(batch)
+        return sum(name != "hairpin" for name, _ in wanted)
 
     def published(self) -> list[Published]:
         """The published ports as the kernel has them."""
         found = []
-        for name, element in self._kernel_elements():
+        for name, key, value in self._kernel_elements():
             if name == "hairpin":
                 continue
-            key, (address, pod_port) = element[0]["concat"], element[1]["concat"]
-            host_address, protocol, host_port = key if name == "published_at" else (_ANY, *key)
-            found.append(Published(Publish(protocol, int(host_port), int(pod_port), host_address), address))
+            host, rest = (key[:4], key[4:]) if name == "published_at" else (bytes(4), key)
+            protocol, host_port = _PORT_KEY.unpack(rest)
+            address, pod_port = _TARGET.unpack(value)
+            port = Publish(_PROTOCOL_NAMES[protocol], host_port, pod_port, str(IPv4Address(host)))
+            found.append(Published(port, str(IPv4Address(address))))
         return found
 
-    def _kernel_elements(self) -> list[tuple[str, Any]]:
-        found: list[tuple[str, Any]] = []
-        for row in self.nft.table("ip", self.table) or ():
-            for kind in ("map", "set"):
-                if kind in row:
-                    found.extend((row[kind]["name"], element) for element in row[kind].get("elem", ()))
-        return found
+    def _kernel_elements(self) -> list[tuple[str, bytes, bytes]]:
+        """Map or set, key, and value (empty in the set) of every element; nothing where the table is not there."""
+        return [
+            (name, key, dict(attributes(data)).get(1, b""))
+            for name in ("published", "published_at", "hairpin")
+            for key, _, data in self.socket.elements(self.table, name, nft_netlink.IPV4)
+        ]
 
     async def remove(self) -> list[str]:
         """Take away the table and our rules in FORWARD; what was removed, in lines."""
@@ -291,6 +326,26 @@ async def _iptables(action: str, rule: Sequence[str], *, check: bool = False) ->
             raise
         return False
     return done.returncode == 0
+
+
+def _packed(link: PodLink) -> dict[str, list[tuple[bytes, bytes]]]:
+    """Key and value, as the kernel has them, of each element for the ports of *link*."""
+    found: dict[str, list[tuple[bytes, bytes]]] = {}
+    own = IPv4Address(link.address).packed
+    for port in link.ports:
+        key, value = _PORT_KEY.pack(_PROTOCOLS[port.protocol], port.host_port), _TARGET.pack(own, port.pod_port)
+        if port.host_address == _ANY:
+            found.setdefault("published", []).append((key, value))
+        else:
+            at = IPv4Address(port.host_address).packed + key
+            found.setdefault("published_at", []).append((at, value))
+    if link.ports:
+        found["hairpin"] = [(own + own, b"")]
+    return found
+
+
+def _element(key: bytes, value: bytes = b"") -> bytes:
+    return element(key, data=nft_netlink.value(value) if value else b"")
 
 
 def _elements(links: Sequence[PodLink]) -> dict[str, list[Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import chain
 
 from casemate.policy.compile import Compiler
 from casemate.policy.identity import Endpoint, Identity
@@ -45,6 +46,7 @@ def _ipv6(rules: Iterable[Rule]) -> list[str]:
 def _unmatched(rules: Iterable[Rule], ends: Sequence[Endpoint | Identity]) -> list[str]:
     held = {pair for end in ends for pair in (*end.labels, *end.project_labels)}
     keys = {key for key, _ in held}
+    all_ends = _Ends(ends)
     known: dict[Workloads, str] = {}
     out: list[str] = []
     for rule in rules:
@@ -52,11 +54,34 @@ def _unmatched(rules: Iterable[Rule], ends: Sequence[Endpoint | Identity]) -> li
             if not isinstance(picked, Workloads):
                 continue
             if picked not in known:
-                picks = any(picked.matches(end) for end in ends)
-                known[picked] = "" if picks else _why(picked, held, keys)
+                known[picked] = "" if all_ends.has(picked) else _why(picked, held, keys)
             if known[picked]:
                 out.append(f"{rule.id}: its {what} {picked.describe()} selects nothing{known[picked]}")
     return list(dict.fromkeys(out))
+
+
+class _Ends:
+    """Ends by their labels: of thousands of selectors each picks one of a thousand identities."""
+
+    def __init__(self, ends: Sequence[Endpoint | Identity]) -> None:
+        self._every = ends
+        self._by_pair: dict[tuple[str, str], list[Endpoint | Identity]] = {}
+        for end in ends:
+            for pair in end.labels:
+                self._by_pair.setdefault(pair, []).append(end)
+
+    def has(self, picked: Workloads) -> bool:
+        """Whether *picked* selects any."""
+        return any(picked.matches(end) for end in self._candidates(picked.selector))
+
+    def _candidates(self, selector: Selector) -> Iterable[Endpoint | Identity]:
+        """All that *selector* can pick, and more: by the first label whose value it names."""
+        for requirement in selector.requirements:
+            if requirement.operator is Operator.IN:
+                return chain.from_iterable(
+                    self._by_pair.get((requirement.key, value), ()) for value in requirement.values
+                )
+        return self._every
 
 
 def _why(picked: Workloads, held: set[tuple[str, str]], keys: set[str]) -> str:
@@ -88,12 +113,12 @@ def _contradictions(rules: Iterable[Rule]) -> list[str]:
 def _never(rules: Iterable[Rule], compiler: Compiler) -> list[str]:
     """Rules that pick somebody, and of which no pair of identities ever hears: earlier rules decide everything."""
     heard = compiler.heard()
-    ends = list(compiler.identities.values())
+    ends = _Ends(list(compiler.identities.values()))
     known: dict[Workloads, bool] = {}
 
     def picks(workloads: Workloads) -> bool:
         if workloads not in known:
-            known[workloads] = any(workloads.matches(end) for end in ends)
+            known[workloads] = ends.has(workloads)
         return known[workloads]
 
     return [

@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import tarfile
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -324,8 +325,48 @@ def test_two_pulls_at_once_fetch_each_layer_once(store, registry, tmp_path):
     assert len({result.digest for result in results}) == 1
 
 
+@asynccontextmanager
+async def stalling(registry, after_bytes):
+    """A way to *registry* that stops for good once it has brought *after_bytes*: its address, and the event of that."""
+    stalled, handlers = asyncio.Event(), []
+    host, port = registry.split(":")
+
+    async def pump(source, target, *, counted):
+        nonlocal after_bytes
+        while data := await source.read(1 << 16):
+            after_bytes -= len(data) if counted else 0
+            if after_bytes < 0:
+                stalled.set()
+                await asyncio.Event().wait()
+            target.write(data)
+            await target.drain()
+        target.close()
+
+    async def connected(reader, writer):
+        handlers.append(asyncio.current_task())
+        other_reader, other_writer = await asyncio.open_connection(host, int(port))
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(pump(reader, other_writer, counted=False))
+                group.create_task(pump(other_reader, writer, counted=True))
+        finally:
+            for one in (writer, other_writer):
+                one.transport.abort()
+
+    server = await asyncio.start_server(connected, "127.0.0.1", 0)
+    try:
+        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}", stalled
+    finally:
+        server.close()
+        for one in handlers:
+            one.cancel()
+        await asyncio.gather(*handlers, return_exceptions=True)
+
+
 @needs_registry
-def test_cancel_and_kill_leave_nothing_half_visible(store, registry, tmp_path):
+@pytest.mark.parametrize("how", ["cancel", "kill"])
+def test_cancel_and_kill_leave_nothing_half_visible(store, registry, tmp_path, how):
+    """Interrupted when a third of the layer has come; then pulled as if nothing had been."""
     made = made_image(store, tmp_path, files={"f": os.urandom(60_000_000)})
     endpoints = Endpoints(insecure=(registry,))
     do(
@@ -337,44 +378,42 @@ def test_cancel_and_kill_leave_nothing_half_visible(store, registry, tmp_path):
         )
     )
     other = Store(tmp_path / "other")
-    job = PullJob(state=str(other.root), reference=f"{registry}/big/image:1", endpoints=endpoints)
-    for how in ("cancel", signal.SIGKILL):
-        workers = []
+    workers = []
 
-        async def interrupt(how=how, workers=workers):
-            started = asyncio.Event()
+    async def start(command, environment, descriptors):
+        process = await spawn(command, environment, descriptors)
+        workers.append(process)
+        return process
 
-            async def start(command, environment, descriptors):
-                process = await spawn(command, environment, descriptors)
-                workers.append(process)
-                return process
+    def pull(address):
+        return PullJob(
+            state=str(other.root), reference=f"{address}/big/image:1", endpoints=Endpoints(insecure=(address,))
+        )
 
-            def progress(report):
-                if report.stage == "downloading" and not started.is_set():
-                    # Not before it is interrupted does it go on: else it may be through by then.
-                    os.kill(workers[0].pid, signal.SIGSTOP)
-                    started.set()
-
-            task = asyncio.ensure_future(run_job(job, progress, timeout_s=60, start=start))
-            await started.wait()
+    async def interrupt():
+        async with stalling(registry, 20_000_000) as (address, stalled):
+            task = asyncio.ensure_future(run_job(pull(address), None, timeout_s=60, start=start))
+            await stalled.wait()
             if how == "cancel":
                 task.cancel()
-                await asyncio.sleep(0)  # TERM is on its way when it goes on
-                os.kill(workers[0].pid, signal.SIGCONT)
             else:
-                os.kill(workers[0].pid, how)
-            with pytest.raises((asyncio.CancelledError, Exception)):
+                os.kill(workers[0].pid, signal.SIGKILL)
+            with pytest.raises(asyncio.CancelledError if how == "cancel" else Exception):
                 await task
 
-        asyncio.run(interrupt())
-        assert workers[0].returncode is not None
-        assert list((other.root / "blobs/sha256").iterdir()) == []
-        assert [path for path in (other.root / "staging").iterdir() if not path.name.startswith("tmp-")] == []
-        if how == "cancel":
-            assert list((other.root / "staging").iterdir()) == []
+    asyncio.run(interrupt())
+    assert workers[0].returncode is not None
+    for blob in (other.root / "blobs/sha256").iterdir():
+        # The manifest and the configuration came whole before the layer; what is being written bears another name.
+        if not blob.name.startswith("tmp-"):
+            assert hashlib.sha256(blob.read_bytes()).hexdigest() == blob.name
+            assert blob.stat().st_size < 1_000_000
+    assert [path for path in (other.root / "staging").iterdir() if not path.name.startswith("tmp-")] == []
+    if how == "cancel":
+        assert list((other.root / "staging").iterdir()) == []
     collect_garbage(other, ())
     assert list((other.root / "staging").iterdir()) == []
-    result = do(job)
+    result = do(pull(registry))
     assert result.layers[0].squashfs_digest == made.layers[0].squashfs_digest
     assert leased_digests(other)[0]
 

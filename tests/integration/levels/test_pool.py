@@ -79,7 +79,9 @@ def test_a_machine_that_waited_has_the_pods_network(pooled: Daemons, cm: Run) ->
     else:
         pytest.fail("no machine that waited was taken")
     address = cm("inspect", "-f", "{{.NetworkSettings.IPAddress}}", "waited").stdout.strip()
-    assert address in cm("exec", "waited", "ip", "address").stdout
+    shown = cm("exec", "waited", "sh", "-c", "ip address; ip route; cat /proc/net/arp").stdout
+    assert address in shown
+    assert "192.0.2." not in shown, "nothing of the rehearsal (warming.NETWORK) stays"
     until(lambda: b"served" in asked(port))
     # Started anew, its tap is gone with the machine and made again.
     assert cm("restart", "-t", "0", "waited").returncode == 0

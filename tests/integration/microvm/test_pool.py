@@ -71,11 +71,14 @@ DRAWN = "cat /proc/sys/kernel/random/uuid; head -c 16 /dev/urandom | sha256sum; 
 
 def test_what_is_handed_out_is_the_pods_alone(pooled: harness.Host, base_layer: Path, tmp_path: Path) -> None:
     monitor, qemu = waiting(pooled)
-    script = f"cat /etc/base; ls -d /warm /c /layers 2>/dev/null; hostname; date +%s; {DRAWN}"
+    seen = "ls -d /bin/warm /etc/resolv.conf /c 2>/dev/null; ls /sys/class/net; grep -c 192.0.2 /proc/net/fib_trie"
+    script = f"cat /etc/base; {seen}; hostname; date +%s; {DRAWN}"
     process, folder = start(pooled, "taken", [base_layer], "sh", "-c", f"{script}; sleep 1000")
     assert qemu_of(pooled, "taken") == qemu, "the machine that waited"
-    text = until(folder / "log", 6)
+    text = until(folder / "log", 8)
     assert text[0] == "base", "the container's own layer stands where the warming one's did"
+    assert text[1:3] == ["lo", "0"], "neither the card nor the rehearsal's address"
+    text[1:3] = []
     assert text[1] == "guest"
     assert abs(int(text[2]) - time.time()) < 60
     assert len(text) == 6, "nothing of ours is to be seen"

@@ -15,7 +15,8 @@ from typing import TypeVar
 import pytest
 from tests.integration.leaks import Scope
 
-from casemate.host import conntrack, netns, nft, nft_netlink, rtnetlink
+from casemate.host import conntrack, netns, nft, nft_netlink, rtnetlink, sysctls
+from casemate.host.route_messages import Message
 from casemate.network import links, nat
 from casemate.network.plan import GATEWAY, PodLink, Publish, pod_link
 
@@ -256,6 +257,62 @@ def test_a_pod_cannot_speak_with_anothers_address(pods: Pods) -> None:
     assert dropped_by_filter == "1"
 
 
+def test_withdrawn_is_only_what_is_ones_own(pods: Pods) -> None:
+    """Of two pods that had the same port one after the other, the first takes nothing of the second's along."""
+    port, at_one = free_port(), free_port()
+    ports = (Publish("tcp", port, 80), Publish("udp", at_one, 53, "127.0.0.1"))
+    one, other = pods.add(*ports), pods.add()
+    assert {(p.port, p.address) for p in pods.nat.published()} == {(port, one.address) for port in ports}
+    assert pods.nat.unpublish(one.address) == 2
+    taker = dataclasses.replace(other, ports=ports[:1])
+    pods.nat.publish(taker)
+    assert pods.nat.withdraw(one) == 0
+    assert [(p.port, p.address) for p in pods.nat.published()] == [(ports[0], other.address)]
+    pods.nat.publish(dataclasses.replace(one, ports=ports[1:]))
+    assert pods.nat.withdraw(one) == 1
+    assert pods.nat.withdraw(taker) == 1
+    assert pods.nat.published() == []
+    assert not any("elem" in row.get("set", {}) for row in pods.nat.nft.table("ip", pods.scope.table) or ())
+
+
+def test_without_the_table_nothing_is_published_and_nothing_withdrawn(pods: Pods) -> None:
+    one = pods.add(Publish("tcp", free_port(), 80))
+    nft_netlink.delete_table("ip", pods.scope.table)
+    assert pods.nat.withdraw(one) == pods.nat.unpublish(one.address) == 0
+    assert pods.nat.published() == []
+
+
+def test_the_hosts_end_is_strict_before_it_is_up(pods: Pods) -> None:
+    """What was given by netlink reads as if it had been written by sysctl."""
+
+    def conf(link: PodLink, name: str, family: str = "ipv4") -> str:
+        return Path(f"/proc/sys/net/{family}/conf/{link.interface}/{name}").read_text().strip()
+
+    wanted = {"rp_filter": "1", "accept_redirects": "0", "send_redirects": "0", "forwarding": "1", "arp_ignore": "8"}
+    plain, published = pods.add(), pods.add(Publish("tcp", free_port(), 80))
+    for link in (plain, published):
+        assert {name: conf(link, name) for name in wanted} == wanted
+        assert conf(link, "disable_ipv6", "ipv6") == "1"
+    assert (conf(plain, "route_localnet"), conf(published, "route_localnet")) == ("0", "1")
+
+
+def test_sysctls_are_of_the_namespace_and_leave_nothing_mounted(pods: Pods) -> None:
+    def text() -> str:
+        return Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text().strip()
+
+    def write() -> None:
+        with sysctls.view() as proc:
+            sysctls.write(proc, "net/ipv4/ip_unprivileged_port_start", "77")
+            sysctls.write(proc, "net/ipv4/no_such_thing", "1")
+
+    one = pods.add()
+    mounted, before = Path("/proc/self/mountinfo").read_bytes().count(b" - proc "), text()
+    pods.inside(one, write)
+    assert pods.inside(one, text) == "77"
+    assert text() == before != "77"
+    assert Path("/proc/self/mountinfo").read_bytes().count(b" - proc ") == mounted
+
+
 def test_a_pod_does_not_reach_the_hosts_loopback(pods: Pods) -> None:
     port = free_port()
     one = pods.add(Publish("tcp", free_port(), 80))  # route_localnet is on for such a pod
@@ -394,13 +451,17 @@ def test_an_interface_without_a_namespace_is_taken_over(pods: Pods) -> None:
 
 
 def test_a_failure_in_the_middle_leaves_nothing(pods: Pods, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object, **__: object) -> None:
-        raise rtnetlink.NetlinkFailed("adding a route", 105)
+    run = rtnetlink.RouteSocket.run
+
+    def fail(self: rtnetlink.RouteSocket, *wanted: Message) -> list[list[bytes]]:
+        if any(one.what.startswith("route") for one in wanted):
+            raise rtnetlink.NetlinkFailed("adding a route", 105)
+        return run(self, *wanted)
 
     link = pods.add()
     asyncio.run(links.remove(link.pin, link.interface, wait=True))
     with monkeypatch.context() as patch:
-        patch.setattr(rtnetlink.RouteSocket, "add_route", fail)
+        patch.setattr(rtnetlink.RouteSocket, "run", fail)
         with pytest.raises(rtnetlink.NetlinkFailed, match="ENOBUFS"):
             asyncio.run(links.apply(link))
     assert not link.pin.exists()

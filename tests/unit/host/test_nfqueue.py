@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from casemate.host.netlink import attribute
 from casemate.host.nfqueue import COPY_BYTES, Queued, ends, parse
-from casemate.host.rtnetlink import attribute
 
 A, B = bytes([10, 0, 0, 1]), bytes([10, 0, 0, 2])
 A6, B6 = bytes.fromhex("fd00" + "00" * 13 + "01"), bytes.fromhex("fd00" + "00" * 13 + "02")

@@ -1,4 +1,4 @@
-"""A list of interfaces that changes while it is read: read again, and refused when it never holds still."""
+"""A list of interfaces that changes while it is read: read again; what was seen of it where it never holds still."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any, cast
 
 import pytest
 
-from casemate.host.rtnetlink import NetlinkFailed, RouteSocket, attribute
+from casemate.host.netlink import attribute
+from casemate.host.rtnetlink import NetlinkFailed, RouteSocket
 
 _DONE, _NEWLINK, _INTERRUPTED = 3, 16, 0x10
 
@@ -37,19 +38,31 @@ def socket(answer: Callable[[int], list[tuple[int, int, bytes]]]) -> RouteSocket
     return made
 
 
-def link(name: str) -> bytes:
-    return struct.pack("=BBHiII", 0, 0, 0, 7, 1, 0) + attribute(3, name.encode() + b"\0") + attribute(4, b"\0\0\5\0")
+def link(name: str, index: int = 7) -> bytes:
+    return (
+        struct.pack("=BBHiII", 0, 0, 0, index, 1, 0) + attribute(3, name.encode() + b"\0") + attribute(4, b"\0\0\5\0")
+    )
 
 
 def test_it_is_read_again() -> None:
     def answer(asked: int) -> list[tuple[int, int, bytes]]:
         flags = _INTERRUPTED if asked < 3 else 0
-        return [(_NEWLINK, 0, link(f"eth{asked}")), (_NEWLINK, flags, link("more")), (_DONE, flags, b"\0\0\0\0")]
+        return [(_NEWLINK, 0, link(f"eth{asked}")), (_NEWLINK, flags, link("more", 8)), (_DONE, flags, b"\0\0\0\0")]
 
     assert [one.name for one in socket(answer).links()] == ["eth3", "more"]
 
 
-def test_one_that_never_holds_still_is_an_error() -> None:
+def test_one_that_never_holds_still_has_what_was_seen_of_it() -> None:
+    """hostd starts on a host whose interfaces never stop to come and go."""
+
+    def answer(asked: int) -> list[tuple[int, int, bytes]]:
+        body = link("kept", 3) if asked % 2 else link(f"renamed{asked}", 9)
+        return [(_NEWLINK, _INTERRUPTED, body), (_DONE, _INTERRUPTED, b"\0\0\0\0")]
+
+    assert [one.name for one in socket(answer).links()] == ["kept", "renamed20"]
+
+
+def test_a_list_of_routes_that_never_holds_still_is_an_error() -> None:
     with pytest.raises(NetlinkFailed) as caught:
-        socket(lambda _: [(_NEWLINK, _INTERRUPTED, link("eth0")), (_DONE, _INTERRUPTED, b"\0\0\0\0")]).links()
+        socket(lambda _: [(_DONE, _INTERRUPTED, b"\0\0\0\0")]).default_route_index()
     assert caught.value.errno == errno.EAGAIN

@@ -18,6 +18,8 @@ FILE = "end"
 _MAX_BYTES, _CONSOLE, _BEFORE = 16 << 10, 1000, 200
 _PANIC = "Kernel panic - not syncing:"
 _BROKE = "the guest broke the protocol"
+#: Of a process's flags (proc(5), stat, the ninth; linux/sched.h).
+_PF_EXITING = 4
 
 
 def open_file(folder: Path) -> int:
@@ -35,10 +37,12 @@ def read(folder: Path) -> bytes:
 
 
 def is_over(pid: int) -> bool:
-    """Whether the process *pid*, which nobody else has reaped, has ended."""
+    """Whether the process *pid*, which nobody else has reaped, has ended or is ending."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text("ascii", "replace").rpartition(")")[2].split()[0] in "ZX"
-    except (OSError, IndexError):
+        fields = Path(f"/proc/{pid}/stat").read_text("ascii", "replace").rpartition(")")[2].split()
+        # What it held is closed, and heard of, before it is a zombie: it is on its way there.
+        return fields[0] in "ZX" or bool(int(fields[6]) & _PF_EXITING)
+    except (OSError, IndexError, ValueError):
         return True
 
 

@@ -70,6 +70,8 @@ class MicrovmInside:
     async def prepare(self, pod: PodSpec, container: ContainerSpec) -> list[str]:
         """The template: made now when there is none, which takes longer than a start may. A cold boot has none."""
         origin = self._level().origin(pod)
+        # Of the machine that the container had before: until it is gone, a new one cannot bear its name.
+        await self._machines.taps.gone(self._interface(pod))
         if origin.kind == "none":
             return []
         template = await self._machines.template(self._level().memory_bytes(pod, container), origin)

@@ -30,6 +30,9 @@ class Machine:
     monitor: Monitor
     changed: Callable[[str], None] = lambda _container: None
     starting: set[str] = field(default_factory=set)
+    #: The card's other end, held beside QEMU's, and its name: who closes it last waits for the kernel (:mod:`taps`).
+    tap: str = ""
+    tap_fd: int = -1
 
     def container(self, name: str) -> ContainerRecord | None:
         return next((one for one in self.record.containers if one.id == name), None)

@@ -11,7 +11,7 @@ import secrets
 import shutil
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,10 +25,12 @@ from casemate.isolation.microvm import (
     hostlimits,
     join,
     kernel,
+    priority,
     records,
     shares,
     swap,
     tap,
+    taps,
     warming,
 )
 from casemate.isolation.microvm import origin as origins
@@ -37,6 +39,7 @@ from casemate.isolation.microvm.errors import MonitorFailed, NetworkFailed
 from casemate.isolation.microvm.frames import Field, Kind, Tag
 from casemate.isolation.microvm.machine import Machine
 from casemate.isolation.microvm.monitor import Monitor
+from casemate.isolation.microvm.oci import Config
 from casemate.isolation.microvm.pool import Pool, Waiting
 from casemate.isolation.microvm.records import SAME_IDS, Ids, MachineRecord
 from casemate.isolation.microvm.shares import Share
@@ -88,6 +91,8 @@ class _Where:
     ids: Ids | None
     tap_fd: int | None
     scratch_fd: int | None = None
+    #: How *tap_fd*'s interface is called, where it is ours to close; an engine's goes with its network namespace.
+    tap: str = ""
 
 
 class Machines:
@@ -109,7 +114,10 @@ class Machines:
         self.early = Early(group, self.end)
         #: Taken before the first wait of a start: two starts at a time must not get one user.
         self._uids: set[int] = set()
+        self.taps = taps.Taps()
         self._waiting_number = 0
+        #: A bundle's seccomp profile as a filter, by who compiles and keeps them (:mod:`service`).
+        self.filter: Callable[[Config], bytes] = lambda _config: b""
         self.pool = Pool(settings.pool, self._make_waiting, self.end, _is_alive, _answers)
         group.create_task(self.pool.run())
 
@@ -213,11 +221,12 @@ class Machines:
                 waiting = await self._waiting(source, "" if network is None else network.tap)
             if waiting is not None:
                 machine = waiting
+                machine.tap = "" if network is None else network.tap
                 moved = self._take(machine, called, cgroups)
                 extents = await swap.layers(machine.monitor, layers)
             else:
                 tap_fd = tap.open_tap(network.tap) if network is not None else _copy(given_tap_fd)
-                where = _Where(called, cgroups, ids, tap_fd, scratch_fd)
+                where = _Where(called, cgroups, ids, tap_fd, scratch_fd, "" if network is None else network.tap)
                 machine, extents = await self._clone(source, where, layers, more=more)
                 if cold:
                     await clone.booted(machine.monitor)
@@ -290,7 +299,7 @@ class Machines:
         waits: bool = False,
         more: bool = False,
     ) -> tuple[Machine, tuple[disks.Extent, ...]]:
-        """Start a clone, or a cold boot; *where*'s tap is closed. Nothing is left when it fails."""
+        """Start a clone, or a cold boot; *where*'s tap is the machine's, or closed. Nothing is left when it fails."""
         folder = self.folder / where.name
         uid: int | None = None
         try:
@@ -312,16 +321,19 @@ class Machines:
             shutil.rmtree(folder, ignore_errors=True)
             if uid is not None:
                 self._uids.discard(uid)
-            raise
-        finally:
             if where.tap_fd is not None:
                 os.close(where.tap_fd)
+            raise
         pid = 0 if monitor.child is None else monitor.child.pid
         size = _recipe_of(source).memory_bytes
         record = MachineRecord(
             where.name, uid, 1, cgroups=where.cgroups, pid=pid, memory_bytes=size, memory_kills=kills
         )
         machine = self._add(record, folder, monitor)
+        if where.tap and where.tap_fd is not None:
+            machine.tap, machine.tap_fd = where.tap, where.tap_fd
+        elif where.tap_fd is not None:
+            os.close(where.tap_fd)
         records.write(folder, record)
         return machine, extents
 
@@ -348,13 +360,14 @@ class Machines:
         self._waiting_number += 1
         layer = await warming.make_layer(self.settings.state / "templates", Path(self.settings.shim))
         card = f"{self.settings.taps}{self._waiting_number % 10**6}" if self.settings.taps else ""
-        where = _Where(f"{_WAITS}{self._waiting_number}", (), None, tap.open_tap(card) if card else None)
+        where = _Where(f"{_WAITS}{self._waiting_number}", (), None, tap.open_tap(card) if card else None, tap=card)
         machine, extents = await self._clone(template, where, [layer], waits=True)
         try:
-            fields = _configuration("casemate", None)
+            fields = _configuration("casemate", warming.NETWORK)
             await machine.monitor.ask(Kind.CONFIGURE, fields, timeout_s=CLONE_TIMEOUT_S)
             await machine.learn_qemu(SAME_IDS)
-            await warming.run(machine, extents[0])
+            with priority.idle(machine.record.qemu_pid):
+                await warming.run(machine, extents[0], self.filter(warming.WANTED))
         except BaseException:
             await self.end(machine)
             raise
@@ -387,6 +400,7 @@ class Machines:
 
     async def _serve(self, machine: Machine) -> None:
         await machine.monitor.serve()
+        self.taps.close(machine)
         if machine.folder.is_dir():
             machine.lost()
 
@@ -406,6 +420,7 @@ class Machines:
         except TimeoutError:
             machine.monitor.channel.close()
         await machine.monitor.wait(_QUIT_WAIT_S)
+        self.taps.close(machine)
         self._machines.pop(machine.record.name, None)
         self._uids.discard(machine.record.uid)
         shutil.rmtree(machine.folder, ignore_errors=True)
@@ -416,6 +431,7 @@ class Machines:
             if machine.record.name.startswith(_WAITS):
                 machine.monitor.quit()
             machine.monitor.leave()
+            self.taps.leave(machine)
 
 
 def _ended_with(one: records.ContainerRecord) -> bool:

@@ -26,8 +26,10 @@ from casemate.spec.errors import CasemateError
 log = logging.getLogger("casemate.hostd")
 
 #: A machine waits for a quiet moment: what it takes to make one would slow the starts that it is for, and the end of
-#: the container that had the last one.
+#: the container that had the last one. Where starts come one after the other, a longer one: what is made between two
+#: of them takes more from the others than it gives to one.
 _QUIET_S, _LOOK_S = 0.4, 0.1
+_ROW_S, _ROW, _ROW_QUIET_S = 2.0, 8, 1.5
 _DEMAND_S, _IDLE_S, _AGAIN_S = 60.0, 900.0, 30.0
 #: Left alone whatever the demand: of the host's memory an eighth, and what one machine may come to touch.
 _RESERVE, _MACHINE_BYTES = 8, 256 << 20
@@ -169,7 +171,7 @@ class Pool:
         """Bring the numbers to the targets."""
         await self._drop()
         while (template := self._lacking()) is not None:
-            if self.busy or (self._starts and self.clock() - self._starts[-1][0] < _QUIET_S):
+            if self.busy or not self._is_quiet():
                 await asyncio.sleep(_LOOK_S)
                 continue
             try:
@@ -179,6 +181,14 @@ class Pool:
                 await asyncio.sleep(_AGAIN_S)
                 return
             self._ready.append(one)
+
+    def _is_quiet(self) -> bool:
+        """Whether the last start is long enough ago for how fast they came (each is noted once or twice)."""
+        if not self._starts:
+            return True
+        last = self._starts[-1][0]
+        row = sum(last - at < _ROW_S for at, _ in self._starts)
+        return self.clock() - last >= (_ROW_QUIET_S if row >= _ROW else _QUIET_S)
 
     def _lacking(self) -> Template | None:
         """The template of which a machine is to be made next."""

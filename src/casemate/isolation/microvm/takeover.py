@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from casemate.host import netns, trafficcontrol, tun
-from casemate.host.rtnetlink import Link, NetlinkFailed, RouteSocket, attributes
+from casemate.host.netlink import attributes
+from casemate.host.rtnetlink import Link, NetlinkFailed, RouteSocket
 from casemate.isolation.microvm import frames
 from casemate.isolation.microvm.errors import NetworkFailed
 from casemate.isolation.microvm.frames import Field, Tag

@@ -10,7 +10,8 @@ import msgspec
 import pytest
 
 from casemate.host.cgroups import CgroupFailed
-from casemate.host.rtnetlink import Link, RouteSocket, attribute
+from casemate.host.netlink import attribute
+from casemate.host.rtnetlink import Link, RouteSocket
 from casemate.isolation.level import InnerUsage
 from casemate.isolation.microvm import answers, bundles, engines, frames, mountflags, reports, takeover
 from casemate.isolation.microvm.errors import BundleUnsupported, NetworkFailed

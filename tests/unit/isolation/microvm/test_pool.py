@@ -198,3 +198,18 @@ def test_what_is_reserved_is_asked_before_its_start() -> None:
 def test_the_hosts_memory_is_read() -> None:
     available, whole = memory()
     assert 0 < available <= whole
+
+
+def test_starts_that_come_one_after_the_other_are_left_alone_for_longer() -> None:
+    host = Host()
+    pool = host.pool()
+    pool.take(SMALL)
+    host.now += 0.5
+    assert pool._is_quiet(), "one start, half a second ago"
+    for _ in range(10):
+        pool.take(SMALL)
+        host.now += 0.1
+    host.now += 0.5
+    assert not pool._is_quiet(), "ten within a second: the next may come"
+    host.now += 1.5
+    assert pool._is_quiet()
