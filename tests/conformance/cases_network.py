@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
+import pytest
 from tests.conformance.case import box_prints, case
 from tests.conformance.cases_pods import SERVE, free_port
 from tests.conformance.chamber import TIMEOUT_S, Chamber, until
@@ -30,7 +31,10 @@ UPLOAD_BYTES = 300_000
 def host_address() -> str:
     """The host's own, as others on its network know it."""
     with socket.socket(type=socket.SOCK_DGRAM) as one:
-        one.connect(("192.0.2.1", 9))
+        try:
+            one.connect(("192.0.2.1", 9))
+        except OSError:
+            pytest.skip("missing: a route to other networks")
         return str(one.getsockname()[0])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import socket
 import struct
 import time
@@ -18,7 +19,9 @@ from tests.integration.firewall.lab import (
     UDP,
     Lab,
     Packet,
+    Wire,
     address,
+    checksum,
     endpoint,
     inside,
     world,
@@ -71,6 +74,14 @@ def test_a_pods_own_address_and_hardware_address_pass_and_no_other(open_lab: Lab
         assert counted(lab, "spoofed") == before + 1, packet
 
 
+def part_of(whole: bytes, number: int, offset: int, data: bytes, *, more: bool) -> bytes:
+    """A part of the packet *whole*: with *data* from *offset* on, and more behind it or not."""
+    head = whole[:20]
+    field = (offset // 8) | (0x2000 if more else 0)
+    new = head[:2] + struct.pack("!HHH", 20 + len(data), number, field) + head[8:10] + b"\0\0" + head[12:]
+    return new[:10] + struct.pack("!H", checksum(new)) + new[12:] + data
+
+
 @pytest.mark.parametrize(
     ("destination", "counter"),
     [
@@ -101,15 +112,8 @@ def test_ip_options_are_refused(open_lab: Lab) -> None:
 def test_fragments_are_judged_as_the_packet_that_they_make(open_lab: Lab) -> None:
     """The ports in the second fragment, overlaps that write the port over: never through to the port that is closed."""
     whole = Packet(A, C, TCP, 22, 42_000, payload=bytes(32)).bytes()
-    head, body = whole[:20], whole[20:]
-
-    def part(number: int, offset: int, data: bytes, *, more: bool) -> bytes:
-        field = (offset // 8) | (0x2000 if more else 0)
-        new = head[:2] + struct.pack("!HHH", 20 + len(data), number, field) + head[8:10] + b"\0\0" + head[12:]
-        total = sum(struct.unpack("!10H", new))
-        total = (total & 0xFFFF) + (total >> 16)
-        return new[:10] + struct.pack("!H", ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF) + new[12:] + data
-
+    body = whole[20:]
+    part = functools.partial(part_of, whole)
     lying = Packet(A, C, TCP, 80, 42_000, payload=bytes(32)).bytes()[20:]
     floods = [
         [part(501, 0, body[:8], more=True), part(501, 8, body[8:], more=False)],
@@ -123,6 +127,29 @@ def test_fragments_are_judged_as_the_packet_that_they_make(open_lab: Lab) -> Non
             open_lab.a.raw.send(frame + one)
     seen = [packet for packet in open_lab.b.frames() if packet[9] == TCP]
     assert not [packet for packet in seen if packet[22:24] == struct.pack("!H", 22)]
+
+
+def test_a_part_with_anothers_address_is_not_joined_to_its_packets(lab: Lab) -> None:
+    """A sends the first part of a datagram to C; the second comes from B, and bears A's address."""
+    lab.route(IDS)
+    macs = {A: rtnetlink.mac_bytes(MAC_A), B: rtnetlink.mac_bytes(MAC_B)}
+    rows = [sets.hardware_row(mac, address(one)) for one, mac in macs.items()]
+    rows += [endpoint(one, number) for one, number in IDS.items()]
+    lab.make([*rows, verdict_row(2, IDS[A], IDS[C], 0, 0, 0, ALLOW)])
+    lab.flush_connections()
+    whole = Packet(A, C, UDP, 53, payload=b"what A says and B would say".ljust(56)).bytes()
+    first, second = whole[20:44], whole[44:]
+    router, ip = rtnetlink.mac_bytes(ROUTER_MAC), b"\x08\0"
+
+    def arrives(number: int, wire: Wire, mac: bytes) -> bool:
+        lab.a.raw.send(router + macs[A] + ip + part_of(whole, number, 0, first, more=True))
+        wire.raw.send(router + mac + ip + part_of(whole, number, 24, second, more=False))
+        return address(A) in [packet[12:16] for packet in lab.b.frames()]
+
+    assert arrives(601, lab.a, macs[A])
+    before = counted(lab, "spoofed")
+    assert not arrives(602, lab.b, macs[B])
+    assert counted(lab, "spoofed") == before + 1
 
 
 def test_ipv6_is_refused_as_a_whole(open_lab: Lab) -> None:

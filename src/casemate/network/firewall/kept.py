@@ -29,7 +29,7 @@ from casemate.host.nft_netlink import element
 LISTENER = "192.0.0.8"
 #: Connections that began while nobody listened, and how long one of them may say nothing.
 MAX_DIRECT, DIRECT_FORGET_S = 65_535, 7_200
-#: After the guard (-310), before connection tracking (-200).
+#: After defragmentation (-400), before connection tracking (-200).
 _EARLY = -305
 #: After translation (-100) and the queue of held pods (-90).
 _LEAD = -80

@@ -47,8 +47,8 @@ GUARDS, GUARDS_TOLD = tuple(sorted(GUARD_WORDS)), 200
 _TCP, _UDP, _SCTP, _ICMP, _ICMP6 = 6, 17, 132, 1, 58
 _V4, _V6 = 2, 10
 _PREROUTING, _INPUT, _FORWARD, _OUTPUT = range(4)
-#: After defragmentation (-400), before connection tracking (-200).
-_GUARD_PRIORITY = -310
+#: Before defragmentation (-400): a part that bears another's address must not be joined to what that one sends.
+_GUARD_PRIORITY = -450
 #: After the destination is translated (-100).
 _HOLD_PRIORITY = -90
 #: Before the filter chains (0) of others and of our other table.
