@@ -13,8 +13,7 @@ import struct
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from casemate.host.netlink import attribute
-from casemate.host.nft_netlink import messages
+from casemate.host.netlink import attribute, messages
 from casemate.host.rtnetlink import NetlinkFailed
 
 DROP, ACCEPT, REPEAT = 0, 1, 4
