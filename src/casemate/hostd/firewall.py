@@ -301,6 +301,10 @@ class Firewall:
 
     # --- operations -----------------------------------------------------------------------------------------------
 
+    def told(self, operation: wire.FirewallAnswer) -> None:
+        """Answers that nobody waits for an answer to."""
+        self.referrals.answer(operation.answers)
+
     async def handle(self, operation: wire.FirewallOperation, fds: list[int]) -> AnyAnswer:
         match operation:
             case wire.FirewallReplace() | wire.FirewallChange():
