@@ -107,7 +107,8 @@ static pid_t create(const struct options *o, struct stdio *stdio)
 	int terminal = (a->flags & ASK_FLAG_TERMINAL) != 0;
 	stdio_open(stdio, o, terminal);
 	int before = netns_enter(a->netns);
-	pid_t waiter = waiter_fork(stdio);
+	/* An engine's, which looks for the container's processes by this one; our own daemons ask the guest. */
+	pid_t waiter = waiter_fork(stdio, *a->netns != 0);
 	if (waiter < 0)
 		die("fork: %s", strerror(errno));
 	netns_leave(before);
@@ -184,7 +185,7 @@ void command_exec(const struct options *o)
 			wire_add_text(&out, TAG_CAPABILITIES, o->caps[i]);
 	}
 	stdio_open(&stdio, o, terminal);
-	if (o->detach && (waiter = waiter_fork(&stdio)) < 0)
+	if (o->detach && (waiter = waiter_fork(&stdio, 0)) < 0)
 		die("fork: %s", strerror(errno));
 	hand_over(o, &out, &stdio, waiter, terminal);
 	write_pid(o->pid_file, waiter ? waiter : getpid());

@@ -28,7 +28,19 @@ char *read_file(const char *path, size_t most)
 	return text;
 }
 
-/* features.md of the runtime specification 1.1. */
+/* Those that a guest's kernel may know: spec/capabilities.py has the same list, which a test compares. */
+#define KNOWN_CAPABILITIES \
+	"\"CAP_AUDIT_CONTROL\",\"CAP_AUDIT_READ\",\"CAP_AUDIT_WRITE\",\"CAP_BLOCK_SUSPEND\",\"CAP_BPF\"," \
+	"\"CAP_CHECKPOINT_RESTORE\",\"CAP_CHOWN\",\"CAP_DAC_OVERRIDE\",\"CAP_DAC_READ_SEARCH\"," \
+	"\"CAP_FOWNER\",\"CAP_FSETID\",\"CAP_IPC_LOCK\",\"CAP_IPC_OWNER\",\"CAP_KILL\",\"CAP_LEASE\"," \
+	"\"CAP_LINUX_IMMUTABLE\",\"CAP_MAC_ADMIN\",\"CAP_MAC_OVERRIDE\",\"CAP_MKNOD\",\"CAP_NET_ADMIN\"," \
+	"\"CAP_NET_BIND_SERVICE\",\"CAP_NET_BROADCAST\",\"CAP_NET_RAW\",\"CAP_PERFMON\",\"CAP_SETFCAP\"," \
+	"\"CAP_SETGID\",\"CAP_SETPCAP\",\"CAP_SETUID\",\"CAP_SYSLOG\",\"CAP_SYS_ADMIN\",\"CAP_SYS_BOOT\"," \
+	"\"CAP_SYS_CHROOT\",\"CAP_SYS_MODULE\",\"CAP_SYS_NICE\",\"CAP_SYS_PACCT\",\"CAP_SYS_PTRACE\"," \
+	"\"CAP_SYS_RAWIO\",\"CAP_SYS_RESOURCE\",\"CAP_SYS_TIME\",\"CAP_SYS_TTY_CONFIG\"," \
+	"\"CAP_WAKE_ALARM\""
+
+/* features.md of the runtime specification 1.1: nothing that a later version added. */
 void command_features(const struct options *o)
 {
 	(void)o;
@@ -39,7 +51,8 @@ void command_features(const struct options *o)
 	     "\"remount\",\"ro\",\"rprivate\",\"rshared\",\"rslave\",\"rw\",\"shared\",\"slave\",\"strictatime\",\"suid\","
 	     "\"runbindable\",\"sync\",\"tmpcopyup\",\"unbindable\"],"
 	     "\"linux\":{\"namespaces\":[\"cgroup\",\"ipc\",\"mount\",\"network\",\"pid\",\"user\",\"uts\"],"
-	     "\"cgroup\":{\"v1\":true,\"v2\":true,\"systemd\":false,\"systemdUser\":false},"
+	     "\"capabilities\":[" KNOWN_CAPABILITIES "],"
+	     "\"cgroup\":{\"v1\":true,\"v2\":true,\"systemd\":false,\"systemdUser\":false,\"rdma\":false},"
 	     "\"seccomp\":{\"enabled\":true,\"actions\":[\"SCMP_ACT_ALLOW\",\"SCMP_ACT_ERRNO\",\"SCMP_ACT_KILL\","
 	     "\"SCMP_ACT_KILL_PROCESS\",\"SCMP_ACT_KILL_THREAD\",\"SCMP_ACT_LOG\",\"SCMP_ACT_TRACE\",\"SCMP_ACT_TRAP\"],"
 	     "\"operators\":[\"SCMP_CMP_NE\",\"SCMP_CMP_LT\",\"SCMP_CMP_LE\",\"SCMP_CMP_EQ\",\"SCMP_CMP_GE\",\"SCMP_CMP_GT\","
@@ -47,8 +60,11 @@ void command_features(const struct options *o)
 	     "\"SECCOMP_FILTER_FLAG_LOG\"],\"supportedFlags\":[\"SECCOMP_FILTER_FLAG_TSYNC\","
 	     "\"SECCOMP_FILTER_FLAG_SPEC_ALLOW\",\"SECCOMP_FILTER_FLAG_LOG\"],"
 	     "\"archs\":[\"SCMP_ARCH_X86_64\",\"SCMP_ARCH_X86\",\"SCMP_ARCH_X32\"]},"
-	     "\"apparmor\":{\"enabled\":false},\"selinux\":{\"enabled\":false}},"
-	     "\"annotations\":{\"org.casemate.level\":\"microvm\"}}");
+	     "\"apparmor\":{\"enabled\":false},\"selinux\":{\"enabled\":false},"
+	     "\"intelRdt\":{\"enabled\":false}},"
+	     "\"annotations\":{\"org.casemate.level\":\"microvm\"},"
+	     /* They name files of the host's: for engines that let users write annotations. */
+	     "\"potentiallyUnsafeConfigAnnotations\":[\"org.casemate.\"]}");
 }
 
 #define CAPABILITIES "[\"CAP_AUDIT_WRITE\",\"CAP_KILL\",\"CAP_NET_BIND_SERVICE\"]"

@@ -125,8 +125,8 @@ int relay_is_needed(void);
 pid_t relay_fork(int master, int slave);
 
 void stdio_open(struct stdio *stdio, const struct options *options, int terminal);
-/* Forks the process that ends with the container's exit code; returns its pid. */
-pid_t waiter_fork(const struct stdio *stdio);
+/* Forks the process that ends with the container's exit code; returns its pid. `alone`: it sees no process but itself. */
+pid_t waiter_fork(const struct stdio *stdio, int alone);
 /* No capability, and none to be had again. */
 void drop_privileges(void);
 _Noreturn void waiter_run(const struct stdio *stdio);

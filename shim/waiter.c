@@ -4,11 +4,13 @@
 #include <fcntl.h>
 #include <linux/capability.h>
 #include <poll.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
@@ -164,12 +166,42 @@ _Noreturn void waiter_run(const struct stdio *stdio)
 	}
 }
 
-pid_t waiter_fork(const struct stdio *stdio)
+static void must(int result)
 {
-	pid_t pid = fork();
+	if (result < 0)
+		_exit(125);
+}
+
+/* A /proc of its own, which shows this process alone, and nothing else of the host's files: Podman's `top` enters the mount
+ * namespace of the container's process and lists what /proc has there. No mount of the host stays held by it, and none that
+ * comes later is copied here. */
+static void hide_host(void)
+{
+	static const char users[] = "root:x:0:0::/:\n";
+
+	must(mount(NULL, "/", NULL, MS_PRIVATE | MS_REC, NULL));
+	must(mount("casemate", "/proc", "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, "size=64k,mode=755"));
+	must(chdir("/proc"));
+	must(mkdir("proc", 0555));
+	must(mkdir("etc", 0755));
+	int fd = open("etc/passwd", O_WRONLY | O_CREAT | O_CLOEXEC, 0644);
+	must(fd);
+	must(write(fd, users, sizeof users - 1) < 0 ? -1 : 0);
+	close(fd);
+	must(mount("proc", "proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL));
+	must((int)syscall(SYS_pivot_root, ".", "."));
+	must(umount2(".", MNT_DETACH));
+}
+
+pid_t waiter_fork(const struct stdio *stdio, int alone)
+{
+	/* Then the first process of a pid namespace of its own; to everybody outside it is one like another. */
+	pid_t pid = alone ? (pid_t)syscall(SYS_clone, CLONE_NEWPID | CLONE_NEWNS | SIGCHLD, NULL, NULL, NULL, 0) : fork();
 
 	if (pid)
 		return pid;
+	if (alone)
+		hide_host();
 	setsid();
 	if (stdio->terminal > 2)
 		ioctl(stdio->terminal, TIOCSCTTY, 0);

@@ -1,4 +1,4 @@
-"""Attributes of netlink messages, of whatever family (netlink(7))."""
+"""Netlink messages and their attributes, of whatever family (netlink(7))."""
 
 from __future__ import annotations
 
@@ -19,4 +19,15 @@ def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
         if size < 4 or offset + size > len(data):
             raise ValueError(f"netlink attribute of {size} bytes at {offset} of {len(data)}")
         yield kind & 0x3FFF, data[offset + 4 : offset + size]
+        offset += (size + 3) & ~3
+
+
+def messages(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
+    """Kind, flags, sequence number and body of each netlink message in a datagram; ends at one that cannot be."""
+    offset = 0
+    while offset + 16 <= len(data):
+        size, kind, flags, sequence, _ = struct.unpack_from("=IHHII", data, offset)
+        if size < 16 or offset + size > len(data):
+            return
+        yield kind, flags, sequence, data[offset + 16 : offset + size]
         offset += (size + 3) & ~3

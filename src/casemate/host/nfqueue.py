@@ -10,10 +10,10 @@ from __future__ import annotations
 import errno
 import socket
 import struct
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from casemate.host.netlink import attribute, attributes
-from casemate.host.nft_netlink import messages
+from casemate.host.netlink import attribute, messages
 from casemate.host.rtnetlink import NetlinkFailed
 
 DROP, ACCEPT, REPEAT = 0, 1, 4
@@ -30,8 +30,20 @@ _TCP, _UDP, _SCTP, _ICMP, _ICMP6 = 6, 17, 132, 1, 58
 #: Extension headers of IPv6 that stand before the transport header, with a length of their own; more are not walked.
 _EXTENSIONS = (0, 43, 60)
 _MAX_EXTENSIONS = 4
-_HEADER = struct.Struct("!IHB")
-_VERDICT_BYTES = struct.Struct("=IHHII BBH HHII")
+#: struct nlmsghdr, nfgenmsg, attribute NFQA_PACKET_HDR of a message with a packet.
+_BEGIN = struct.Struct("=IHHII4xHHI")
+_ATTRIBUTE = struct.Struct("=HH")
+#: That attribute: number, protocol, hook.
+_HEADER_BYTES = 11
+#: The fields of an IPv4 header without options, and the ports behind it.
+_IPV4 = struct.Struct("!B5xHxB2x4s4sHH")
+_IPV4_BYTES = 24
+_PAYLOAD, _INDEV = 10, 5
+#: nlmsghdr, nfgenmsg (its number big-endian), NFQA_VERDICT_HDR; and NFQA_MARK.
+_VERDICT_HEAD = struct.Struct("=IHHIIBBHHHII")
+_MARK = struct.Struct("=HHI")
+#: Verdicts of one system call: the kernel sends each packet on within it, some 20 us.
+_VERDICTS_AT_ONCE = 64
 
 
 class Queued(NamedTuple):
@@ -104,34 +116,54 @@ class PacketQueue:
 
     def verdict(self, packet: int, verdict: int, mark: int = 0) -> None:
         """What becomes of the packet; one that the kernel has no longer is no error."""
-        size = 40 if mark else 32
-        data = struct.pack(
-            "=IHHIIBBHHHII", size, _SUBSYSTEM | _VERDICT, 1, 0, 0, 0, 0, socket.htons(self.number), 12, 2,
-            socket.htonl(verdict), socket.htonl(packet),
-        )  # fmt: skip
-        if mark:
-            data += struct.pack("=HHI", 8, 3, socket.htonl(mark))
-        try:
-            self._socket.send(data)
-        except OSError as error:
-            # Its interface went away meanwhile.
-            if error.errno not in (errno.ENOENT, errno.EAGAIN):
-                raise
+        self.verdicts([(packet, verdict, mark)])
+
+    def verdicts(self, given: Sequence[tuple[int, int, int]]) -> None:
+        """What becomes of packets: (the kernel's number, verdict, mark or 0), many in one system call.
+
+        Not NFQNL_MSG_VERDICT_BATCH: that is about every packet up to a number, also those that wait for a person.
+        """
+        number, pack, mark_of = socket.htons(self.number), _VERDICT_HEAD.pack, _MARK.pack
+        for start in range(0, len(given), _VERDICTS_AT_ONCE):
+            parts: list[bytes] = []
+            for packet, verdict, mark in given[start : start + _VERDICTS_AT_ONCE]:
+                parts.append(
+                    pack(40 if mark else 32, _SUBSYSTEM | _VERDICT, 1, 0, 0, 0, 0, number, 12, 2,
+                         socket.htonl(verdict), socket.htonl(packet))
+                )  # fmt: skip
+                if mark:
+                    parts.append(mark_of(8, 3, socket.htonl(mark)))
+            try:
+                self._socket.send(b"".join(parts))
+            except OSError as error:
+                # Its interface went away meanwhile.
+                if error.errno not in (errno.ENOENT, errno.EAGAIN):
+                    raise
 
 
 def parse(datagram: bytes) -> Queued | None:
-    """The packet in a netlink message of the kernel's; None where there is none in it."""
-    for kind, _, _, body in messages(datagram):
-        if kind != _SUBSYSTEM | _PACKET:
-            continue
-        try:
-            found = dict(attributes(body[4:]))
-            number = _HEADER.unpack_from(found[1])[0]
-            indev = struct.unpack("!I", found[5])[0] if 5 in found else 0
-            return Queued(number, indev, *ends(found.get(10, b"")))
-        except (ValueError, KeyError, struct.error):
-            continue
-    return None
+    """The packet in a netlink message of the kernel's; None where there is none in it.
+
+    One message is in a datagram, its first attribute says the packet's number, and the packet is looked for behind.
+    """
+    whole = len(datagram)
+    if whole < _BEGIN.size:
+        return None
+    size, kind, _, _, _, length, attribute_kind, number = _BEGIN.unpack_from(datagram)
+    if kind != _SUBSYSTEM | _PACKET or attribute_kind & 0x3FFF != 1 or length < _HEADER_BYTES or size > whole:
+        return None
+    offset, indev = 20, 0
+    while offset + 4 <= size:
+        length, attribute_kind = _ATTRIBUTE.unpack_from(datagram, offset)
+        if length < 4 or offset + length > size:
+            return None
+        attribute_kind &= 0x3FFF
+        if attribute_kind == _PAYLOAD:
+            return Queued(socket.ntohl(number), indev, *ends(datagram[offset + 4 : offset + length]))
+        if attribute_kind == _INDEV and length >= 8:
+            indev = int.from_bytes(datagram[offset + 4 : offset + 8], "big")
+        offset += (length + 3) & ~3
+    return Queued(socket.ntohl(number), indev, b"", b"", 0, 0, 0)
 
 
 def ends(packet: bytes) -> tuple[bytes, bytes, int, int, int]:
@@ -139,6 +171,11 @@ def ends(packet: bytes) -> tuple[bytes, bytes, int, int, int]:
 
     Protocol 0 where its headers are not whole; no address where it is no IP packet.
     """
+    if len(packet) >= _IPV4_BYTES and packet[0] == 0x45:
+        # Nearly every packet: one look at the fields of a header without options.
+        _, fragment, protocol, source, destination, one, other = _IPV4.unpack_from(packet)
+        if not fragment & 0x1FFF and protocol in (_TCP, _UDP, _SCTP):
+            return source, destination, protocol, one, other
     if len(packet) >= 20 and packet[0] >> 4 == 4:
         source, destination, protocol = packet[12:16], packet[16:20], packet[9]
         offset = (packet[0] & 15) * 4

@@ -17,12 +17,15 @@ import struct
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
+from casemate.host.nft_events import TableEvents
 from casemate.spec.errors import CasemateError, HostLacks, InvalidArgument
 
 _JSON_OUTPUT = 1 << 4
 _NAME = re.compile(r"[a-zA-Z][a-zA-Z0-9_-]{0,30}\Z")
 #: NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETGEN
 _GETGEN = 10 << 8 | 16
+#: Of ours between somebody's change and the look at it; more are as if nobody knew of them.
+_MAX_OWN = 4096
 _ASK_GENERATION = struct.pack("=IHHII", 20, _GETGEN, 1, 1, 0) + bytes(4)
 
 
@@ -181,9 +184,37 @@ class Followed:
     def __init__(self) -> None:
         self.at = -1
         self._generations = Generations()
+        self._events: TableEvents | None = None
+        #: Our own generations after one of somebody else's.
+        self._own: set[int] = set()
 
     def close(self) -> None:
         self._generations.close()
+        if self._events is not None:
+            self._events.close()
+            self._events = None
+
+    def listen(self, table: str, family: int) -> None:
+        """Have :meth:`touched` know who changes *table*; where the kernel does not let us it knows nothing."""
+        if self._events is None:
+            with contextlib.suppress(OSError):
+                self._events = TableEvents(table, family)
+
+    def touched(self) -> bool | None:
+        """Whether somebody else has changed anything of the table since :attr:`at`; None: nobody knows.
+
+        To be asked before :attr:`at` is moved on. A generation of which no notification came (it fell into a change of
+        ours, or there were too many) may have been anything.
+        """
+        own, self._own = self._own, set()
+        if self._events is None:
+            return None
+        seen = self._events.take()
+        if seen.touched:
+            return True
+        now = self.now()
+        known = {one for one in seen.generations | own if self.at < one <= now}
+        return None if seen.lost or len(known) != now - self.at else False
 
     def now(self) -> int:
         """The generation at this moment."""
@@ -197,8 +228,16 @@ class Followed:
     def own_change(self) -> Generator[None]:
         """Around one transaction of ours."""
         before = self.now()
-        yield
+        if self._events is not None:
+            self._events.mute()
+        try:
+            yield
+        finally:
+            if self._events is not None:
+                self._events.unmute()
         after = self.now()
         # Two steps: somebody else's came in between, and has to be looked at.
         if before == self.at and after - before in (0, 1):
             self.at = after
+        elif after - before == 1 and len(self._own) < _MAX_OWN:
+            self._own.add(after)

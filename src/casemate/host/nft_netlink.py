@@ -13,7 +13,7 @@ import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from casemate.host.netlink import attribute, attributes
+from casemate.host.netlink import attribute, attributes, messages
 from casemate.host.nft import NftFailed
 from casemate.host.nft_expressions import nested, text, u32, value_data, verdict_data
 
@@ -404,17 +404,6 @@ def _message(kind: int, flags: int, sequence: int, body: bytes = b"", family: in
     head = struct.pack("=IHHII", 20 + len(body), kind, flags | _REQUEST, sequence, 0)
     # struct nfgenmsg: what begins and ends a batch names the subsystem, everything else the family.
     return head + struct.pack("!BBH", *((family, 0, 0) if kind >= _SUBSYSTEM else (0, 0, 10))) + body
-
-
-def messages(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
-    """Kind, flags, sequence number and body of each netlink message in a datagram; ends at one that cannot be."""
-    offset = 0
-    while offset + 16 <= len(data):
-        size, kind, flags, sequence, _ = struct.unpack_from("=IHHII", data, offset)
-        if size < 16 or offset + size > len(data):
-            return
-        yield kind, flags, sequence, data[offset + 16 : offset + size]
-        offset += (size + 3) & ~3
 
 
 def _words(body: bytes, flags: int) -> str:

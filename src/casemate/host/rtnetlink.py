@@ -25,7 +25,7 @@ _DUMP_INTERRUPTED = 0x10
 _ERROR, _DONE = 2, 3
 _NEWLINK, _DELLINK, _GETLINK = 16, 17, 18
 _GETROUTE = 26
-_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU = 1, 3, 4
+_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_NET_NS_FD = 1, 3, 4, 28
 _IFF_UP = 1
 _TIMEOUT_S = 5.0
 _TRIES = 20
@@ -95,6 +95,12 @@ class RouteSocket:
         """Call the interface *index* *name*; it must be down."""
         body = struct.pack("=BBHiII", 0, 0, 0, index, 0, 0) + attribute(_IFLA_IFNAME, name.encode() + b"\0")
         self.request(_NEWLINK, 0, body, f"renaming interface {index} to {name}")
+
+    def move(self, index: int, netns_fd: int, name: str) -> None:
+        """Move the interface *index* into the network namespace *netns_fd*, where it is called *name* and is down."""
+        body = struct.pack("=BBHiII", 0, 0, 0, index, 0, 0) + attribute(_IFLA_NET_NS_FD, struct.pack("=I", netns_fd))
+        body += attribute(_IFLA_IFNAME, name.encode() + b"\0")
+        self.request(_NEWLINK, 0, body, f"moving interface {index} to another namespace as {name}")
 
     def set_up(self, index: int) -> None:
         """Bring the interface *index* up."""

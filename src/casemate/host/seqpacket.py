@@ -28,6 +28,8 @@ MAX_DESCRIPTORS = 8
 MAX_WAITING = 256
 #: sun_path has 108 bytes with its null.
 _MAX_PATH_BYTES = 107
+#: Then the loop's other work gets its turn.
+_MESSAGES_A_TURN = 64
 #: The host is short of descriptors or memory for a moment, or the peer went away: no reason to stop serving.
 _SHORT_OF = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ECONNABORTED)
 _SHORT_PAUSE_S = 0.1
@@ -69,6 +71,8 @@ class Channel:
         self._drained.set()
         self.closed = False
         self._wake: Callable[[], None] = lambda: None
+        #: A new one for each message would cost more than reading it.
+        self._buffer = bytearray(MAX_MESSAGE_BYTES)
 
     @property
     def peer(self) -> Peer:
@@ -89,7 +93,8 @@ class Channel:
 
     def _receive_now(self) -> Message | None:
         space = socket.CMSG_SPACE(MAX_DESCRIPTORS * 4)
-        data, ancillary, flags, _ = self._socket.recvmsg(MAX_MESSAGE_BYTES, space, socket.MSG_CMSG_CLOEXEC)
+        size, ancillary, flags, _ = self._socket.recvmsg_into([self._buffer], space, socket.MSG_CMSG_CLOEXEC)
+        data = bytes(memoryview(self._buffer)[:size])
         fds: list[int] = []
         for level, kind, payload in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
@@ -105,6 +110,55 @@ class Channel:
         if not data and not fds:
             return None  # the end: an empty message is not one of ours
         return message
+
+    async def each(self, take: Callable[[Message | LimitExceeded], bool]) -> None:
+        """Hand every message to *take* as it comes, on the loop, until the end or until *take* gives False.
+
+        Without a task's turn between the socket and *take*: for those that packets wait for.
+        """
+        over: asyncio.Future[None] = self._loop.create_future()
+        number = self._socket.fileno()
+        if number < 0:
+            return
+
+        def end() -> None:
+            if not over.done():
+                over.set_result(None)
+
+        def read() -> None:
+            try:
+                for _ in range(_MESSAGES_A_TURN):
+                    message = self._next()
+                    if message is None or not take(message):
+                        self._loop.remove_reader(number)
+                        end()
+                        return
+                    if self.closed:
+                        return
+            except (BlockingIOError, InterruptedError):
+                pass
+            except Exception as error:
+                self._loop.remove_reader(number)
+                if not over.done():
+                    over.set_exception(error)
+
+        self._wake = end
+        self._loop.add_reader(number, read)
+        try:
+            await over
+        finally:
+            if self._socket.fileno() >= 0:
+                self._loop.remove_reader(number)
+
+    def _next(self) -> Message | LimitExceeded | None:
+        try:
+            return self._receive_now()
+        except LimitExceeded as error:
+            return error
+        except (BlockingIOError, InterruptedError):
+            raise
+        except OSError:
+            return None
 
     async def _readable(self) -> None:
         ready: asyncio.Future[None] = self._loop.create_future()

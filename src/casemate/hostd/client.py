@@ -33,6 +33,7 @@ from casemate.hostd.protocol import (
     Welcome,
 )
 from casemate.hostd.protocol_base import Answer
+from casemate.hostd.protocol_firewall import FirewallAnswer
 from casemate.spec.errors import CasemateError, LimitExceeded, RemoteError, TimedOut, Unavailable
 
 FIRST_DELAY_S = 0.05
@@ -89,6 +90,10 @@ class Hostd(Protocol):
         self, operation: AnyOperation, *, descriptors: Sequence[int] = (), timeout_s: float = 60.0
     ) -> Answered:
         """Run *operation*; raises :class:`RemoteError`, :class:`HostdAway`, :class:`TimedOut`."""
+        ...
+
+    def tell(self, operation: FirewallAnswer) -> None:
+        """Send what hostd does at once and does not answer; raises :class:`HostdAway`."""
         ...
 
 
@@ -175,6 +180,11 @@ class HostdClient:
         if self._welcome is None:
             raise HostdAway(f"no connection to {self._path}")
         return await self._call(operation, descriptors, timeout_s)
+
+    def tell(self, operation: FirewallAnswer) -> None:
+        if self._welcome is None:
+            raise HostdAway(f"no connection to {self._path}")
+        self._send(_ENCODER.encode(protocol.Request(0, operation)), ())
 
     async def _call(self, operation: AnyOperation, descriptors: Sequence[int], timeout_s: float) -> Answered:
         if len(self._waiting) >= MAX_WAITING:

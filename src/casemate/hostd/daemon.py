@@ -183,7 +183,7 @@ async def serve(settings: Settings, step: Callable[[str], None] | None = None) -
             context.peer_gone.set()
             context.firewall.peer_gone()
 
-    server = Server(Operations(context).handle, context.casemated_uid, on_peer)
+    server = Server(Operations(context).handle, context.casemated_uid, on_peer, context.firewall.told)
     context.emit = server.emit
     recovery.load(context)
     context.layers.open(recovery.layer_users(context))

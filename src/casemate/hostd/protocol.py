@@ -299,7 +299,9 @@ AnyEvent = ContainerEvent | FirewallEvent
 
 
 class Request(Value, frozen=True):
-    number: Annotated[int, Meta(ge=1, le=1 << 62)]
+    """*number* comes back with the answer; 0 is for what casemated only tells (TOLD), and no answer comes."""
+
+    number: Annotated[int, Meta(ge=0, le=1 << 62)]
     operation: AnyOperation
 
 

@@ -35,21 +35,40 @@ MAX_WAITING = 16_384
 MAX_WAITING_OF_ONE = 1024
 #: A person needs time; TCP's first packet is sent again for about two minutes.
 WAIT_S = 60.0
-_PACKETS_A_TURN = 256
+#: One event's worth.
+_PACKETS_A_TURN = MAX_BATCH
 #: Between two transactions with answers.
 _PERIOD_S = 0.1
+#: Answers made ready for the kernel's map between two turns of the loop: some 0.5 ms.
+_ROWS_A_TURN = 200
 
 Key = tuple[bytes, bytes, int, int, int]
+#: A packet's number, what becomes of it, and its mark from then on.
+Verdict = tuple[int, int, int]
+#: Whether connections of these ends, protocol and port go on; and for how long, in seconds.
+Given = tuple[bool, int]
 
 
 @dataclass(slots=True)
 class Waiting:
-    """One connection's packets: the first, and those the other way (queue, the kernel's number)."""
+    """One connection's packet that waits: which queue, and the kernel's number in it."""
 
     number: int
     key: Key
-    packets: list[tuple[PacketQueue, int]]
+    queue: PacketQueue
+    packet: int
     until: float
+
+
+@dataclass(slots=True)
+class _Turn:
+    """Packets of one queue that came together. *heard*: casemated listens; *answered*: what need not be asked."""
+
+    queue: PacketQueue
+    is_back: bool
+    until: float
+    heard: bool
+    answered: list[Verdict] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -65,11 +84,12 @@ class Referrals:
     _by_key: dict[Key, Waiting] = field(default_factory=dict)
     _by_number: dict[int, Waiting] = field(default_factory=dict)
     _in_order: deque[Waiting] = field(default_factory=deque)
-    _of_source: Counter[bytes] = field(default_factory=Counter)
+    _of_source: dict[bytes, int] = field(default_factory=dict)
     _next: int = 0
+    _settling: asyncio.Lock = field(default_factory=asyncio.Lock)
     _untold: Counter[str] = field(default_factory=Counter)
     #: Answers that are on their way into the kernel's map.
-    _fresh: dict[tuple[bytes, bytes, int, int], tuple[bool, Row]] = field(default_factory=dict)
+    _fresh: dict[tuple[bytes, bytes, int, int], Given] = field(default_factory=dict)
 
     def open(self) -> None:
         """Bind both queues, and read them on the running loop. Raises NetlinkFailed when somebody else has one."""
@@ -91,44 +111,54 @@ class Referrals:
 
     def _on_readable(self, queue: PacketQueue, is_back: bool) -> None:
         told: list[ReferredPacket] = []
-        now = asyncio.get_running_loop().time()
+        pods: dict[bytes, str] = {}
+        turn = _Turn(queue, is_back, asyncio.get_running_loop().time() + WAIT_S, self.is_heard())
         for packet in queue.receive(_PACKETS_A_TURN):
-            one = self._take(queue, packet, is_back, now)
-            if one is not None:
-                told.append(one)
-        for start in range(0, len(told), MAX_BATCH):
-            self.emit(Referred(tuple(told[start : start + MAX_BATCH])))
+            one = self._take(turn, packet)
+            if one is None:
+                continue
+            source, destination, *_ = one.key
+            pod = pods.get(source)
+            if pod is None:
+                pod = pods[source] = self.pod_of(source)
+            told.append(ReferredPacket(one.number, source, destination, *one.key[2:], pod))
+        if told:
+            self.emit(Referred(tuple(told)))
+        if turn.answered:
+            queue.verdicts(turn.answered)
 
-    def _take(self, queue: PacketQueue, packet: Queued, is_back: bool, now: float) -> ReferredPacket | None:
-        source, destination = packet.source, packet.destination
-        ports = packet.source_port, packet.port
-        if is_back:
-            source, destination, ports = destination, source, (ports[1], ports[0])
-        key = (source, destination, packet.protocol, *ports)
-        known = self._by_key.get(key)
-        if known is not None:
+    def _take(self, turn: _Turn, packet: Queued) -> Waiting | None:
+        """The packet waits from now on; or what becomes of it is among the turn's answers."""
+        number, _, source, destination, protocol, source_port, port = packet
+        answered = turn.answered
+        if turn.is_back:
+            source, destination, source_port, port = destination, source, port, source_port
+        key = (source, destination, protocol, source_port, port)
+        if key in self._by_key:
             # A first packet that is sent again is the same connection: one of them waits.
             self.counted["again"] += 1
-            queue.verdict(packet.id, DROP)
+            answered.append((number, DROP, 0))
             return None
-        given = self._fresh.get((source, destination, packet.protocol, ports[1]))
-        if given is not None:
-            queue.verdict(packet.id, REPEAT, MARK_ANSWERED if given[0] else MARK_DENIED)
-            return None
-        why = "away" if not self.is_heard() else ""
-        if len(self._by_number) >= MAX_WAITING or self._of_source[source] >= MAX_WAITING_OF_ONE:
+        if self._fresh:
+            given = self._fresh.get((source, destination, protocol, port))
+            if given is not None:
+                answered.append((number, REPEAT, MARK_ANSWERED if given[0] else MARK_DENIED))
+                return None
+        of_source = self._of_source.get(source, 0)
+        why = "" if turn.heard else "away"
+        if len(self._by_number) >= MAX_WAITING or of_source >= MAX_WAITING_OF_ONE:
             why = "bound"
         if why or not source:
             self._lose(why or "unreadable")
-            queue.verdict(packet.id, DROP)
+            answered.append((number, DROP, 0))
             return None
         self._next += 1
-        one = Waiting(self._next, key, [(queue, packet.id)], now + WAIT_S)
+        one = Waiting(self._next, key, turn.queue, number, turn.until)
         self._by_key[key] = self._by_number[one.number] = one
         self._in_order.append(one)
-        self._of_source[source] += 1
+        self._of_source[source] = of_source + 1
         self.counted["referred"] += 1
-        return ReferredPacket(one.number, source, destination, packet.protocol, *ports, self.pod_of(source))
+        return one
 
     def _lose(self, why: str) -> None:
         self.counted[why] += 1
@@ -137,11 +167,12 @@ class Referrals:
     def _drop(self, one: Waiting) -> None:
         self._by_number.pop(one.number, None)
         self._by_key.pop(one.key, None)
-        left = self._of_source[one.key[0]] - 1
+        source = one.key[0]
+        left = self._of_source[source] - 1
         if left > 0:
-            self._of_source[one.key[0]] = left
+            self._of_source[source] = left
         else:
-            del self._of_source[one.key[0]]
+            del self._of_source[source]
 
     def answer(self, answers: Iterable[ReferralAnswer]) -> None:
         """Let them go on or be denied; what holds longer than the connection goes into the kernel's map.
@@ -149,28 +180,50 @@ class Referrals:
         Not at once: a transaction for each answer would move the ruleset's generation on so often that others, who
         begin anew when it moves, never come to an end. Until then it is known here.
         """
+        for_queue: dict[PacketQueue, list[Verdict]] = {}
+        waiting_for = self._by_number.get
+        accepted = denied = 0
         for one in answers:
-            waiting = self._by_number.get(one.number)
+            waiting = waiting_for(one.number)
             if waiting is None:
+                # Never asked, answered before, or its time is over.
                 self.counted["late"] += 1
                 continue
             self._drop(waiting)
             if one.lifetime_s:
                 source, destination, protocol, _, port = waiting.key
-                lifetime_ms = one.lifetime_s * 1000
-                row = answer_row(source, destination, protocol, port, accept=one.accept, lifetime_ms=lifetime_ms)
-                self._fresh[source, destination, protocol, port] = one.accept, row
-            self.counted["accepted" if one.accept else "denied"] += 1
-            for queue, packet in waiting.packets:
-                # Once more through the chain: its rules label the connection, or deny it and log that.
-                queue.verdict(packet, REPEAT, MARK_ANSWERED if one.accept else MARK_DENIED)
+                self._fresh[source, destination, protocol, port] = one.accept, one.lifetime_s
+            # Once more through the chain: its rules label the connection, or deny it and log that.
+            if one.accept:
+                accepted += 1
+                verdict = (waiting.packet, REPEAT, MARK_ANSWERED)
+            else:
+                denied += 1
+                verdict = (waiting.packet, REPEAT, MARK_DENIED)
+            for_queue.setdefault(waiting.queue, []).append(verdict)
+        self.counted["accepted"] += accepted
+        self.counted["denied"] += denied
+        for queue, verdicts in for_queue.items():
+            queue.verdicts(verdicts)
 
     async def settle(self) -> None:
-        """Bring what was answered into the kernel's map."""
+        """Bring what was answered into the kernel's map, in one transaction.
+
+        One at a time: what was put together before somebody forgets it must not come after.
+        """
+        async with self._settling:
+            await self._settle()
+
+    async def _settle(self) -> None:
         fresh = dict(self._fresh)
         if not fresh:
             return
-        await self.kernel.put([row for _, row in fresh.values()])
+        rows: list[Row] = []
+        for place, ((source, destination, protocol, port), (accept, lifetime_s)) in enumerate(fresh.items(), 1):
+            rows.append(answer_row(source, destination, protocol, port, accept=accept, lifetime_ms=lifetime_s * 1000))
+            if place % _ROWS_A_TURN == 0:
+                await asyncio.sleep(0)
+        await self.kernel.put(rows)
         for key, given in fresh.items():
             if self._fresh.get(key) is given:
                 del self._fresh[key]
@@ -196,8 +249,7 @@ class Referrals:
                 if one.number in self._by_number:
                     self._drop(one)
                     self._lose("time_out")
-                    for queue, packet in one.packets:
-                        queue.verdict(packet, REPEAT, MARK_DENIED)
+                    one.queue.verdict(one.packet, REPEAT, MARK_DENIED)
             if self._untold:
                 why = dict(self._untold)
                 self._untold.clear()
@@ -208,6 +260,5 @@ class Referrals:
         for one in list(self._by_number.values()):
             self._drop(one)
             self._lose("away")
-            for queue, packet in one.packets:
-                queue.verdict(packet, DROP)
+            one.queue.verdict(one.packet, DROP)
         self._in_order.clear()

@@ -25,6 +25,7 @@ from casemate.host.seqpacket import Channel, Message
 from casemate.hostd import protocol
 from casemate.hostd.errors import Busy, PeerRefused, ProtocolViolated
 from casemate.hostd.protocol import AnyAnswer, AnyEvent, AnyOperation, ExecEnded, Failed, Hello, Notice, Reply, Request
+from casemate.hostd.protocol_firewall import FirewallAnswer
 from casemate.spec.errors import CasemateError, DiskFull, LimitExceeded, TimedOut
 
 log = logging.getLogger("casemate.hostd")
@@ -43,6 +44,8 @@ _MAX_VIOLATIONS = 16
 _encoder = msgspec.msgpack.Encoder()
 _requests = msgspec.msgpack.Decoder(Request)
 
+#: What casemated only tells: number 0, no answer, done on the loop at once. Packets wait for it.
+Told = Callable[[FirewallAnswer], None]
 Handler = Callable[[AnyOperation, list[int]], Awaitable[tuple[AnyAnswer, list[int]]]]
 
 
@@ -65,12 +68,17 @@ def request_number(data: bytes) -> int:
 
 
 class Server:
-    """Answers one peer at a time. *handle* does the operations."""
+    """Answers one peer at a time. *handle* does the operations, *told* takes what needs no answer."""
 
     def __init__(
-        self, handle: Handler, allowed_uid: int, on_peer: Callable[[Peer | None], None] = lambda _peer: None
+        self,
+        handle: Handler,
+        allowed_uid: int,
+        on_peer: Callable[[Peer | None], None] = lambda _peer: None,
+        told: Told = lambda _operation: None,
     ) -> None:
         self._handle = handle
+        self._told = told
         self._allowed_uid = allowed_uid
         #: Told of the peer when its connection is made, and with None when that is gone.
         self._on_peer = on_peer
@@ -138,31 +146,45 @@ class Server:
 
     async def _read(self, channel: Channel) -> None:
         greeted, violations = False, 0
+
+        def take(message: Message | LimitExceeded) -> bool:
+            nonlocal greeted, violations
+            if isinstance(message, LimitExceeded):
+                violations += 1
+                self._answer(channel, 0, Failed(message.to_problem()), [])
+                return violations < _MAX_VIOLATIONS
+            try:
+                request = self._admit(message, greeted)
+                if request.number == 0:
+                    self._tell(request, message)
+                    return True
+            except CasemateError as error:
+                violations += isinstance(error, ProtocolViolated)
+                message.close()
+                self._answer(channel, request_number(message.data), Failed(error.to_problem()), [])
+                return violations < _MAX_VIOLATIONS
+            greeted = True
+            self._running += 1
+            assert self._group is not None
+            self._group.create_task(self._run(channel, request, message.fds), name="operation")
+            return True
+
         try:
-            while violations < _MAX_VIOLATIONS:
-                try:
-                    message = await channel.receive()
-                except LimitExceeded as error:
-                    violations += 1
-                    self._answer(channel, 0, Failed(error.to_problem()), [])
-                    continue
-                if message is None:
-                    return
-                try:
-                    request = self._admit(message, greeted)
-                except CasemateError as error:
-                    violations += isinstance(error, ProtocolViolated)
-                    message.close()
-                    self._answer(channel, request_number(message.data), Failed(error.to_problem()), [])
-                    continue
-                greeted = True
-                self._running += 1
-                assert self._group is not None
-                self._group.create_task(self._run(channel, request, message.fds), name="operation")
-            log.warning("hung up on the peer after %d messages that were no requests", violations)
+            await channel.each(take)
+            if violations >= _MAX_VIOLATIONS:
+                log.warning("hung up on the peer after %d messages that were no requests", violations)
         finally:
             channel.close()
             self._on_peer(None)
+
+    def _tell(self, request: Request, message: Message) -> None:
+        """Do what needs no answer. Raises :class:`ProtocolViolated` for an operation that needs one."""
+        if not isinstance(request.operation, FirewallAnswer) or message.fds:
+            raise ProtocolViolated(f"{_name(request)} bears number 0, or descriptors that it takes none of")
+        try:
+            self._told(request.operation)
+        except Exception as error:
+            _unforeseen(request, error)
 
     def _admit(self, message: Message, greeted: bool) -> Request:
         if len(message.data) > protocol.MAX_MESSAGE_BYTES or len(message.fds) > protocol.MAX_DESCRIPTORS:
@@ -176,7 +198,7 @@ class Server:
             )
         if self._closing:
             raise Busy("hostd is ending")
-        if self._running >= MAX_OPERATIONS:
+        if self._running >= MAX_OPERATIONS and request.number:
             raise Busy(f"{self._running} operations run", limit=MAX_OPERATIONS)
         return request
 

@@ -182,6 +182,8 @@ class Core:
         task = self._tasks.create_task(guarded(), name=name)
         self._spawned.add(task)
         task.add_done_callback(self._spawned.discard)
+        # One that is cancelled before its first turn has not begun its work either.
+        task.add_done_callback(lambda _: work.close())
 
     @asynccontextmanager
     async def lock(self, subject: str) -> AsyncGenerator[None]:

@@ -78,10 +78,10 @@ class Firewall:
         self.generation = answer.generation
         return self.generation
 
-    async def answer(self, answers: Sequence[wire.ReferralAnswer]) -> None:
-        """Answers to referred packets, in as few messages as may be."""
+    def answer(self, answers: Sequence[wire.ReferralAnswer]) -> None:
+        """Answers to referred packets, in as few messages as may be; nobody waits for them to arrive."""
         for start in range(0, len(answers), wire.MAX_BATCH):
-            await ask(self._hostd, wire.FirewallAnswer(tuple(answers[start : start + wire.MAX_BATCH])), Done)
+            self._hostd.tell(wire.FirewallAnswer(tuple(answers[start : start + wire.MAX_BATCH])))
 
     async def forget(self, keys: Sequence[wire.AnswerKey] | None = None, *, cut: bool = True) -> None:
         """Cached answers of *keys* (None: all) hold no longer; with *cut*, connections that *keys* opened end."""

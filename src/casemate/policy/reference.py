@@ -71,12 +71,16 @@ def audited_tiers(rules: RuleSet, subject: Endpoint) -> set[Tier]:
     return {tier for segment in rules.audited if segment.subject.matches(subject) for tier in segment.tiers}
 
 
-def matches(rule: Rule, asked: Connection) -> bool:
-    """Whether *rule* is about this connection, its condition and hours aside."""
+def matches(rule: Rule, asked: Connection, *, any_port: bool = False) -> bool:
+    """Whether *rule* is about this connection, its condition and hours aside; with *any_port* about these ends."""
     subject, peer = asked.ends(rule.direction is Direction.EGRESS)
     if not rule.subject.matches(subject) or not any(peer_matches(p, peer) for p in rule.peers):
         return False
-    return rule.ports is None or any(p.covers(asked.protocol, asked.port, asked.destination.ports) for p in rule.ports)
+    return (
+        any_port
+        or rule.ports is None
+        or any(p.covers(asked.protocol, asked.port, asked.destination.ports) for p in rule.ports)
+    )
 
 
 def peer_matches(peer: Peer, end: Endpoint) -> bool:

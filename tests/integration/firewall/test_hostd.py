@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
+import msgspec
 import pytest
 from tests.integration.hostd.driver import Client, Hostd, Refused, running
 from tests.integration.leaks import new_scope
@@ -223,6 +224,41 @@ def test_a_referred_connection_waits_for_its_answer(
         counters = client.call(wire.FirewallObserve()).counters
         assert counters["referral_accepted"] >= 2
         assert counters["referral_denied"] >= 2
+
+
+def test_many_are_answered_at_once_and_those_in_the_middle_of_it_are_denied(
+    hostd: Hostd, client: Client, pods: tuple[PodSpec, PodSpec]
+) -> None:
+    a, b = pods
+    ports = range(PORT, PORT + 12)
+    before = client.call(wire.FirewallObserve()).counters
+    late_before, away_before = before.get("referral_late", 0), before.get("referral_away", 0)
+    client.call(wire.FirewallReplace(whole(pods, *(between(Verdict.REFER, port) for port in ports))))
+    with contextlib.ExitStack() as stack:
+        for port in ports:
+            stack.enter_context(listen(hostd, b, port))
+        made = {port: stack.enter_context(begin(hostd, a, b, port)) for port in ports}
+        asked: dict[int, int] = {}
+        while len(asked) < len(ports):
+            asked |= {packet.port: packet.number for packet in client.event(wire.Referred).packets}
+        # The first eight in one message that bears no number, mixed, with some that nobody asked about.
+        given = [wire.ReferralAnswer(asked[port], port % 2 == 0) for port in reversed(ports[:8])]
+        forged = (wire.ReferralAnswer(max(asked.values()) + 1000, True), wire.ReferralAnswer(0, True))
+        client.send_raw(msgspec.msgpack.encode(protocol.Request(0, wire.FirewallAnswer((*given, *forged)))))
+        for port in ports[:8]:
+            assert outcome(made[port], 30.0) == ("open" if port % 2 == 0 else "refused"), port
+        assert client.call(wire.FirewallObserve()).waiting == 4
+        # casemated ends in the middle: who was not answered is dropped, and an answer of its old life opens nothing.
+        client.close()
+        again = hostd.wait_ready()
+        late = wire.FirewallAnswer(tuple(wire.ReferralAnswer(asked[port], True) for port in ports[8:]))
+        state = again.call(wire.FirewallObserve())
+        assert state.counters["referral_late"] - late_before == 2
+        assert state.counters["referral_away"] - away_before >= 4
+        again.call(late)
+        assert again.call(wire.FirewallObserve()).counters["referral_late"] - late_before == 6
+        again.close()
+    client.socket = hostd.wait_ready().socket
 
 
 def test_nobody_to_ask_means_no(hostd: Hostd, client: Client, pods: tuple[PodSpec, PodSpec]) -> None:

@@ -115,8 +115,10 @@ SHM = ["nosuid", "noexec", "nodev", "mode=1777", "size=67108864"]
 class Host:
     """The service in a thread, and casemate-vm in front of it."""
 
-    def __init__(self, state: Path, run_folder: Path, shim: Path, *, pool: int = 0, template: Kind = "shared") -> None:
-        self.state, self.folder, self.shim, self.pool = state, run_folder, shim, pool
+    def __init__(
+        self, state: Path, run_folder: Path, shim: Path, *, pool: int = 0, taps: str = "", template: Kind = "shared"
+    ) -> None:
+        self.state, self.folder, self.shim, self.pool, self.taps = state, run_folder, shim, pool, taps
         self.template = template
         self.qemu_version = "test"
         self.socket = run_folder / "vm.sock"
@@ -142,6 +144,7 @@ class Host:
                 argv.Accelerator("tcg"),
                 khz,
                 pool=self.pool,
+                taps=self.taps,
                 template=self.template,
             )
             async with asyncio.TaskGroup() as group:

@@ -124,6 +124,12 @@ def test_podman(at: engines.Place) -> None:
         assert run("kill", infra).returncode == 0
         assert run("exec", "one", "hostname").stdout == "two\n"
         assert run("pod", "rm", "--force", "--time", "0", "two").returncode == 0
+        # The process that stands for the container, and none of the host's; ps(1)'s own flags ask the guest.
+        assert run("run", "-d", "--name", "topped", engines.IMAGE, "sleep", "1000").returncode == 0
+        shown = run("top", "topped", "pid", "comm").stdout.split()
+        assert shown == ["PID", "COMMAND", "1", "casemate-vm"]
+        assert "sleep" in run("top", "topped", "-o", "pid,comm").stdout
+        assert run("rm", "--force", "--time", "0", "topped").returncode == 0
         # User namespaces of the engine's: what the guest's root writes is the mapped id's.
         volume = at.folder / "mapped"
         volume.mkdir()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -13,18 +14,26 @@ from pathlib import Path
 
 import harness
 import pytest
+import test_takeover
 from test_machines import gone, qemu_of
+from test_takeover import prepared
+
+__all__ = ["prepared"]
 
 pytestmark = pytest.mark.root
 
 WAIT_S = 60.0
 
 
+#: As test_takeover's, for tests of another run beside this one.
+NUMBER = os.getpid() % 250 + 1
+
+
 @pytest.fixture
 def pooled(built: tuple[Path, Path], kernel_state: Path, base_layer: Path) -> Iterator[harness.Host]:
     """A service of its own, whose pool holds one machine: the first start says what is in demand."""
     folder = Path(tempfile.mkdtemp(prefix="cm-vp-"))
-    host = harness.Host(kernel_state, folder, built[1], pool=1)
+    host = harness.Host(kernel_state, folder, built[1], pool=1, taps=f"wp{NUMBER}-")
     host.start()
     try:
         ran(host, "first", [base_layer], "true")
@@ -104,6 +113,39 @@ def until(log: Path, lines: int) -> list[str]:
         assert time.monotonic() < end, found
         time.sleep(0.05)
     return found
+
+
+def test_an_engines_container_gets_one_that_waited(pooled: harness.Host, base_layer: Path, prepared: None) -> None:
+    """Its tap goes into the engine's namespace; the root is a folder of the host, written as its owner would."""
+    _, qemu = waiting(pooled)
+    root = pooled.folder / "root"
+    shutil.copytree(base_layer.with_suffix(""), root, symlinks=True)
+    config = test_takeover.configuration(pooled, base_layer)
+    del config["annotations"]
+    config["root"] = {"path": str(root)}
+    process, folder = harness.conmon(pooled, "engines", pooled.bundle("engines", config))
+    assert pooled.vm("start", "engines").returncode == 0, (folder / "answer").read_text()
+    assert qemu_of(pooled, "engines") == qemu, "the machine that waited"
+    with socket.create_server((test_takeover.GATEWAY, 0)) as server:
+        server.settimeout(WAIT_S)
+        port = server.getsockname()[1]
+        script = f"echo mine > /written; ip addr show eth0; nc {test_takeover.GATEWAY} {port}"
+        words = [str(pooled.shim), "--socket", str(pooled.socket), "exec", "engines", "sh", "-c", script]
+        with subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as client:
+            connection, peer = server.accept()
+            connection.sendall(b"from the host")
+            connection.close()
+            shown = client.communicate(timeout=WAIT_S)[0].decode()
+    assert peer[0] == test_takeover.GUEST
+    assert shown.endswith("from the host")
+    assert test_takeover.MAC in shown
+    assert (root / "written").read_text() == "mine\n"
+    assert (root / "written").stat().st_uid == 0
+    pooled.vm("delete", "--force", "engines")
+    process.wait(30)
+    assert gone(qemu, 30.0)
+    inside = ["ip", "-n", test_takeover.NETNS, "-br", "link"]
+    assert "casemate0" not in subprocess.run(inside, capture_output=True, text=True, check=True).stdout
 
 
 def test_a_dead_machine_is_not_handed_out(pooled: harness.Host, base_layer: Path) -> None:

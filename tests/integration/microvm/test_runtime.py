@@ -6,11 +6,15 @@ import json
 import os
 import shutil
 import subprocess
+import uuid
 from pathlib import Path
 from typing import Any
 
 import harness
 import pytest
+
+from casemate.host import hierarchy
+from casemate.spec import capabilities
 
 pytestmark = pytest.mark.root
 
@@ -61,6 +65,14 @@ def test_features_are_json(host: harness.Host) -> None:
     ]
     assert "SCMP_ACT_KILL_PROCESS" in found["linux"]["seccomp"]["actions"]
     assert "rbind" in found["mountOptions"]
+    assert found["linux"]["capabilities"] == sorted(capabilities.ALL)
+    assert found["potentiallyUnsafeConfigAnnotations"] == ["org.casemate."]
+    # Members that a version after ociVersionMax has added must not be there.
+    known = {"ociVersionMin", "ociVersionMax", "hooks", "mountOptions", "linux", "annotations"}
+    assert found.keys() == known | {"potentiallyUnsafeConfigAnnotations"}
+    known = {"namespaces", "capabilities", "cgroup", "seccomp", "apparmor", "selinux", "intelRdt"}
+    assert found["linux"].keys() == known
+    assert (found["ociVersionMin"], found["ociVersionMax"]) == ("1.0.0", "1.1.0")
 
 
 def test_events_and_live_limits(host: harness.Host, base_layer: Path, tmp_path: Path) -> None:
@@ -85,15 +97,53 @@ def test_events_and_live_limits(host: harness.Host, base_layer: Path, tmp_path: 
         assert host.vm("delete", "--force", "limited").returncode == 0
 
 
+def test_an_engines_limits_are_on_the_host(host: harness.Host, base_layer: Path) -> None:
+    """In the cgroup that its bundle names, with the machine in it; memory there is the machine's."""
+    config: Any = harness.configuration([base_layer], "sleep", "1000")
+    path, found = f"casetest-{uuid.uuid4().hex[:8]}/limits", hierarchy.detect()
+    config["linux"] |= {
+        "cgroupsPath": f"/{path}",
+        "resources": {
+            "cpu": {"shares": 2048, "quota": 150000, "period": 500000, "cpus": "0", "mems": "0"},
+            "memory": {"limit": 50593792, "reservation": 40960000},
+        },
+    }
+
+    def read(name_v1: str, name_v2: str) -> str:
+        files = [Path(folder, name) for folder in found.folders(path) for name in (name_v1, name_v2)]
+        return next(file.read_text().strip() for file in files if file.exists())
+
+    try:
+        bundle = host.bundle("limits", config)
+        done = host.vm("create", "--bundle", str(bundle), "limits", stdin=subprocess.DEVNULL, capture_output=False)
+        assert done.returncode == 0
+        assert read("cpuset.cpus", "cpuset.cpus") == "0"
+        assert read("cpu.shares", "cpu.weight") in ("2048", "79")
+        assert read("cpu.cfs_quota_us", "cpu.max") in ("150000", "150000 500000")
+        assert read("memory.soft_limit_in_bytes", "memory.low") == "40960000"
+        assert int(read("memory.limit_in_bytes", "memory.max")) > 50593792 + (128 << 20)
+        assert int(read("pids.max", "pids.max")) == 128
+        assert len(found.pids(path)) == 3, "waiter, monitor, QEMU"
+        assert host.vm("update", "--cpu-share", "512", "--cpuset-cpus", "0-1", "limits").returncode == 0
+        assert read("cpu.shares", "cpu.weight") in ("512", "20")
+        assert read("cpuset.cpus", "cpuset.cpus") == "0-1"
+        assert host.vm("update", "--cpuset-cpus", "4000", "limits").returncode == 1
+    finally:
+        assert host.vm("delete", "--force", "limits").returncode == 0
+        assert not found.exists(path)
+        found.remove(path.partition("/")[0])
+
+
 def test_exec_as_a_user_with_variables(host: harness.Host, base_layer: Path) -> None:
-    assert (
-        run(host, "users", harness.configuration([base_layer], "sleep", "1000"), "-d", capture_output=False).returncode
-        == 0
-    )
+    config = harness.configuration([base_layer], "sleep", "1000", noNewPrivileges=False)
+    assert run(host, "users", config, "-d", capture_output=False).returncode == 0
     script = "id -u; id -g; echo $ONE$TWO; pwd"
     flags = ["--user", "12:34", "--env", "ONE=1", "-e", "TWO=2", "--cwd", "/etc"]
     assert host.vm("exec", *flags, "users", "sh", "-c", script).stdout.split() == ["12", "34", "12", "/etc"]
     assert host.vm("exec", "--user", "www", "users", "true").returncode == 255
+    read = ("exec", "users", "grep", "NoNewPrivs", "/proc/self/status")
+    assert host.vm(*read).stdout.split() == ["NoNewPrivs:", "0"]
+    assert host.vm(read[0], "--no-new-privs", *read[1:]).stdout.split() == ["NoNewPrivs:", "1"]
     assert host.vm("kill", "--all", "users", "KILL").returncode == 0
     assert host.vm("delete", "--force", "users").returncode == 0
 

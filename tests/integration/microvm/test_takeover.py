@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import harness
@@ -86,6 +87,11 @@ def test_everything_that_is_set_is_the_guests(host: harness.Host, base_layer: An
                         assert peer[0] == there
                         assert connection.recv(100) == b"from the guest\n"
                     assert sender.wait(20) == 0
+        # Engines that enter the namespaces of the container's process (`podman top`) see that, and nothing of the host.
+        pid = host.state_of("taken")["pid"]
+        shown = [path.name for path in Path(f"/proc/{pid}/root/proc").iterdir() if path.name.isdigit()]
+        assert shown == ["1"]
+        assert sorted(path.name for path in Path(f"/proc/{pid}/root").iterdir()) == ["etc", "proc"]
         # What the namespace's own kernel would answer never sees a packet.
         assert host.vm("exec", "taken", "cat", "/proc/sys/kernel/osrelease").stdout.strip() != os.uname().release
     finally:

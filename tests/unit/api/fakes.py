@@ -17,6 +17,7 @@ from casemate.api.routes import ROUTES, SOCKETS
 from casemate.api.routing import application
 from casemate.hostd import protocol as p
 from casemate.hostd.client import Answered, HostdAway
+from casemate.hostd.protocol_firewall import FirewallAnswer
 from casemate.image.records import ImageConfig, ImageRecord, LayerRecord, LayerRef, Platform
 from casemate.node import exits, imagestore
 from casemate.node.core import Core
@@ -62,6 +63,11 @@ class FakeHostd:
         if error is not None:
             raise error
         return Answered(self._answer(operation))
+
+    def tell(self, operation: FirewallAnswer) -> None:
+        if self.welcome is None:
+            raise HostdAway("away")
+        self.calls.append(operation)
 
     def _answer(self, operation: p.AnyOperation) -> p.AnyAnswer:
         match operation:

@@ -15,6 +15,7 @@ import pytest
 
 from casemate.hostd import protocol as p
 from casemate.hostd.client import HostdAway, HostdClient, HostdMismatch, ask
+from casemate.hostd.protocol_firewall import FirewallAnswer, ReferralAnswer
 from casemate.spec.errors import LimitExceeded, NotFound, RemoteError, TimedOut
 from casemate.spec.workload import ContainerSpec, Process
 
@@ -97,6 +98,26 @@ def test_answers_find_their_questions_in_any_order(tmp_path: Path) -> None:
         async with asyncio.TaskGroup() as tasks:
             asked = [tasks.create_task(ask(client, p.ContainerKill("a" * 64, n), p.Warnings)) for n in (1, 2, 3)]
         assert [task.result().warnings for task in asked] == [("1",), ("2",), ("3",)]
+
+    run(tmp_path, answer, scenario)
+
+
+def test_what_is_told_bears_no_number_and_needs_a_connection(tmp_path: Path) -> None:
+    heard: list[p.Request] = []
+    answers = FirewallAnswer((ReferralAnswer(7, True, 5),))
+
+    def answer(request: p.Request, connection: socket.socket) -> None:
+        heard.append(request)
+        if request.number:
+            reply(connection, request.number, p.Done())
+
+    async def scenario(client: HostdClient, server: Server, seen: list[object]) -> None:
+        client.tell(answers)
+        await ask(client, p.Doctor(), p.Done)
+        assert heard[0] == p.Request(0, answers)
+        client._drop()
+        with pytest.raises(HostdAway):
+            client.tell(answers)
 
     run(tmp_path, answer, scenario)
 

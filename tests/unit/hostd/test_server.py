@@ -14,17 +14,22 @@ import pytest
 from casemate.host.seqpacket import connect, listen
 from casemate.hostd import protocol
 from casemate.hostd.errors import Busy, PeerRefused, ProtocolViolated
-from casemate.hostd.server import MAX_OPERATIONS, Handler, Server, decode, request_number
+from casemate.hostd.protocol_firewall import MAX_BATCH, FirewallAnswer, ReferralAnswer
+from casemate.hostd.server import MAX_OPERATIONS, Handler, Server, Told, decode, request_number
 from casemate.spec.errors import Conflict
 
 Talk = Callable[[socket.socket], Awaitable[None]]
 
 
 async def with_server(
-    tmp_path: Path, handle: Handler, talk: Callable[[object], Awaitable[None]], uid: int | None = None
+    tmp_path: Path,
+    handle: Handler,
+    talk: Callable[[object], Awaitable[None]],
+    uid: int | None = None,
+    told: Told = lambda _operation: None,
 ) -> None:
     listening = listen(tmp_path / "s")
-    server = Server(handle, os.geteuid() if uid is None else uid)
+    server = Server(handle, os.geteuid() if uid is None else uid, told=told)
     async with asyncio.TaskGroup() as group:
         task = group.create_task(server.serve(listening))
         channel = await connect(tmp_path / "s")
@@ -126,6 +131,48 @@ def test_descriptors_that_nobody_took_are_closed(tmp_path: Path) -> None:
             os.fstat(seen[0])
 
     asyncio.run(with_server(tmp_path, handle, talk))
+
+
+def test_what_is_told_needs_no_answer_and_is_refused_where_it_cannot_be(tmp_path: Path) -> None:
+    told: list[FirewallAnswer] = []
+    answers = FirewallAnswer(tuple(ReferralAnswer(number, True) for number in range(MAX_BATCH)))
+
+    async def handle(operation: object, fds: list[int]) -> tuple[protocol.AnyAnswer, list[int]]:
+        return protocol.Done(), []
+
+    def take(operation: FirewallAnswer) -> None:
+        told.append(operation)
+        if len(told) == 1:
+            raise ZeroDivisionError("the server goes on")
+
+    async def talk(channel: object) -> None:
+        async def code() -> object:
+            reply = unpacked((await channel.receive()).data)  # type: ignore[attr-defined]
+            assert reply.number == 0
+            assert isinstance(reply.answer, protocol.Failed)
+            return reply.answer.problem["code"]
+
+        channel.send(packed(0, answers))  # type: ignore[attr-defined]
+        assert await code() == ProtocolViolated.code, "before the greeting"
+        channel.send(packed(1, protocol.Hello()))  # type: ignore[attr-defined]
+        assert unpacked((await channel.receive()).data).number == 1  # type: ignore[attr-defined]
+        for data in (
+            packed(0, protocol.Observe()),
+            packed(0, FirewallAnswer(())),
+            packed(0, FirewallAnswer((*answers.answers, ReferralAnswer(1, True)))),
+            packed(0, FirewallAnswer((ReferralAnswer(1, True, -1),))),
+            packed(0, answers)[:-3],
+        ):
+            channel.send(data)  # type: ignore[attr-defined]
+            assert await code() == ProtocolViolated.code
+        assert told == []
+        channel.send(packed(0, answers))  # type: ignore[attr-defined]
+        channel.send(packed(0, answers))  # type: ignore[attr-defined]
+        channel.send(packed(2, protocol.Observe()))  # type: ignore[attr-defined]
+        assert unpacked((await channel.receive()).data).number == 2, "nothing came for those"  # type: ignore[attr-defined]
+        assert told == [answers, answers]
+
+    asyncio.run(with_server(tmp_path, handle, talk, told=take))
 
 
 def test_numbers_of_what_is_no_request() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
+import logging
 import os
 import re
 import secrets
@@ -29,6 +29,7 @@ from casemate.isolation.microvm import (
     records,
     shares,
     swap,
+    takeover,
     tap,
     taps,
     warming,
@@ -46,6 +47,8 @@ from casemate.isolation.microvm.shares import Share
 from casemate.isolation.microvm.tap import GuestNetwork
 from casemate.isolation.microvm.template import Recipe, Template, Templates
 from casemate.spec.errors import CasemateError, LimitExceeded
+
+log = logging.getLogger("casemate.hostd")
 
 #: Users of the machines' monitors: below userns.first_id, above what useradd gives to people.
 FIRST_UID, UIDS = 999_000_000, 50_000
@@ -190,7 +193,7 @@ class Machines:
         ids: Ids | None = None,
         shared: Sequence[Share] = (),
         below: bool = False,
-        given_tap_fd: int | None = None,
+        netns_fd: int | None = None,
         pod: str = "",
         more: bool = False,
         origin: origins.Origin = origins.Origin(),  # noqa: B008 - frozen
@@ -200,10 +203,10 @@ class Machines:
         """A configured clone (or cold boot, as *origin* says) over *layers*, or over the root among *shared*.
 
         *below*: that root lies under a writable layer. *ids*: the map of the guest's users, whose first is then QEMU's
-        user; *given_tap_fd*: an engine's tap, which stays the caller's. *pod*: the machine's name, where it is not
-        its container's; *more*: further containers may :meth:`join`; *scratch_fd*: the file of its writable layer (the
-        caller's), else that lies in memory, *upper_bytes* of it at most (0: half). Raises the error of the step that
-        failed, with nothing left behind.
+        user; *netns_fd*: an engine's network namespace (the caller's), for the card's other end. *pod*: the machine's
+        name, where it is not its container's; *more*: further containers may :meth:`join`; *scratch_fd*: the file of
+        its writable layer (the caller's), else that lies in memory, *upper_bytes* of it at most (0: half). Raises the
+        error of the step that failed, with nothing left behind.
         """
         called = pod or name
         if not _NAME.match(called) or called in self._machines:
@@ -215,24 +218,25 @@ class Machines:
         machine: Machine | None = None
         moved: asyncio.Future[None] | None = None
         try:
+            # One that waits has no room for layers of others, and is nobody's cold boot.
             waiting = None
-            # One that waits has a user of its own, as whom nothing of the pod's may be written on the host.
-            if isinstance(source, Template) and not shared and given_tap_fd is None and not more:
-                waiting = await self._waiting(source, "" if network is None else network.tap)
+            if isinstance(source, Template) and not more:
+                interface = "" if network is None else network.tap
+                waiting = await self._waiting(source, interface, netns_fd, ids, shared=bool(shared))
             if waiting is not None:
                 machine = waiting
                 machine.tap = "" if network is None else network.tap
                 moved = self._take(machine, called, cgroups)
                 extents = await swap.layers(machine.monitor, layers)
             else:
-                tap_fd = tap.open_tap(network.tap) if network is not None else _copy(given_tap_fd)
+                tap_fd = await _open_tap(network, netns_fd)
                 where = _Where(called, cgroups, ids, tap_fd, scratch_fd, "" if network is None else network.tap)
                 machine, extents = await self._clone(source, where, layers, more=more)
                 if cold:
                     await clone.booted(machine.monitor)
             await machine.monitor.ask(
                 Kind.CONFIGURE,
-                _configuration(hostname, network, card=network is not None or given_tap_fd is not None),
+                _configuration(hostname, network, card=network is not None or netns_fd is not None),
                 error=NetworkFailed,
                 timeout_s=CLONE_TIMEOUT_S,
             )
@@ -259,14 +263,42 @@ class Machines:
             shares.close(opened)
         return machine
 
-    async def _waiting(self, template: Template, interface: str) -> Machine | None:
-        """One that waits, if it answers; that with *interface* was asked before its start began."""
+    async def _waiting(
+        self, template: Template, interface: str, netns_fd: int | None, ids: Ids | None, *, shared: bool
+    ) -> Machine | None:
+        """One that waits, if it may be taken and answers; that with *interface* was asked before its start began."""
+        if netns_fd is not None:
+            return await self._waiting_in(template, netns_fd) if ids is None else None
+        if shared:
+            # Its user is not the pod's, as whom alone files of the host may be written.
+            return None
         machine = self.pool.take(template, interface)
         if machine is None or interface or await _answers(machine):
             return machine
         # In its own time: a monitor that is stopped as well is given 10 s to end.
         self._group.create_task(self.end(machine))
         return None
+
+    async def _waiting_in(self, template: Template, netns_fd: int) -> Machine | None:
+        """One that waits, its tap moved into an engine's namespace; the engine's map of users is its own, too."""
+        one = self.pool.take_with_tap(template)
+        if one is None:
+            return None
+        if not await _answers(one.machine):
+            self._group.create_task(self.end(one.machine))
+            return None
+        try:
+            await takeover.adopt_tap(one.tap, netns_fd)
+        except BaseException as error:
+            # Awaited: a clone's tap is to have the name that this one may have got.
+            await self.end(one.machine)
+            if not isinstance(error, NetworkFailed):
+                raise
+            log.warning("a waiting micro-VM was not taken: %s", error.detail)
+            return None
+        # It goes with QEMU, as a clone's of an engine does: its name there is the next one's, too.
+        self.taps.leave(one.machine)
+        return one.machine
 
     async def join(
         self,
@@ -457,9 +489,11 @@ def _recipe_of(source: Template | Recipe) -> Recipe:
     return source.recipe if isinstance(source, Template) else source
 
 
-def _copy(number: int | None) -> int | None:
-    """A descriptor of our own for one that stays the caller's."""
-    return None if number is None else fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, 3)
+async def _open_tap(network: GuestNetwork | None, netns_fd: int | None) -> int | None:
+    """A tap for a clone: of its pod's link, or in an engine's namespace."""
+    if netns_fd is not None:
+        return await takeover.open_tap(netns_fd)
+    return None if network is None else tap.open_tap(network.tap)
 
 
 def _configuration(hostname: str, network: GuestNetwork | None, *, card: bool = True) -> list[Field]:

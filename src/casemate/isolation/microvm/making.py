@@ -5,22 +5,23 @@ What is taken on the way (a tap, a cgroup of the engine's, shares, the machine) 
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from casemate.host import cgroups, hierarchy
-from casemate.isolation.microvm import bundles, config, copying, engines, frames, shares, takeover
+from casemate.isolation.microvm import bundles, config, copying, engines, frames, hostvalues, shares, takeover
 from casemate.isolation.microvm.answers import command_error
 from casemate.isolation.microvm.errors import AgentFailed, BundleUnsupported, MonitorFailed, NetworkFailed
 from casemate.isolation.microvm.frames import Kind, Tag
 from casemate.isolation.microvm.machine import Machine
 from casemate.isolation.microvm.machines import Machines
-from casemate.isolation.microvm.oci import Config
+from casemate.isolation.microvm.oci import Config, Resources
 from casemate.isolation.microvm.origin import asked
 from casemate.isolation.microvm.records import SAME_IDS, ContainerRecord, Ids
 from casemate.isolation.microvm.shares import Share
@@ -69,6 +70,9 @@ async def make(machines: Machines, order: Order) -> None:
             await machine.monitor.ask(Kind.CREATE, fields)
         except AgentFailed as error:
             raise command_error(error) from error
+        if order.cgroup:
+            # Not before: what is to be slow is the container, not the making of its machine.
+            await limit_on_host(order.cgroup, wanted.linux.resources, wanted.annotations)
         created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         machine.put(
             ContainerRecord(
@@ -119,11 +123,7 @@ async def _machine(machines: Machines, order: Order, shared: Sequence[Share]) ->
                 machine.starting.discard(name)
                 raise
             return machine, True, False
-        tap_fd = None
-        if netns_fd is not None:
-            tap_fd = await takeover.open_tap(netns_fd)
-            stack.callback(os.close, tap_fd)
-        machine = await _new(machines, name, wanted, shared, cgroups=host_cgroups, given_tap_fd=tap_fd)
+        machine = await _new(machines, name, wanted, shared, cgroups=host_cgroups, netns_fd=netns_fd)
         if netns or order.cgroup:
             machine.set_engine(netns, order.cgroup)
         return machine, False, netns_fd is not None
@@ -136,7 +136,7 @@ async def _new(
     shared: Sequence[Share],
     *,
     cgroups: tuple[str, ...],
-    given_tap_fd: int | None = None,
+    netns_fd: int | None = None,
 ) -> Machine:
     """A machine of its own, with the container's root in it."""
     with contextlib.ExitStack() as stack:
@@ -154,7 +154,7 @@ async def _new(
             ids=bundles.ids(wanted),
             shared=shared,
             below=bundles.root_is_below(wanted),
-            given_tap_fd=given_tap_fd,
+            netns_fd=netns_fd,
             pod=wanted.annotations.get(bundles.POD, "") or _free_name(machines, name),
             more=wanted.annotations.get(bundles.MORE) == "1",
             origin=asked(wanted.annotations.get(bundles.TEMPLATE, ""), machines.settings.template),
@@ -246,6 +246,12 @@ def _join_cgroup(path: str, waiter: int) -> tuple[str, ...]:
     found.create(path)
     found.join(path, waiter)
     return tuple(found.folders(path))
+
+
+async def limit_on_host(path: str, wanted: Resources, annotations: Mapping[str, str]) -> None:
+    """Set an engine's limits on the container's cgroup. In a thread: a set of cpus takes the kernel milliseconds."""
+    folders = hierarchy.detect().folders(path)
+    await asyncio.to_thread(hostvalues.apply, folders, wanted, annotations)
 
 
 async def end_cgroup(path: str) -> None:

@@ -85,18 +85,40 @@ class Pids(Struct, frozen=True):
 class MemoryLimit(Struct, frozen=True):
     limit: int | None = None
     reservation: int | None = None
+    swappiness: Annotated[int, Meta(ge=0, le=100)] | None = None
+
+
+#: A list of numbers, as the kernel has it of cpus and of memory nodes.
+Numbers = Annotated[str, Meta(max_length=4096, pattern=r"^[0-9,\- \n]*$")]
 
 
 class Cpu(Struct, frozen=True):
     quota: int | None = None
     period: int | None = None
     shares: int | None = None
+    cpus: Numbers = ""
+    mems: Numbers = ""
+
+
+class ThrottleDevice(Struct, frozen=True):
+    major: U32
+    minor: U32
+    rate: U64
+
+
+class BlockIo(Struct, frozen=True):
+    weight: Annotated[int, Meta(ge=0, le=1000)] | None = None
+    read_bps: tuple[ThrottleDevice, ...] = field(default=(), name="throttleReadBpsDevice")
+    write_bps: tuple[ThrottleDevice, ...] = field(default=(), name="throttleWriteBpsDevice")
+    read_iops: tuple[ThrottleDevice, ...] = field(default=(), name="throttleReadIOPSDevice")
+    write_iops: tuple[ThrottleDevice, ...] = field(default=(), name="throttleWriteIOPSDevice")
 
 
 class Resources(Struct, frozen=True):
     pids: Pids | None = None
     memory: MemoryLimit | None = None
     cpu: Cpu | None = None
+    block_io: BlockIo | None = field(default=None, name="blockIO")
 
 
 class IdMapping(Struct, frozen=True):

@@ -96,6 +96,16 @@ class Pool:
         one = self._pop(template)
         return None if one is None else one.machine
 
+    def take_with_tap(self, template: Template) -> Waiting | None:
+        """A machine of *template* whose card has another end, which the caller puts where it belongs."""
+        self._note(template)
+        one = next(
+            (one for one in self._ready if one.tap and one.template is template and self.alive(one.machine)), None
+        )
+        if one is not None:
+            self._ready.remove(one)
+        return one
+
     def reserve(self, template: Template, tap: str) -> str | None:
         """The name of a waiting machine's tap, which the caller renames to *tap*; :meth:`take` then gives it."""
         self._note(template)
@@ -120,9 +130,9 @@ class Pool:
     def holds(self, machine: Machine) -> bool:
         return any(one.machine is machine for one in (*self._ready, *self._reserved.values()))
 
-    def _pop(self, template: Template) -> Waiting | None:
+    def _pop(self, template: Template, *, tapped: bool = False) -> Waiting | None:
         for one in self._ready:
-            if one.template is template and self.alive(one.machine):
+            if one.template is template and (one.tap or not tapped) and self.alive(one.machine):
                 self._ready.remove(one)
                 return one
         return None

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import json
+import re
 
 import msgspec
 
 from casemate.isolation.level import InnerUsage
 from casemate.isolation.microvm.errors import BundleUnsupported
-from casemate.isolation.microvm.oci import Resources
+from casemate.isolation.microvm.oci import Cpu, MemoryLimit, Pids, Resources
 from casemate.spec.workload import Resources as Wanted
 
-_UNIT = {"memory": 1, "cpu-quota": 1, "cpu-period": 1, "pids-limit": 1}
+#: runc's flags of `update`, by the part of the resources and its member.
+_NUMBERS = {
+    "memory": ("memory", "limit"),
+    "memory-reservation": ("memory", "reservation"),
+    "cpu-quota": ("cpu", "quota"),
+    "cpu-period": ("cpu", "period"),
+    "cpu-share": ("cpu", "shares"),
+    "pids-limit": ("pids", "limit"),
+}
+_SET = re.compile(r"[0-9][0-9,-]{0,400}\Z")
+_SETS = {"cpuset-cpus": "cpus", "cpuset-mems": "mems"}
 _DECODER = msgspec.json.Decoder(Resources)
 _DEFAULT_PERIOD_US = 100_000
 
@@ -32,26 +43,45 @@ def event(name: str, usage: InnerUsage) -> str:
     return json.dumps({"type": "stats", "id": name, "data": data}, separators=(",", ":"))
 
 
-def wanted(document: str | bytes, words: list[str]) -> Wanted:
+def resources(document: str | bytes, words: list[str]) -> Resources:
     """The limits of ``update``: the OCI's LinuxResources in *document*, then ``name=number`` *words*."""
     try:
         found = _DECODER.decode(document) if document else Resources()
     except (msgspec.MsgspecError, RecursionError) as error:
         raise BundleUnsupported(f"the resources: {error}") from error
-    numbers: dict[str, int] = {}
+    memory, cpu = found.memory or MemoryLimit(), found.cpu or Cpu()
     for word in words:
         name, _, text = word.partition("=")
-        if name not in _UNIT:
-            raise BundleUnsupported(f"update of {name[:40]}: a machine that runs takes {', '.join(_UNIT)}")
+        if name in _SETS:
+            if not _SET.match(text):
+                raise BundleUnsupported(f"limit {name}={text[:40]!r} is no list of numbers")
+            cpu = msgspec.structs.replace(cpu, **{_SETS[name]: text})
+            continue
+        if name not in _NUMBERS:
+            raise BundleUnsupported(
+                f"update of {name[:40]}: a machine that runs takes {', '.join((*_NUMBERS, *_SETS))}"
+            )
         if not text.lstrip("-").isdigit() or len(text) > 20:
             raise BundleUnsupported(f"limit {name[:40]}={text[:40]!r} is no number")
-        numbers[name] = int(text)
-    memory = numbers.get("memory", found.memory.limit if found.memory is not None else None)
-    quota = numbers.get("cpu-quota", found.cpu.quota if found.cpu is not None else None)
-    period = numbers.get("cpu-period", (found.cpu.period if found.cpu is not None else None) or _DEFAULT_PERIOD_US)
-    pids = numbers.get("pids-limit", found.pids.limit if found.pids is not None else None)
+        part, key = _NUMBERS[name]
+        match part:
+            case "memory":
+                memory = msgspec.structs.replace(memory, **{key: int(text)})
+            case "cpu":
+                cpu = msgspec.structs.replace(cpu, **{key: int(text)})
+            case _:
+                found = msgspec.structs.replace(found, pids=Pids(int(text)))
+    return msgspec.structs.replace(found, memory=memory, cpu=cpu)
+
+
+def in_guest(found: Resources) -> Wanted:
+    """Those of *found* that the guest holds; a value that is not positive takes a limit away."""
+    memory, cpu = found.memory or MemoryLimit(), found.cpu or Cpu()
+    period = cpu.period or _DEFAULT_PERIOD_US
     return Wanted(
-        memory_bytes=None if memory is None else max(memory, 0),
-        cpu_millis=None if quota is None else max(quota, 0) * 1000 // max(period, 1),
-        pids=pids,
+        memory_bytes=None if memory.limit is None else max(memory.limit, 0),
+        memory_reservation_bytes=None if memory.reservation is None else max(memory.reservation, 0),
+        cpu_millis=None if cpu.quota is None else max(cpu.quota, 0) * 1000 // max(period, 1),
+        cpu_shares=cpu.shares or None,
+        pids=None if found.pids is None else found.pids.limit,
     )

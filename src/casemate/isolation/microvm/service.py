@@ -272,9 +272,11 @@ class Service:
         machine, one = self._place(ask)
         # As it came: what ask.text would replace (the end of a line) is part of JSON.
         document = next((field.value for field in ask.fields if field.tag == Tag.PROCESS), b"")
-        limits = limit_fields(reports.wanted(document, ask.texts(Tag.LIMIT)))
-        if limits:
+        wanted = reports.resources(document, ask.texts(Tag.LIMIT))
+        if limits := limit_fields(reports.in_guest(wanted)):
             await machine.monitor.ask(Kind.LIMITS, [frames.text(Tag.CONTAINER, one.id), *limits])
+        if one.cgroup:
+            await making.limit_on_host(one.cgroup, wanted, one.annotations)
         return ""
 
     async def _ps(self, ask: Message, _fds: list[int]) -> str:

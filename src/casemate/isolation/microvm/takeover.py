@@ -100,6 +100,33 @@ async def open_tap(netns_fd: int) -> int:
         raise NetworkFailed(f"tap {TAP} in the engine's network namespace: {words}", interface=TAP) from error
 
 
+async def adopt_tap(name: str, netns_fd: int) -> None:
+    """Make the tap *name* of this namespace, which a waiting machine holds, the guest's tap in the other one."""
+
+    def move() -> None:
+        with RouteSocket() as routes:
+            link = routes.link(name)
+            if link is None:
+                raise NetworkFailed(f"tap {name} is gone", interface=name)
+            routes.move(link.index, netns_fd, TAP)
+
+    def raise_it() -> None:
+        with RouteSocket() as routes:
+            link = routes.link(TAP)
+            if link is None:
+                raise NetworkFailed(f"tap {TAP} is not where it was moved to", interface=TAP)
+            routes.set_up(link.index)
+
+    try:
+        await netns.in_own_thread(move)
+        await netns.inside(netns_fd, raise_it)
+    except (OSError, NetlinkFailed) as error:
+        words = error.detail if isinstance(error, CasemateError) else error.strerror
+        raise NetworkFailed(
+            f"moving tap {name} into the engine's network namespace: {words}", interface=name
+        ) from error
+
+
 async def take(netns_fd: int) -> Found | None:
     """Join the namespace's interface to the tap; what the guest is to have. None: it has loopback alone."""
 

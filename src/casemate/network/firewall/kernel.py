@@ -141,7 +141,8 @@ class Kernel:
                 batch = Batch(self.spec.table)
                 _pack_now(batch, DELETE_ELEMENTS, [row])
                 try:
-                    self._socket.commit(batch)
+                    with self.followed.own_change():
+                        self._socket.commit(batch)
                 except NftFailed as error:
                     if error.facts.get("errno") != "ENOENT":
                         raise

@@ -24,6 +24,7 @@ from casemate.node.flows.wire import (
     Names,
     Question,
     Questions,
+    ReferralTold,
     Referred,
     RulesChanged,
     Ruling,
@@ -42,7 +43,8 @@ MAX_WAITING = 50_000
 #: A refused connection that is tried again (a SYN goes out again after 1, 3, 7 ... s) is the same record so long.
 AGAIN_S = 60.0
 MAX_REFUSED = 50_000
-MAX_REFERRED = 10_000
+#: Answers whose connection the kernel has not told of yet.
+MAX_REFERRED = 65_536
 #: The pods' resolver: what they ask it is no connection between workloads, and it has counters of its own.
 GATEWAY, DNS_PORT = bytes((169, 254, 1, 1)), 53
 #: What is dropped before any policy: the firewall's own word for it.
@@ -92,7 +94,7 @@ class Recorder:
         self._open: dict[bytes, _Flow] = {}
         self._by_five: dict[_Five, _Flow] = {}
         self._refused: OrderedDict[_Five, tuple[int, float]] = OrderedDict()
-        self._referred: OrderedDict[_Five, Referred] = OrderedDict()
+        self._referred: OrderedDict[_Five, ReferralTold] = OrderedDict()
         self._waiting: dict[_Key, list[_Flow]] = {}
         self._count_waiting = 0
         self._unasked: list[_Key] = []
@@ -269,22 +271,34 @@ class Recorder:
             case RulesChanged():
                 self._rulings.clear()
             case Referred():
-                five = (_packed(message.source), _packed(message.destination), message.protocol, message.source_port,
-                        message.port)  # fmt: skip
-                self._referred[five] = message
-                while len(self._referred) > MAX_REFERRED:
-                    self._referred.popitem(last=False)
-                if message.verdict == "deny":
-                    source, destination, protocol, source_port, port = five
-                    port = port << 8 if protocol in (ICMP, ICMPV6) else port
-                    self.denied += 1
-                    self._refuse(Tuple(source, destination, protocol, source_port, port), "deny", 0, now)
+                self._answered(message, now)
+
+    def _answered(self, message: Referred, now: float) -> None:
+        referred, answers = self._referred, message.answers
+        for five, place in message.connections:
+            if place >= len(answers):
+                self.broken += 1
+                continue
+            answer = referred[five] = answers[place]
+            if answer.verdict == "deny":
+                source, destination, protocol, source_port, port = five
+                port = port << 8 if protocol in (ICMP, ICMPV6) else port
+                self.denied += 1
+                self._refuse(Tuple(source, destination, protocol, source_port, port), "deny", 0, now)
+        while len(referred) > MAX_REFERRED:
+            referred.popitem(last=False)
 
     # --- rulings ---------------------------------------------------------------------------------------------------
 
     def _settle(self, flow: _Flow, now: float) -> None:
         """Write *flow* when its ruling is known, otherwise let it wait for one. Who its ends are is known now."""
         flow.ends = (self._ends.get(flow.source), self._ends.get(flow.destination))
+        if self._referred:
+            # Who answered has said who the ends are: nobody need be asked.
+            told = self._referred.get((flow.source, flow.destination, flow.protocol, flow.source_port, flow.port))
+            if told is not None:
+                self._write(flow, Ruling("refer", told.rule, told.source_identity, told.destination_identity), told)
+                return
         key = flow.key
         ruling = self._rulings.get(key)
         if ruling is not None:
@@ -338,7 +352,7 @@ class Recorder:
 
     # --- rows ------------------------------------------------------------------------------------------------------
 
-    def _write(self, flow: _Flow, ruling: Ruling) -> None:
+    def _write(self, flow: _Flow, ruling: Ruling, answer: ReferralTold | None = None) -> None:
         verdict, rule, note = ruling.verdict, ruling.rule, ruling.note
         if flow.refused:
             verdict = flow.refused if flow.refused != "deny" or verdict in ("allow", "audit") else verdict
@@ -346,11 +360,11 @@ class Recorder:
         elif verdict in ("deny", "hold"):
             # It passed: under the rules of that moment, which have changed since.
             verdict, note = "allow", note or f"now {ruling.verdict}"
-        if self._referred:
+        if answer is None and self._referred:
             answer = self._referred.get((flow.source, flow.destination, flow.protocol, flow.source_port, flow.port))
-            if answer is not None:
-                rule, note = answer.rule, answer.note
-                verdict = "referred" if answer.verdict == "allow" else "deny"
+        if answer is not None:
+            rule, note = answer.rule, answer.note
+            verdict = "referred" if answer.verdict == "allow" else "deny"
         name = ""
         if self._names:
             name = self._names.get((flow.source, flow.destination), ("", 0.0))[0]

@@ -21,16 +21,20 @@ from casemate.node.flows.recorder import batches
 from casemate.node.flows.wire import (
     ENCODER,
     FROM_RECORDER,
+    MAX_FIVES,
+    MAX_ITEMS,
     MAX_LABELS_BYTES,
     MAX_NOTE_BYTES,
     MAX_RULE_BYTES,
     Counters,
     End,
     Ends,
+    Five,
     Names,
     Progress,
     Question,
     Questions,
+    ReferralTold,
     Referred,
     RulesChanged,
     Ruling,
@@ -131,10 +135,28 @@ class Flows:
         """The pod at *viewer* was told that *name* is at *addresses* (with lifetimes in seconds)."""
         self._send(Names(tuple((viewer, address, name, ttl_s) for address, ttl_s in addresses)))
 
-    def referred(self, what: Referred) -> None:
-        """A connection was referred, and answered."""
-        rule, note = bounded(what.rule, MAX_RULE_BYTES), bounded(what.note, MAX_NOTE_BYTES)
-        self._send(msgspec.structs.replace(what, rule=rule, note=note))
+    def referred(self, told: Iterable[tuple[Five, ReferralTold]]) -> None:
+        """Connections were referred, and answered; call it before the answers go to the kernel."""
+        if self._sidecar is None:
+            return
+        places: dict[ReferralTold, int] = {}
+        answers: list[ReferralTold] = []
+        pending: list[tuple[Five, int]] = []
+        for five, answer in told:
+            place = places.get(answer)
+            if place is None:
+                if len(answers) >= MAX_ITEMS:
+                    self._send(Referred(tuple(answers), tuple(pending)))
+                    answers, pending, places = [], [], {}
+                place = places[answer] = len(answers)
+                rule, note = bounded(answer.rule, MAX_RULE_BYTES), bounded(answer.note, MAX_NOTE_BYTES)
+                answers.append(msgspec.structs.replace(answer, rule=rule, note=note))
+            pending.append((five, place))
+            if len(pending) >= MAX_FIVES:
+                self._send(Referred(tuple(answers), tuple(pending)))
+                answers, pending, places = [], [], {}
+        if pending:
+            self._send(Referred(tuple(answers), tuple(pending)))
 
     @property
     def newest_stamp(self) -> int:

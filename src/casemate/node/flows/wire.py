@@ -10,6 +10,8 @@ from casemate.spec.workload import Value
 MAX_MESSAGE_BYTES = 128 << 10
 #: Items of one message, so that its bytes stay below that: an end has at most some 560, a ruling 500.
 MAX_ITEMS = 200
+#: Referred connections of one message: each some 60 bytes.
+MAX_FIVES = 400
 MAX_RULE_BYTES, MAX_NOTE_BYTES, MAX_LABELS_BYTES = 250, 200, 256
 
 
@@ -78,17 +80,25 @@ class RulesChanged(ToRecorder, frozen=True, tag="rules"):
     """Rulings from before hold no longer."""
 
 
-class Referred(ToRecorder, frozen=True, tag="referred"):
-    """A connection that was referred and answered: *verdict* allow or deny, and what it was answered by."""
+class ReferralTold(Value, frozen=True, array_like=True):
+    """What connections were answered with: *verdict* allow or deny, by which *rule* and why, and both identities."""
 
-    source: str
-    destination: str
-    protocol: int
-    source_port: int
-    port: int
     verdict: str
     rule: str
     note: str = ""
+    source_identity: int = 0
+    destination_identity: int = 0
+
+
+#: Addresses of 4 or 16 bytes, protocol, source port, port.
+Five = tuple[bytes, bytes, int, int, int]
+
+
+class Referred(ToRecorder, frozen=True, tag="referred"):
+    """Connections that were referred and answered, each with the place of its answer in *answers*."""
+
+    answers: tuple[ReferralTold, ...]
+    connections: tuple[tuple[Five, int], ...]
 
 
 class FromRecorder(Value, frozen=True, tag_field="is"):

@@ -7,6 +7,7 @@ second. So the rules about a pair of ends and a port are looked for once and kep
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -32,12 +33,24 @@ _HISTORY = re.compile(r"\bfirst_contact\b")
 @dataclass(frozen=True, slots=True)
 class Relevant:
     """The rules about one kind of connection. *lasting*: an answer holds for the next one too; *history*: a condition
-    asks whether these two have met.
+    asks whether these two have met; *decision* stands where no condition is left to ask.
     """
 
     rules: RuleSet
     lasting: bool
     history: bool
+    decision: Decision | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    """The rules about two ends, whatever the port. Between two of *cuts* every port is in the same rules; *by_port*:
+    a condition names the port or the protocol, so that each may have another answer.
+    """
+
+    rules: tuple[Rule, ...]
+    cuts: tuple[int, ...]
+    by_port: bool
 
 
 class Decider:
@@ -51,28 +64,49 @@ class Decider:
         self._held: dict[tuple[int, Endpoint, Endpoint, Protocol | None, int], bool] = {}
         self._bare: dict[int, Rule] = {}
         self._segments: list[tuple[str, Workloads]] = [pair for one in documents for pair in one.parsed.segments]
+        self._pairs: dict[tuple[Endpoint, Endpoint], _Pair] = {}
         self._relevant: dict[tuple[Endpoint, Endpoint, object, int], Relevant] = {}
         self._shown: dict[Endpoint, Mapping[str, Any]] = {}
 
     def relevant(self, asked: Connection) -> Relevant:
-        key = (asked.source, asked.destination, asked.protocol, asked.port)
+        pair = self._pairs.get((asked.source, asked.destination)) or self._paired(asked)
+        place = asked.port if pair.by_port else bisect_right(pair.cuts, asked.port)
+        key = (asked.source, asked.destination, asked.protocol, place)
         found = self._relevant.get(key)
         if found is None:
             if len(self._relevant) >= MAX_KEPT:
                 self._relevant.clear()
-            near = (
-                *self._of_subject(asked.source, Direction.EGRESS),
-                *self._of_subject(asked.destination, Direction.INGRESS),
-            )
-            rules = [rule for rule in near if matches(rule, asked)]
-            sources = [rule.condition.source for rule in rules if rule.condition is not None]
-            known = tuple(one for rule in rules if (one := self._answered(rule, asked)) is not None)
-            found = self._relevant[key] = Relevant(
-                RuleSet(known, self._rules.audited, self._rules.default),
-                not any(map(_PASSING.search, sources)),
-                any(map(_HISTORY.search, sources)),
-            )
+            found = self._relevant[key] = self._worked_out(pair, asked)
         return found
+
+    def _paired(self, asked: Connection) -> _Pair:
+        """The rules about both ends, without a look at the port; a scan of a pod goes through them once."""
+        if len(self._pairs) >= MAX_KEPT:
+            self._pairs.clear()
+        near = (
+            *self._of_subject(asked.source, Direction.EGRESS),
+            *self._of_subject(asked.destination, Direction.INGRESS),
+        )
+        rules = tuple(rule for rule in near if matches(rule, asked, any_port=True))
+        cuts: set[int] = set()
+        for one in (one for rule in rules for one in rule.ports or ()):
+            if one.name:
+                cuts.update(end for port in asked.destination.ports for end in (port.number, port.number + 1))
+            else:
+                cuts.update((one.first, one.last + 1))
+        by_port = any(rule.condition is not None and _PLACE.search(rule.condition.source) for rule in rules)
+        pair = self._pairs[asked.source, asked.destination] = _Pair(rules, tuple(sorted(cuts)), by_port)
+        return pair
+
+    def _worked_out(self, pair: _Pair, asked: Connection) -> Relevant:
+        rules = [rule for rule in pair.rules if matches(rule, asked)]
+        sources = [rule.condition.source for rule in rules if rule.condition is not None]
+        known = tuple(one for rule in rules if (one := self._answered(rule, asked)) is not None)
+        ruled = RuleSet(known, self._rules.audited, self._rules.default)
+        lasting = not any(map(_PASSING.search, sources))
+        # Without a condition that is still to be asked no fact is looked at.
+        decision = evaluate(ruled, asked, {}) if lasting else None
+        return Relevant(ruled, lasting, any(map(_HISTORY.search, sources)), decision)
 
     def _of_subject(self, end: Endpoint, way: Direction) -> tuple[Rule, ...]:
         key = (way, end.kind, end.project, end.labels, end.project_labels)
@@ -106,9 +140,10 @@ class Decider:
 
     def decide(self, asked: Connection, now: float, *, first_contact: bool, rate: int) -> Decision:
         """What the list says, conditions answered from the facts."""
-        return evaluate(
-            self.relevant(asked).rules, asked, self.facts(asked, now, first_contact=first_contact, rate=rate)
-        )
+        relevant = self.relevant(asked)
+        if relevant.decision is not None:
+            return relevant.decision
+        return evaluate(relevant.rules, asked, self.facts(asked, now, first_contact=first_contact, rate=rate))
 
     def facts(self, asked: Connection, now: float, *, first_contact: bool, rate: int) -> dict[str, Any]:
         """The facts that conditions may name (``casemate.policy.conditions.FACTS``)."""
@@ -156,18 +191,25 @@ class Rates:
 
     def __init__(self, most: int = 16_384) -> None:
         self._most = most
-        self._counts: dict[str, tuple[int, list[int]]] = {}
+        #: By source: the second of the last one, how many in all, and how many in each second.
+        self._counts: dict[str, list[int]] = {}
 
     def count(self, source: str, now: float) -> int:
         """One more of *source*; how many with it."""
         second = int(now)
-        last, counts = self._counts.get(source) or (second, [0] * self.SECONDS)
-        for gone in range(last + 1, min(second, last + self.SECONDS) + 1):
-            counts[gone % self.SECONDS] = 0
-        if second < last:  # the clock was set back
-            counts = [0] * self.SECONDS
-        counts[second % self.SECONDS] += 1
-        if source not in self._counts and len(self._counts) >= self._most:
-            self._counts.pop(next(iter(self._counts)))
-        self._counts[source] = (second, counts)
-        return sum(counts)
+        held = self._counts.get(source)
+        if held is None:
+            if len(self._counts) >= self._most:
+                self._counts.pop(next(iter(self._counts)))
+            held = self._counts[source] = [second, 0, *[0] * self.SECONDS]
+        last = held[0]
+        if last != second:
+            if second < last:  # the clock was set back
+                held[1:] = [0] * (self.SECONDS + 1)
+            for gone in range(last + 1, min(second, last + self.SECONDS) + 1):
+                held[1] -= held[2 + gone % self.SECONDS]
+                held[2 + gone % self.SECONDS] = 0
+            held[0] = second
+        held[2 + second % self.SECONDS] += 1
+        held[1] += 1
+        return held[1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+from collections.abc import Sequence
 
 from casemate.hostd.protocol import AnyEvent
 from casemate.hostd.protocol_firewall import FirewallRepaired, HoldEnded, ReferralsLost, Referred, ReferredPacket
@@ -11,15 +12,16 @@ from casemate.node import events
 from casemate.node.core import Core, report
 from casemate.node.flows.query import Wanted
 from casemate.node.flows.service import Flows
-from casemate.node.flows.wire import Referred as ToldReferred
+from casemate.node.flows.wire import Five, ReferralTold
 from casemate.node.policy import passages, quarantine, wallpaths
+from casemate.node.policy.cases import Answer
 from casemate.node.policy.referrals import Referrals
 from casemate.node.policy.wallstate import read_bound
 from casemate.node.policy.watching import Watch
 from casemate.policy.identity import Endpoint
 from casemate.policy.parse import Policies
+from casemate.policy.plan import Planner
 from casemate.policy.windows import minute_of_week, minutes_to_next_border
-from casemate.spec.api.policy import ReferralRow
 from casemate.spec.errors import CasemateError
 
 #: How often the clock is looked at where there are hours to keep: it may be set while we sleep.
@@ -104,13 +106,31 @@ class Desk:
         wanted = Wanted(source=_shown(source), destination=_shown(destination), verdict=("allow", "audit", "referred"))
         return bool((await self.flows.last(wanted, 1)).flows)
 
-    def _told(self, packet: ReferredPacket, row: ReferralRow) -> None:
-        source, destination = (str(ipaddress.ip_address(one)) for one in (packet.source, packet.destination))
-        self.flows.referred(
-            ToldReferred(
-                source, destination, packet.protocol, packet.source_port, packet.port, row.answer, row.by, row.reason
-            )
-        )
+    def _told(self, answered: Sequence[tuple[ReferredPacket, Answer]]) -> None:
+        planner = self.core.policy.planner
+        pairs: dict[tuple[bytes, bytes], tuple[int, int]] = {}
+        words: dict[tuple[Answer, tuple[int, int]], ReferralTold] = {}
+        told: list[tuple[Five, ReferralTold]] = []
+        for packet, answer in answered:
+            both = (packet.source, packet.destination)
+            pair = pairs.get(both)
+            if pair is None:
+                pair = pairs[both] = _numbers(planner, *both) if planner is not None else (0, 0)
+            word = words.get((answer, pair))
+            if word is None:
+                verdict = "allow" if answer.allow else "deny"
+                word = words[answer, pair] = ReferralTold(verdict, answer.by, answer.reason, *pair)
+            told.append(((*both, packet.protocol, packet.source_port, packet.port), word))
+        self.flows.referred(told)
+
+
+def _numbers(planner: Planner, source: bytes, destination: bytes) -> tuple[int, int]:
+    """The identities of both ends; 0 where the rules in force know none."""
+    one, other = ipaddress.ip_address(source), ipaddress.ip_address(destination)
+    try:
+        return planner.number_at(one), planner.number_at(other, str(one))
+    except KeyError:
+        return 0, 0
 
 
 def _shown(end: Endpoint) -> str:

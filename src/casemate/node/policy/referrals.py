@@ -10,8 +10,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 from collections import Counter, OrderedDict
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 
 import msgspec
 
@@ -20,63 +19,32 @@ from casemate.hostd.protocol_firewall import ReferralAnswer as ToHostd
 from casemate.node import audit, events
 from casemate.node.clock import rfc3339
 from casemate.node.core import Caller, Core, report
-from casemate.node.errors import TooMany
 from casemate.node.policy import ends, rights, store, walling
+from casemate.node.policy.cases import WORDS, Answer, Case, Pair, Prompt, Settled, key_of
 from casemate.node.policy.deciding import Decider, Rates
 from casemate.node.policy.errors import PromptsFull, ReferralNotFound
+from casemate.node.policy.referral_rows import Rows
 from casemate.node.policy.ruleset import asked as asked_of
 from casemate.policy.addresses import Address
+from casemate.policy.decision import Decision
 from casemate.policy.identity import Connection, Endpoint, Kind
 from casemate.policy.ports import Protocol
 from casemate.policy.verdict import Verdict
 from casemate.spec.api.policy import ReferralAnswer, ReferralList, ReferralRow
 from casemate.spec.errors import CasemateError
 
-#: Rows that wait to be written; more in one moment are counted, not kept.
-MAX_UNWRITTEN = 20_000
 #: Connections being judged at a time; more are denied.
 MAX_AT_ONCE = 8_192
 #: How long the kernel keeps a refusal: long enough against a flood, short enough for a rule that is just being written.
 DENY_LIFETIME_S = 5
-MAX_WATCHERS = 64
 #: Answers that are looked at again when the rules change; older ones end by their lifetime.
 MAX_GRANTED = 32_768
-#: Rows that wait for one watcher; one that falls behind by more loses the oldest, and is told so by their numbers.
-MAX_BEHIND = 1_000
-_FLUSH_S = 0.1
 _PROTOCOLS = {protocol.value: protocol for protocol in Protocol}
-
-
-@dataclass(slots=True)
-class _Prompt:
-    """A person is asked about *asked*; *packets* wait for the answer."""
-
-    number: int
-    asked: Connection
-    key: str
-    began: float
-    deadline: float
-    rule: str
-    packets: list[ReferredPacket] = field(default_factory=list)
-    timer: asyncio.TimerHandle | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    allow: bool
-    reason: str
-    by: str
-    lifetime_s: int = 0
 
 
 def concerns(row: ReferralRow, project: str) -> bool:
     """Whether an end of *row* is in *project*; "" is every project."""
     return not project or any(end.startswith(f"{project}/") for end in (row.source, row.destination))
-
-
-def key_of(asked: Connection) -> str:
-    """By what an answer is remembered: the two workloads (an outside end by its address), protocol and port."""
-    return f"{asked.source.name} {asked.destination.name} {asked.protocol.name.lower()}/{asked.port}"
 
 
 class Referrals:
@@ -92,24 +60,24 @@ class Referrals:
         self.counters: Counter[str] = Counter()
         #: How many of them have this source.
         self._prompts_of: Counter[str] = Counter()
-        self._prompts: OrderedDict[int, _Prompt] = OrderedDict()
-        self._asked: dict[str, _Prompt] = {}
+        self._prompts: OrderedDict[int, Prompt] = OrderedDict()
+        self._asked: dict[str, Prompt] = {}
         self._remembered: dict[str, tuple[float, ReferralRow]] = {}
         self._next = 0
         self._answers: list[ToHostd] = []
-        self._sending = False
-        self._rows: list[ReferralRow] = []
-        self._writing = False
+        self._settled: list[Settled] = []
+        self._rows = Rows(core, self.counters)
         self._judging = 0
         self._rates = Rates()
         self._decider: Decider | None = None
-        self._watchers: set[asyncio.Queue[tuple[ReferralRow, bool]]] = set()
+        #: Answers of rules, by what the rules said: made once.
+        self._spoken: dict[tuple[Verdict, str, bool], Answer] = {}
         #: What rules let pass, with the addresses, so that it can be taken back when they say otherwise.
         self._granted: OrderedDict[tuple[bytes, bytes, int, int], Connection] = OrderedDict()
         self._reviewing = False
         self._seen: OrderedDict[tuple[str, str], None] = OrderedDict()
         self.met: Callable[[Endpoint, Endpoint], object] | None = None
-        self.told: Callable[[ReferredPacket, ReferralRow], None] | None = None
+        self.told: Callable[[Sequence[tuple[ReferredPacket, Answer]]], None] | None = None
         core.policy.changed.append(self._changed)
 
     async def load(self) -> None:
@@ -120,6 +88,7 @@ class Referrals:
 
     def _changed(self) -> None:
         self._decider = None
+        self._spoken.clear()
         if self._granted and not self._reviewing:
             self._reviewing = True
             self._core.spawn(self._review(), "what was let pass, by the rules of now")
@@ -169,38 +138,70 @@ class Referrals:
             self.counters[f"lost_{why}"] += count
 
     def on_referred(self, event: Referred) -> None:
-        """Packets wait; called on the loop, and never blocks it: what takes longer goes into the background."""
+        """Packets wait; called on the loop, and never blocks it: what takes longer goes into the background.
+
+        All that is decided here is answered in one message. Ends are looked for once for all packets of a pair:
+        nothing can change between them.
+        """
+        self.counters["referred"] += len(event.packets)
+        now = self._core.clock()
+        pairs: dict[tuple[bytes, bytes], Pair] = {}
+        slow: list[Case] = []
         for packet in event.packets:
-            self.counters["referred"] += 1
             try:
-                self._take(packet)
+                case = self._take(packet, now, pairs)
             except CasemateError as error:
-                self._settle([packet], None, _Answer(False, error.detail, "error"), 0.0)
+                self._settle([packet], None, Answer(False, error.detail, "error"), 0.0)
             except Exception:
                 report("a referral failed; it is denied")
-                self._settle([packet], None, _Answer(False, "an error of Casemate's own", "error"), 0.0)
+                self._settle([packet], None, Answer(False, "an error of Casemate's own", "error"), 0.0)
+            else:
+                if case is not None:
+                    slow.append(case)
+        self._flush()
+        self._judge_later(slow)
 
-    def _take(self, packet: ReferredPacket) -> None:
-        asked = self.connection(packet)
-        key = key_of(asked)
-        waiting = self._asked.get(key)
-        if waiting is not None:
-            waiting.packets.append(packet)
-            return
-        now = self._core.clock()
+    def _take(self, packet: ReferredPacket, now: float, pairs: dict[tuple[bytes, bytes], Pair]) -> Case | None:
+        """Decide at once, or give what needs the store."""
+        both = (packet.source, packet.destination)
+        pair = pairs.get(both)
+        if pair is None:
+            pair = pairs[both] = self._pair(*both)
+        asked = Connection(pair.source, pair.destination, _PROTOCOLS.get(packet.protocol, Protocol.OTHER), packet.port)
+        if self._asked:
+            waiting = self._asked.get(key_of(asked))
+            if waiting is not None:
+                waiting.packets.append(packet)
+                return None
         relevant = self.decider.relevant(asked)
-        wall = walling.touched(self._core.policy.walls, asked.source, asked.destination)
-        rate = self._rates.count(asked.source.name, now)
-        if not wall and not relevant.history:
+        rate = self._rates.count(pair.source.name, now)
+        if pair.clear and (not relevant.history or (pair.source.name, pair.destination.name) in self._seen):
             decision = self.decider.decide(asked, now, first_contact=False, rate=rate)
             self._decided(packet, asked, decision.verdict, decision.rule, relevant.lasting)
-            return
+            return None
         if self._judging >= MAX_AT_ONCE:
             self.counters["too_many"] += 1
-            self._settle([packet], asked, _Answer(False, f"{MAX_AT_ONCE} are being judged", "bound"), 0.0)
-            return
+            self._settle([packet], asked, Answer(False, f"{MAX_AT_ONCE} are being judged", "bound"), 0.0)
+            return None
         self._judging += 1
-        self._core.spawn(self._judge(packet, asked, rate), f"referral {key[:80]}")
+        return Case(packet, asked, rate)
+
+    def _pair(self, source: bytes, destination: bytes) -> Pair:
+        one = ends.at_address(self._core.policy, _address(source))
+        other = self._destination((source, destination, 0, 0))
+        wall = walling.touched(self._core.policy.walls, one, other)
+        return Pair(one, other, not wall or walling.known(self._core, one, other) is True)
+
+    def _judge_later(self, cases: Iterable[Case]) -> None:
+        """Walls are asked for all at once; whether two have met for each by itself, since that takes long."""
+        together: list[Case] = []
+        for case in cases:
+            if self.decider.relevant(case.asked).history:
+                self._core.spawn(self._judge([case]), f"referral {key_of(case.asked)[:80]}")
+            else:
+                together.append(case)
+        if together:
+            self._core.spawn(self._judge(together), f"{len(together)} referrals")
 
     def connection(self, packet: ReferredPacket) -> Connection:
         """Who is at both ends of *packet*, by address."""
@@ -217,31 +218,52 @@ class Referrals:
             return ends.outside(address, named.dns) if named is not None else found
         return found
 
-    async def _judge(self, packet: ReferredPacket, asked: Connection, rate: int) -> None:
+    async def _judge(self, cases: Sequence[Case]) -> None:
         """What needs the store: walls, and whether these two have met."""
+        left = {case.packet.number: case for case in cases}
         try:
-            now = self._core.clock()
-            relevant = self.decider.relevant(asked)
-            first = relevant.history and not await self._met(asked)
-            decision = self.decider.decide(asked, now, first_contact=first, rate=rate)
-            if decision.verdict is Verdict.DENY:
-                # What the rules forbid reaches nobody, so it binds nobody.
-                self._decided(packet, asked, decision.verdict, decision.rule, relevant.lasting)
-                return
-            what = f"{asked.protocol.name.lower()}/{asked.port}, {decision.verdict.word} by {decision.rule}"
-            if decision.verdict is Verdict.REFER and not self._allowed_before(key_of(asked), now):
-                self._decided(packet, asked, decision.verdict, decision.rule, relevant.lasting)
-                return
-            judged = await walling.judge(self._core, asked.source, asked.destination, what)
-            if not judged.allowed:
-                self._settle([packet], asked, _Answer(False, judged.why, f"wall {judged.wall}"), 0.0)
-                return
-            self._decided(packet, asked, decision.verdict, decision.rule, relevant.lasting)
+            await self._judged(left)
         except Exception as error:
             report("a referral failed; it is denied")
-            self._settle([packet], asked, _Answer(False, str(error)[:200], "error"), 0.0)
+            for case in left.values():
+                self._settle([case.packet], case.asked, Answer(False, str(error)[:200], "error"), 0.0)
         finally:
-            self._judging -= 1
+            self._judging -= len(cases)
+            self._flush()
+
+    async def _judged(self, left: dict[int, Case]) -> None:
+        """Decide each of *left*, and take it out."""
+        now = self._core.clock()
+        walled: list[tuple[Case, Decision, bool]] = []
+        for case in list(left.values()):
+            asked = case.asked
+            relevant = self.decider.relevant(asked)
+            first = relevant.history and not await self._met(asked)
+            decision = self.decider.decide(asked, now, first_contact=first, rate=case.rate)
+            refers = decision.verdict is Verdict.REFER and not self._allowed_before(key_of(asked), now)
+            if refers or decision.verdict is Verdict.DENY:
+                # What the rules forbid reaches nobody, so it binds nobody.
+                del left[case.packet.number]
+                self._decided(case.packet, asked, decision.verdict, decision.rule, relevant.lasting)
+            else:
+                walled.append((case, decision, relevant.lasting))
+        self._flush()
+        if not walled:
+            return
+        judged = await walling.judge_all(
+            self._core,
+            [
+                (case.asked.source, case.asked.destination,
+                 f"{WORDS[case.asked.protocol]}/{case.asked.port}, {decision.verdict.word} by {decision.rule}")
+                for case, decision, _ in walled
+            ],
+        )  # fmt: skip
+        for (case, decision, lasting), one in zip(walled, judged, strict=True):
+            del left[case.packet.number]
+            if one.allowed:
+                self._decided(case.packet, case.asked, decision.verdict, decision.rule, lasting)
+            else:
+                self._settle([case.packet], case.asked, Answer(False, one.why, f"wall {one.wall}"), 0.0)
 
     async def _met(self, asked: Connection) -> bool:
         pair = (asked.source.name, asked.destination.name)
@@ -258,15 +280,17 @@ class Referrals:
             self._seen.popitem(last=False)
 
     def _decided(self, packet: ReferredPacket, asked: Connection, verdict: Verdict, rule: str, lasting: bool) -> None:
-        match verdict:
-            case Verdict.ALLOW | Verdict.AUDIT:
-                lifetime_s = self._lifetime_s if lasting else 0
-                self._settle([packet], asked, _Answer(True, f"{verdict.word} by {rule}", rule, lifetime_s), 0.0)
-            case Verdict.DENY | Verdict.HOLD:
-                lifetime_s = DENY_LIFETIME_S if lasting else 0
-                self._settle([packet], asked, _Answer(False, f"deny by {rule}", rule, lifetime_s), 0.0)
-            case Verdict.REFER:
-                self._ask(packet, asked, rule)
+        if verdict is Verdict.REFER:
+            self._ask(packet, asked, rule)
+            return
+        answer = self._spoken.get((verdict, rule, lasting))
+        if answer is None:
+            if verdict <= Verdict.AUDIT:
+                answer = Answer(True, f"{verdict.word} by {rule}", rule, self._lifetime_s if lasting else 0)
+            else:
+                answer = Answer(False, f"deny by {rule}", rule, DENY_LIFETIME_S if lasting else 0)
+            self._spoken[verdict, rule, lasting] = answer
+        self._settle([packet], asked, answer, 0.0)
 
     def _allowed_before(self, key: str, now: float) -> bool:
         until, row = self._remembered.get(key, (-1.0, None))
@@ -280,24 +304,24 @@ class Referrals:
         if held is not None and (not held[0] or held[0] > now):
             row = held[1]
             left = int(held[0] - now) if held[0] else self._lifetime_s
-            answer = _Answer(row.answer == "allow", row.reason, row.by, min(left, self._lifetime_s))
+            answer = Answer(row.answer == "allow", row.reason, row.by, min(left, self._lifetime_s))
             self._settle([packet], asked, answer, 0.0)
             return
         own = self._prompts_of[asked.source.name]
         if len(self._prompts) >= self._most or own >= self._most_of_one:
             self.counters["prompts_full"] += 1
             full = PromptsFull(f"{len(self._prompts)} referrals wait for a person, {own} of {asked.source.name}")
-            self._settle([packet], asked, _Answer(False, full.detail, "bound"), 0.0)
+            self._settle([packet], asked, Answer(False, full.detail, "bound"), 0.0)
             return
         self._next += 1
-        prompt = _Prompt(self._next, asked, key, now, now + self._deadline_s, rule, [packet])
+        prompt = Prompt(self._next, asked, key, now, now + self._deadline_s, rule, [packet])
         loop = asyncio.get_running_loop()
         prompt.timer = loop.call_later(self._deadline_s, self._overdue, prompt.number)
         self._prompts[prompt.number] = self._asked[key] = prompt
         self._prompts_of[asked.source.name] += 1
         self.counters["asked"] += 1
         row = self._row(prompt, None)
-        self._tell(row, prompted=True)
+        self._rows.tell(row, prompted=True)
         self._core.spawn(self._announce(row), "a referral's event")
 
     async def _announce(self, row: ReferralRow) -> None:
@@ -316,9 +340,10 @@ class Referrals:
             self.counters["deadline"] += 1
             waited = self._core.clock() - prompt.began
             why = f"nobody answered within {self._deadline_s} s"
-            self._settle(prompt.packets, prompt.asked, _Answer(False, why, "deadline"), waited, prompt.number)
+            self._settle(prompt.packets, prompt.asked, Answer(False, why, "deadline"), waited, prompt.number)
+            self._flush()
 
-    def _end(self, number: int) -> _Prompt | None:
+    def _end(self, number: int) -> Prompt | None:
         prompt = self._prompts.pop(number, None)
         if prompt is not None:
             del self._asked[prompt.key]
@@ -338,15 +363,15 @@ class Referrals:
             raise ReferralNotFound(f"referral {number} does not wait", number=number)
         core, asked = self._core, prompt.asked
         reason = given.reason or f"{'allowed' if given.allow else 'denied'} by {caller.who}"
-        answer = _Answer(given.allow, reason, caller.who, given.for_s or (self._lifetime_s if given.remember else 0))
+        answer = Answer(given.allow, reason, caller.who, given.for_s or (self._lifetime_s if given.remember else 0))
         if given.allow:
-            what = f"{asked.protocol.name.lower()}/{asked.port}, allowed by {caller.who}"
+            what = f"{WORDS[asked.protocol]}/{asked.port}, allowed by {caller.who}"
             forbidden = self._forbidden_by_now(asked)
             judged = None if forbidden else await walling.judge(core, asked.source, asked.destination, what)
             if forbidden:
-                answer = _Answer(False, f"the rules forbid it by now: {forbidden}", forbidden)
+                answer = Answer(False, f"the rules forbid it by now: {forbidden}", forbidden)
             elif judged is not None and not judged.allowed:
-                answer = _Answer(False, judged.why, f"wall {judged.wall}")
+                answer = Answer(False, judged.why, f"wall {judged.wall}")
         at = core.clock()
         until = 0.0 if given.remember and not given.for_s else at + given.for_s
         row = msgspec.structs.replace(self._row(prompt, answer), until=rfc3339(until))
@@ -367,6 +392,7 @@ class Referrals:
             raise ReferralNotFound(f"referral {number} was denied meanwhile: its deadline passed", number=number)
         self.counters["answered"] += 1
         self._settle(ended.packets, asked, answer, at - ended.began, number)
+        self._flush()
         return row
 
     def _forbidden_by_now(self, asked: Connection) -> str:
@@ -411,73 +437,64 @@ class Referrals:
     # --- answers and rows -----------------------------------------------------------------------------------------
 
     def _settle(
-        self, packets: list[ReferredPacket], asked: Connection | None, answer: _Answer, waited_s: float, number: int = 0
-    ) -> None:
-        """Answer *packets*, and leave a row."""
+        self, packets: Sequence[ReferredPacket], asked: Connection | None, answer: Answer, waited_s: float,
+        number: int = 0,
+    ) -> None:  # fmt: skip
+        """*packets* have their *answer*; :meth:`_flush` sends it. Without *asked* nobody knows what it was about."""
         self.counters["allowed" if answer.allow else "denied"] += len(packets)
-        self._answers += [ToHostd(one.number, answer.allow, answer.lifetime_s) for one in packets]
-        if not self._sending:
-            self._sending = True
-            self._core.spawn(self._send(), "answers to referrals")
+        for packet in packets:
+            self._answers.append(ToHostd(packet.number, answer.allow, answer.lifetime_s))
         if asked is None:
             return
-        prompted = bool(number)
         if answer.allow:
-            for packet in packets if not prompted else ():
+            for packet in packets if not number else ():
                 self._granted[packet.source, packet.destination, packet.protocol, packet.port] = asked
                 if len(self._granted) > MAX_GRANTED:
                     self._granted.popitem(last=False)
             self._note_met((asked.source.name, asked.destination.name))
-        if not prompted:
-            self._next += 1
-            number = self._next
+        self._settled.append(Settled(packets, asked, answer, waited_s, number))
+
+    def _flush(self) -> None:
+        """Send every answer in one message, and leave a row for each.
+
+        The recorder of flows is told before: the kernel tells it of the connection as soon as the packet goes on.
+        """
+        settled, self._settled = self._settled, []
+        answers, self._answers = self._answers, []
+        if settled and self.told is not None:
+            self.told([(packet, one.answer) for one in settled for packet in one.packets])
+        if answers:
+            try:
+                self._core.policy.firewall.answer(answers)
+            except CasemateError:
+                # hostd is away, or ended: what waited there was denied by that.
+                self.counters["unanswered"] += len(answers)
+        if settled:
+            self._book(settled)
+
+    def _book(self, settled: Iterable[Settled]) -> None:
         now = self._core.clock()
-        row = ReferralRow(
-            number, rfc3339(now - waited_s), asked.source.name, asked.destination.name, asked.protocol.name.lower(),
-            asked.port, "", "allow" if answer.allow else "deny", answer.reason, answer.by,
-            until=rfc3339(now + answer.lifetime_s) if answer.lifetime_s else "", packets=len(packets),
-            waited_ms=round(waited_s * 1000, 3),
-        )  # fmt: skip
-        self._tell(row, prompted=prompted)
-        if self.told is not None:
-            for packet in packets:
-                self.told(packet, row)
-        if len(self._rows) >= MAX_UNWRITTEN:
-            self.counters["rows_dropped"] += 1
-            return
-        self._rows.append(row)
-        if not self._writing:
-            self._writing = True
-            self._core.spawn(self._write(), "rows of referrals")
+        at = rfc3339(now)
+        until = {0: ""}
+        for packets, asked, answer, waited_s, number in settled:
+            lifetime_s, prompted = answer.lifetime_s, bool(number)
+            if lifetime_s not in until:
+                until[lifetime_s] = rfc3339(now + lifetime_s)
+            if not prompted:
+                self._next += 1
+            row = ReferralRow(
+                number or self._next, rfc3339(now - waited_s) if waited_s else at,
+                asked.source.name, asked.destination.name, WORDS[asked.protocol], asked.port, "",
+                "allow" if answer.allow else "deny", answer.reason, answer.by,
+                until=until[lifetime_s], packets=len(packets), waited_ms=round(waited_s * 1000, 3),
+            )  # fmt: skip
+            self._rows.keep(row, prompted=prompted)
 
-    async def _send(self) -> None:
-        """Everything that was decided in this turn of the loop goes in one message."""
-        try:
-            while self._answers:
-                answers, self._answers = self._answers, []
-                try:
-                    await self._core.policy.firewall.answer(answers)
-                except CasemateError:
-                    # hostd is away, or ended: what waited there was denied by that.
-                    self.counters["unanswered"] += len(answers)
-        finally:
-            self._sending = False
-
-    async def _write(self) -> None:
-        try:
-            while self._rows:
-                await asyncio.sleep(_FLUSH_S)
-                rows, self._rows = self._rows, []
-                last = rows[-1].number
-                await self._core.db.write(lambda db, rows=rows, last=last: store.add_referrals(db, rows, last))  # type: ignore[misc]
-        finally:
-            self._writing = False
-
-    def _row(self, prompt: _Prompt, answer: _Answer | None) -> ReferralRow:
+    def _row(self, prompt: Prompt, answer: Answer | None) -> ReferralRow:
         asked = prompt.asked
         return ReferralRow(
             prompt.number, rfc3339(prompt.began), asked.source.name, asked.destination.name,
-            asked.protocol.name.lower(), asked.port, prompt.rule,
+            WORDS[asked.protocol], asked.port, prompt.rule,
             "" if answer is None else "allow" if answer.allow else "deny", "" if answer is None else answer.reason,
             "" if answer is None else answer.by, "" if answer is not None else rfc3339(prompt.deadline),
             packets=len(prompt.packets), waited_ms=round((self._core.clock() - prompt.began) * 1000, 3),
@@ -487,45 +504,21 @@ class Referrals:
 
     async def listing(self, limit: int, project: str = "") -> ReferralList:
         """Those that wait, the newest that were decided, and what is remembered; with an end in *project*, if given."""
-        decided = await self._core.db.read(lambda db: store.referrals(db, limit, project))
-        unwritten = tuple(reversed(self._rows[-limit:]))
-        known = {row.number for row in unwritten}
+        both = tuple(await self._rows.newest(limit, project))
         now = self._core.clock()
         kept = tuple(row for until, row in self._remembered.values() if not until or until > now)
         waiting = tuple(self._row(prompt, None) for prompt in self._prompts.values())
-        both = (*unwritten, *(row for row in decided if row.number not in known))
         waiting, both, kept = (
             tuple(row for row in rows if concerns(row, project)) for rows in (waiting, both, kept)
         )  # fmt: skip
         return ReferralList(waiting, both[:limit], kept, dict(self.counters))
 
-    def _tell(self, row: ReferralRow, *, prompted: bool) -> None:
-        for queue in self._watchers:
-            if queue.full():
-                queue.get_nowait()
-                self.counters["watchers_behind"] += 1
-            queue.put_nowait((row, prompted))
-
-    async def watch(self, *, waiting_only: bool) -> AsyncIterator[ReferralRow | None]:
+    def watch(self, *, waiting_only: bool) -> AsyncIterator[ReferralRow | None]:
         """Rows as they are asked and answered, beginning with those that wait; None: nothing for a while."""
-        if len(self._watchers) >= MAX_WATCHERS:
-            raise TooMany(f"{MAX_WATCHERS} clients watch referrals already")
-        queue: asyncio.Queue[tuple[ReferralRow, bool]] = asyncio.Queue(MAX_BEHIND)
-        self._watchers.add(queue)
-        try:
-            for prompt in list(self._prompts.values()):
-                yield self._row(prompt, None)
-            while True:
-                try:
-                    async with asyncio.timeout(15.0):
-                        row, prompted = await queue.get()
-                except TimeoutError:
-                    yield None
-                    continue
-                if prompted or not waiting_only:
-                    yield row
-        finally:
-            self._watchers.discard(queue)
+        prompts = self._prompts
+        return self._rows.watch(
+            lambda: [self._row(prompt, None) for prompt in prompts.values()], waiting_only=waiting_only
+        )
 
 
 def _address(packed: bytes) -> Address:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -21,6 +21,7 @@ TRIM_EVERY = 256
 _ALLOWS = msgspec.json.Decoder(tuple[QuarantineAllow, ...])
 _TEXTS = msgspec.json.Decoder(tuple[str, ...])
 _REFERRAL = msgspec.json.Decoder(ReferralRow)
+_encode = msgspec.json.Encoder().encode
 
 
 def documents(db: sqlite3.Connection) -> list[tuple[PolicyRow, dict[str, Any]]]:
@@ -148,12 +149,10 @@ def end_quarantine(db: sqlite3.Connection, number: int, at: float, who: str, rea
 # --- referrals --------------------------------------------------------------------------------------------------
 
 
-def add_referrals(db: sqlite3.Connection, rows: Iterable[ReferralRow], last_number: int) -> None:
+def add_referrals(db: sqlite3.Connection, rows: Sequence[ReferralRow], last_number: int) -> None:
     """Keep decided referrals; *last_number* is the newest one's, by which the ring is cut."""
-    db.executemany(
-        "INSERT OR REPLACE INTO referrals VALUES (?, ?)", [(row.number, msgspec.json.encode(row)) for row in rows]
-    )
-    if last_number % TRIM_EVERY == 0:
+    db.executemany("INSERT OR REPLACE INTO referrals VALUES (?, ?)", [(row.number, _encode(row)) for row in rows])
+    if last_number // TRIM_EVERY != (last_number - len(rows)) // TRIM_EVERY:
         db.execute("DELETE FROM referrals WHERE number<=?", (last_number - REFERRAL_ROWS,))
 
 

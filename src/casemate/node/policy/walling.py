@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -49,13 +49,14 @@ class Judged:
     wall: str = ""
 
 
-def _history(core: Core, *ends: Endpoint) -> History:
-    """The bindings of these workloads alone, as the state machine takes them."""
+def _history(core: Core, ends: Iterable[Endpoint], planned: Sequence[Reached] = ()) -> History:
+    """The bindings of these workloads alone, as the state machine takes them; with *planned* ones."""
     lines: list[Reached] = []
-    for end in ends:
-        for wall, binding in core.walls.bound.get(end.name, {}).items():
-            lines.append(Reached(len(lines), end.name, wall, binding.member))
-    return History(tuple(lines))
+    names = [end.name for end in ends]
+    for name in names:
+        for wall, binding in core.walls.bound.get(name, {}).items():
+            lines.append(Reached(len(lines), name, wall, binding.member))
+    return History((*lines, *(line for line in planned if line.workload in names)))
 
 
 def touched(walls: Iterable[Wall], source: Endpoint, destination: Endpoint) -> str:
@@ -66,62 +67,95 @@ def touched(walls: Iterable[Wall], source: Endpoint, destination: Endpoint) -> s
     return ""
 
 
-async def judge(core: Core, source: Endpoint, destination: Endpoint, what: str) -> Judged:
-    """Whether the walls let *source* open a connection to *destination*; what is reached thereby is in the store.
-
-    One at a time: two first contacts of one workload cannot both be its first. *what* is for the evidence.
-    """
+def known(core: Core, source: Endpoint, destination: Endpoint) -> bool | None:
+    """Whether the walls let *source* reach *destination*, where nothing has to be written for it; else None."""
     walls = core.policy.policies.walls
     wall = touched(walls, source, destination)
     if not wall or Kind.POD not in (source.kind, destination.kind):
-        return Judged(True, "no wall is touched")
+        return True
+    if core.walls.lock.locked():
+        return None
+    before = _history(core, (source, destination))
+    outcome = connect(before, walls, source, destination)
+    return True if outcome.allowed and len(outcome.history.lines) == len(before.lines) else None
+
+
+async def judge(core: Core, source: Endpoint, destination: Endpoint, what: str) -> Judged:
+    """Whether the walls let *source* open a connection to *destination*; what is reached thereby is in the store."""
+    return (await judge_all(core, [(source, destination, what)]))[0]
+
+
+async def judge_all(core: Core, asked: Sequence[tuple[Endpoint, Endpoint, str]]) -> list[Judged]:
+    """What the walls say to connections (source, destination, what for the evidence), one after the other.
+
+    What is reached by any of them is in the store when this returns, all in one transaction. One call at a time: two
+    first contacts of one workload cannot both be its first.
+    """
+    judged: list[Judged] = []
+    planned: list[Reached] = []
+    evidence: list[Line] = []
+    refused: list[tuple[str, Endpoint, Endpoint, str]] = []
     async with core.walls.lock:
-        before = _history(core, source, destination)
-        outcome = connect(before, walls, source, destination)
-        if not outcome.allowed:
-            await _refused(core, wall, source, destination, f"{what}: {outcome.why}")
-            return Judged(False, outcome.why, wall)
-        new = outcome.history.lines[len(before.lines) :]
-        if new:
-            await _reached(core, new, source, destination, what)
-        return Judged(True, outcome.why, wall)
+        walls = core.policy.policies.walls
+        for source, destination, what in asked:
+            wall = touched(walls, source, destination)
+            if not wall or Kind.POD not in (source.kind, destination.kind):
+                judged.append(Judged(True, "no wall is touched"))
+                continue
+            before = _history(core, (source, destination), planned)
+            outcome = connect(before, walls, source, destination)
+            judged.append(Judged(outcome.allowed, outcome.why, wall))
+            if not outcome.allowed:
+                refused.append((wall, source, destination, f"{what}: {outcome.why}"))
+                continue
+            for line in outcome.history.lines[len(before.lines) :]:
+                peer = destination.name if line.workload == source.name else source.name
+                planned.append(line)
+                evidence.append(Line("reached", line.wall, line.workload, line.member, peer, "casemated", what))
+        if evidence:
+            await _reached(core, evidence)
+        if refused:
+            await _refused(core, refused)
+    return judged
 
 
-async def _reached(core: Core, new: Iterable[Reached], source: Endpoint, destination: Endpoint, what: str) -> None:
+async def _reached(core: Core, lines: Sequence[Line]) -> None:
     at = core.clock()
-    lines = tuple(new)
-
-    def peer(line: Reached) -> str:
-        return destination.name if line.workload == source.name else source.name
 
     def work(db: sqlite3.Connection) -> None:
         for line in lines:
-            append(db, at, Line("reached", line.wall, line.workload, line.member, peer(line), "casemated", what))
+            append(db, at, line)
             audit.append(db, at, "casemated", "wall.reached", line.workload, wall=line.wall, member=line.member)
             events.add(db, at, "wall", line.workload, "reached", wall=line.wall, member=line.member)
 
     # Durable against a power cut too: the packet passes after this.
     await core.db.write(work, durable=True)
     for line in lines:
-        bound = core.walls.bound.setdefault(line.workload, {})
-        bound[line.wall] = Binding(line.member, at, peer(line))
+        core.walls.bound.setdefault(line.workload, {})[line.wall] = Binding(line.member, at, line.peer)
     core.events.wake()
 
 
-async def _refused(core: Core, wall: str, source: Endpoint, destination: Endpoint, why: str) -> None:
-    at, key = core.clock(), (wall, source.name, destination.name)
-    seen = core.walls.refused
-    if at - seen.get(key, 0.0) < REFUSED_EVERY_S:
+async def _refused(core: Core, attempts: Iterable[tuple[str, Endpoint, Endpoint, str]]) -> None:
+    """Write attempts (wall, source, destination, why) that were not written a moment ago."""
+    at, seen = core.clock(), core.walls.refused
+    lines: list[Line] = []
+    for wall, source, destination, why in attempts:
+        key = (wall, source.name, destination.name)
+        if at - seen.get(key, 0.0) < REFUSED_EVERY_S:
+            continue
+        if len(seen) >= MAX_REFUSED_KEPT:
+            seen.clear()
+        seen[key] = at
+        lines.append(Line("refused", wall, source.name, "", destination.name, "casemated", why))
+    if not lines:
         return
-    if len(seen) >= MAX_REFUSED_KEPT:
-        seen.clear()
-    seen[key] = at
 
     def work(db: sqlite3.Connection) -> None:
-        append(db, at, Line("refused", wall, source.name, "", destination.name, "casemated", why))
-        events.add(db, at, "wall", source.name, "refused", wall=wall, peer=destination.name)
-        audit.append(db, at, "casemated", "wall.refused", source.name, answer="refused", wall=wall,
-                     peer=destination.name)  # fmt: skip
+        for line in lines:
+            append(db, at, line)
+            events.add(db, at, "wall", line.workload, "refused", wall=line.wall, peer=line.peer)
+            audit.append(db, at, "casemated", "wall.refused", line.workload, answer="refused", wall=line.wall,
+                         peer=line.peer)  # fmt: skip
 
     await core.db.write(work)
     core.events.wake()
@@ -133,7 +167,7 @@ async def said(core: Core, source: Endpoint, destination: Endpoint) -> str:
     wall = touched(walls, source, destination)
     if not wall:
         return ""
-    outcome = connect(_history(core, source, destination), walls, source, destination)
+    outcome = connect(_history(core, (source, destination)), walls, source, destination)
     return f"wall {wall}: {'open' if outcome.allowed else 'closed'}: {outcome.why}"
 
 
@@ -232,4 +266,16 @@ async def report(core: Core, wall: str) -> WallReport:
     return WallReport(at, shown, documents, lines, intact, chain, digest)
 
 
-__all__ = ("Judged", "WallEntry", "judge", "listing", "read_bound", "release", "renamed", "report", "said")
+__all__ = (
+    "Judged",
+    "WallEntry",
+    "judge",
+    "judge_all",
+    "known",
+    "listing",
+    "read_bound",
+    "release",
+    "renamed",
+    "report",
+    "said",
+)

@@ -100,19 +100,27 @@ def test_a_machine_has_room_for_its_containers_limit(limit: int | None, size: in
     assert bundles.memory(config(**{bundles.MEMORY: "5"}), 1) == 5
 
 
+def wanted(document: str | bytes, words: list[str]) -> Wanted:
+    return reports.in_guest(reports.resources(document, words))
+
+
 def test_update_by_document_and_by_flag() -> None:
     document = '{"memory": {"limit": 100}, "cpu": {"quota": 50000, "period": 100000}, "pids": {"limit": 9}, "x": 1}'
-    assert reports.wanted(document, []) == Wanted(memory_bytes=100, cpu_millis=500, pids=9)
-    assert reports.wanted(document, ["memory=7", "pids-limit=-1"]) == Wanted(memory_bytes=7, cpu_millis=500, pids=-1)
-    assert reports.wanted("", ["cpu-quota=20000"]) == Wanted(cpu_millis=200)
+    assert wanted(document, []) == Wanted(memory_bytes=100, cpu_millis=500, pids=9)
+    assert wanted(document, ["memory=7", "pids-limit=-1"]) == Wanted(memory_bytes=7, cpu_millis=500, pids=-1)
+    assert wanted("", ["cpu-quota=20000"]) == Wanted(cpu_millis=200)
+    assert wanted("", ["cpu-share=2048", "memory-reservation=8"]) == Wanted(cpu_shares=2048, memory_reservation_bytes=8)
+    found = reports.resources("", ["cpuset-cpus=0-1,3", "cpuset-mems=0"])
+    assert found.cpu is not None
+    assert (found.cpu.cpus, found.cpu.mems) == ("0-1,3", "0")
     # Docker ends the document with a line.
-    assert reports.wanted(b'{"pids": {"limit": 9}}\n', []) == Wanted(pids=9)
-    for words in (["memory=x"], ["swap=1"], ["memory=" + "1" * 30]):
+    assert wanted(b'{"pids": {"limit": 9}}\n', []) == Wanted(pids=9)
+    for words in (["memory=x"], ["swap=1"], ["memory=" + "1" * 30], ["cpuset-cpus=a"], ["cpuset-cpus="]):
         with pytest.raises(BundleUnsupported):
-            reports.wanted("", words)
+            wanted("", words)
     for text in ("{", "[]", '{"memory": 1}'):
         with pytest.raises(BundleUnsupported):
-            reports.wanted(text, [])
+            wanted(text, [])
 
 
 def test_an_event_has_the_form_that_tools_read() -> None:

@@ -137,6 +137,22 @@ def test_a_reserved_machine_is_given_by_its_tap_alone() -> None:
     assert host.ended == []
 
 
+def test_an_engine_gets_one_with_a_tap() -> None:
+    host = Host()
+    pool = host.pool()
+    assert pool.take_with_tap(SMALL) is None
+    settle(pool, host)
+    assert pool.take_with_tap(LARGE) is None
+    one = pool.take_with_tap(SMALL)
+    assert one is not None
+    assert (cast(Any, one.machine), one.tap) == (host.made[0], "tap0")
+    assert pool.take_with_tap(SMALL) is None
+    # Those of a host that names no taps are for others.
+    pool._ready.append(Waiting(one.machine, SMALL, ""))
+    assert pool.take_with_tap(SMALL) is None
+    assert pool.take(SMALL) is one.machine
+
+
 def test_what_nobody_takes_is_ended() -> None:
     host = Host()
     pool = host.pool()

@@ -16,6 +16,7 @@ from casemate.node.flows.recorder import RULING_WAIT_S, Recorder
 from casemate.node.flows.store import Ring
 from casemate.node.flows.wire import (
     ENCODER,
+    MAX_FIVES,
     MAX_ITEMS,
     MAX_LABELS_BYTES,
     MAX_MESSAGE_BYTES,
@@ -25,6 +26,7 @@ from casemate.node.flows.wire import (
     Ends,
     Names,
     Questions,
+    ReferralTold,
     Referred,
     RulesChanged,
     Ruling,
@@ -343,9 +345,12 @@ def test_the_service_map_folds_what_is_too_much(tmp_path: Path) -> None:
 def test_what_was_referred_says_who_answered(tmp_path: Path) -> None:
     table = Table(tmp_path)
     table.rule = Ruling("refer", "ask", 300, 301)
-    table.recorder.told(Referred(WEB, DB, 6, 7, 80, "allow", "ask", "0:root: fine"), 1.0)
+    answers = ReferralTold("allow", "ask", "0:root: fine", 300, 301), ReferralTold("deny", "ask", "deadline", 300, 301)
+    five = (ipaddress.ip_address(WEB).packed, ipaddress.ip_address(DB).packed, 6, 7, 80)
+    table.recorder.told(Referred(answers, ((five, 0), ((*five[:3], 9, 80), 5))), 1.0)
+    assert table.recorder.broken == 1, "a place that no answer has"
     table.recorder.connection(event(WEB, DB, 7, 80), 1.1)
-    table.recorder.told(Referred(WEB, DB, 6, 8, 80, "deny", "ask", "deadline"), 1.2)
+    table.recorder.told(Referred(answers, (((*five[:3], 8, 80), 1),)), 1.2)
     table.recorder.verdicts(logged(packet(WEB, DB, 8, 80)), 1.3)
     rows = table.settle()
     assert [(row.verdict, row.note, row.times) for row in rows] == [
@@ -359,5 +364,8 @@ def test_full_messages_fit_the_channel() -> None:
     wide = "\N{GRINNING FACE}" * 300
     end = End("f" * 39, "world", "p" * 64, "n" * 128, "i" * 64, 1 << 24, bounded(wide, MAX_LABELS_BYTES))
     ruling = Ruling("referred", bounded(wide, MAX_RULE_BYTES), 1 << 24, 1 << 24, bounded(wide, MAX_NOTE_BYTES))
-    for message in (Ends((end,) * MAX_ITEMS), Rulings(1 << 40, (ruling,) * MAX_ITEMS)):
+    told = ReferralTold("allow", ruling.rule, ruling.note, 1 << 24, 1 << 24)
+    five = (bytes(range(16)), bytes(range(16)), 132, 65_535, 65_535)
+    referred = Referred((told,) * MAX_ITEMS, ((five, MAX_ITEMS - 1),) * MAX_FIVES)
+    for message in (Ends((end,) * MAX_ITEMS), Rulings(1 << 40, (ruling,) * MAX_ITEMS), referred):
         assert len(ENCODER.encode(message)) <= MAX_MESSAGE_BYTES

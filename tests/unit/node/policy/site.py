@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from casemate.hostd import protocol_firewall as wire
-from casemate.hostd.client import Answered
+from casemate.hostd.client import Answered, HostdAway
 from casemate.hostd.protocol import AnyOperation, Done, Welcome
 from casemate.node.core import Caller, Core
 from casemate.node.database import Database
@@ -64,6 +64,7 @@ class Notes:
         self.failing: list[CasemateError] = []
         self.generation = 0
         self.told = asyncio.Event()
+        self.away = False
 
     async def call(
         self, operation: AnyOperation, *, descriptors: Sequence[int] = (), timeout_s: float = 60.0
@@ -80,6 +81,12 @@ class Notes:
         if isinstance(operation, wire.PodRelease):
             return Answered(wire.Released(3, 0))
         return Answered(Done())
+
+    def tell(self, operation: wire.FirewallAnswer) -> None:
+        if self.away:
+            raise HostdAway("away")
+        self.operations.append(operation)
+        self.told.set()
 
     def of(self, *kinds: type) -> list[Any]:
         return [one for one in self.operations if isinstance(one, kinds)]

@@ -10,7 +10,6 @@ import pytest
 from tests.unit.node.policy.site import ANYBODY, REFER, ROOT, Site, banks, packet
 
 from casemate.hostd import protocol_firewall as wire
-from casemate.node.flows.wire import Referred as FlowReferred
 from casemate.node.policy import quarantine
 from casemate.node.policy.errors import (
     PromptsFull,
@@ -47,16 +46,15 @@ async def _referring(site: Site) -> Referrals:
 def test_rules_decide_first_and_last_as_long_as_their_facts(play: Callable[..., None]) -> None:
     async def scene(site: Site) -> None:
         referrals = await _referring(site)
-        told: list[tuple[int, str]] = []
-        referrals.told = lambda one, row: told.append((one.number, row.answer))
+        told: list[tuple[int, bool]] = []
+        referrals.told = lambda answered: told.extend((one.number, answer.allow) for one, answer in answered)
         referrals.on_referred(wire.Referred((packet(1, 1, 2, 80),)))
         assert await _settled(site, 1) == [wire.ReferralAnswer(1, True, 300)]
         referrals.on_referred(wire.Referred(tuple(packet(number, 1, 3, 81) for number in (2, 3))))
         # By rate: for this connection alone, and the first two referrals counted as well.
         answers = await _settled(site, 2)
         assert answers[1] == wire.ReferralAnswer(2, True, 0)
-        assert told[:2] == [(1, "allow"), (2, "allow")]
-        assert FlowReferred is not None
+        assert told[:2] == [(1, True), (2, True)]
 
     play(scene)
 
@@ -183,6 +181,66 @@ def test_a_wall_is_asked_before_a_rule_lets_pass(play: Callable[..., None]) -> N
         assert row.by == "wall banks"
         found, _, _ = await site.db.read(entries)
         assert [one.kind for one in found] == ["reached", "refused"]
+
+    play(scene)
+
+
+def test_first_contacts_of_one_batch_are_written_once_and_only_one_is_the_first(play: Callable[..., None]) -> None:
+    async def scene(site: Site) -> None:
+        await banks(site)
+        referrals = Referrals(site.core)
+        await referrals.load()
+        waiting = [packet(1, 1, 2, 80), packet(2, 1, 3, 80), packet(3, 1, 2, 81), packet(4, 2, 3, 80)]
+        referrals.on_referred(wire.Referred(tuple(waiting)))
+        assert site.notes.answers() == [], "nothing passes before it is written"
+        assert {one.number: one.accept for one in await _settled(site, 4)} == {1: True, 2: False, 3: True, 4: False}
+        assert len(site.notes.of(wire.FirewallAnswer)) == 1
+        found, intact, _ = await site.db.read(entries)
+        assert intact
+        assert [(one.kind, one.workload, one.peer) for one in found] == [
+            ("reached", "default/analyst", "default/a"),
+            ("refused", "default/analyst", "default/b"),
+            ("refused", "default/a", "default/b"),
+        ]
+        # Who is bound by now is answered at once, beside one who is not.
+        referrals.on_referred(wire.Referred((packet(5, 1, 2, 82), packet(6, 1, 3, 82))))
+        assert site.notes.answers()[-1] == wire.ReferralAnswer(5, True, 300)
+        assert (await _settled(site, 6))[-1].accept is False
+
+    play(scene)
+
+
+def test_a_batch_is_answered_in_one_message_and_each_has_its_row(play: Callable[..., None]) -> None:
+    async def scene(site: Site) -> None:
+        referrals = await _referring(site)
+        order: list[str] = []
+        referrals.told = lambda answered: order.append(f"{len(answered)} told, {len(site.notes.answers())} sent")
+        # To web: allowed by the condition; to db at 80: a person is asked, and too many of them are denied.
+        waiting = [packet(number, 1, 2, 80) for number in range(1, 301)]
+        waiting += [packet(number, 1, 3, number) for number in range(1000, 1003)]
+        referrals.on_referred(wire.Referred(tuple(waiting)))
+        assert order == ["301 told, 0 sent"], "the recorder knows before the kernel does"
+        (message,) = site.notes.of(wire.FirewallAnswer)
+        assert [one.number for one in message.answers] == [*range(1, 301), 1002]
+        assert [one.accept for one in message.answers] == [True] * 300 + [False]
+        assert referrals.counters["unanswered"] == 0
+        listed = await referrals.listing(1000)
+        assert len(listed.waiting) == 2
+        assert len({row.number for row in listed.decided}) == 301
+        assert {row.reason for row in listed.decided if row.answer == "allow"} == {
+            "allow by Policy/default/ask:rules[0]:egress[0]"
+        }
+
+    play(scene, **{"policy.prompts_per_workload": 2})
+
+
+def test_without_hostd_answers_are_counted_and_open_nothing(play: Callable[..., None]) -> None:
+    async def scene(site: Site) -> None:
+        referrals = await _referring(site)
+        site.notes.away = True
+        referrals.on_referred(wire.Referred((packet(1, 1, 2, 80), packet(2, 1, 2, 80))))
+        assert referrals.counters["unanswered"] == 2
+        assert site.notes.answers() == []
 
     play(scene)
 

@@ -1,0 +1,94 @@
+"""The record of referrals: a row for each with its reason, written many at a time, and those who watch them come."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable
+
+from casemate.node.core import Core
+from casemate.node.errors import TooMany
+from casemate.node.policy import store
+from casemate.spec.api.policy import ReferralRow
+
+#: Rows that wait to be written; more in one moment are counted, not kept.
+MAX_UNWRITTEN = 20_000
+MAX_WATCHERS = 64
+#: Rows that wait for one watcher; one that falls behind by more loses the oldest, and is told so by their numbers.
+MAX_BEHIND = 1_000
+FLUSH_S = 0.1
+
+
+class Rows:
+    """Rows of *core*'s store. *counters* are told of what could not be kept."""
+
+    def __init__(self, core: Core, counters: Counter[str]) -> None:
+        self._core = core
+        self._counters = counters
+        self._unwritten: list[ReferralRow] = []
+        #: Those that are being written.
+        self._under_way: list[ReferralRow] = []
+        self._writing = False
+        self._watchers: set[asyncio.Queue[tuple[ReferralRow, bool]]] = set()
+
+    def keep(self, row: ReferralRow, *, prompted: bool) -> None:
+        """Tell watchers of a decided row, and write it with the others of this moment."""
+        self.tell(row, prompted=prompted)
+        if len(self._unwritten) >= MAX_UNWRITTEN:
+            self._counters["rows_dropped"] += 1
+            return
+        self._unwritten.append(row)
+        if not self._writing:
+            self._writing = True
+            self._core.spawn(self._write(), "rows of referrals")
+
+    async def _write(self) -> None:
+        try:
+            while self._unwritten:
+                await asyncio.sleep(FLUSH_S)
+                rows, self._unwritten = self._unwritten, []
+                self._under_way = rows
+                last = max(row.number for row in rows)
+                await self._core.db.write(lambda db, rows=rows, last=last: store.add_referrals(db, rows, last))  # type: ignore[misc]
+                self._under_way = []
+        finally:
+            self._writing = False
+            self._under_way = []
+
+    async def newest(self, limit: int, project: str) -> Iterable[ReferralRow]:
+        """The newest decided rows, the newest first: those that wait to be written, and *limit* of the store's."""
+        # Before the store is read: meanwhile they may be written.
+        unwritten = tuple(reversed([*self._under_way, *self._unwritten][-limit:]))
+        decided = await self._core.db.read(lambda db: store.referrals(db, limit, project))
+        known = {row.number for row in unwritten}
+        return (*unwritten, *(row for row in decided if row.number not in known))
+
+    def tell(self, row: ReferralRow, *, prompted: bool) -> None:
+        for queue in self._watchers:
+            if queue.full():
+                queue.get_nowait()
+                self._counters["watchers_behind"] += 1
+            queue.put_nowait((row, prompted))
+
+    async def watch(
+        self, waiting: Callable[[], Iterable[ReferralRow]], *, waiting_only: bool
+    ) -> AsyncIterator[ReferralRow | None]:
+        """Rows as they are asked and answered, beginning with those that are *waiting*; None: nothing for a while."""
+        if len(self._watchers) >= MAX_WATCHERS:
+            raise TooMany(f"{MAX_WATCHERS} clients watch referrals already")
+        queue: asyncio.Queue[tuple[ReferralRow, bool]] = asyncio.Queue(MAX_BEHIND)
+        self._watchers.add(queue)
+        try:
+            for row in list(waiting()):
+                yield row
+            while True:
+                try:
+                    async with asyncio.timeout(15.0):
+                        row, prompted = await queue.get()
+                except TimeoutError:
+                    yield None
+                    continue
+                if prompted or not waiting_only:
+                    yield row
+        finally:
+            self._watchers.discard(queue)
