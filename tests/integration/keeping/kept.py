@@ -139,6 +139,7 @@ class Kept(World):
         casemated = self.daemons.processes["casemated"].pid
         children = Path(f"/proc/{casemated}/task/{casemated}/children").read_text(encoding="ascii").split()
         for child in children:
-            if b"casemate.node.keeping.child" in Path(f"/proc/{child}/cmdline").read_bytes():
-                return int(child)
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                if b"casemate.node.keeping.child" in Path(f"/proc/{child}/cmdline").read_bytes():
+                    return int(child)
         raise AssertionError("no relay runs")
