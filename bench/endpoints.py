@@ -20,7 +20,7 @@ from pathlib import Path
 # What follows is imported from this checkout, which need not be installed: hence below this line (E402).
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[1] / "src")]
 
-from measure import machine  # noqa: E402
+from measure import cpu_s, machine  # noqa: E402
 from tests.integration.hostd.driver import Client, Hostd  # noqa: E402
 from tests.integration.leaks import clean, left, new_scope  # noqa: E402
 
@@ -42,11 +42,6 @@ def add(client: Client, pods: list[PodSpec], at_a_time: int) -> None:
         waiting.append(client.send(protocol.PodCreate(one)))
     while waiting:
         client.answer(waiting.popleft())
-
-
-def cpu_s(pid: int) -> float:
-    words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def seen(client: Client) -> set[str]:

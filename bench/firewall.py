@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from measure import machine, median
+from measure import cpu_s, machine, median
 from tests.integration.firewall.lab import MAC_A, ROUTER_MAC, Lab, endpoint, inside, new_lab, world
 
 from casemate.host import rtnetlink
@@ -75,11 +75,6 @@ def load(end: int, program: str, what: str, server: int) -> tuple[float, float]:
         raise SystemExit(f"{what} ended with {done.returncode}")
     count, used_s = out.split()
     return int(count) / LOAD_S, int(count) / (float(used_s) + cpu_s(server) - before)
-
-
-def cpu_s(pid: int) -> float:
-    words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def nft(lab: Lab, script: str) -> None:

@@ -21,6 +21,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
+from measure import cpu_s
+
 from casemate.host import flowsockets, programs
 from casemate.network import flowlog
 from casemate.node.flows.wire import ENCODER, FROM_RECORDER, End, Ends, Progress, Questions, Ruling, Rulings
@@ -62,11 +64,6 @@ class Stand:
                 self._channel.send(ENCODER.encode(Rulings(message.number, rulings)))
             else:
                 self.progress = message
-
-
-def cpu_s(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def offer(program: str, rate: int, seconds: float, begin: int) -> int:

@@ -37,6 +37,12 @@ def machine() -> str:
     )
 
 
+def cpu_s(pid: int) -> float:
+    """Processor time of the process *pid* so far, its threads included."""
+    words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def run(argv: Sequence[str], **more: object) -> subprocess.CompletedProcess[bytes]:
     """A checked run that shows what the program said when it fails."""
     done = subprocess.run(list(argv), capture_output=True, timeout=600, check=False, **more)  # type: ignore[call-overload]

@@ -19,7 +19,7 @@ from pathlib import Path
 # What follows is imported from this checkout, which need not be installed: hence below this line (E402).
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[1] / "src")]
 
-from measure import machine  # noqa: E402
+from measure import cpu_s, machine  # noqa: E402
 from tests.integration.daemons import running_daemons  # noqa: E402
 from tests.integration.policy.world import World, import_image, world_of  # noqa: E402
 
@@ -151,12 +151,6 @@ def recorder(pid: int) -> int:
         if b"flows" in Path(f"/proc/{child}/cmdline").read_bytes():
             return int(child)
     raise SystemExit("casemated has no flow recorder")
-
-
-def cpu_s(pid: int) -> float:
-    """Processor time of *pid* so far, its threads included."""
-    words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from pathlib import Path
 # What follows is imported from this checkout, which need not be installed: hence below this line (E402).
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[1] / "src")]
 
-from measure import machine, median  # noqa: E402
+from measure import cpu_s, machine, median  # noqa: E402
 from tests.integration.daemons import running_daemons  # noqa: E402
 from tests.integration.policy.world import World, import_image, world_of  # noqa: E402
 
@@ -92,11 +92,6 @@ def measure(world: World, address: str, count: int) -> None:
         print(f"processor time of {name}: {one / count * 1e6:.0f} us a referral, flow records included")
     added = [referred[len(referred) * at // 100] - decided[len(decided) * at // 100] for at in (50, 99)]
     print(f"added: median {added[0] * 1e3:.3f} ms, p99 {added[1] * 1e3:.3f} ms   (budget 0.4, 2)")
-
-
-def cpu_s(pid: int) -> float:
-    words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
 
 
 SERVER = f"""

@@ -13,9 +13,9 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-import pytest
+from tests.addresses import free_port, host_address
 from tests.conformance.case import box_prints, case
-from tests.conformance.cases_pods import SERVE, free_port
+from tests.conformance.cases_pods import SERVE
 from tests.conformance.chamber import TIMEOUT_S, Chamber, until
 
 from casemate.host import netns
@@ -26,16 +26,6 @@ NOBODY = "198.51.100.9"
 #: Of the way to a machine outside, beyond the host: less than an interface's here.
 NARROW_BYTES = 900
 UPLOAD_BYTES = 300_000
-
-
-def host_address() -> str:
-    """The host's own, as others on its network know it."""
-    with socket.socket(type=socket.SOCK_DGRAM) as one:
-        try:
-            one.connect(("192.0.2.1", 9))
-        except OSError:
-            pytest.skip("missing: a route to other networks")
-        return str(one.getsockname()[0])
 
 
 def counted(chamber: Chamber) -> dict[str, int]:

@@ -11,6 +11,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 
+from tests.addresses import free_port
 from tests.conformance.case import box_prints, case, run_prints
 from tests.conformance.chamber import Chamber, until
 
@@ -186,13 +187,6 @@ def same_port(chamber: Chamber) -> None:
         for name, wanted in ((one, b"one\n"), (two, b"two\n")):
             where = chamber.address(name)
             until(lambda w=where, t=wanted: chamber.exec(script=f"nc -w 3 {w} 80").stdout == t)  # type: ignore[misc]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @case("network.published", "-p: from the host")

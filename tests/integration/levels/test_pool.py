@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tests.addresses import free_port
 from tests.integration.daemons import Daemons
 
 pytestmark = pytest.mark.root
@@ -54,12 +55,6 @@ def until(done: Callable[[], object]) -> None:
     while not done():
         assert time.monotonic() < end, "it did not come to pass"
         time.sleep(0.05)
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 def test_a_machine_that_waited_has_the_pods_network(pooled: Daemons, cm: Run) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
+from tests.addresses import free_port, host_address
 from tests.integration.leaks import Scope
 
 from casemate.host import conntrack, netns, nft, nft_netlink, rtnetlink, sysctls
@@ -108,21 +109,6 @@ def ask(address: str, port: int, kind: str = "tcp") -> str:
             return one.recv(99).decode()
     except OSError as error:
         return type(error).__name__
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("", 0))
-        return int(one.getsockname()[1])
-
-
-def host_address() -> str:
-    with socket.socket(type=socket.SOCK_DGRAM) as one:
-        try:
-            one.connect(("192.0.2.1", 9))
-        except OSError:
-            pytest.skip("missing: a route to other networks")
-        return str(one.getsockname()[0])
 
 
 def test_a_pod_has_its_address_its_route_and_no_ipv6(pods: Pods) -> None:

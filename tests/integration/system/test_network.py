@@ -4,25 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
 import socket
 import subprocess
 from collections.abc import Iterator
 
 import pytest
+from tests.addresses import free_port
 from tests.integration.system.site import IMAGE, Site, refusal, refused, settle
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("nothing_made")]
 
 SERVE = "while :; do echo hello | nc -l -p 80; done"
-
-
-def free_port() -> int:
-    """One that no outgoing connection takes in the meantime: below those that the kernel gives out."""
-    for port in random.sample(range(20_000, 32_000), 100):
-        with contextlib.suppress(OSError), socket.create_server(("", port)):
-            return port
-    raise AssertionError("of 100 ports none is free")
 
 
 @pytest.fixture
