@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import takewhile
 
 from casemate.host.nfqueue import DROP, REPEAT, PacketQueue, Queued
 from casemate.host.nft import NftFailed
@@ -60,6 +62,10 @@ class Waiting:
     until: float
 
 
+def _is_late(now: float, one: Waiting) -> bool:
+    return one.until <= now
+
+
 @dataclass(slots=True)
 class _Turn:
     """Packets of one queue that came together. *heard*: casemated listens; *answered*: what need not be asked."""
@@ -83,7 +89,6 @@ class Referrals:
     _queues: list[PacketQueue] = field(default_factory=list)
     _by_key: dict[Key, Waiting] = field(default_factory=dict)
     _by_number: dict[int, Waiting] = field(default_factory=dict)
-    _in_order: deque[Waiting] = field(default_factory=deque)
     _of_source: dict[bytes, int] = field(default_factory=dict)
     _next: int = 0
     _settling: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -155,7 +160,6 @@ class Referrals:
         self._next += 1
         one = Waiting(self._next, key, turn.queue, number, turn.until)
         self._by_key[key] = self._by_number[one.number] = one
-        self._in_order.append(one)
         self._of_source[source] = of_source + 1
         self.counted["referred"] += 1
         return one
@@ -242,14 +246,12 @@ class Referrals:
             await asyncio.sleep(_PERIOD_S)
             await self._settle_or_say()
             now = asyncio.get_running_loop().time()
-            while self._in_order and (
-                self._in_order[0].until <= now or self._in_order[0].number not in self._by_number
-            ):
-                one = self._in_order.popleft()
-                if one.number in self._by_number:
-                    self._drop(one)
-                    self._lose("time_out")
-                    one.queue.verdict(one.packet, REPEAT, MARK_DENIED)
+            # They are in the order in which they came, and all may wait equally long.
+            late = list(takewhile(partial(_is_late, now), self._by_number.values()))
+            for one in late:
+                self._drop(one)
+                self._lose("time_out")
+                one.queue.verdict(one.packet, REPEAT, MARK_DENIED)
             if self._untold:
                 why = dict(self._untold)
                 self._untold.clear()
@@ -261,4 +263,3 @@ class Referrals:
             self._drop(one)
             self._lose("away")
             one.queue.verdict(one.packet, DROP)
-        self._in_order.clear()
