@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
+import socket
 import sqlite3
 from dataclasses import dataclass
 
 import msgspec
 
-from casemate.hostd.protocol_keeping import RelayListen
+from casemate.hostd.protocol_keeping import RelayAttach
 from casemate.node.core import Core, report
 from casemate.node.directory import Directory, Entry
 from casemate.node.flows.judging import judged
@@ -18,13 +19,10 @@ from casemate.node.flows.wire import Question
 from casemate.node.keeping import wire
 from casemate.node.policy.errors import HoldUnavailable
 from casemate.node.rows import PodRow, select
-from casemate.node.sidecar import Sidecar, close_all, keep_alive, started
+from casemate.node.sidecar import Sidecar, keep_alive
 from casemate.spec.api.keeping import HeldPort, HoldList, RelayCounters
-from casemate.spec.errors import CasemateError
 from casemate.spec.workload import KeptPort
 
-MODULE = "casemate.node.keeping.child"
-_DESCRIPTORS = 2
 _TCP = 6
 #: Connections that are judged again between two turns of the loop.
 _JUDGED_A_TURN = 200
@@ -54,7 +52,7 @@ class Keeping:
         self._wanted = asyncio.Event()
         self._ready = asyncio.Event()
         self._hostd_up = asyncio.Event()
-        self._hostd_new = asyncio.Event()
+        self._other_version = False
         self._look = asyncio.Event()
         self._sidecar: Sidecar | None = None
         self._told = wire.Told((), wire.Counters())
@@ -75,7 +73,6 @@ class Keeping:
         """The connection to hostd came or went; what is open goes on either way."""
         if up:
             self._hostd_up.set()
-            self._hostd_new.set()
         else:
             self._hostd_up.clear()
 
@@ -116,42 +113,26 @@ class Keeping:
             await keep_alive("the relay of kept connections", self._hostd_up, self._one_life)
 
     async def _one_life(self) -> None:
-        self._hostd_new.clear()
-        asked = self._core.hostd.call(RelayListen())
-        sidecar = self._sidecar = await started(asked, _DESCRIPTORS, MODULE, [], self._on_message)
+        sidecar = Sidecar(self._on_message)
+        (descriptor,) = (await self._core.hostd.call(RelayAttach(self._other_version))).take()
+        sidecar.join(socket.socket(fileno=descriptor))
+        self._sidecar = sidecar
+        self._other_version = False
         self._tell_ports()
         self._ready.set()
+        # What an earlier casemated left open may not be allowed any more.
         self._look.set()
         try:
-            async with asyncio.TaskGroup() as tasks:
-                again = tasks.create_task(self._follow_hostd())
-                code = await sidecar.ended()
-                report(f"the relay of kept connections ended ({code}); it is started again")
-                again.cancel()
+            await sidecar.ended()
+            report("the relay of kept connections ended, or was attached to another; it is asked for again")
         finally:
             self._sidecar = None
             self._ready.clear()
             self._told = wire.Told((), wire.Counters())
             for future in self._waiting.values():
                 future.cancel()
+            # It goes on: with the next casemated, or as long as something is open.
             await sidecar.close()
-
-    async def _follow_hostd(self) -> None:
-        """Another hostd leads kept ports to another listener, and answers over another channel."""
-        while True:
-            await self._hostd_new.wait()
-            self._hostd_new.clear()
-            # A channel that is lost again and again is asked for so often.
-            await asyncio.sleep(_AGAIN_S)
-            try:
-                descriptors = (await self._core.hostd.call(RelayListen())).take()
-            except CasemateError:
-                continue
-            try:
-                if self._sidecar is not None:
-                    self._sidecar.give(wire.ENCODER.encode(wire.Listener()), descriptors)
-            finally:
-                close_all(descriptors)
 
     def _send(self, message: msgspec.Struct) -> bool:
         return self._sidecar is not None and self._sidecar.send(wire.ENCODER.encode(message))
@@ -161,9 +142,10 @@ class Keeping:
         match message:
             case wire.Told():
                 self._told = message
-            case wire.Lost():
-                # hostd may have hung up on it and be there all the same: nobody else would tell.
-                self._hostd_new.set()
+            case wire.Hello():
+                if message.version != wire.VERSION:
+                    self._other_version = True
+                    raise ValueError(f"it speaks version {message.version}, this daemon {wire.VERSION}")
             case wire.Drained() | wire.Resumed():
                 future = self._waiting.get((type(message), message.address))
                 if future is not None and not future.done():
