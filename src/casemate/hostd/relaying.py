@@ -9,6 +9,7 @@ from __future__ import annotations
 import array
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import pwd
@@ -16,20 +17,33 @@ import signal
 import socket
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from casemate.host import pidfd, programs, seqpacket
 from casemate.host.peer import peer_of, peer_pidfd
 from casemate.hostd.protocol_keeping import GIVEN_CASEMATED, RELAY_ANSWER, RELAY_REQUEST
+from casemate.isolation import seccomp_compile
 from casemate.spec.errors import ProgramFailed
 
 log = logging.getLogger("casemate.hostd")
 
 #: Started by its name: what it does is nothing of hostd's, and no module of hostd's may load it.
 MODULE = "casemate.node.keeping.child"
-#: Where it finds the socket at which it is found.
-_DOOR = 3
+#: Where it finds the socket at which it is found, and its filter of system calls.
+_DOOR, _FILTER = 3, 4
+#: All that it may ask of the kernel once it is loaded. It opens no file, makes no socket, starts and signals nobody.
+CALLS: Mapping[str, tuple[str, ...]] = {
+    "waiting": ("epoll_wait", "epoll_pwait", "epoll_ctl", "restart_syscall", "clock_gettime", "clock_nanosleep"),
+    "connections": ("accept4", "recvfrom", "sendto", "shutdown", "close", "ioctl", "fcntl"),
+    # A connection is reset by dissolving its association.
+    "resets": ("connect",),
+    "what a socket is": ("getsockname", "getpeername", "getsockopt", "setsockopt"),
+    "descriptors from and to both daemons": ("sendmsg", "recvmsg", "listen"),
+    "memory": ("mmap", "munmap", "mremap", "brk", "madvise"),
+    "the interpreter": ("futex", "rt_sigreturn", "rt_sigaction", "rt_sigprocmask", "getpid", "getrandom"),
+    "the journal, the end": ("write", "exit_group"),
+}
 #: The interpreter starts within a second; on a busy machine it takes several.
 ATTACH_S = 15.0
 _REQUESTS_A_TURN = 32
@@ -49,6 +63,9 @@ class RelayProcess:
     *on_request* answers what it asks with descriptors (and takes those that it uses); *on_reached* is told of each new
     connection to it.
     """
+
+    #: How long a relay may take to answer before it is ended.
+    patience_s = ATTACH_S
 
     def __init__(self, path: Path, uid: int) -> None:
         self._path, self._uid = path, uid
@@ -91,7 +108,13 @@ class RelayProcess:
             python = [sys.executable, "-P", "-m", MODULE, str(self._path)]
             argv = ["setpriv", f"--reuid={self._uid}", f"--regid={gid}", *bare, "--", *python]
             environment = {"PYTHONPATH": _SOURCE, "PYTHONDONTWRITEBYTECODE": "1"}
-            child = programs.Child(programs.spawn(argv, env=environment, fds={_DOOR: door.fileno(), 2: 2}))
+            calls = os.memfd_create("relay", os.MFD_CLOEXEC)
+            try:
+                os.write(calls, _filter())
+                fds = {_DOOR: door.fileno(), _FILTER: calls, 2: 2}
+                child = programs.Child(programs.spawn(argv, env=environment, fds=fds))
+            finally:
+                os.close(calls)
             connection = seqpacket.connected(self._path)
         log.info("started the relay of kept connections (pid %d)", child.pid)
         process = pidfd.open_pidfd(child.pid)
@@ -121,6 +144,8 @@ class RelayProcess:
         if self._process is not None:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._process, signal.SIGKILL)
+        # It takes a moment to die, and must not be found meanwhile.
+        self._path.unlink(missing_ok=True)
         self.hang_up()
 
     async def attach(self, *, anew: bool = False) -> int:
@@ -141,12 +166,14 @@ class RelayProcess:
                         return ours.detach()
                 log.warning("the relay of kept connections does not answer, and is ended")
                 self._end()
-        raise ProgramFailed(f"the relay of kept connections does not answer within {ATTACH_S:g} s", program=MODULE)
+        raise ProgramFailed(
+            f"the relay of kept connections does not answer within {self.patience_s:g} s", program=MODULE
+        )
 
     async def _attach(self, theirs: socket.socket) -> bool:
         self._taken = asyncio.get_running_loop().create_future()
         try:
-            async with asyncio.timeout(ATTACH_S):
+            async with asyncio.timeout(self.patience_s):
                 return self.give(GIVEN_CASEMATED, theirs) and await self._taken
         except TimeoutError:
             return False
@@ -208,6 +235,17 @@ class RelayProcess:
         finally:
             if made:
                 made.close()
+
+
+def _filter() -> bytes:
+    """:data:`CALLS` as the kernel's program; nothing without libseccomp, which the relay says."""
+    compiler = seccomp_compile.compiler()
+    if compiler is None:
+        return b""
+    names = [name for part in CALLS.values() for name in part]
+    rule = {"names": names, "action": "SCMP_ACT_ALLOW"}
+    refuse = {"defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": errno.EPERM}
+    return compiler.compile({**refuse, "architectures": [], "syscalls": [rule]})
 
 
 def _descriptors(beside: list[tuple[int, int, bytes]]) -> list[int]:

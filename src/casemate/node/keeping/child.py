@@ -21,11 +21,12 @@ from casemate.host.peer import peer_of
 from casemate.node.keeping import wire
 from casemate.node.keeping.relay import MAX_PAIRS, Relay, note
 
-DOOR = 3
+DOOR, FILTER = 3, 4
 MEMORY_BYTES = 512 << 20
 #: Both ends of a connection, and a spare for each that is on its way to hostd.
 _DESCRIPTORS_OF_ONE, _DESCRIPTORS_BESIDE = 3, 64
-_PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 4, 38
+_PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS, _SECCOMP_MODE_FILTER = 4, 22, 38, 2
+_INSTRUCTION_BYTES, _MAX_FILTER_BYTES = 8, 4096 * 8
 #: hostd connects again where it was hung up on.
 _BACKLOG = 8
 
@@ -46,6 +47,25 @@ def _bound(which: int, value: int) -> int:
     limit = value if hard == resource.RLIM_INFINITY else min(value, hard)
     resource.setrlimit(which, (limit, limit))
     return limit
+
+
+class _Program(ctypes.Structure):
+    """struct sock_fprog of linux/filter.h."""
+
+    _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_char_p))
+
+
+def confine() -> None:
+    """Give up what descriptor 4 does not list: all files, all new sockets, all other processes."""
+    program = os.pread(FILTER, _MAX_FILTER_BYTES, 0)
+    os.close(FILTER)
+    if not program:
+        note("libseccomp is missing: no filter of system calls")
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    value = _Program(len(program) // _INSTRUCTION_BYTES, program)
+    if libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(value), 0, 0):
+        raise OSError(ctypes.get_errno(), "seccomp")
 
 
 class Daemons:
@@ -129,6 +149,7 @@ def main(argv: list[str]) -> int:
     if most < MAX_PAIRS:
         note(f"at most {most} connections: the limit of open files is low")
     gc.freeze()
+    confine()
     relay.run()
     # Connections end with a reset of the kernel's where something was unread; what counts is that they end now.
     os._exit(0)
