@@ -170,3 +170,58 @@ def test_errors_name_their_path(text: str, path: str) -> None:
     with pytest.raises(PolicyInvalid) as caught:
         parse(text.encode())
     assert path in caught.value.detail
+
+
+OLDER = """
+apiVersion: policy.networking.k8s.io/v1alpha1
+kind: AdminNetworkPolicyList
+metadata: {{resourceVersion: ""}}
+items:
+- apiVersion: policy.networking.k8s.io/v1alpha1
+  kind: AdminNetworkPolicy
+  metadata: {{name: older, creationTimestamp: null}}
+  spec:
+    priority: 5
+    subject: {{namespaces: {{matchLabels: {{house: gryffindor}}}}}}
+    ingress:
+    - {{name: one, action: Deny, from: [{peer}], ports: [{{portNumber: {{protocol: "", port: 80}}}}]}}
+  status: {{conditions: null}}
+"""
+
+
+@pytest.mark.parametrize("peer", [
+    "{namespaces: {namespaceSelector: {matchLabels: {house: slytherin}}}}",
+    "{namespaces: {namespaceSelector: {}}}",
+    "{namespaces: {}}",
+    "{pods: {namespaces: {namespaceSelector: {matchLabels: {house: slytherin}}}, podSelector: {}}}",
+    "{pods: {namespaces: {namespaceSelector: {}}, podSelector: {matchLabels: {house: slytherin}}}}",
+    "{pods: {namespaceSelector: {}, podSelector: {matchLabels: {house: slytherin}}}}",
+])  # fmt: skip
+def test_the_first_form_of_v1alpha1_and_lists_of_a_kind(peer: str) -> None:
+    """v0.1.1 had the namespaces' selector one level deeper; what Go writes of such an object is read as it is."""
+    text = OLDER.format(peer=peer)
+    assert verdict(text, SLY, GRY) is DENY
+    assert verdict(text, SLY, GRY, "udp/80") is ALLOW
+    only_slytherin = "slytherin" in peer
+    assert verdict(text, HUF, GRY) is (ALLOW if only_slytherin else DENY)
+    assert verdict(text, SLY, HUF) is ALLOW
+
+
+@pytest.mark.parametrize(("peer", "word"), [
+    ("{namespaces: {sameLabels: [tenant]}}", "took back"),
+    ("{namespaces: {notSameLabels: [tenant]}}", "took back"),
+    ("{namespaces: {namespaceSelector: {}, sameLabels: [tenant]}}", "exactly one"),
+    ("{pods: {namespaces: {}, podSelector: {}}}", "exactly one"),
+    ("{pods: {namespaces: {namespaceSelector: {}}}}", "podSelector"),
+    ("{pods: {namespaces: {namespaceSelector: {}}, namespaceSelector: {}, podSelector: {}}}", "unknown field"),
+    ("{namespaces: {namespaceSelector: {}, matchLabels: {}}}", "unknown field"),
+])  # fmt: skip
+def test_what_the_first_form_cannot_say_is_refused(peer: str, word: str) -> None:
+    with pytest.raises(PolicyInvalid, match=word):
+        parse(OLDER.format(peer=peer).encode())
+
+
+def test_the_later_kind_has_the_later_form_alone() -> None:
+    text = cnp("a", "Admin", 10, "  ingress: [{action: Deny, from: [{namespaces: {namespaceSelector: {}}}]}]")
+    with pytest.raises(PolicyInvalid, match="namespaceSelector"):
+        parse(text.encode())
