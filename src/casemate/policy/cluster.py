@@ -15,7 +15,7 @@ from casemate.policy.identity import Kind
 from casemate.policy.kubernetes import port_name
 from casemate.policy.labels import EVERYTHING, Selector
 from casemate.policy.ports import SPAN, PortMatch, Protocol
-from casemate.policy.rules import Blocks, Direction, Names, Peer, Rule, Tier, Workloads, gathered
+from casemate.policy.rules import Blocks, Direction, Kin, Names, Peer, Rule, Tier, Workloads, gathered
 from casemate.policy.verdict import Action
 
 GROUP = "policy.networking.k8s.io"
@@ -125,24 +125,20 @@ def _older_peer(field: Field) -> Workloads | None:
     if len(peer) != 1:
         return None
     if (spaces := field.get("namespaces")) is not None:
-        return (
-            Workloads(EVERYTHING, projects=_older_projects(spaces)) if _OLDER & spaces.mapping_of_any().keys() else None
-        )
+        return _older_pods(EVERYTHING, spaces) if _OLDER & spaces.mapping_of_any().keys() else None
     pods = field.get("pods")
     if pods is None or "namespaces" not in pods.mapping_of_any():
         return None
     pods.mapping({"namespaces", "podSelector"}, ["namespaces", "podSelector"])
-    return Workloads(pods.at("podSelector").selector(), projects=_older_projects(pods.at("namespaces")))
+    return _older_pods(pods.at("podSelector").selector(), pods.at("namespaces"))
 
 
-def _older_projects(field: Field) -> Selector:
+def _older_pods(selector: Selector, field: Field) -> Workloads:
     key, inner = field.one_of(_OLDER)
-    if key != "namespaceSelector":
-        raise inner.fail(
-            f"{key} was an experiment of v1alpha1 that its later releases took back; it is not kept here either",
-            "Write one rule for each value of the label, with a namespaceSelector.",
-        )
-    return inner.selector()
+    if key == "namespaceSelector":
+        return Workloads(selector, projects=inner.selector())
+    keys = tuple(sorted({item.label_key() for item in inner.items(_MOST[ADMIN])}))
+    return Workloads(selector, kin=Kin(keys, same=key == "sameLabels"))
 
 
 def domain_name(field: Field) -> str:
