@@ -70,7 +70,9 @@ class Lines:
 
 
 class Kept(World):
-    """Services with kept ports."""
+    """Services with kept ports; *image* has the program in it."""
+
+    image = "busybox"
 
     def keep(
         self, name: str, *more: str, replay: bool = False, published: int = 0, level: Level | None = None, **labels: str
@@ -79,7 +81,7 @@ class Kept(World):
         ports = (PortRequest(PORT, published),) if published else ()
         network = NetworkRequest(kept=(KeptPort(PORT, replay),), ports=ports)
         command = ("/data/lines", str(PORT), *more)
-        self.client.create("busybox", command, name=name, network=network, labels=labels, level=level)
+        self.client.create(self.image, command, name=name, network=network, labels=labels, level=level)
         self.client.start(name)
         address = self.seen(name)
         self.until(lambda: self.holds().relaying, "the relay runs")
