@@ -38,10 +38,10 @@ def test_open_connections_go_on_in_the_next_machine(pair: Daemons, kept: Kept) -
         (machine,) = machines(pair)
         before = one.ask("a")
         assert before.peer == one.name, "the service sees the client's own address and port"
-        other.send("slow 1000")
+        other.send("slow 10000")
         kept.until(lambda: bool(kept.holds().ports[0].kept_bytes), "it is asked", PATIENCE_S)
         kept.restart("web", hold_for_s=120, hold_drain_s=0, timeout=0)
         assert machines(pair) != [machine]
         after, again = one.ask("b"), other.receive()
-        assert (after.peer, again.peer, again.line) == (one.name, other.name, "slow 1000")
+        assert (after.peer, again.peer, again.line) == (one.name, other.name, "slow 10000")
         assert after.start == again.start > before.start
