@@ -14,7 +14,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import takewhile
+from pathlib import Path
 
+from casemate.host import nfqueue
 from casemate.host.nfqueue import DROP, REPEAT, PacketQueue, Queued
 from casemate.host.nft import NftFailed
 from casemate.hostd.protocol_firewall import (
@@ -39,6 +41,8 @@ MAX_WAITING_OF_ONE = 1024
 WAIT_S = 60.0
 #: One event's worth.
 _PACKETS_A_TURN = MAX_BATCH
+#: Between two looks at what the kernel dropped.
+_LOOK_S = 1.0
 #: Between two transactions with answers.
 _PERIOD_S = 0.1
 #: Answers made ready for the kernel's map between two turns of the loop: some 0.5 ms.
@@ -93,6 +97,9 @@ class Referrals:
     _next: int = 0
     _settling: asyncio.Lock = field(default_factory=asyncio.Lock)
     _untold: Counter[str] = field(default_factory=Counter)
+    #: Packets that the kernel dropped before they came here, as of when that was looked at.
+    _dropped: int = 0
+    _looked: float = 0.0
     #: Answers that are on their way into the kernel's map.
     _fresh: dict[tuple[bytes, bytes, int, int], Given] = field(default_factory=dict)
 
@@ -164,9 +171,9 @@ class Referrals:
         self.counted["referred"] += 1
         return one
 
-    def _lose(self, why: str) -> None:
-        self.counted[why] += 1
-        self._untold[why] += 1
+    def _lose(self, why: str, count: int = 1) -> None:
+        self.counted[why] += count
+        self._untold[why] += count
 
     def _drop(self, one: Waiting) -> None:
         self._by_number.pop(one.number, None)
@@ -252,10 +259,25 @@ class Referrals:
                 self._drop(one)
                 self._lose("time_out")
                 one.queue.verdict(one.packet, REPEAT, MARK_DENIED)
+            self._count_dropped(now)
             if self._untold:
                 why = dict(self._untold)
                 self._untold.clear()
                 self.emit(ReferralsLost(why))
+
+    def _count_dropped(self, now: float) -> None:
+        """What the kernel had no room for never came here."""
+        if now < self._looked + _LOOK_S:
+            return
+        self._looked = now
+        try:
+            states = nfqueue.dropped(Path(nfqueue.STATES).read_text())
+        except OSError:
+            return  # a kernel without /proc's table
+        count = sum(states.get(queue.number, 0) for queue in self._queues)
+        if count > self._dropped:
+            self._lose("queue", count - self._dropped)
+        self._dropped = count
 
     def abandon(self) -> None:
         """casemated went away: whoever waits is dropped, and asks again by itself."""

@@ -44,7 +44,8 @@ def ls(arguments: Arguments, context: Context) -> int:
 
 #: Counters of packets that were denied without a word about them, and what each says.
 _LOST = (
-    ("lost_bound", "beyond the bound of what may wait"), ("lost_away", "while casemated was away"),
+    ("lost_bound", "beyond the bound of what may wait"), ("lost_queue", "dropped by the kernel's full queue"),
+    ("lost_away", "while casemated was away"),
     ("lost_time_out", "waited too long"), ("lost_unreadable", "could not be read"),
     ("rows_dropped", "decided, but not kept in this list"),
 )  # fmt: skip
