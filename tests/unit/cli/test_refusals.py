@@ -161,5 +161,5 @@ def test_referrals_that_have_no_row_are_counted(cm, peer: Peer) -> None:
     peer.on("GET", "/v1/referrals", Reply(200, listed))
     done = cm("referral", "ls")
     assert done.returncode == 0
-    assert b"without a row: 3 beyond the bound of what may wait." in done.stderr
+    assert b"Not in this list, since casemated began: 3 beyond the bound of what may wait." in done.stderr
     assert json.loads(cm("referral", "ls", "--json").stdout)["counters"]["lost_bound"] == 3
