@@ -177,6 +177,28 @@ class Host:
             assert not self._thread.is_alive()
         self._thread = None
 
+    @contextmanager
+    def waiting(self) -> Iterator[int]:
+        """QEMU's pid of a machine that waits, of the kind that was started last; no other is made, nor later."""
+        assert self._loop is not None
+        assert self.machines is not None
+        pool = self.machines.pool
+
+        async def keep() -> None:
+            pool.most = 1
+            async with asyncio.timeout(60), asyncio.TaskGroup() as group:
+                making = group.create_task(pool.run())
+                while not pool.count():
+                    await asyncio.sleep(0.05)
+                pool.most = 0
+                making.cancel()
+
+        asyncio.run_coroutine_threadsafe(keep(), self._loop).result(90)
+        try:
+            yield pool._ready[0].machine.record.qemu_pid
+        finally:
+            asyncio.run_coroutine_threadsafe(pool.close(), self._loop).result(30)
+
     def vm(self, *words: str, **options: object) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [str(self.shim), "--socket", str(self.socket), *words],
