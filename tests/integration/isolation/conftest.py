@@ -5,7 +5,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-
 from tests.integration.leaks import scope
 
 __all__ = ["program", "scope"]

@@ -1,4 +1,4 @@
-"""How a newer runsc is probed: what stands in its place prints such a one's flags, and runs a container, refuses or hangs.
+"""How a newer runsc is probed: what stands in for it prints such a one's flags, and runs a container, refuses or hangs.
 
 Debian's own is probed wherever tests of the level run.
 """

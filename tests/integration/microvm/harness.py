@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -183,17 +184,14 @@ class Host:
         assert self._loop is not None
         assert self.machines is not None
         pool = self.machines.pool
-
-        async def keep() -> None:
-            pool.most = 1
-            async with asyncio.timeout(60), asyncio.TaskGroup() as group:
-                making = group.create_task(pool.run())
-                while not pool.count():
-                    await asyncio.sleep(0.05)
-                pool.most = 0
-                making.cancel()
-
-        asyncio.run_coroutine_threadsafe(keep(), self._loop).result(90)
+        pool.most = 1
+        making = asyncio.run_coroutine_threadsafe(pool.run(), self._loop)
+        limit = time.monotonic() + 60
+        while not pool.count():
+            assert time.monotonic() < limit, "no machine was made ready"
+            time.sleep(0.05)
+        pool.most = 0
+        making.cancel()
         try:
             yield pool._ready[0].machine.record.qemu_pid
         finally:
