@@ -1,9 +1,9 @@
 /* What a start of runsc would wait for, and does not need: RCU grace periods, 8 to 25 ms each.
  *
- * **A registration.** A runsc of 2022 registers each of its processes for membarrier's private expedited command before
- * their main function (later ones do so for kvm alone). To a process with threads, as every Go program is by then, the
- * kernel answers when a grace period has passed: half of what such a process takes to start, and four of them stand one
- * behind the other in the start of a container. Of the platforms only kvm ever gives that command. So for the others
+ * **A registration.** A runsc of 2022 or 2024 registers each of its processes for membarrier's private expedited command
+ * before their main function (later ones do so for kvm alone). To a process with threads, as every Go program is by then,
+ * the kernel answers when a grace period has passed: half of what such a process takes to start, and four of them stand
+ * one behind the other in the start of a container. Of the platforms only kvm ever gives that command. So for the others
  * the registration is answered at once, by a filter that the processes of the sandbox inherit; the kernel keeps in a
  * bitmap that it lets all other calls through, which then costs nothing. (With an error for an answer runsc would warn
  * on standard error, which is the container's.) membarrier(2) inside the sandbox goes by the global command, which is
