@@ -1,24 +1,24 @@
 /* What a start of runsc would wait for, and does not need: RCU grace periods, 8 to 25 ms each.
  *
- * **A registration.** A runsc of 2022 or 2024 registers each of its processes for membarrier's private expedited command
- * before their main function (later ones do so for kvm alone). To a process with threads, as every Go program is by then,
- * the kernel answers when a grace period has passed: half of what such a process takes to start, and four of them stand
- * one behind the other in the start of a container. Of the platforms only kvm ever gives that command. So for the others
- * the registration is answered at once, by a filter that the processes of the sandbox inherit; the kernel keeps in a
- * bitmap that it lets all other calls through, which then costs nothing. (With an error for an answer runsc would warn
- * on standard error, which is the container's.) membarrier(2) inside the sandbox goes by the global command, which is
- * untouched.
+ * **A registration.** A runsc of 2022 or 2024 registers each of its processes for membarrier's private expedited
+ * command before their main function (later ones where the platform wants it). To a process with threads, as every Go
+ * program is by then, the kernel answers when a grace period has passed: half of what such a process takes to start,
+ * and four of them stand one behind the other in the start of a container. The platforms ptrace and systrap never give
+ * that command. So for these the registration is answered at once, by a filter that the processes of the sandbox
+ * inherit; the kernel keeps in a bitmap that it lets all other calls through, which then costs nothing. (With an error
+ * for an answer runsc would warn on standard error, which is the container's.) membarrier(2) inside the sandbox goes by
+ * the global command, which is untouched.
  *
- * **A table of descriptors that grows.** The sandbox puts its container's standard files on the numbers from 256 on. Its
- * table has room for 64, and one that threads share is exchanged for a larger one after a grace period. A table is as
- * large as its highest number wants when a process begins: so the sandbox begins with one above these, which names
+ * **A table of descriptors that grows.** The sandbox puts its container's standard files on the numbers from 256 on.
+ * Its table has room for 64, and one that threads share is exchanged for a larger one after a grace period. A table is
+ * as large as its highest number wants when a process begins: so the sandbox begins with one above these, which names
  * /dev/null and is good for nothing (O_PATH).
  *
- * **Changes of cgroup.** `runsc create` joins the container's cgroups for the time in which it makes the sandbox, and then
- * goes back: twice it is the first for a while that takes the kernel's lock for such changes, for which a grace period must
- * pass; who takes it while that still shows waits for nothing. So while runsc starts, a process beside it moves itself to
- * where it is already, which changes nothing, takes the lock, and lets the first grace period pass while runsc still
- * reads its tables; and again every few milliseconds until `create` has ended. */
+ * **Changes of cgroup.** `runsc create` joins the container's cgroups for the time in which it makes the sandbox, and
+ * then goes back: twice it is the first for a while that takes the kernel's lock for such changes, for which a grace
+ * period must pass; who takes it while that still shows waits for nothing. So while runsc starts, a process beside it
+ * moves itself to where it is already, which changes nothing, takes the lock, and lets the first grace period pass
+ * while runsc still reads its tables; and again every few milliseconds until `create` has ended. */
 #include <fcntl.h>
 #include <linux/audit.h>
 #include <linux/filter.h>
@@ -56,11 +56,11 @@ void spare_registration(char **argv)
 	};
 	const struct sock_fprog whole = { .len = sizeof program / sizeof *program, .filter = (struct sock_filter *)program };
 
-	for (; *argv; argv++)
-		if (!strcmp(*argv, "--platform=kvm"))
-			return;
+	while (*argv && strcmp(*argv, "--platform=ptrace") && strcmp(*argv, "--platform=systrap"))
+		argv++;
 	/* By CAP_SYS_ADMIN; who has it not only waits, as before. */
-	(void)!syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_SPEC_ALLOW, &whole);
+	if (*argv)
+		(void)!syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_SPEC_ALLOW, &whole);
 }
 
 /* Before a runsc that makes a sandbox. */

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from casemate.host import hierarchy, mounts, pidfd, probes, programs, syscalls
+from casemate.host import hierarchy, mountinfo, pidfd, probes, programs, syscalls
 from casemate.host.peer import Peer
 from casemate.host.seqpacket import listen
 from casemate.host.settings_file import read_settings
@@ -25,6 +25,7 @@ from casemate.hostd.folders import Folders
 from casemate.hostd.keeping import Keeping
 from casemate.hostd.operations import Operations
 from casemate.hostd.records import Records
+from casemate.hostd.relaying import RelayProcess
 from casemate.hostd.server import Server
 from casemate.hostd.state import State
 from casemate.hostd.visibility import Visibility
@@ -74,7 +75,7 @@ def share_run_folder(folder: Path) -> None:
                 remedy=f"chmod o+x {parent}",
             )
     # Not os.path.ismount: to that, a bind within one file system is none.
-    if not any(one.target == folder for one in mounts.mounts_below(folder)):
+    if not any(one.target == folder for one in mountinfo.mounts_below(folder)):
         syscalls.mount(str(folder), folder, None, syscalls.MS_BIND)
     syscalls.mount(None, folder, None, syscalls.MS_SHARED)
 
@@ -129,7 +130,8 @@ async def make_context(settings: Settings, step: Callable[[str], None] | None) -
         emit=lambda event: context.emit(event),  # noqa: PLW0108 - it is set later
         on_hold_ended=lambda pod: pods.hold_ended(context, pod),
     )
-    context.keeping = Keeping(settings, context.state, lambda: nat.nft, context.firewall.followed)
+    relay = RelayProcess(folders.relay_socket, context.casemated_uid)
+    context.keeping = Keeping(settings, context.state, lambda: nat.nft, context.firewall.followed, relay)
     if step is not None:
         context.step = step
     recovery.make_folders(context)
