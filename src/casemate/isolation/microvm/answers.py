@@ -28,10 +28,10 @@ _MOST_ID = (1 << 32) - 2
 _LAST_TIME = 253_402_300_799.0
 
 
-def hooks_after(one: ContainerRecord, stage: Literal["poststart", "poststop"]) -> list[Field]:
-    """The hooks of a later stage, for casemate-vm. A bundle that is gone by now has none any more."""
+def hooks_after(folder: Path, one: ContainerRecord, stage: Literal["poststart", "poststop"]) -> list[Field]:
+    """The hooks of a later stage, for casemate-vm. A bundle of ours that is gone by now has none any more."""
     try:
-        wanted = bundles.read(Path(one.bundle))
+        wanted = bundles.of(folder, one.id, one.bundle)
         hooks = engines.check_hooks(wanted.hooks)
     except BundleUnsupported:
         return []

@@ -126,6 +126,7 @@ class Tag(enum.IntEnum):
     STATE = 72
     JOIN_PIDS = 73
     PROPAGATION = 74
+    DEVICE_RULE = 75
 
 
 #: What the guest may say.

@@ -31,7 +31,8 @@ from casemate.spec.errors import CasemateError
 @dataclass(frozen=True, slots=True)
 class Order:
     """What casemate-vm asked for: the container's *name*, its *bundle* and what that says, the *waiter*'s pid, the
-    standard files, seccomp's *program*, the engine's *cgroup* (empty for our own pods) and *root*."""
+    standard files, seccomp's *program*, the engine's *cgroup* (empty for our own pods) and *root*, and the
+    *document* that *wanted* was read from."""
 
     name: str
     bundle: Path
@@ -41,6 +42,7 @@ class Order:
     program: bytes
     cgroup: str
     root: str = ""
+    document: bytes = b""
 
 
 async def make(machines: Machines, order: Order) -> None:
@@ -73,6 +75,8 @@ async def make(machines: Machines, order: Order) -> None:
         if order.cgroup:
             # Not before: what is to be slow is the container, not the making of its machine.
             await limit_on_host(order.cgroup, wanted.linux.resources, wanted.annotations)
+        if engines.netns(wanted) != engines.NONE:
+            bundles.keep(machine.folder, name, order.document)
         created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         machine.put(
             ContainerRecord(
