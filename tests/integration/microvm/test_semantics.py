@@ -172,7 +172,7 @@ def test_sockets_of_an_activation_are_refused(host: harness.Host, base_layer: Pa
 def _with_devices(base_layer: Path, rules: list[dict[str, object]], *words: str) -> Any:
     config: Any = harness.configuration([base_layer], *words)
     names = ["CAP_MKNOD", "CAP_SYSLOG", "CAP_SYS_ADMIN"]
-    config["process"]["capabilities"] = {kind: names for kind in ("bounding", "effective", "permitted")}
+    config["process"]["capabilities"] = dict.fromkeys(("bounding", "effective", "permitted"), names)
     config["linux"]["resources"] = {"devices": [{"allow": False, "access": "rwm"}, *rules]}
     return config
 
@@ -246,7 +246,9 @@ def test_hooks_have_the_variables_that_the_bundle_says(host: harness.Host, base_
     log = tmp_path / "log"
     hook = {"path": "/bin/sh", "args": ["sh", "-c", f"echo ${{ONE-none}} >> {log}"]}
     config["hooks"] = {"createRuntime": [hook, hook | {"env": []}, hook | {"env": ["ONE=own"]}]}
-    done = host.vm("run", "--bundle", str(host.bundle("vars", config)), "vars", input="", env=os.environ | {"ONE": "ours"})
+    done = host.vm(
+        "run", "--bundle", str(host.bundle("vars", config)), "vars", input="", env=os.environ | {"ONE": "ours"}
+    )
     assert (done.returncode, log.read_text()) == (0, "ours\nnone\nown\n"), done
 
 

@@ -89,8 +89,6 @@ def fields(rules: Sequence[DeviceRule], *, replace: bool = False) -> list[Field]
     if len(found) > MAX_RULES:
         raise BundleUnsupported(f"{len(found)} rules for devices that say more than the usual, allowed are {MAX_RULES}")
     return [
-        Field(
-            Tag.DEVICE_RULE, struct.pack("<BBBBii", one.allow, ord(one.kind), one.access, 0, one.major, one.minor)
-        )
+        Field(Tag.DEVICE_RULE, struct.pack("<BBBBii", one.allow, ord(one.kind), one.access, 0, one.major, one.minor))
         for one in found
     ]

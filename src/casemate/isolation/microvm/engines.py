@@ -141,7 +141,9 @@ def check_sysctls(config: Config) -> None:
             raise BundleUnsupported(f"sysctl {name}: the host name is the bundle's `hostname`")
         kind = _SYSCTL_OF.get(dotted) or next((of for head, of in _SYSCTLS_BELOW if dotted.startswith(head)), "")
         if kind and kind not in listed:
-            raise BundleUnsupported(f"sysctl {name[:80]} wants a namespace of type {kind}, which the bundle does not have")
+            raise BundleUnsupported(
+                f"sysctl {name[:80]} wants a namespace of type {kind}, which the bundle does not have"
+            )
 
 
 def shared_with(paths: Mapping[str, str], waiters: Mapping[int, str]) -> str:

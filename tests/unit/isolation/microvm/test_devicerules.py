@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from casemate.isolation.microvm import devicerules
 from casemate.isolation.microvm.devicerules import ANY, MAKE, READ, USUAL, WRITE, Rule
 from casemate.isolation.microvm.errors import BundleUnsupported
 from casemate.isolation.microvm.oci import DeviceRule
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 ROOT = Path(__file__).parents[4]
 _DENY_ALL = DeviceRule(allow=False)
@@ -29,12 +30,15 @@ rules = st.builds(
     st.sampled_from((ANY, 0, 1, 3, 5, 200)),
 )
 questions = st.tuples(
-    st.sampled_from("bc"), st.integers(0, 7), st.sampled_from((0, 1, 5, 10, 136, 254)), st.sampled_from((0, 1, 3, 5, 200))
+    st.sampled_from("bc"),
+    st.integers(0, 7),
+    st.sampled_from((0, 1, 5, 10, 136, 254)),
+    st.sampled_from((0, 1, 3, 5, 200)),
 )
 
 
 def allowed(given_rules: Sequence[Rule], kind: str, access: int, major: int, minor: int) -> bool:
-    """The slow evaluator: each kind of access by itself; the last rule that is of it decides, and the usual ones last."""
+    """The slow evaluator: the last rule that is of a kind of access decides it, and the usual ones come last."""
     for bit in (MAKE, READ, WRITE):
         question = Rule(True, kind, bit, major, minor)
         deciding = [one for one in (*given_rules, *USUAL) if one.covers(question)]
@@ -48,7 +52,16 @@ class _Program:
 
     def __init__(self, folder: Path) -> None:
         library = folder / "devices.so"
-        words = ["gcc", "-shared", "-fPIC", "-O1", "-D_GNU_SOURCE", "-o", str(library), str(ROOT / "guest/agent/devices.c")]
+        words = [
+            "gcc",
+            "-shared",
+            "-fPIC",
+            "-O1",
+            "-D_GNU_SOURCE",
+            "-o",
+            str(library),
+            str(ROOT / "guest/agent/devices.c"),
+        ]
         subprocess.run(words, check=True, timeout=60)
         self._make = ctypes.CDLL(str(library)).devices_program
         self._make.restype = ctypes.c_size_t

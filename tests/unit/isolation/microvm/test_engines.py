@@ -73,7 +73,7 @@ def test_hooks_for_casemate_vm() -> None:
     }
     found = [one.value for one in fields if one.tag == Tag.HOOK]
     assert found[0] == struct.pack("<III", 7, 2, 1) + b"/bin/h\0h\0a b\0A=1\0"
-    assert found[1] == struct.pack("<III", 120, 0, 0) + b"/bin/i\0"
+    assert found[1] == struct.pack("<III", 120, 0, engines.INHERITED) + b"/bin/i\0"
 
 
 @pytest.mark.parametrize(
