@@ -57,7 +57,7 @@ _COPIED = frozenset(("/etc/hosts", "/etc/resolv.conf", "/etc/hostname"))
 
 
 def document(bundle: Path, name: str = "") -> bytes:
-    """The text of the bundle's configuration: of its file *name*, else of ``config.json``. :class:`BundleUnsupported`."""
+    """The bundle's configuration as text: its file *name*, else ``config.json``. :class:`BundleUnsupported`."""
     path = bundle / (name or "config.json")
     try:
         return durable.read_bounded(path, MAX_CONFIG_BYTES)
@@ -82,7 +82,7 @@ def forget(folder: Path, container: str) -> None:
 
 
 def of(folder: Path, container: str, bundle: str) -> Config:
-    """The configuration that *container* was made by; of our own, the file in its bundle. :class:`BundleUnsupported`."""
+    """The configuration that *container* was made by; of our own, its bundle's file. :class:`BundleUnsupported`."""
     kept = _kept(folder, container)
     return read(folder, kept.name) if kept.exists() else read(Path(bundle))
 

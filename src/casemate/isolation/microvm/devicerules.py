@@ -1,7 +1,7 @@
 """What a container may do with devices (``linux.resources.devices``), as the rules that the agent is told. Pure.
 
-Every group of a guest has the program of the rules that every runtime gives (guest/agent/devices.c): those here are of a
-bundle that says otherwise, so that a usual start sends none and loads nothing. The agent makes the program, since
+Every group of a guest has the program of the rules that every runtime gives (guest/agent/devices.c). Those here are
+of a bundle that says otherwise, so that a usual start sends none and loads nothing. The agent makes the program, since
 that of the usual rules is in the template, before any host has spoken to it (decision 0143).
 """
 

@@ -1,4 +1,4 @@
-"""Rules for devices: the agent's compiler, built as it is, against a slow evaluator; what the host leaves out of them."""
+"""Rules for devices: the agent's compiler against a slow evaluator, and what the host leaves out of them."""
 
 from __future__ import annotations
 
