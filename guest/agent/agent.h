@@ -161,6 +161,7 @@ int configure(const struct wire_message *frame, const char **why);
 /* network.c */
 int network_set(const struct wire_message *frame, const char **why);
 void network_forget(void);
+void network_order(void);
 
 /* lonely.c: a network namespace with nothing but loopback, for a machine that has no network */
 void lonely_make(void);

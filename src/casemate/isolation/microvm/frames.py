@@ -127,6 +127,7 @@ class Tag(enum.IntEnum):
     JOIN_PIDS = 73
     PROPAGATION = 74
     DEVICE_RULE = 75
+    CARD = 76
 
 
 #: What the guest may say.

@@ -159,6 +159,7 @@ async def _new(
             shared=shared,
             below=bundles.root_is_below(wanted),
             netns_fd=netns_fd,
+            cards=1 if netns_fd is None else await takeover.cards(netns_fd),
             pod=wanted.annotations.get(bundles.POD, "") or _free_name(machines, name),
             more=wanted.annotations.get(bundles.MORE) == "1",
             origin=asked(wanted.annotations.get(bundles.TEMPLATE, ""), machines.settings.template),
@@ -268,4 +269,8 @@ async def take_network(machine: Machine, one: ContainerRecord) -> None:
     with contextlib.ExitStack() as stack:
         found = await takeover.take(netns_of(stack, one.pid))
     # Nothing found: the guest's card goes down, and only loopback is left.
-    await machine.monitor.ask(Kind.NETWORK, [] if found is None else found.fields(), error=NetworkFailed)
+    if not found:
+        await machine.monitor.ask(Kind.NETWORK, [], error=NetworkFailed)
+    for number, interface in enumerate(found):
+        fields = [frames.u32(Tag.CARD, number), *interface.fields()]
+        await machine.monitor.ask(Kind.NETWORK, fields, error=NetworkFailed)
