@@ -146,6 +146,14 @@ def check_sysctls(config: Config) -> None:
             )
 
 
+def check_resources(config: Config) -> None:
+    """What can be held nowhere, by name: a guest's packets bear no class and no priority of the host's, since no socket
+    of the host sends them. :class:`BundleUnsupported`."""
+    network = config.linux.resources.network
+    if network is not None and (network.class_id or network.priorities):
+        raise BundleUnsupported("resources.network: packets of a guest have no class and no priority of the host's")
+
+
 def shared_with(paths: Mapping[str, str], waiters: Mapping[int, str]) -> str:
     """The container of the same machine whose processes are shared (empty: none); *waiters* are the machine's.
 
@@ -179,6 +187,7 @@ def prepared(name: str, bundle: str, config: Config) -> list[Field]:
     check_namespaces(config)
     if netns(config) != NONE:
         check_sysctls(config)
+        check_resources(config)
     return [
         frames.text(Tag.TEXT, state_head(name, bundle, config)),
         frames.text(Tag.NETNS, netns(config)),

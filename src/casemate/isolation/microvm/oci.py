@@ -124,7 +124,13 @@ class DeviceRule(Struct, frozen=True):
     access: str = "rwm"
 
 
+class NetworkClass(Struct, frozen=True):
+    class_id: U32 | None = field(default=None, name="classID")
+    priorities: tuple[dict[str, Any], ...] = ()
+
+
 class Resources(Struct, frozen=True):
+    network: NetworkClass | None = None
     devices: tuple[DeviceRule, ...] = ()
     pids: Pids | None = None
     memory: MemoryLimit | None = None

@@ -24,6 +24,7 @@ from casemate.isolation.microvm.oci import (
     Linux,
     MemoryLimit,
     Namespace,
+    NetworkClass,
     Process,
     Resources,
     User,
@@ -347,3 +348,14 @@ def test_namespaces_that_the_waiter_has_on_the_host() -> None:
     listed = config(Namespace("network"), Namespace("ipc"), Namespace("uts", "/proc/7/ns/uts"), Namespace("cgroup"))
     fields = engines.prepared("c", "/b", listed)
     assert [one.value for one in fields if one.tag == Tag.NAMESPACES] == [struct.pack("<I", 0x0A00_0000)]
+
+
+def test_a_class_of_packets_is_refused() -> None:
+    network = NetworkClass(class_id=1048577)
+    wanted = Config(
+        process=PLAIN, linux=Linux(namespaces=(Namespace("network"),), resources=Resources(network=network))
+    )
+    with pytest.raises(BundleUnsupported, match="no class"):
+        engines.prepared("c", "/b", wanted)
+    # What engines write that say nothing of it.
+    engines.check_resources(Config(process=PLAIN, linux=Linux(resources=Resources(network=NetworkClass()))))
