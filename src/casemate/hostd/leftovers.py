@@ -187,6 +187,7 @@ async def doctor(context: Context) -> list[Finding]:
         remedy = f"Let {context.settings.text('network.link_prefix')}* pass in that chain."
         found.append(Finding("forwarding", "warning", f"{obstacle} drops what pods send", remedy))
     found.append(context.firewall.finding())
+    found.extend(context.keeping.findings())
     waiting = len(context.trash.waiting())
     if waiting:
         found.append(Finding("trash", "note", f"{waiting} folders are being deleted"))
