@@ -32,13 +32,21 @@ async def reconcile_all(core: Core) -> list[reconcile.Operation]:
             await apply(core, operation)
         except CasemateError:
             report(f"could not {operation.describe()}")
-    for pod in found:
+    never_made = await core.db.read(_never_made)
+    for pod in [one for one in found if one.id in never_made]:
         try:
             await _unmake(core, pod)
         except CasemateError:
             report(f"could not take away what an interrupted start left of pod {pod.id[:12]}")
     await core.db.write(lambda db: _settle(db, boot_id))
     return operations
+
+
+def _never_made(db: sqlite3.Connection) -> set[str]:
+    """Pods of which the store says that they, or a container in them, were never made at hostd."""
+    return {
+        id_ for (id_,) in db.execute("SELECT id FROM pods WHERE made=0 UNION SELECT pod FROM containers WHERE made=0")
+    }
 
 
 async def _unmake(core: Core, pod: ObservedPod) -> None:
