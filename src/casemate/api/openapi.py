@@ -77,6 +77,7 @@ def _operation(row: Row) -> dict[str, Any]:
         "summary": row.summary,
         "operationId": f"{row.method.lower()}_{re.sub(r'[^a-z]+', '_', row.path.removeprefix('/v1/')).strip('_')}",
         "tags": [row.path.removeprefix("/v1").split("/")[1]],
+        "x-casemate-scope": row.scope.name,
         "parameters": [*_path_parameters(row.path), *_query_parameters(row.query)],
         "responses": _responses(row),
     }
@@ -98,6 +99,7 @@ def _socket(row: SocketRow) -> dict[str, Any]:
         "summary": row.summary,
         "operationId": f"socket_{re.sub(r'[^a-z]+', '_', row.path.removeprefix('/v1/')).strip('_')}",
         "tags": [row.path.removeprefix("/v1").split("/")[1]],
+        "x-casemate-scope": row.scope.name,
         "parameters": [*_path_parameters(row.path), *_query_parameters(row.query)],
         "responses": responses,
     }

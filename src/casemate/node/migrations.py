@@ -264,4 +264,9 @@ CREATE TABLE named_addresses (
 ) STRICT, WITHOUT ROWID;
 """
 
-MIGRATIONS: tuple[str, ...] = (_FIRST, _PODS_LISTED, _POLICY, _TRUST, _PUBLISHERS, _PUBLISHERS_SHOWN, _PROJECTS, _NAMED)
+#: Who began an operation: where projects have operators, each sees their own.
+_OPERATIONS_WHO = "ALTER TABLE operations ADD COLUMN who TEXT NOT NULL DEFAULT '';"
+
+MIGRATIONS: tuple[str, ...] = (
+    _FIRST, _PODS_LISTED, _POLICY, _TRUST, _PUBLISHERS, _PUBLISHERS_SHOWN, _PROJECTS, _NAMED, _OPERATIONS_WHO,
+)  # fmt: skip

@@ -55,11 +55,11 @@ class Rows:
             self._writing = False
             self._under_way = []
 
-    async def newest(self, limit: int, project: str) -> Iterable[ReferralRow]:
+    async def newest(self, limit: int, projects: frozenset[str] | None) -> Iterable[ReferralRow]:
         """The newest decided rows, the newest first: those that wait to be written, and *limit* of the store's."""
         # Before the store is read: meanwhile they may be written.
         unwritten = tuple(reversed([*self._under_way, *self._unwritten][-limit:]))
-        decided = await self._core.db.read(lambda db: store.referrals(db, limit, project))
+        decided = await self._core.db.read(lambda db: store.referrals(db, limit, projects))
         known = {row.number for row in unwritten}
         return (*unwritten, *(row for row in decided if row.number not in known))
 

@@ -156,13 +156,14 @@ def add_referrals(db: sqlite3.Connection, rows: Sequence[ReferralRow], last_numb
         db.execute("DELETE FROM referrals WHERE number<=?", (last_number - REFERRAL_ROWS,))
 
 
-def referrals(db: sqlite3.Connection, limit: int, project: str = "") -> list[ReferralRow]:
-    """The newest decided ones, the newest first; with an end in *project*, if given."""
-    query = "SELECT row FROM referrals"
-    if project:
-        ends = (f"json_extract(CAST(row AS TEXT), '$.{end}') GLOB ?" for end in ("source", "destination"))
-        query += f" WHERE {' OR '.join(ends)}"
-    values = (f"{project}/*",) * 2 if project else ()
+def referrals(db: sqlite3.Connection, limit: int, projects: frozenset[str] | None = None) -> list[ReferralRow]:
+    """The newest decided ones, the newest first; with an end in one of *projects*, if given."""
+    query, values = "SELECT row FROM referrals", list[str]()
+    if projects is not None:
+        globs = [f"{project}/*" for project in sorted(projects)]
+        ends = [f"json_extract(CAST(row AS TEXT), '$.{end}') GLOB ?" for end in ("source", "destination")]
+        query += f" WHERE {' OR '.join(ends * len(globs)) or '0'}"
+        values = [glob for glob in globs for _ in ends]
     rows = db.execute(f"{query} ORDER BY number DESC LIMIT ?", (*values, limit))
     return [_REFERRAL.decode(row) for (row,) in rows]
 
