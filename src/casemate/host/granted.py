@@ -31,12 +31,11 @@ def granted(uid: int, gid: int, groups: Sequence[int], settings: Settings) -> fr
     return frozenset(
         grant
         for grant in GRANTS
-        if any(is_named(entry, uid, {gid, *groups}) for entry in settings.texts(f"grants.{grant}"))
+        if any(_is_named(entry, uid, {gid, *groups}) for entry in settings.texts(f"grants.{grant}"))
     )
 
 
-def is_named(entry: str, uid: int, gids: set[int]) -> bool:
-    """Whether *entry*, a user or ``@`` and a group, by name or number, means who has these ids."""
+def _is_named(entry: str, uid: int, gids: set[int]) -> bool:
     name = entry.removeprefix("@")
     try:
         if entry.startswith("@"):

@@ -7,13 +7,13 @@ wrong name, or a directory of users that does not answer, closes.
 
 from __future__ import annotations
 
+import contextlib
 import grp
 import pwd
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from casemate.host.granted import is_named
 from casemate.spec.settings import SettingInvalid, Settings
 from casemate.spec.workload import Project
 
@@ -47,25 +47,37 @@ def _can_be_somebody(who: str) -> bool:
 
 def projects_of_user(uid: int, gid: int, groups: Sequence[int], settings: Settings) -> frozenset[str] | None:
     """The projects that are open to a user of this host; None: all."""
-    if uid == 0:
+    if uid == 0 or not _are_kept(settings):
         return None
-    gids = {gid, *groups}
-    return _projects(settings, lambda who: not who.startswith(TLS) and is_named(who, uid, gids))
+    return _projects(settings, _called(uid, {gid, *groups}))
 
 
 def projects_of_client(name: str, settings: Settings) -> frozenset[str] | None:
     """The projects that are open to who has a client certificate with *name*; None: all."""
-    return _projects(settings, lambda who: who == TLS + name)
+    return _projects(settings, {TLS + name}) if _are_kept(settings) else None
 
 
-def _projects(settings: Settings, is_meant: Callable[[str], bool]) -> frozenset[str] | None:
-    operators, administrators = settings.texts(OPERATORS), settings.texts(ADMINISTRATORS)
-    if not operators and not administrators:
+def _are_kept(settings: Settings) -> bool:
+    return bool(settings.texts(OPERATORS) or settings.texts(ADMINISTRATORS))
+
+
+def _projects(settings: Settings, called: set[str]) -> frozenset[str] | None:
+    if not called.isdisjoint(settings.texts(ADMINISTRATORS)):
         return None
-    if any(is_meant(who) for who in administrators):
-        return None
-    pairs = (entry.partition("=") for entry in operators)
-    return frozenset(project for project, _, who in pairs if is_meant(who))
+    pairs = (entry.partition("=") for entry in settings.texts(OPERATORS))
+    return frozenset(project for project, _, who in pairs if who in called)
+
+
+def _called(uid: int, gids: Iterable[int]) -> set[str]:
+    """All that entries may call who has these ids: looked up once, and not once for each entry."""
+    found = {str(uid)}
+    with contextlib.suppress(KeyError):
+        found.add(pwd.getpwuid(uid).pw_name)
+    for gid in gids:
+        found.add(f"@{gid}")
+        with contextlib.suppress(KeyError):
+            found.add(f"@{grp.getgrgid(gid).gr_name}")
+    return found
 
 
 def unknown(settings: Settings) -> list[str]:
