@@ -93,9 +93,12 @@ def test_the_administrators_see_all(site: Site, workloads: dict[str, str]) -> No
 def test_another_project_is_refused(site: Site, ann: Account, workloads: dict[str, str]) -> None:
     id_ = workloads["theirs"]
     for argv in (["ps"], ["run", "--rm", IMAGE, "true"], ["exec", "of-theirs", "true"], ["logs", id_], ["stop", id_],
-                 ["rm", "-f", id_], ["inspect", "of-theirs"], ["volume", "ls"], ["pod", "ps"], ["stats", "--no-stream"],
+                 ["rm", "-f", id_], ["volume", "ls"], ["pod", "ps"], ["stats", "--no-stream"],
                  ["attach", "of-theirs"], ["cp", "of-theirs:/etc/passwd", "-"]):  # fmt: skip
         _refused(site, ann, "rights.project", "--project", "theirs", *argv)
+    done = site("--project", "theirs", "inspect", "of-theirs", user=ann)
+    assert done.returncode != 0
+    assert (done.stdout, b"is not open to" in done.stderr) == (b"[]\n", True), done
     # Without --project it is the project default, which is not Ann's either.
     _refused(site, ann, "rights.project", "ps")
     assert site("--project", "theirs", "exec", id_, "true").returncode == 0
@@ -104,7 +107,7 @@ def test_another_project_is_refused(site: Site, ann: Account, workloads: dict[st
 def test_what_is_anothers_is_not_there(site: Site, ann: Account, workloads: dict[str, str]) -> None:
     """By id, by its beginning, by name: within the own project."""
     for reference in (workloads["theirs"], workloads["theirs"][:6], "of-theirs", "theirs/of-theirs"):
-        for argv in (["exec", reference, "true"], ["logs", reference], ["rm", "-f", reference], ["stop", reference],
+        for argv in (["exec", reference, "true"], ["logs", reference], ["rm", reference], ["stop", reference],
                      ["attach", reference], ["top", reference], ["export", reference]):  # fmt: skip
             done = site("--project", "ours", "--json", *argv, user=ann)
             assert done.returncode != 0, argv
