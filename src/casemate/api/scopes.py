@@ -17,7 +17,7 @@ from casemate.node import lookup
 from casemate.node.errors import AdministratorNeeded, ExecNotFound, OperationNotFound, ProjectDenied, ProjectNotFound
 from casemate.node.owners import project_of_end
 from casemate.node.policy import ends
-from casemate.node.policy.errors import ReferralNotFound, WorkloadUnknown
+from casemate.node.policy.errors import ReferralNotFound
 from casemate.policy.identity import Kind
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ async def _workload_of_body(call: Call) -> None:
     held = [name for name in (text, f"{project}/{text}") if name in call.core.policy.quarantines]
     name = held[0] if held else await ends.workload_name(call.core, text, project)
     if not call.caller.sees(project_of_end(name)):
-        raise WorkloadUnknown(f"{text[:140]!r} is neither a container nor a pod of your projects")
+        raise ends.unknown(text, project)
     for one in getattr(call.body, "allow", ()):
         await _end(call, one.end)
 
@@ -120,7 +120,7 @@ async def _end(call: Call, text: str) -> None:
         pass
     found = await ends.end(call.core, text, call.body.project)
     if found.kind is Kind.POD and not call.caller.sees(found.project):
-        raise WorkloadUnknown(f"{text[:140]!r} is neither a container nor a pod of your projects")
+        raise ends.unknown(text, call.body.project)
 
 
 OPEN = RouteScope("open", "Anybody's who may use the API: it tells nothing of a project.", _anybody)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -144,9 +145,9 @@ ASKED: dict[str, Asked] = {
         ("/v1/policy/documents?path_reason=x", _RULES.replace("secret-lab", MINE), CHIEF),
     ],
     "DELETE /v1/policy/documents": [(f"/v1/policy/documents?key={key}", None, "policy.not_found")
-                                    for key in ("Policy/{project}/secret-rules", "secret-rules")],
+                                    for key in ("Policy/{project}/{rules}", "{rules}")],
     "GET /v1/policy/document": [(f"/v1/policy/document?key={key}", None, "policy.not_found")
-                                for key in ("Policy/{project}/secret-rules", "secret-rules")],
+                                for key in ("Policy/{project}/{rules}", "{rules}")],
     "POST /v1/policy/explain": [
         ("/v1/policy/explain", _EXPLAIN, "policy.workload_unknown"),
         ("/v1/policy/explain", {**_EXPLAIN, "destination": "{address}"}, "policy.workload_unknown"),
@@ -318,6 +319,36 @@ def test_what_is_hidden_is_there_for_the_administrator(run) -> None:  # type: ig
             code = answer.get("code", "") if isinstance(answer, dict) else ""
             if code.endswith("not_found") or code in (PROJECT, CHIEF, "policy.workload_unknown", "api.request_invalid"):
                 wrong.append(f"{row.method} {target}: {status} {code}")
+        assert not wrong, "\n".join(wrong)
+
+    run(scenario)
+
+
+def test_what_is_hidden_is_told_as_what_is_not_there(run) -> None:  # type: ignore[no-untyped-def]
+    """Not by the code alone: word for word."""
+
+    async def scenario(world: World) -> None:
+        names, wrong = _names(world), []
+        ids = dict.fromkeys(("container", "exec", "operation"), "e" * 64)
+        words = {
+            "name": "no-web",
+            "short": "e" * 12,
+            "pod": "no-pod",
+            "volume": "no-volume",
+            "rules": "none",
+            "referral": "77777",
+        }
+        for row in ROUTES:
+            for target, body, code in ASKED[_key(row)]:
+                # An address that nobody has is one outside, and may be asked about.
+                if not code.endswith(("not_found", "unknown")) or "{address}" in json.dumps(body):
+                    continue
+                told = []
+                for given in (names, {**names, **ids, **words}):
+                    _, answer = await world.send(row.method, _filled(target, given), _filled(body, given))
+                    said = [answer[key] for key in ("code", "detail", "remedy")] if answer else []
+                    told.append([re.sub(r"'[^']*'|[0-9]+", "...", text) for text in said])
+                wrong += [f"{row.method} {target}: {told}"] if told[0] != told[1] else []
         assert not wrong, "\n".join(wrong)
 
     run(scenario)

@@ -137,7 +137,8 @@ async def _fill(world: World, project: str, prefix: str) -> dict[str, str]:
     """One of each kind in *project*, made by the administrator; their names by kind."""
     names = {"project": project, "name": f"{prefix}-web", "volume": f"{prefix}-data", "pod": f"{prefix}-pod"}
     where = {"project": project}
-    rules = RULES.replace("NAME", f"{prefix}-rules").replace("PROJECT", project)
+    names["rules"] = f"{prefix}-rules"
+    rules = RULES.replace("NAME", names["rules"]).replace("PROJECT", project)
     await _made(world, "POST", "/v1/policy/documents", raw=rules.encode())
     await _made(world, "POST", "/v1/volumes", {"name": names["volume"], **where})
     await _made(world, "POST", "/v1/pods", {"name": names["pod"], **where})
