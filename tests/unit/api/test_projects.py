@@ -392,7 +392,7 @@ def test_what_is_ones_own_is_seen_and_changed(run) -> None:  # type: ignore[no-u
         assert {row["name"] for row in rows} == {"my-web", "my-cut-off"}
         await good("GET", f"/v1/containers/{mine['container'][:10]}?project={MINE}")
         await good("GET", f"/v1/exec/{mine['exec']}")
-        usage = (await good("GET", f"/v1/stats?project={MINE}"))["containers"]
+        usage = (await good("GET", f"/v1/stats?project={MINE}"))["rows"]
         assert {row["name"] for row in usage} == {"my-web", "my-cut-off"}
         held = (await good("GET", "/v1/policy/status"))["holds"]
         assert {row["workload"] for row in held} == {f"{MINE}/my-web", f"{MINE}/my-cut-off"}
