@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class RouteScope:
-    """*says* in words whose a route is; *check* raises for a caller that it is not open to."""
+    """*says* in words whom a route is open to beside administrators; *check* raises for a caller that it is not open to."""
 
     name: str
     says: str
@@ -123,16 +123,16 @@ async def _end(call: Call, text: str) -> None:
         raise ends.unknown(text, call.body.project)
 
 
-OPEN = RouteScope("open", "Anybody's who may use the API: it tells nothing of a project.", _anybody)
-SHARED = RouteScope("shared", "Images, feeds and kernels are of the whole node: every operator uses them.", _anybody)
-GRANT = RouteScope("grant", "Whoever holds the grant that it asks for, whatever their projects.", _anybody)
-ADMINISTRATOR = RouteScope("administrator", "More than one project's: root's and administrators'.", _administrator)
-IN_QUERY = RouteScope("project", "Operators' of the project that the query names.", _project_of_query)
-IN_BODY = RouteScope("project", "Operators' of the project that the body names.", _project_of_body)
-IN_PATH = RouteScope("project", "Operators' of the project that the path names.", _project_of_path)
-NARROWED = RouteScope("narrowed", "Every operator's: answered for the caller's projects alone.", _narrowed)
-EXEC = RouteScope("project", "Operators' of the project of the exec's container.", _exec_of_path)
-OPERATION = RouteScope("own", "Whoever began the operation.", _own_operation)
-REFERRAL = RouteScope("project", "Operators' of the projects of both ends.", _referral_of_path)
-WORKLOAD = RouteScope("project", "Operators' of the project of the workload that the body names.", _workload_of_body)
-ENDS = RouteScope("project", "Operators' of the projects of both ends that the body names.", _ends_of_body)
+OPEN = RouteScope("open", "every member; it tells nothing of a project.", _anybody)
+SHARED = RouteScope("shared", "every member; images, feeds and kernels are the node's.", _anybody)
+GRANT = RouteScope("grant", "whoever holds the grant that it asks for, whatever their projects.", _anybody)
+ADMINISTRATOR = RouteScope("administrator", "administrators; it concerns more than one project.", _administrator)
+IN_QUERY = RouteScope("project", "operators of the project that the query names.", _project_of_query)
+IN_BODY = RouteScope("project", "operators of the project that the body names.", _project_of_body)
+IN_PATH = RouteScope("project", "operators of the project that the path names.", _project_of_path)
+NARROWED = RouteScope("narrowed", "every operator; about the caller's projects alone.", _narrowed)
+EXEC = RouteScope("project", "operators of the project of the exec's container.", _exec_of_path)
+OPERATION = RouteScope("own", "whoever began the operation.", _own_operation)
+REFERRAL = RouteScope("project", "operators of the projects of both ends.", _referral_of_path)
+WORKLOAD = RouteScope("project", "operators of the project of the workload that the body names.", _workload_of_body)
+ENDS = RouteScope("project", "operators of the projects of both ends that the body names.", _ends_of_body)
