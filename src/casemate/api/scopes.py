@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class RouteScope:
-    """*says* in words whom a route is open to beside administrators; *check* raises for a caller that it is not open to."""
+    """*says* in words whom a route is open to beside administrators; *check* raises for any other caller."""
 
     name: str
     says: str
