@@ -19,6 +19,7 @@ from tests.unit.api.two_projects import ADMINISTRATOR, MINE, OPERATOR, OTHER, TH
 from casemate.api import scopes
 from casemate.api.routes import ROUTES, SOCKETS
 from casemate.api.routing import Row, SocketRow
+from casemate.hostd.protocol import ExecEnded
 from casemate.node.errors import AdministratorNeeded, ProjectDenied
 
 PROJECT, CHIEF = ProjectDenied.code, AdministratorNeeded.code
@@ -449,6 +450,10 @@ def test_streams_and_flows_show_the_own_and_only_names_of_the_far_end(run) -> No
             assert "secret" not in text
             assert "peer-label" not in text
         assert "my-web-label" in followed
+        for names in (world.theirs, world.mine):
+            world.api.node.on_event(ExecEnded(names["exec"], 0))
+        told = await world.stream("/v1/events?since=2000-01-01T00:00:00Z", '"exec_die"')
+        assert "secret-" not in told
         everything = await world.rule("GET", "/v1/flows")
         assert len(everything[1]["flows"]) == 4
 
