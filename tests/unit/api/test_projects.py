@@ -451,7 +451,7 @@ def test_streams_and_flows_show_the_own_and_only_names_of_the_far_end(run) -> No
             assert "peer-label" not in text
         assert "my-web-label" in followed
         for names in (world.theirs, world.mine):
-            world.api.node.on_event(ExecEnded(names["exec"], 0))
+            world.api.node.on_event(ExecEnded(names["container"], names["exec"], 0))
         told = await world.stream("/v1/events?since=2000-01-01T00:00:00Z", '"exec_die"')
         assert "secret-" not in told
         everything = await world.rule("GET", "/v1/flows")
