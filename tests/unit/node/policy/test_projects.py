@@ -177,7 +177,7 @@ def test_referrals_of_a_project(play: Callable[..., None]) -> None:
         await referrals.answer(row.number, ReferralAnswer(allow=False), ROOT)
         assert len((await referrals.listing(10, frozenset({"shop"}))).decided) == 1
         assert (await referrals.listing(10, frozenset({"lab"}))).decided == ()
-        await site.db.write(lambda db: store.add_referrals(db, [row], row.number))
+        await site.db.write(lambda db: store.add_referrals(db, [row]))
         wanted = [frozenset({"shop"}), frozenset({"lab"}), frozenset({"lab", "shop"}), frozenset(), None]
         found = [await site.db.read(lambda db, some=some: store.referrals(db, 10, some)) for some in wanted]
         assert [len(rows) for rows in found] == [1, 0, 1, 0, 1]
