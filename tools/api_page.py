@@ -47,6 +47,7 @@ def api_page() -> str:
 def _operation(method: str, path: str, operation: Schema) -> list[str]:
     socket = "101" in operation["responses"]
     lines = [f"### {'WebSocket' if socket else method.upper()} `{path}`\n", operation["summary"] + ".\n"]
+    lines.append(operation["description"] + "\n")
     if parameters := [row for row in operation.get("parameters", []) if row["in"] != "path"]:
         lines += ["| parameter | value | default |", "|---|---|---|"]
         lines += [f"| `{row['name']}` | {_type(row['schema'])} | {_default(row['schema'])} |" for row in parameters]

@@ -10,6 +10,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from casemate.api.frames import CONTROL, STDIN, control
 from casemate.api.routing import Call, Project, SocketRow
+from casemate.api.scopes import EXEC, IN_QUERY
 from casemate.node import attaching, execs
 from casemate.node.hub import Client
 from casemate.node.signals import exit_reason
@@ -138,6 +139,6 @@ async def _take_control(data: bytes, resize: Resize) -> None:
 
 
 SOCKETS = (
-    SocketRow("/v1/containers/{ref}/attach", attach_container, "Attach to a container", AttachQuery),
-    SocketRow("/v1/exec/{id}/attach", attach_exec, "Start an exec and attach to it"),
+    SocketRow("/v1/containers/{ref}/attach", attach_container, "Attach to a container", AttachQuery, scope=IN_QUERY),
+    SocketRow("/v1/exec/{id}/attach", attach_exec, "Start an exec and attach to it", scope=EXEC),
 )

@@ -15,6 +15,7 @@ from casemate.api.errors import StartRefused
 from casemate.api.routes import ROUTES, SOCKETS
 from casemate.api.routing import application
 from casemate.api.server import make_server, unix_listener
+from casemate.host import operators
 from casemate.host.settings_file import read_settings
 from casemate.node.node import running_node
 from casemate.spec.errors import CasemateError
@@ -34,6 +35,7 @@ def main(argv: list[str]) -> int:
         path = Path(argv[1])
     try:
         settings = read_settings(path)
+        operators.check(settings)
         _check_identity()
         # What was imported stays: the collector need not look at it again, and need not look after each 700 values.
         gc.freeze()

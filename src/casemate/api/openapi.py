@@ -77,6 +77,8 @@ def _operation(row: Row) -> dict[str, Any]:
         "summary": row.summary,
         "operationId": f"{row.method.lower()}_{re.sub(r'[^a-z]+', '_', row.path.removeprefix('/v1/')).strip('_')}",
         "tags": [row.path.removeprefix("/v1").split("/")[1]],
+        "description": f"Where projects have operators, it is open to {row.scope.says}",
+        "x-casemate-scope": row.scope.name,
         "parameters": [*_path_parameters(row.path), *_query_parameters(row.query)],
         "responses": _responses(row),
     }
@@ -98,6 +100,8 @@ def _socket(row: SocketRow) -> dict[str, Any]:
         "summary": row.summary,
         "operationId": f"socket_{re.sub(r'[^a-z]+', '_', row.path.removeprefix('/v1/')).strip('_')}",
         "tags": [row.path.removeprefix("/v1").split("/")[1]],
+        "description": f"Where projects have operators, it is open to {row.scope.says}",
+        "x-casemate-scope": row.scope.name,
         "parameters": [*_path_parameters(row.path), *_query_parameters(row.query)],
         "responses": responses,
     }

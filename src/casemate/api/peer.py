@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from casemate.host.granted import granted
+from casemate.host.operators import projects_of_client, projects_of_user
 from casemate.host.peer import peer_of
 from casemate.node.core import Caller
 from casemate.spec.settings import Settings
@@ -23,7 +24,10 @@ from casemate.spec.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """The other end. *uid* None: a TLS client. *name* is for the audit log. *reader*: may read the audit log."""
+    """The other end. *uid* None: a TLS client. *name* is for the audit log. *auditor*: may read the audit log.
+
+    *projects*: those that are open to it; None: all.
+    """
 
     name: str
     uid: int | None
@@ -31,11 +35,12 @@ class Peer:
     auditor: bool
     connection: object = None
     grants: Callable[[], frozenset[str]] = frozenset
+    projects: frozenset[str] | None = None
 
     def caller(self) -> Caller:
         """This peer as the node knows callers."""
         who = f"{self.uid}:{self.name}" if self.uid is not None else f"tls:{self.name}"
-        return Caller(who, self.uid, self._descriptor, self.grants)
+        return Caller(who, self.uid, self._descriptor, self.grants, self.projects)
 
     def _descriptor(self) -> int:
         fileno = getattr(self.connection, "fileno", None)
@@ -46,16 +51,19 @@ def of_transport(transport: asyncio.BaseTransport, settings: Settings) -> Peer:
     """The peer of an accepted connection."""
     tls = transport.get_extra_info("ssl_object")
     if tls is not None:
-        return Peer(_subject(tls.getpeercert() or {}), None, allowed=True, auditor=False)
+        name = _subject(tls.getpeercert() or {})
+        return Peer(name, None, allowed=True, auditor=False, projects=projects_of_client(name, settings))
     connection = transport.get_extra_info("socket")
     if connection is None or connection.family != socket.AF_UNIX:
         return Peer("unknown", None, allowed=False, auditor=False)
     seen = peer_of(connection)
     groups = {seen.gid, *seen.groups}
     allowed = seen.uid in (0, os.geteuid()) or _group_id(settings.text("daemon.group")) in groups
+    auditor = seen.uid in (0, os.geteuid())
     return Peer(
-        _user_name(seen.uid), seen.uid, allowed, auditor=seen.uid in (0, os.geteuid()), connection=connection,
+        _user_name(seen.uid), seen.uid, allowed, auditor, connection=connection,
         grants=lambda: granted(seen.uid, seen.gid, seen.groups, settings),
+        projects=None if auditor else projects_of_user(seen.uid, seen.gid, seen.groups, settings),
     )  # fmt: skip
 
 

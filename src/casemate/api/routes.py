@@ -30,6 +30,7 @@ from casemate.api import (
     routes_trust,
 )
 from casemate.api.routing import Call, NoQuery, Row
+from casemate.api.scopes import OPEN
 
 
 async def _openapi(call: Call) -> object:  # noqa: ARG001 - a handler
@@ -52,7 +53,7 @@ ROUTES = (
     *routes_scan.ROWS,
     *routes_trust.ROWS,
     *routes_metrics.ROWS,
-    Row("GET", "/v1/openapi.json", _openapi, "This document", NoQuery, answer="application/json"),
+    Row("GET", "/v1/openapi.json", _openapi, "This document", NoQuery, answer="application/json", scope=OPEN),
 )
 SOCKETS = attach.SOCKETS
 

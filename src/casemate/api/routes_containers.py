@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from msgspec import Meta
 
 from casemate.api.routing import Call, Project, Row
+from casemate.api.scopes import EXEC, IN_BODY, IN_QUERY
 from casemate.api.streams import log_stream, stats_stream
 from casemate.node import containers, execs, lifecycle, listing, logs, removal, stats, updating
 from casemate.node.clock import parse_time
@@ -152,31 +153,33 @@ async def inspect_exec(call: Call) -> object:
 _ONE = "/v1/containers/{ref}"
 ROWS = (
     Row("POST", "/v1/containers", create, "Create a container", body=schema.ContainerRequest,
-        answer=schema.ContainerCreated, status=201, errors=(403, 404, 409)),
-    Row("GET", "/v1/containers", list_, "List containers", ListQuery, answer=schema.ContainerList),
-    Row("GET", _ONE, inspect, "Inspect a container", answer=schema.ContainerDetail, errors=(404,)),
-    Row("DELETE", _ONE, remove, "Remove a container", RemoveQuery, status=204, errors=(404, 409)),
-    Row("POST", f"{_ONE}/start", start, "Start a container", status=204, errors=(403, 404, 409)),
+        answer=schema.ContainerCreated, status=201, errors=(403, 404, 409), scope=IN_BODY),
+    Row("GET", "/v1/containers", list_, "List containers", ListQuery, answer=schema.ContainerList, scope=IN_QUERY),
+    Row("GET", _ONE, inspect, "Inspect a container", answer=schema.ContainerDetail, errors=(404,), scope=IN_QUERY),
+    Row("DELETE", _ONE, remove, "Remove a container", RemoveQuery, status=204, errors=(404, 409), scope=IN_QUERY),
+    Row("POST", f"{_ONE}/start", start, "Start a container", status=204, errors=(403, 404, 409), scope=IN_QUERY),
     Row("POST", f"{_ONE}/stop", stop, "Stop a container", body=schema.StopRequest, optional_body=True, status=204,
-        errors=(404, 504)),
+        errors=(404, 504), scope=IN_QUERY),
     Row("POST", f"{_ONE}/kill", kill, "Send a signal", body=schema.KillRequest, optional_body=True, status=204,
-        errors=(404, 409)),
+        errors=(404, 409), scope=IN_QUERY),
     Row("POST", f"{_ONE}/restart", restart, "Stop and start", body=schema.RestartRequest, optional_body=True,
-        status=204, errors=(404, 409, 504)),
-    Row("POST", f"{_ONE}/pause", pause, "Freeze a container", status=204, errors=(404, 409)),
-    Row("POST", f"{_ONE}/unpause", unpause, "Thaw a container", status=204, errors=(404, 409)),
+        status=204, errors=(404, 409, 504), scope=IN_QUERY),
+    Row("POST", f"{_ONE}/pause", pause, "Freeze a container", status=204, errors=(404, 409), scope=IN_QUERY),
+    Row("POST", f"{_ONE}/unpause", unpause, "Thaw a container", status=204, errors=(404, 409), scope=IN_QUERY),
     Row("POST", f"{_ONE}/rename", rename, "Rename a container", body=schema.RenameRequest, status=204,
-        errors=(404, 409)),
+        errors=(404, 409), scope=IN_QUERY),
     Row("POST", f"{_ONE}/update", update, "Change limits and restart policy", body=schema.UpdateRequest,
-        answer=schema.UpdateAnswer, errors=(404, 409)),
+        answer=schema.UpdateAnswer, errors=(404, 409), scope=IN_QUERY),
     Row("POST", f"{_ONE}/wait", wait, "Wait for the end of a container", WaitQuery, answer=schema.WaitAnswer,
-        errors=(404,)),
+        errors=(404,), scope=IN_QUERY),
     Row("GET", f"{_ONE}/logs", read_logs, "Read the log", LogsQuery, answer="application/vnd.casemate.frames",
-        errors=(404,)),
-    Row("GET", f"{_ONE}/top", top, "List processes", answer=schema.TopAnswer, errors=(404, 409)),
-    Row("GET", "/v1/stats", read_stats, "Resource usage", StatsQuery, answer=schema.StatsAnswer, errors=(404,)),
+        errors=(404,), scope=IN_QUERY),
+    Row("GET", f"{_ONE}/top", top, "List processes", answer=schema.TopAnswer, errors=(404, 409), scope=IN_QUERY),
+    Row("GET", "/v1/stats", read_stats, "Resource usage", StatsQuery, answer=schema.StatsAnswer, errors=(404,),
+        scope=IN_QUERY),
     Row("POST", f"{_ONE}/exec", create_exec, "Create an exec", body=schema.ExecRequest, answer=schema.ExecCreated,
-        status=201, errors=(403, 404, 409)),
-    Row("POST", "/v1/exec/{id}/start", start_exec, "Start an exec, detached", status=204, errors=(404, 409)),
-    Row("GET", "/v1/exec/{id}", inspect_exec, "Inspect an exec", answer=schema.ExecDetail, errors=(404,)),
+        status=201, errors=(403, 404, 409), scope=IN_QUERY),
+    Row("POST", "/v1/exec/{id}/start", start_exec, "Start an exec, detached", status=204, errors=(404, 409),
+        scope=EXEC),
+    Row("GET", "/v1/exec/{id}", inspect_exec, "Inspect an exec", answer=schema.ExecDetail, errors=(404,), scope=EXEC),
 )  # fmt: skip

@@ -8,6 +8,7 @@ import msgspec
 from starlette.responses import Response
 
 from casemate.api.routing import Call, Project, Row
+from casemate.api.scopes import IN_QUERY
 from casemate.api.streams import piped_stream
 from casemate.node import files
 from casemate.spec import api as schema
@@ -58,13 +59,13 @@ async def changes(call: Call) -> object:
 _ONE = "/v1/containers/{ref}"
 ROWS = (
     Row("GET", f"{_ONE}/archive", get_archive, "Copy out of a container", PathQuery, answer=TAR,
-        errors=(403, 404, 409)),
+        errors=(403, 404, 409), scope=IN_QUERY),
     Row("HEAD", f"{_ONE}/archive", head_archive, "What stands at a path", PathQuery, answer=TAR,
-        errors=(403, 404, 409)),
+        errors=(403, 404, 409), scope=IN_QUERY),
     Row("PUT", f"{_ONE}/archive", put_archive, "Copy into a container (the body is a tar)", PathQuery, status=204,
-        errors=(403, 404, 409), stream_body=TAR),
+        errors=(403, 404, 409), stream_body=TAR, scope=IN_QUERY),
     Row("GET", f"{_ONE}/export", export, "The whole root file system as a tar", answer=TAR,
-        errors=(403, 404, 409)),
+        errors=(403, 404, 409), scope=IN_QUERY),
     Row("GET", f"{_ONE}/changes", changes, "What the container changed", answer=schema.ChangesAnswer,
-        errors=(403, 404, 409)),
+        errors=(403, 404, 409), scope=IN_QUERY),
 )  # fmt: skip

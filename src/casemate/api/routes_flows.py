@@ -9,9 +9,11 @@ import msgspec
 from msgspec import Meta
 
 from casemate.api.routing import Call, Row
+from casemate.api.scopes import NARROWED
 from casemate.api.streams import HEARTBEAT, event_stream, sse
 from casemate.node.clock import parse_time
 from casemate.node.flows.query import MAX_ROWS, Wanted
+from casemate.node.owners import shown_flow, shown_map
 from casemate.spec.api.flows import FlowList, FlowMap
 
 Text = Annotated[str, Meta(max_length=256)]
@@ -38,12 +40,14 @@ def _wanted(call: Call) -> Wanted:
     return Wanted(
         query.source, query.target, query.end, query.verdict, parse_time(query.since, at) if query.since else 0.0,
         parse_time(query.until, at) if query.until else float("inf"), query.port, query.protocol, query.project,
+        call.caller.projects,
     )  # fmt: skip
 
 
 async def flows(call: Call) -> object:
     query: FlowsQuery = call.query
-    return await call.node.flows.last(_wanted(call), query.limit)
+    found = await call.node.flows.last(_wanted(call), query.limit)
+    return msgspec.structs.replace(found, flows=tuple(shown_flow(call.caller, row) for row in found.flows))
 
 
 async def follow(call: Call) -> object:
@@ -58,23 +62,23 @@ async def follow(call: Call) -> object:
     async def pieces() -> AsyncIterator[bytes]:
         position = after
         for row in first.flows if first is not None else ():
-            yield sse("flow", row)
+            yield sse("flow", shown_flow(call.caller, row))
         async for found in service.follow(wanted, position):
             if found is None:
                 yield HEARTBEAT
             else:
-                yield sse("flow", found[1], found[0])
+                yield sse("flow", shown_flow(call.caller, found[1]), found[0])
 
     return event_stream(call, pieces())
 
 
 async def flow_map(call: Call) -> object:
-    return await call.node.flows.service_map(_wanted(call))
+    return shown_map(call.caller, await call.node.flows.service_map(_wanted(call)))
 
 
 ROWS = (
-    Row("GET", "/v1/flows", flows, "Who talked to whom", FlowsQuery, answer=FlowList),
+    Row("GET", "/v1/flows", flows, "Who talked to whom", FlowsQuery, answer=FlowList, scope=NARROWED),
     Row("GET", "/v1/flows/follow", follow, "Who talks to whom, as it happens: a FlowRow when a connection begins, and "
-        "when it ends", FlowsQuery, answer="text/event-stream", errors=(429,)),
-    Row("GET", "/v1/flows/map", flow_map, "The service map", FlowsQuery, answer=FlowMap),
+        "when it ends", FlowsQuery, answer="text/event-stream", errors=(429,), scope=NARROWED),
+    Row("GET", "/v1/flows/map", flow_map, "The service map", FlowsQuery, answer=FlowMap, scope=NARROWED),
 )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from casemate.api.routing import Call, Row
+from casemate.api.scopes import IN_QUERY
 from casemate.spec.api import keeping as schema
 
 
@@ -10,4 +11,8 @@ async def listing(call: Call) -> object:
     return call.node.keeping.state(call.project)
 
 
-ROWS = (Row("GET", "/v1/holds", listing, "List kept ports and what is held for them", answer=schema.HoldList),)
+ROWS = (
+    Row(
+        "GET", "/v1/holds", listing, "List kept ports and what is held for them", answer=schema.HoldList, scope=IN_QUERY
+    ),
+)

@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from casemate.api.errors import BodyTooLarge
 from casemate.api.routing import Call, NoQuery, Row
+from casemate.api.scopes import ADMINISTRATOR, NARROWED, OPERATION, SHARED
 from casemate.api.streams import HEARTBEAT, event_stream, piped_stream, sse
 from casemate.node import imageremoval, images, imagetransfer
 from casemate.spec import api as schema
@@ -175,7 +176,8 @@ class Operations(msgspec.Struct, frozen=True):
 
 
 async def list_operations(call: Call) -> object:
-    return Operations(tuple(await call.node.operations.listing()))
+    who = "" if call.caller.projects is None else call.caller.who
+    return Operations(tuple(await call.node.operations.listing(who)))
 
 
 async def get_operation(call: Call) -> object:
@@ -205,27 +207,32 @@ async def watch_operation(call: Call) -> object:
 _OPERATION = "/v1/operations/{id}"
 _REMOVED = schema.Removed
 ROWS = (
-    Row("GET", "/v1/images", list_, "List images", ImageFilter, answer=schema.ImageList),
-    Row("GET", "/v1/images/inspect", inspect, "Inspect an image", RefQuery, answer=schema.ImageDetail, errors=(404,)),
+    Row("GET", "/v1/images", list_, "List images", ImageFilter, answer=schema.ImageList, scope=SHARED),
+    Row("GET", "/v1/images/inspect", inspect, "Inspect an image", RefQuery, answer=schema.ImageDetail, errors=(404,),
+        scope=SHARED),
     Row("GET", "/v1/images/history", history, "History of an image", RefQuery, answer=schema.HistoryAnswer,
-        errors=(404,)),
-    Row("DELETE", "/v1/images", remove, "Remove an image or a name", RemoveQuery, answer=_REMOVED, errors=(404, 409)),
-    Row("POST", "/v1/images/tag", tag, "Name an image", NoQuery, body=schema.TagRequest, status=204, errors=(404,)),
-    Row("POST", "/v1/images/prune", prune, "Remove images that nobody uses", PruneQuery, answer=_REMOVED),
+        errors=(404,), scope=SHARED),
+    Row("DELETE", "/v1/images", remove, "Remove an image or a name", RemoveQuery, answer=_REMOVED, errors=(404, 409),
+        scope=ADMINISTRATOR),
+    Row("POST", "/v1/images/tag", tag, "Name an image", NoQuery, body=schema.TagRequest, status=204, errors=(404,),
+        scope=ADMINISTRATOR),
+    Row("POST", "/v1/images/prune", prune, "Remove images that nobody uses", PruneQuery, answer=_REMOVED,
+        scope=ADMINISTRATOR),
     Row("POST", "/v1/images/pull", pull, "Pull an image", NoQuery, body=schema.PullRequest, answer=schema.Operation,
-        status=202, errors=(429,)),
+        status=202, errors=(429,), scope=SHARED),
     Row("POST", "/v1/images/push", push, "Push an image", NoQuery, body=schema.PushRequest, answer=schema.Operation,
-        status=202, errors=(404, 429)),
+        status=202, errors=(404, 429), scope=SHARED),
     Row("POST", "/v1/images/build-debian", build_debian, "Build an image of Debian packages", NoQuery,
-        body=schema.BuildDebianRequest, answer=schema.Operation, status=202, errors=(429,)),
+        body=schema.BuildDebianRequest, answer=schema.Operation, status=202, errors=(429,), scope=ADMINISTRATOR),
     Row("POST", "/v1/images/import", import_, "Import an archive (the body)", ImportQuery, answer=schema.Operation,
-        status=202, errors=(413, 429, 507), stream_body="application/x-tar"),
+        status=202, errors=(413, 429, 507), stream_body="application/x-tar", scope=ADMINISTRATOR),
     Row("GET", "/v1/images/export", export, "Export images as an archive", ExportQuery, answer="application/x-tar",
-        errors=(404,)),
-    Row("GET", "/v1/operations", list_operations, "List operations", NoQuery, answer=Operations),
-    Row("GET", _OPERATION, get_operation, "Inspect an operation", NoQuery, answer=schema.Operation, errors=(404,)),
+        errors=(404,), scope=SHARED),
+    Row("GET", "/v1/operations", list_operations, "List operations", NoQuery, answer=Operations, scope=NARROWED),
+    Row("GET", _OPERATION, get_operation, "Inspect an operation", NoQuery, answer=schema.Operation, errors=(404,),
+        scope=OPERATION),
     Row("GET", f"{_OPERATION}/events", watch_operation, "Follow an operation", NoQuery, answer="text/event-stream",
-        errors=(404,)),
+        errors=(404,), scope=OPERATION),
     Row("DELETE", _OPERATION, cancel_operation, "Cancel an operation", NoQuery, answer=schema.Operation, status=202,
-        errors=(404, 409)),
+        errors=(404, 409), scope=OPERATION),
 )  # fmt: skip

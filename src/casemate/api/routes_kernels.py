@@ -8,6 +8,7 @@ import msgspec
 
 from casemate.api.routes_images import accepted, spool
 from casemate.api.routing import Call, NoQuery, Row
+from casemate.api.scopes import ADMINISTRATOR, SHARED
 from casemate.node import kernels
 from casemate.spec import api as schema
 from casemate.spec.api.kernels import KernelChoice, KernelRows
@@ -46,11 +47,12 @@ async def remove(call: Call) -> object:
 
 
 ROWS = (
-    Row("GET", "/v1/kernels", listing, "List guest kernels", NoQuery, answer=KernelRows),
+    Row("GET", "/v1/kernels", listing, "List guest kernels", NoQuery, answer=KernelRows, scope=SHARED),
     Row("POST", "/v1/kernels", install, "Install a guest kernel (apt's, or the body's package)", InstallQuery,
         answer=schema.Operation, status=202, errors=(403, 413, 429, 507),
-        stream_body="application/vnd.debian.binary-package"),
+        stream_body="application/vnd.debian.binary-package", scope=ADMINISTRATOR),
     Row("POST", "/v1/kernels/use", use, "Choose the guest kernel of new machines", NoQuery, body=KernelChoice,
-        answer=KernelRows, errors=(403, 404)),
-    Row("DELETE", "/v1/kernels/{id}", remove, "Remove a guest kernel", NoQuery, answer=KernelRows, errors=(403, 404)),
+        answer=KernelRows, errors=(403, 404), scope=ADMINISTRATOR),
+    Row("DELETE", "/v1/kernels/{id}", remove, "Remove a guest kernel", NoQuery, answer=KernelRows, errors=(403, 404),
+        scope=ADMINISTRATOR),
 )  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 from starlette.responses import Response
 
 from casemate.api.routing import Call, NoQuery, Row
+from casemate.api.scopes import GRANT
 from casemate.node.export.metrics import TEXT_TYPE, samples, text
 from casemate.spec.errors import GrantMissing
 
@@ -24,5 +25,6 @@ async def metrics(call: Call) -> object:
 
 
 ROWS = (
-    Row("GET", "/metrics", metrics, "What is counted, for Prometheus", NoQuery, answer="text/plain", errors=(403,)),
+    Row("GET", "/metrics", metrics, "What is counted, for Prometheus", NoQuery, answer="text/plain", errors=(403,),
+        scope=GRANT),
 )  # fmt: skip

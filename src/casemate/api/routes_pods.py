@@ -7,6 +7,7 @@ from typing import Annotated
 from msgspec import Meta
 
 from casemate.api.routing import Call, Project, Row
+from casemate.api.scopes import IN_BODY, IN_QUERY
 from casemate.node import podlife, pods, volumes
 from casemate.spec import api as schema
 from casemate.spec.errors import InvalidArgument
@@ -102,19 +103,22 @@ async def prune_volumes(call: Call) -> object:
 
 _POD = "/v1/pods/{ref}"
 ROWS = (
-    Row("GET", "/v1/pods", list_pods, "List pods", FilterQuery, answer=schema.PodList),
+    Row("GET", "/v1/pods", list_pods, "List pods", FilterQuery, answer=schema.PodList, scope=IN_QUERY),
     Row("POST", "/v1/pods", create_pod, "Create a pod", body=schema.PodRequest, answer=schema.PodSummary, status=201,
-        errors=(409,)),
-    Row("GET", _POD, inspect_pod, "Inspect a pod", answer=schema.PodDetail, errors=(404,)),
-    Row("DELETE", _POD, remove_pod, "Remove a pod", ForceQuery, status=204, errors=(404, 409)),
-    Row("POST", f"{_POD}/start", start_pod, "Start a pod's containers", status=204, errors=(403, 404, 409)),
+        errors=(409,), scope=IN_BODY),
+    Row("GET", _POD, inspect_pod, "Inspect a pod", answer=schema.PodDetail, errors=(404,), scope=IN_QUERY),
+    Row("DELETE", _POD, remove_pod, "Remove a pod", ForceQuery, status=204, errors=(404, 409), scope=IN_QUERY),
+    Row("POST", f"{_POD}/start", start_pod, "Start a pod's containers", status=204, errors=(403, 404, 409),
+        scope=IN_QUERY),
     Row("POST", f"{_POD}/stop", stop_pod, "Stop a pod's containers", body=schema.StopRequest, optional_body=True,
-        status=204, errors=(404,)),
-    Row("GET", "/v1/volumes", list_volumes, "List volumes", FilterQuery, answer=schema.VolumeList),
+        status=204, errors=(404,), scope=IN_QUERY),
+    Row("GET", "/v1/volumes", list_volumes, "List volumes", FilterQuery, answer=schema.VolumeList, scope=IN_QUERY),
     Row("POST", "/v1/volumes", create_volume, "Create a volume", body=schema.VolumeRequest,
-        answer=schema.VolumeSummary, status=201, errors=(409,)),
+        answer=schema.VolumeSummary, status=201, errors=(409,), scope=IN_BODY),
     Row("POST", "/v1/volumes/prune", prune_volumes, "Remove volumes that nobody uses", AllQuery,
-        answer=schema.Removed),
-    Row("GET", "/v1/volumes/{name}", inspect_volume, "Inspect a volume", answer=schema.VolumeSummary, errors=(404,)),
-    Row("DELETE", "/v1/volumes/{name}", remove_volume, "Remove a volume", ForceQuery, status=204, errors=(404, 409)),
+        answer=schema.Removed, scope=IN_QUERY),
+    Row("GET", "/v1/volumes/{name}", inspect_volume, "Inspect a volume", answer=schema.VolumeSummary, errors=(404,),
+        scope=IN_QUERY),
+    Row("DELETE", "/v1/volumes/{name}", remove_volume, "Remove a volume", ForceQuery, status=204, errors=(404, 409),
+        scope=IN_QUERY),
 )  # fmt: skip

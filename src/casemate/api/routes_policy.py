@@ -9,6 +9,7 @@ from msgspec import Meta
 
 from casemate.api.errors import BodyInvalid, BodyTooLarge
 from casemate.api.routing import Call, NoQuery, Row
+from casemate.api.scopes import ADMINISTRATOR, ENDS, NARROWED, OPEN
 from casemate.node.clock import parse_time
 from casemate.node.policy import asking, documents, ends, walling, wallpaths
 from casemate.node.policy.reading import read_text
@@ -98,11 +99,11 @@ async def remove(call: Call) -> object:
 
 
 async def listing(call: Call) -> object:
-    return await documents.listing(call.core, call.query.project)
+    return await documents.listing(call.core, call.caller, call.query.project)
 
 
 async def show(call: Call) -> object:
-    return await documents.show(call.core, call.query.key)
+    return await documents.show(call.core, call.query.key, call.caller)
 
 
 async def explain(call: Call) -> object:
@@ -139,11 +140,11 @@ async def the_schema(call: Call) -> object:  # noqa: ARG001 - a handler
 
 
 async def status(call: Call) -> object:
-    return await asking.status(call.core, dict(call.node.referrals.counters))
+    return await asking.status(call.core, dict(call.node.referrals.counters), call.caller)
 
 
 async def identities(call: Call) -> object:
-    return await asking.identities(call.core, call.query.project)
+    return await asking.identities(call.core, call.caller, call.query.project)
 
 
 async def walls(call: Call) -> object:
@@ -170,31 +171,33 @@ async def wall_release(call: Call) -> None:
 
 _DOCUMENTS = "/v1/policy/documents"
 ROWS = (
-    Row("GET", _DOCUMENTS, listing, "List policy documents and what holds", ListQuery, answer=schema.PolicyList),
+    Row("GET", _DOCUMENTS, listing, "List policy documents and what holds", ListQuery, answer=schema.PolicyList,
+        scope=NARROWED),
     Row("POST", _DOCUMENTS, apply, "Apply policy documents (the body is YAML or JSON)", ApplyQuery,
-        answer=schema.PolicyApplied, stream_body=YAML, errors=(403, 409, 413)),
+        answer=schema.PolicyApplied, stream_body=YAML, errors=(403, 409, 413), scope=NARROWED),
     Row("DELETE", _DOCUMENTS, remove, "Remove policy documents", KeysQuery, answer=schema.PolicyApplied,
-        errors=(403, 404, 409)),
+        errors=(403, 404, 409), scope=NARROWED),
     Row("GET", "/v1/policy/document", show, "Show a policy document", KeyQuery, answer=schema.PolicyDetail,
-        errors=(404,)),
+        errors=(404,), scope=NARROWED),
     Row("POST", "/v1/policy/explain", explain, "Why a connection has its verdict", NoQuery,
-        body=schema.ExplainRequest, answer=schema.ExplainAnswer, errors=(404,)),
+        body=schema.ExplainRequest, answer=schema.ExplainAnswer, errors=(404,), scope=ENDS),
     Row("POST", "/v1/policy/test", test, "Check expectations (the body is YAML)", NoQuery, answer=schema.TestAnswer,
-        stream_body=YAML, errors=(404, 413)),
+        stream_body=YAML, errors=(404, 413), scope=ADMINISTRATOR),
     Row("POST", "/v1/policy/simulate", simulate, "Replay recorded flows against other documents (the body is YAML)",
-        SimulateQuery, answer=schema.SimulateAnswer, stream_body=YAML, errors=(413, 503)),
+        SimulateQuery, answer=schema.SimulateAnswer, stream_body=YAML, errors=(413, 503), scope=ADMINISTRATOR),
     Row("GET", "/v1/policy/suggest", suggest, "The narrowest rules that admit the recorded flows", SuggestQuery,
-        answer=schema.SuggestAnswer, errors=(413, 503)),
+        answer=schema.SuggestAnswer, errors=(413, 503), scope=ADMINISTRATOR),
     Row("GET", "/v1/policy/schema", the_schema, "The JSON schema of casemate/v1 Policy", NoQuery,
-        answer="application/json"),
+        answer="application/json", scope=OPEN),
     Row("GET", "/v1/policy/status", status, "What holds, what is held and waits, what was counted", NoQuery,
-        answer=schema.PolicyStatus, errors=(503,)),
-    Row("GET", "/v1/identities", identities, "List identities", ListQuery, answer=schema.IdentityList),
-    Row("GET", "/v1/walls", walls, "List walls, who is bound, and paths across them", NoQuery, answer=schema.WallList),
+        answer=schema.PolicyStatus, errors=(503,), scope=NARROWED),
+    Row("GET", "/v1/identities", identities, "List identities", ListQuery, answer=schema.IdentityList, scope=NARROWED),
+    Row("GET", "/v1/walls", walls, "List walls, who is bound, and paths across them", NoQuery, answer=schema.WallList,
+        scope=ADMINISTRATOR),
     Row("POST", "/v1/walls/check", wall_check, "Prove that no path leads across walls (the body is YAML, or empty)",
-        CheckQuery, answer=WallCheck, stream_body=YAML, errors=(413,)),
+        CheckQuery, answer=WallCheck, stream_body=YAML, errors=(413,), scope=ADMINISTRATOR),
     Row("GET", "/v1/walls/report", wall_report, "The evidence of walls", WallQuery, answer=schema.WallReport,
-        errors=(404,)),
+        errors=(404,), scope=ADMINISTRATOR),
     Row("POST", "/v1/walls/release", wall_release, "Release a workload from a wall", NoQuery,
-        body=schema.WallRelease, status=204, errors=(403, 404)),
+        body=schema.WallRelease, status=204, errors=(403, 404), scope=ADMINISTRATOR),
 )  # fmt: skip

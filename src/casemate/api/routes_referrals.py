@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from casemate.api.routing import Call, NoQuery, Row
+from casemate.api.scopes import NARROWED, REFERRAL, WORKLOAD
 from casemate.api.streams import HEARTBEAT, event_stream, sse
 from casemate.node.policy import quarantine
 from casemate.node.policy.errors import ReferralNotFound
@@ -41,8 +42,13 @@ def _number(call: Call) -> int:
     return int(text)
 
 
+def _projects(call: Call) -> frozenset[str] | None:
+    """The projects whose referrals are asked for; None: all."""
+    return frozenset({call.query.project}) if call.query.project else call.caller.projects
+
+
 async def listing(call: Call) -> object:
-    return await call.node.referrals.listing(call.query.limit, call.query.project)
+    return await call.node.referrals.listing(call.query.limit, _projects(call))
 
 
 async def answer(call: Call) -> object:
@@ -55,10 +61,11 @@ async def forget(call: Call) -> object:
 
 async def watch(call: Call) -> object:
     query: WatchQuery = call.query
+    projects = _projects(call)
 
     async def pieces() -> AsyncIterator[bytes]:
         async for row in call.node.referrals.watch(waiting_only=query.waiting):
-            if row is not None and not concerns(row, query.project):
+            if row is not None and not concerns(row, projects):
                 continue
             yield HEARTBEAT if row is None else sse("referral", row, row.number)
 
@@ -66,7 +73,7 @@ async def watch(call: Call) -> object:
 
 
 async def quarantines(call: Call) -> object:
-    return await quarantine.listing(call.core, everything=call.query.all)
+    return await quarantine.listing(call.core, call.caller, everything=call.query.all)
 
 
 async def begin(call: Call) -> object:
@@ -80,16 +87,17 @@ async def release(call: Call) -> None:
 
 ROWS = (
     Row("GET", "/v1/referrals", listing, "List referrals: waiting, decided, remembered", ReferralsQuery,
-        answer=schema.ReferralList),
+        answer=schema.ReferralList, scope=NARROWED),
     Row("GET", "/v1/referrals/events", watch, "Follow referrals", WatchQuery, answer="text/event-stream",
-        errors=(429,)),
+        errors=(429,), scope=NARROWED),
     Row("POST", "/v1/referrals/{number}", answer, "Answer a referral", NoQuery, body=schema.ReferralAnswer,
-        answer=schema.ReferralRow, errors=(403, 404)),
+        answer=schema.ReferralRow, errors=(403, 404), scope=REFERRAL),
     Row("DELETE", "/v1/referrals/{number}", forget, "Forget a remembered answer", NoQuery, answer=schema.ReferralRow,
-        errors=(403, 404)),
-    Row("GET", "/v1/quarantines", quarantines, "List quarantines", EverythingQuery, answer=schema.QuarantineList),
+        errors=(403, 404), scope=REFERRAL),
+    Row("GET", "/v1/quarantines", quarantines, "List quarantines", EverythingQuery, answer=schema.QuarantineList,
+        scope=NARROWED),
     Row("POST", "/v1/quarantines", begin, "Put a workload in quarantine", NoQuery, body=schema.QuarantineRequest,
-        answer=schema.QuarantineRow, status=201, errors=(403, 404, 409)),
+        answer=schema.QuarantineRow, status=201, errors=(403, 404, 409), scope=WORKLOAD),
     Row("POST", "/v1/quarantines/release", release, "Release a workload from quarantine", NoQuery,
-        body=schema.ReleaseRequest, status=204, errors=(403, 404)),
+        body=schema.ReleaseRequest, status=204, errors=(403, 404), scope=WORKLOAD),
 )  # fmt: skip

@@ -14,6 +14,7 @@ from starlette.responses import Response
 from casemate.api.errors import BodyTooLarge
 from casemate.api.routes_images import accepted
 from casemate.api.routing import Call, NoQuery, Row
+from casemate.api.scopes import ADMINISTRATOR, SHARED
 from casemate.node.trust import feeds, scans
 from casemate.node.trust.admission import said_of
 from casemate.node.trust.jobs import Answer
@@ -123,12 +124,13 @@ async def remove_feed(call: Call) -> None:
 
 
 ROWS = (
-    Row("GET", "/v1/images/scan", scan, "Scan an image", ScanQuery, answer=ScanAnswer, errors=(404, 409, 422)),
+    Row("GET", "/v1/images/scan", scan, "Scan an image", ScanQuery, answer=ScanAnswer, errors=(404, 409, 422),
+        scope=SHARED),
     Row("GET", "/v1/feeds", list_feeds, "List feeds of known vulnerabilities", FeedsQuery, answer=FeedList,
-        errors=(422,)),
+        errors=(422,), scope=SHARED),
     Row("POST", "/v1/feeds/import", import_feed, "Import a feed (the body)", ImportQuery, answer=schema.Operation,
-        status=202, errors=(413, 429, 507), stream_body="application/octet-stream"),
+        status=202, errors=(413, 429, 507), stream_body="application/octet-stream", scope=ADMINISTRATOR),
     Row("POST", "/v1/feeds/update", update_feeds, "Update feeds from a mirror", NoQuery, body=FeedUpdateRequest,
-        optional_body=True, answer=schema.Operation, status=202, errors=(400, 429)),
-    Row("DELETE", "/v1/feeds", remove_feed, "Remove a feed", FeedQuery, status=204, errors=(409,)),
+        optional_body=True, answer=schema.Operation, status=202, errors=(400, 429), scope=ADMINISTRATOR),
+    Row("DELETE", "/v1/feeds", remove_feed, "Remove a feed", FeedQuery, status=204, errors=(409,), scope=ADMINISTRATOR),
 )  # fmt: skip

@@ -10,10 +10,12 @@ import msgspec
 from msgspec import Meta
 
 from casemate.api.routing import Call, NoQuery, Project, Row
+from casemate.api.scopes import ADMINISTRATOR, IN_QUERY, NARROWED, OPEN
 from casemate.api.streams import HEARTBEAT, event_stream, sse
 from casemate.node import audit, system, watched
 from casemate.node.clock import parse_time
 from casemate.node.events import Events
+from casemate.node.owners import sees_event
 from casemate.spec import api as schema
 from casemate.spec.errors import InvalidArgument, PermissionDenied
 
@@ -43,7 +45,7 @@ async def version(call: Call) -> object:
 
 
 async def info(call: Call) -> object:
-    return await system.info(call.core)
+    return await system.info(call.core, call.caller)
 
 
 async def doctor(call: Call) -> object:
@@ -52,7 +54,7 @@ async def doctor(call: Call) -> object:
 
 
 async def disk(call: Call) -> object:
-    return await system.disk(call.core, call.project)
+    return await system.disk(call.core, call.project, call.caller)
 
 
 async def prune(call: Call) -> object:
@@ -91,7 +93,11 @@ async def events(call: Call) -> object:
                 yield HEARTBEAT
                 if call.core.clock() > until:
                     return
-            elif _takes(row, wanted) and (not query.project or row.project == query.project):
+            elif (
+                _takes(row, wanted)
+                and (not query.project or row.project == query.project)
+                and sees_event(call.caller, row)
+            ):
                 yield sse("event", row, row.number)
 
     return event_stream(call, pieces())
@@ -121,12 +127,15 @@ def _takes(row: schema.EventRow, wanted: dict[str, set[str]]) -> bool:
 
 
 ROWS = (
-    Row("GET", "/v1/version", version, "Versions", NoQuery, answer=schema.VersionAnswer),
-    Row("GET", "/v1/info", info, "The host and what is on it", NoQuery, answer=schema.InfoAnswer),
-    Row("GET", "/v1/doctor", doctor, "Check the host and what a crash left", NoQuery, answer=schema.DoctorAnswer),
-    Row("GET", "/v1/df", disk, "Disk usage", Project, answer=schema.DiskAnswer),
+    Row("GET", "/v1/version", version, "Versions", NoQuery, answer=schema.VersionAnswer, scope=OPEN),
+    Row("GET", "/v1/info", info, "The host and what is on it", NoQuery, answer=schema.InfoAnswer, scope=NARROWED),
+    Row("GET", "/v1/doctor", doctor, "Check the host and what a crash left", NoQuery, answer=schema.DoctorAnswer,
+        scope=ADMINISTRATOR),
+    Row("GET", "/v1/df", disk, "Disk usage", Project, answer=schema.DiskAnswer, scope=IN_QUERY),
     Row("POST", "/v1/prune", prune, "Remove what nobody uses", NoQuery, body=schema.PruneRequest, optional_body=True,
-        answer=schema.Removed),
-    Row("GET", "/v1/events", events, "Follow events", EventsQuery, answer="text/event-stream", errors=(429,)),
-    Row("GET", "/v1/audit", read_audit, "Read the audit log", AuditQuery, answer=schema.AuditList, errors=(403,)),
+        answer=schema.Removed, scope=ADMINISTRATOR),
+    Row("GET", "/v1/events", events, "Follow events", EventsQuery, answer="text/event-stream", errors=(429,),
+        scope=NARROWED),
+    Row("GET", "/v1/audit", read_audit, "Read the audit log", AuditQuery, answer=schema.AuditList, errors=(403,),
+        scope=ADMINISTRATOR),
 )  # fmt: skip

@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from casemate.api.routing import Call, NoQuery, Row
+from casemate.api.scopes import ADMINISTRATOR, IN_QUERY
 from casemate.node.trust import policies
 from casemate.spec.api.trust import (
     PolicyName,
@@ -68,16 +69,17 @@ async def why(call: Call) -> object:
 _POLICY = "/v1/trust/policy"
 ROWS = (
     Row("GET", "/v1/trust/policies", list_policies, "List documents of the trust policy", NoQuery,
-        answer=TrustPolicyList),
+        answer=TrustPolicyList, scope=ADMINISTRATOR),
     Row("GET", _POLICY, show_policy, "Show a document of the trust policy", NameQuery, answer=TrustPolicyDocument,
-        errors=(404,)),
+        errors=(404,), scope=ADMINISTRATOR),
     Row("POST", _POLICY, apply_policy, "Apply documents of the trust policy", NoQuery, body=TrustPolicyText,
-        answer=TrustApplied, errors=(403, 409, 422)),
+        answer=TrustApplied, errors=(403, 409, 422), scope=ADMINISTRATOR),
     Row("DELETE", _POLICY, remove_policy, "Remove a document of the trust policy", NameQuery, status=204,
-        errors=(403, 404, 422)),
+        errors=(403, 404, 422), scope=ADMINISTRATOR),
     Row("POST", f"{_POLICY}/test", test_policy, "Run cases against the trust policy", NoQuery, body=TrustTestRequest,
-        answer=TrustTestAnswer, errors=(422,)),
+        answer=TrustTestAnswer, errors=(422,), scope=ADMINISTRATOR),
     Row("POST", f"{_POLICY}/dry-run", dry_run, "What documents would change", NoQuery, body=TrustPolicyText,
-        answer=TrustDryRun, errors=(422,)),
-    Row("GET", "/v1/trust/why", why, "Why a container or an image may run", WhyQuery, answer=TrustWhy, errors=(404,)),
+        answer=TrustDryRun, errors=(422,), scope=ADMINISTRATOR),
+    Row("GET", "/v1/trust/why", why, "Why a container or an image may run", WhyQuery, answer=TrustWhy, errors=(404,),
+        scope=IN_QUERY),
 )  # fmt: skip

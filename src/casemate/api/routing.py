@@ -28,6 +28,7 @@ from casemate.node.core import Caller, Core
 from casemate.spec.errors import CasemateError
 
 if TYPE_CHECKING:
+    from casemate.api.scopes import RouteScope
     from casemate.node.node import Node
 
 #: A request is a specification, not content: 1 MiB holds a command line of ARG_MAX's usual use with room.
@@ -111,12 +112,16 @@ SocketHandler = Callable[[WebSocket, Call], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One route. *answer* is a type, or a media type for a stream; *status* that of success."""
+    """One route. *answer* is a type, or a media type for a stream; *status* that of success.
+
+    *scope* says whose the route is where projects have operators, and is looked at before *handler* is called.
+    """
 
     method: str
     path: str
     handler: Handler
     summary: str
+    scope: RouteScope = field(kw_only=True)
     query: type[msgspec.Struct] = Project
     body: type[msgspec.Struct] | None = None
     answer: Any = None
@@ -134,6 +139,7 @@ class SocketRow:
     path: str
     handler: SocketHandler
     summary: str
+    scope: RouteScope = field(kw_only=True)
     query: type[msgspec.Struct] = Project
 
 
@@ -180,6 +186,8 @@ class _Endpoint:
         query = decode_query(request.query_params.multi_items(), row.query)
         body = await _read_body(request, row) if row.body is not None else None
         call = Call(self._node, peer.caller(), peer, request.path_params, query, body, request)
+        if call.caller.projects is not None:
+            await row.scope.check(call)
         answer = await row.handler(call)
         if isinstance(answer, Response):
             return answer
@@ -201,6 +209,8 @@ class _SocketEndpoint:
             peer = check_peer(scope)
             query = decode_query(socket.query_params.multi_items(), self._row.query)
             call = Call(self._node, peer.caller(), peer, socket.path_params, query, None)
+            if call.caller.projects is not None:
+                await self._row.scope.check(call)
             await self._row.handler(socket, call)
         except WebSocketDisconnect:
             return

@@ -50,13 +50,18 @@ class Caller:
     """Who asks: *who* as the audit log has it (``uid:name``), and the descriptor of their API socket.
 
     *descriptor* answers -1 where there is none to pass on (TLS, or the connection is gone). *grants* answers what the
-    settings give to this person.
+    settings give to this person. *projects*: those that this person is an operator of; None: every one.
     """
 
     who: str
     uid: int | None = None
     descriptor: Callable[[], int] = field(default=lambda: -1)
     grants: Callable[[], frozenset[str]] = field(default=frozenset)
+    projects: frozenset[str] | None = None
+
+    def sees(self, project: str) -> bool:
+        """Whether what is in *project* is open to this person."""
+        return self.projects is None or project in self.projects
 
     def descriptors(self) -> tuple[int, ...]:
         """The ``caller`` descriptor for hostd, if there is one."""
@@ -123,8 +128,8 @@ class Core:
         self.hub = Hub()
         self.images = Store(settings.text("paths.state"))
         self.pool: Pool = parse_pool(settings.text("network.pool"))
-        #: Containers that were removed lately, with how they ended.
-        self.endings: OrderedDict[str, WaitAnswer] = OrderedDict()
+        #: Containers that were removed lately, with their project and how they ended.
+        self.endings: OrderedDict[str, tuple[str, WaitAnswer]] = OrderedDict()
         #: Images whose layers were read, by manifest digest.
         self.resolved: OrderedDict[str, Image] = OrderedDict()
         #: The end of each exec, told by hostd.
@@ -197,9 +202,9 @@ class Core:
     def new_id(self) -> str:
         return id_from_bytes(self.random_bytes(32))
 
-    def remember(self, id_: str, ending: WaitAnswer) -> None:
-        """Keep how a removed container ended, for whoever still asks."""
-        self.endings[id_] = ending
+    def remember(self, id_: str, project: str, ending: WaitAnswer) -> None:
+        """Keep how a removed container of *project* ended, for whoever still asks."""
+        self.endings[id_] = project, ending
         while len(self.endings) > MAX_REMEMBERED:
             self.endings.popitem(last=False)
 

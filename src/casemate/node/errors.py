@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from casemate.spec.errors import Conflict, HostLacks, InvalidArgument, LimitExceeded, NotFound
+from casemate.spec.errors import Conflict, HostLacks, InvalidArgument, LimitExceeded, NotFound, PermissionDenied
 
 
 class ContainerNotFound(NotFound):
@@ -138,6 +138,21 @@ class LevelUnavailable(HostLacks):
     code = "isolation.unavailable"
     title = "This host does not offer the isolation level"
     remedy = "`casemate system info` lists the levels; leave --isolation away for the default."
+
+
+class ProjectDenied(PermissionDenied):
+    code = "rights.project"
+    title = "The project is not open to this person"
+    remedy = (
+        "Name a project of yours with --project or CASEMATE_PROJECT (`casemate system info` lists them); the "
+        "administrator adds operators under projects.operators in /etc/casemate/casemate.toml."
+    )
+
+
+class AdministratorNeeded(PermissionDenied):
+    code = "rights.administrator"
+    title = "This is the administrator's, since it concerns more than one project"
+    remedy = "Ask root, or somebody whom projects.administrators of /etc/casemate/casemate.toml names."
 
 
 class TooManyContainers(LimitExceeded):

@@ -46,7 +46,7 @@ async def exited(
     if done is None:
         return
     row, decision = done
-    core.remember(id_, WaitAnswer(exit_code, oom_killed, reason or exit_reason(exit_code)))
+    core.remember(id_, row.project, WaitAnswer(exit_code, oom_killed, reason or exit_reason(exit_code)))
     core.changes.tell(id_)
     core.events.wake()
     if decision.again:
@@ -115,7 +115,11 @@ async def exec_ended(core: Core, id_: str, exit_code: int) -> None:
     def work(db: sqlite3.Connection) -> None:
         update(db, ExecRow, id_, status="ended", exit_code=exit_code, pid=0)
         for row in select(db, ExecRow, "WHERE id=?", id_):
-            events.add(db, core.clock(), "container", row.container, "exec_die", exec=id_, exit_code=exit_code)
+            for one in select(db, ContainerRow, "WHERE id=?", row.container):
+                events.add(
+                    db, core.clock(), "container", one.id, "exec_die", project=one.project, name=one.name, exec=id_,
+                    exit_code=exit_code,
+                )  # fmt: skip
 
     await core.db.write(work)
     future = core.exec_ends.pop(id_, None)

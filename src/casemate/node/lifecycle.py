@@ -331,9 +331,13 @@ async def pause(core: Core, reference: str, project: str, caller: Caller, *, fro
 
 async def wait(core: Core, reference: str, project: str, condition: str) -> WaitAnswer:
     """How the container ended: at once when it does not run (``exited``), at its next end, or once it is removed."""
-    if reference in core.endings:
-        return core.endings[reference]
-    row = await core.db.read(lambda db: lookup.container(db, reference, project))
+    try:
+        row = await core.db.read(lambda db: lookup.container(db, reference, project))
+    except ContainerNotFound:
+        home, ended = core.endings.get(reference, ("", None))
+        if ended is None or home != project:
+            raise
+        return ended
     begun = row.finished_at
 
     def holds(now: ContainerRow | None) -> bool:
@@ -358,6 +362,7 @@ async def wait_for_run(core: Core, id_: str, intent_at: float) -> WaitAnswer:
 def ending(core: Core, id_: str, row: ContainerRow | None) -> WaitAnswer:
     """The answer that *row*, or what is remembered of a removed one, gives."""
     if row is None:
-        return core.endings.get(id_, WaitAnswer(exit_code=137, reason="removed"))
+        _, ended = core.endings.get(id_, ("", WaitAnswer(exit_code=137, reason="removed")))
+        return ended
     code = row.exit_code if row.exit_code is not None else 0
     return WaitAnswer(code, bool(row.oom_killed), row.reason or exit_reason(code))

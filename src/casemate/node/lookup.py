@@ -32,6 +32,12 @@ def exec_(db: sqlite3.Connection, reference: str) -> ExecRow:
     return found[0]
 
 
+def project_of(db: sqlite3.Connection, id_: str) -> str:
+    """The project of the container with exactly this id; "", which is nobody's, when it is gone."""
+    row = db.execute("SELECT project FROM containers WHERE id=?", (id_,)).fetchone()
+    return str(row[0]) if row else ""
+
+
 def _find(db: sqlite3.Connection, kind: type[RowT], reference: str, project: str, *, missing: type[NotFound]) -> RowT:
     what = missing.code.partition(".")[0]
     is_hex = bool(_HEX.match(reference))

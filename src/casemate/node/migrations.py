@@ -269,6 +269,10 @@ _PACKED = """
 CREATE TABLE referral_packs (last INTEGER PRIMARY KEY, projects TEXT NOT NULL, pack BLOB NOT NULL) STRICT;
 """
 
+#: Who began an operation: where projects have operators, each sees their own.
+_OPERATIONS_WHO = "ALTER TABLE operations ADD COLUMN who TEXT NOT NULL DEFAULT '';"
+
 MIGRATIONS: tuple[str, ...] = (
     _FIRST, _PODS_LISTED, _POLICY, _TRUST, _PUBLISHERS, _PUBLISHERS_SHOWN, _PROJECTS, _NAMED, _PACKED,
+    _OPERATIONS_WHO,
 )  # fmt: skip

@@ -77,7 +77,7 @@ class Operations:
         if len(self._running) >= MAX_RUNNING:
             raise TooMany(f"{MAX_RUNNING} operations run already")
         core, at = self._core, self._core.clock()
-        row = OperationRow(core.new_id(), kind, "running", at, 0.0, target, b"{}")
+        row = OperationRow(core.new_id(), kind, "running", at, 0.0, target, b"{}", who=caller.who)
         running = self._running[row.id] = Running(row.id)
 
         def write(db: sqlite3.Connection) -> None:
@@ -133,11 +133,16 @@ class Operations:
     async def get(self, id_: str) -> Operation:
         return as_operation(await self._row(id_))
 
-    async def listing(self) -> list[Operation]:
+    async def owner(self, id_: str) -> str:
+        """Who began it; raises :class:`OperationNotFound`."""
+        return (await self._row(id_)).who
+
+    async def listing(self, who: str = "") -> list[Operation]:
+        """The newest first; those of *who*, if given."""
         rows = await self._core.db.read(
             lambda db: select(db, OperationRow, "ORDER BY created_at DESC LIMIT ?", MAX_KEPT + MAX_RUNNING)
         )
-        return [as_operation(row) for row in rows]
+        return [as_operation(row) for row in rows if who in ("", row.who)]
 
     async def watch(self, id_: str) -> AsyncIterator[tuple[int, Progress] | Operation | None]:
         """Progress as it comes (None: nothing for a while), and at the end the operation."""

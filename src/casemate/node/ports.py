@@ -65,7 +65,7 @@ def reserve(
     for port in ports:
         _check_address(port)
         if port.host_port:
-            why = _holder(db, port, in_use)
+            why = _holder(db, port, in_use, pod)
             if why:
                 raise PortTaken(
                     f"{port.host_address}:{port.host_port}/{port.protocol} is held by {why}", port=port.host_port
@@ -84,20 +84,20 @@ def _free(db: sqlite3.Connection, port: PortRequest, in_use: Listening, pick: Ca
     for offset in range(count):
         candidate = msgspec.structs.replace(port, host_port=FIRST_DYNAMIC + (start + offset) % count)
         at_rest = db.execute(asked, (port.protocol, candidate.host_port)).fetchone()
-        if at_rest is None and not _holder(db, candidate, in_use):
+        if at_rest is None and not _holder(db, candidate, in_use, ""):
             return candidate
     raise PortTaken(f"no port from {FIRST_DYNAMIC} to {LAST_DYNAMIC} is free")
 
 
-def _holder(db: sqlite3.Connection, port: PortRequest, in_use: Listening) -> str:
-    """Who holds *port* already, as text; empty when nobody does."""
+def _holder(db: sqlite3.Connection, port: PortRequest, in_use: Listening, pod: str) -> str:
+    """Who holds *port* already, as text, by name in the project of *pod* alone; empty when nobody does."""
     query = (
-        "SELECT p.host_address, c.name, c.status FROM ports p JOIN containers c ON c.pod=p.pod "
-        "WHERE p.protocol=? AND p.host_port=?"
+        "SELECT p.host_address, c.name, c.status, c.project=(SELECT project FROM pods WHERE id=?) "
+        "FROM ports p JOIN containers c ON c.pod=p.pod WHERE p.protocol=? AND p.host_port=?"
     )
-    for address, name, status in db.execute(query, (port.protocol, port.host_port)):
+    for address, name, status, is_neighbour in db.execute(query, (pod, port.protocol, port.host_port)):
         if status in _HOLDING and _overlap(address, port.host_address):
-            return f"container {name}"
+            return f"container {name}" if is_neighbour else "a container of another project"
     for protocol, address, number in in_use:
         if protocol == port.protocol and number == port.host_port and _overlap(address, port.host_address):
             return "a program of the host"

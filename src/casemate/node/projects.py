@@ -60,10 +60,12 @@ async def create(core: Core, request: ProjectRequest, caller: Caller) -> Project
     return row
 
 
-async def listing(core: Core) -> ProjectList:
+async def listing(core: Core, caller: Caller) -> ProjectList:
+    """Those that are open to *caller*."""
+
     def work(db: sqlite3.Connection) -> ProjectList:
         found = db.execute("SELECT name, created_at, created_by, labels FROM projects ORDER BY name").fetchall()
-        return ProjectList(tuple(_row(db, one) for one in found))
+        return ProjectList(tuple(_row(db, one) for one in found if caller.sees(one[0])))
 
     return await core.db.read(work)
 

@@ -68,7 +68,8 @@ async def remove_locked(core: Core, id_: str, caller: Caller, *, force: bool, vo
         await core.policy.pod_gone(row.pod)
     gone = await core.db.write(lambda db: _finish(db, core, row, caller, volumes=volumes))
     core.hub.forget(id_)
-    core.remember(id_, core.endings.get(id_) or WaitAnswer(137 if row.status in ALIVE else row.exit_code or 0))
+    _, ending = core.endings.get(id_) or ("", WaitAnswer(137 if row.status in ALIVE else row.exit_code or 0))
+    core.remember(id_, row.project, ending)
     core.changes.tell(id_)
     core.events.wake()
     for project, name in gone:

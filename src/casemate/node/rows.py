@@ -118,6 +118,8 @@ class OperationRow(msgspec.Struct, frozen=True):
     target: str
     result: bytes
     problem: bytes | None = None
+    #: Who began it, as the audit log has them.
+    who: str = ""
 
 
 RowT = TypeVar("RowT", bound=msgspec.Struct)

@@ -18,6 +18,7 @@ from casemate.node.imagejobs import run_job
 from casemate.node.rows import ALIVE, PodRow, select
 from casemate.node.trust import checkup
 from casemate.spec.api import (
+    CallerRights,
     DiskAnswer,
     DiskRow,
     DoctorAnswer,
@@ -44,16 +45,17 @@ def version(core: Core) -> VersionAnswer:
     return VersionAnswer(__version__, API_VERSION, hostd, platform.python_version(), platform.release())
 
 
-async def info(core: Core) -> InfoAnswer:
-    """The host and what is on it."""
-    counts = await core.db.read(_counts)
+async def info(core: Core, caller: Caller) -> InfoAnswer:
+    """The host and what is on it; an operator of single projects is told of these, and not of settings."""
+    counts = await core.db.read(lambda db: _counts(db, caller))
     welcome = core.hostd.welcome
     if welcome is not None:
         # Levels come and go while the connection stays: a guest kernel, a package.
         with contextlib.suppress(CasemateError):
             welcome = await ask(core.hostd, Hello(), Welcome)
     warnings = () if welcome is not None else ("casemate-hostd does not answer: containers cannot be changed",)
-    settings: dict[str, object] = {row.name: core.settings.value(row.name) for row in SETTINGS}
+    told = SETTINGS if caller.projects is None else ()
+    settings: dict[str, object] = {row.name: core.settings.value(row.name) for row in told}
     return InfoAnswer(
         version=__version__,
         containers=counts[0],
@@ -63,13 +65,20 @@ async def info(core: Core) -> InfoAnswer:
         host=welcome.host if welcome is not None else {},
         settings=settings,
         warnings=warnings,
+        caller=CallerRights(
+            caller.who, caller.projects is None, tuple(sorted(caller.projects or ())), tuple(sorted(caller.grants()))
+        ),
     )
 
 
-def _counts(db: sqlite3.Connection) -> tuple[int, int, int]:
+def _counts(db: sqlite3.Connection, caller: Caller, project: str = "") -> tuple[int, int, int]:
+    """Containers, how many run, images: of *project*, or of all that *caller* sees."""
     marks = ", ".join(f"'{status}'" for status in sorted(ALIVE))
     query = f"SELECT count(*), coalesce(sum(status IN ({marks})), 0) FROM containers"  # noqa: S608
-    containers, running = db.execute(query).fetchone()
+    seen = () if caller.projects is None else (project,) if project else tuple(sorted(caller.projects))
+    if caller.projects is not None:
+        query += f" WHERE project IN ({', '.join('?' * len(seen))})"
+    containers, running = db.execute(query, seen).fetchone()
     return containers, running, db.execute("SELECT count(*) FROM images").fetchone()[0]
 
 
@@ -139,7 +148,7 @@ async def _store(core: Core) -> list[FindingRow]:
     return [FindingRow("store", "ok", "every blob matches its digest")]
 
 
-async def disk(core: Core, project: str) -> DiskAnswer:
+async def disk(core: Core, project: str, caller: Caller) -> DiskAnswer:
     """What takes space: images, containers, volumes, partial downloads."""
     found = await core.db.read(imagestore.all_images)
     counts = await core.db.read(
@@ -151,7 +160,7 @@ async def disk(core: Core, project: str) -> DiskAnswer:
     )
     in_use = [row for row, _ in found if counts.get(row.manifest_digest)]
     idle = [row.the_record().size_bytes for row, _ in found if not counts.get(row.manifest_digest)]
-    containers, running, _ = await core.db.read(_counts)
+    containers, running, _ = await core.db.read(lambda db: _counts(db, caller, project))
     listed = await volumes.listing(core, project)
     sizes = await _volume_sizes(core, project)
     free = [v.name for v in listed.volumes if not v.used_by]

@@ -1,9 +1,10 @@
-"""What the doctor says of flow records and the pods' resolver."""
+"""What the doctor says of flow records, the pods' resolver, and operators of projects."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from casemate.host import operators
 from casemate.spec.api import FindingRow
 
 if TYPE_CHECKING:
@@ -14,7 +15,20 @@ _AGAIN = "It is tried again by itself; the journals of casemated and casemate-ho
 
 def findings(node: Node) -> list[FindingRow]:
     """A line each, with what was lost."""
-    return [_flows(node), _names(node)]
+    return [_flows(node), _names(node), *_operators(node)]
+
+
+def _operators(node: Node) -> list[FindingRow]:
+    """Names of operators and administrators that nobody has: they open nothing, and may be meant for somebody."""
+    found = operators.unknown(node.core.settings)
+    if not found:
+        return []
+    return [
+        FindingRow(
+            "operators", "warning", f"nobody on this host is called so: {', '.join(found[:10])}",
+            "Correct projects.operators and projects.administrators in /etc/casemate/casemate.toml.",
+        )
+    ]  # fmt: skip
 
 
 def _flows(node: Node) -> FindingRow:

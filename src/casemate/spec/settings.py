@@ -225,6 +225,17 @@ SETTINGS: tuple[Setting, ...] = (
         "walls; root always may",
     ),
     Setting("grants.metrics", (), "users, or @groups, that may read /metrics; root always may"),
+    Setting(
+        "projects.operators",
+        (),
+        "PROJECT=WHO pairs: a user, @group or tls:NAME that sees and changes what is in the project, and nothing else; "
+        "none here and under projects.administrators: every member may do everything",
+    ),
+    Setting(
+        "projects.administrators",
+        (),
+        "users, @groups or tls:NAME that all projects are open to, where projects have operators; root always is",
+    ),
     Setting("metrics.tls_clients", (), "names of client certificates that may read /metrics over TLS; empty: none"),
     Setting("telemetry.endpoint", "", "OpenTelemetry collector, http(s)://host:4318; empty: nothing is sent"),
     Setting("telemetry.interval", 15, "between two exports of metrics: Prometheus' own default", "s", 1, 3600),

@@ -28,6 +28,15 @@ def test_it_does_not_run_as_root(capsys: pytest.CaptureFixture[str], monkeypatch
     assert daemon.main(["--nonsense"]) == 2
 
 
+def test_operators_that_cannot_be_meant_keep_it_from_starting(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Passed over, such an entry would close a project to somebody, or seem to."""
+    monkeypatch.setenv("CASEMATE_PROJECTS_OPERATORS", "shop=alice,bob")
+    assert daemon.main([]) == 1
+    assert "projects.operators: 'bob' is not PROJECT=WHO" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("text", ["x", "1.2.3.4", "1.2.3.4:0", "1.2.3.4:99999", ":80", "host:port"])
 def test_a_wrong_listen_setting_is_refused(text: str) -> None:
     with pytest.raises(StartRefused) as error:
@@ -50,6 +59,25 @@ def test_the_name_in_a_certificate() -> None:
     assert peer._subject({"subjectAltName": (("email", "a@b"),), "subject": ((("commonName", "x"),),)}) == "a@b"
     assert peer._subject({"subject": ((("commonName", "x\n\x1b"),),)}) == "x??"
     assert peer._subject({}) == "unnamed"
+
+
+def test_a_client_certificate_is_an_operator_by_its_name() -> None:
+    class Tls:
+        def getpeercert(self) -> dict[str, object]:
+            return {"subjectAltName": (("DNS", "ci"),)}
+
+    class Transport(asyncio.BaseTransport):
+        def get_extra_info(self, name: str, default: object = None) -> object:
+            return Tls() if name == "ssl_object" else default
+
+    def projects(**settings: tuple[str, ...]) -> frozenset[str] | None:
+        named = {f"projects.{key}": value for key, value in settings.items()}
+        return peer.of_transport(Transport(), Settings(named)).caller().projects
+
+    assert projects() is None
+    assert projects(operators=("shop=tls:ci", "lab=ci")) == {"shop"}
+    assert projects(operators=("shop=alice",)) == frozenset()
+    assert projects(operators=("shop=tls:ci",), administrators=("tls:ci",)) is None
 
 
 def test_a_peer_of_a_unix_socket_is_known_to_the_kernel() -> None:

@@ -10,11 +10,16 @@ import pytest
 from casemate.node import watched
 from casemate.node.dns.wire import Counters
 from casemate.spec.api.flows import FlowCounters
+from casemate.spec.settings import Settings
 
 
-def node(flows: FlowCounters, *, working: bool = True, enabled: bool = True, counters: Counters | None = None) -> Any:
+def node(
+    flows: FlowCounters, *, working: bool = True, enabled: bool = True, counters: Counters | None = None,
+    operators: tuple[str, ...] = (),
+) -> Any:  # fmt: skip
     names = SimpleNamespace(working=working, enabled=enabled, counters=counters or Counters(queries=5))
-    return SimpleNamespace(flows=SimpleNamespace(counters=lambda: flows), names=names)
+    core = SimpleNamespace(settings=Settings({"projects.operators": operators}))
+    return SimpleNamespace(flows=SimpleNamespace(counters=lambda: flows), names=names, core=core)
 
 
 @pytest.mark.parametrize(
@@ -45,3 +50,11 @@ def test_flows(flows: FlowCounters, severity: str, word: str) -> None:
 def test_names(more: dict[str, Any], severity: str) -> None:
     line = watched.findings(node(FlowCounters(True, 10), **more))[1]
     assert (line.check, line.severity) == ("names", severity)
+
+
+def test_operators_that_nobody_is() -> None:
+    """They open nothing, and somebody waits for it."""
+    assert len(watched.findings(node(FlowCounters(True, 10), operators=("a=root", "a=@root", "a=tls:x")))) == 2
+    line = watched.findings(node(FlowCounters(True, 10), operators=("a=root", "a=no-such-user")))[2]
+    assert (line.check, line.severity) == ("operators", "warning")
+    assert "a=no-such-user" in line.detail

@@ -26,6 +26,7 @@ def info(arguments: Arguments, context: Context) -> int:
     else:
         lines = [f"Version: {answer.get('version')}", f"Containers: {answer.get('containers')}",
                  f" Running: {answer.get('running')}", f"Images: {answer.get('images')}"]  # fmt: skip
+        lines += _rights(answer.get("caller"))
         for title, name in (("Isolation levels", "levels"), ("Host", "host"), ("Settings", "settings")):
             found = answer.get(name)
             if isinstance(found, dict) and found:
@@ -35,6 +36,15 @@ def info(arguments: Arguments, context: Context) -> int:
         for warning in _list(answer.get("warnings")):
             context.note(f"{coloured('warning:', '33', 2)} {clean(str(warning))}\n")
     return 0
+
+
+def _rights(caller: object) -> list[str]:
+    """Who asks, and what is open to them."""
+    if not isinstance(caller, dict):
+        return []
+    projects, grants = (", ".join(map(str, _list(caller.get(name)))) for name in ("projects", "grants"))
+    may = "every project" if caller.get("administrator") else projects or "no project"
+    return [f"You: {caller.get('who')}", f" Projects: {may}", f" Grants: {grants or 'none'}"]
 
 
 def _plain(held: object) -> str:

@@ -46,6 +46,8 @@ class Wanted:
     port: int = 0
     protocol: str = ""
     project: str = ""
+    #: With an end in one of them; None: in any project, or in none.
+    projects: frozenset[str] | None = None
 
 
 def condition(wanted: Wanted) -> tuple[str, list[object]]:
@@ -80,6 +82,10 @@ def condition(wanted: Wanted) -> tuple[str, list[object]]:
     if wanted.project:
         parts.append("(s.project = ? OR d.project = ?)")
         values += [wanted.project, wanted.project]
+    if wanted.projects is not None:
+        marks = ", ".join("?" * len(wanted.projects))
+        parts.append(f"(s.project IN ({marks}) OR d.project IN ({marks}))")
+        values += [*wanted.projects, *wanted.projects]
     return " AND ".join(parts) or "1", values
 
 

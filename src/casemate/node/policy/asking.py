@@ -9,8 +9,9 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from casemate.node.core import Core
+from casemate.node.core import Caller, Core
 from casemate.node.flows.query import PASSED
+from casemate.node.owners import sees_end
 from casemate.node.policy import ends, walling
 from casemate.node.policy.documents import text_of
 from casemate.node.policy.errors import ExpectationsInvalid, FlowsAbsent
@@ -157,8 +158,8 @@ async def recorded(core: Core, since: float, verdicts: tuple[str, ...] = ()) -> 
     return flows
 
 
-async def status(core: Core, referrals: dict[str, int]) -> PolicyStatus:
-    """What holds and what was counted; raises what hostd answers."""
+async def status(core: Core, referrals: dict[str, int], caller: Caller) -> PolicyStatus:
+    """What holds, of workloads that *caller* sees, and what was counted on the node; raises what hostd answers."""
     await core.policy.load()
     seen = await core.policy.firewall.state()
     workloads = core.policy.workloads
@@ -166,11 +167,13 @@ async def status(core: Core, referrals: dict[str, int]) -> PolicyStatus:
         HoldRow(one.pod, workloads[one.pod].name if one.pod in workloads else "", one.waiting, one.refused, one.left_s)
         for one in seen.holding
     )
+    if caller.projects is not None:
+        holds = tuple(one for one in holds if sees_end(caller, one.workload))
     return PolicyStatus(core.policy.state(), seen.elements, seen.counters, referrals, seen.waiting, holds)
 
 
-async def identities(core: Core, project: str = "") -> IdentityList:
-    """Every identity that the kernel knows (of *project*, if given), and whose it is."""
+async def identities(core: Core, caller: Caller, project: str = "") -> IdentityList:
+    """Every identity that the kernel knows (of *project*, if given) and *caller* sees, and whose it is."""
     policy = core.policy
     await policy.load()
     planner = policy.planner
@@ -185,5 +188,6 @@ async def identities(core: Core, project: str = "") -> IdentityList:
         IdentityRow(number, one.kind.value, one.project, dict(one.labels), tuple(sorted(holders.get(number, ()))))
         for number, one in sorted(planner.compiler.identities.items())
         if (one.project == project if project else one.kind is Kind.POD or one.dns or one.blocks)
+        and (caller.projects is None or one.project in caller.projects)
     ]
     return IdentityList(tuple(rows))

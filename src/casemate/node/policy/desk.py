@@ -63,7 +63,9 @@ class Desk:
             case FirewallRepaired():
                 self.core.spawn(self._note("firewall", "repaired", what="; ".join(event.what)[:2000]), "an event")
             case HoldEnded():
-                work = self._note("pod", "hold-ended", event.pod, why=event.why, refused=event.refused)
+                known = self.core.policy.workloads.get(event.pod)
+                project = known.endpoint.project if known is not None else ""
+                work = self._note("pod", "hold-ended", event.pod, project=project, why=event.why, refused=event.refused)
                 self.core.spawn(work, "an event")
             case _:
                 return False

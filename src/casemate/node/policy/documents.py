@@ -14,8 +14,9 @@ import yaml
 from casemate.node import audit, events
 from casemate.node.clock import rfc3339
 from casemate.node.core import Caller, Core
+from casemate.node.errors import AdministratorNeeded, ProjectDenied
 from casemate.node.policy import rights, store, wallpaths
-from casemate.node.policy.errors import PolicyNotFound
+from casemate.node.policy.errors import PolicyNotFound, WallPathOpened
 from casemate.node.policy.reading import read_text
 from casemate.node.policy.state import Policy, without
 from casemate.policy import analysis
@@ -88,12 +89,13 @@ async def apply(
     :class:`WallPathOpened` unless an officer gives a *path_reason*.
     """
     read = await read_text(data)
+    _demand(caller, read, whole=whole, path_reason=path_reason)
     policy = core.policy
     async with policy.lock:
         await policy.load_held()
         change = _changes(policy, read, whole=whole)
         done = await _change(core, policy, change, caller, dry_run=dry_run, path_reason=path_reason)
-    return await _told(policy, change, done, dry_run=dry_run)
+    return await _told(policy, change, done, caller, dry_run=dry_run)
 
 
 async def remove(
@@ -103,18 +105,40 @@ async def remove(
     policy = core.policy
     async with policy.lock:
         await policy.load_held()
-        found = [find(policy, key) for key in keys]
+        found = [find(_seen(policy, caller), key) for key in keys]
+        _demand(caller, found, path_reason=path_reason)
         told = tuple(PolicyChange(one.key, "removed") for one in found)
         change = _Change((), tuple(one.key for one in found), told, {one.key: one for one in found})
         done = await _change(core, policy, change, caller, dry_run=dry_run, path_reason=path_reason)
-    return await _told(policy, change, done, dry_run=dry_run)
+    return await _told(policy, change, done, caller, dry_run=dry_run)
 
 
-def find(policy: Policy, key: str) -> Document:
+def _demand(caller: Caller, read: Iterable[Document], *, whole: bool = False, path_reason: str = "") -> None:
+    """An operator of projects changes what is these projects', and nothing that concerns others."""
+    if caller.projects is None:
+        return
+    if whole or path_reason:
+        what = "that all other documents go" if whole else "to open a path across a wall"
+        raise AdministratorNeeded(f"{what} is not open to {caller.who}, an operator of single projects")
+    for one in read:
+        if not one.project:
+            raise AdministratorNeeded(f"the operator's document {one.key} is not open to {caller.who}")
+        if not caller.sees(one.project):
+            raise ProjectDenied(f"{one.key}: project {one.project!r} is not open to {caller.who}", project=one.project)
+
+
+def _seen(policy: Policy, caller: Caller) -> dict[str, Document]:
+    """The documents that *caller* sees."""
+    if caller.projects is None:
+        return policy.documents
+    return {key: one for key, one in policy.documents.items() if caller.sees(one.project)}
+
+
+def find(documents: dict[str, Document], key: str) -> Document:
     """The document *key*; the kind may be left out where the rest says which. Raises :class:`PolicyNotFound`."""
-    if key in policy.documents:
-        return policy.documents[key]
-    found = [one for name, one in policy.documents.items() if name.partition("/")[2] == key or one.name == key]
+    if key in documents:
+        return documents[key]
+    found = [one for name, one in documents.items() if name.partition("/")[2] == key or one.name == key]
     if len(found) == 1:
         return found[0]
     several = f": {', '.join(one.key for one in found[:5])}" if found else ""
@@ -176,7 +200,12 @@ async def _change(
         return _Done(Transaction("nothing"), {}, documents, await wallpaths.looked(policy))
     paths, opened = wallpaths.NOTHING, tuple[wallpaths.Path, ...]()
     if policy.walls or any(one.parsed.walls for one in change.put):
-        paths, opened = await wallpaths.demand(core, documents, caller, reason=path_reason)
+        try:
+            paths, opened = await wallpaths.demand(core, documents, caller, reason=path_reason)
+        except WallPathOpened as error:
+            if caller.projects is None:
+                raise
+            raise WallPathOpened("a path through what other projects allow; an administrator is shown it") from error
     at = core.clock()
 
     def written(db: sqlite3.Connection) -> None:
@@ -198,8 +227,17 @@ async def _change(
     return _Done(transaction, names, documents, paths)
 
 
-async def _told(policy: Policy, change: _Change, done: _Done, *, dry_run: bool) -> PolicyApplied:
-    """The answer; what is odd about the set is looked for now, when the kernel has it and others may go on."""
+async def _told(policy: Policy, change: _Change, done: _Done, caller: Caller, *, dry_run: bool) -> PolicyApplied:
+    """The answer; what is odd about the set is looked for now, when the kernel has it and others may go on.
+
+    An operator of single projects is told of the documents, and not what the whole set means for others.
+    """
+    if caller.projects is not None:
+        return PolicyApplied(
+            dry_run, await asyncio.to_thread(change.with_diffs), elements=done.transaction.size,
+            enforced=policy.enforced and not dry_run, why_not="" if policy.enforced else policy.why_not,
+            generation=policy.firewall.generation,
+        )  # fmt: skip
 
     def name(number: int) -> str:
         return done.names.get(number, "everyone" if not number else str(number))
@@ -270,16 +308,20 @@ def _names(compiler: Compiler | None, transaction: Transaction) -> dict[int, str
     return {number: known[number].describe() for number in wanted if number in known}
 
 
-async def listing(core: Core, project: str) -> PolicyList:
-    """The documents that are in force: those of *project* (empty: all) and the operator's."""
+async def listing(core: Core, caller: Caller, project: str) -> PolicyList:
+    """The documents in force that *caller* sees: those of *project* (empty: all) and the operator's."""
     policy = core.policy
     await policy.load()
-    rows = [row for _, row in sorted(policy.rows.items()) if not project or row.project in ("", project)]
+    rows = [
+        row
+        for _, row in sorted(policy.rows.items())
+        if (not project or row.project in ("", project)) and caller.sees(row.project)
+    ]
     return PolicyList(tuple(rows), policy.state())
 
 
-async def show(core: Core, key: str) -> PolicyDetail:
+async def show(core: Core, key: str, caller: Caller) -> PolicyDetail:
     await core.policy.load()
-    one = find(core.policy, key)
+    one = find(_seen(core.policy, caller), key)
     value: dict[str, Any] = one.value
     return PolicyDetail(core.policy.rows[one.key], value, text_of(value))

@@ -42,6 +42,11 @@ def at_address(policy: Policy, address: Address) -> Endpoint:
     return outside(address) if one is None else policy.labelled(one)
 
 
+def unknown(text: str, project: str) -> WorkloadUnknown:
+    """*text* names nothing there, or nothing that is to be told of."""
+    return WorkloadUnknown(f"{text[:140]!r} is neither a container nor a pod of project {project}")
+
+
 async def workload_name(core: Core, text: str, project: str, *, historic: bool = False) -> str:
     """The stable name of the workload that *text* names; *historic*: also one that only walls' history knows.
 
@@ -69,7 +74,7 @@ async def workload_name(core: Core, text: str, project: str, *, historic: bool =
                 return lookup.pod(db, name.removeprefix("pod/"), home).id
             except NotFound:
                 pass
-        raise WorkloadUnknown(f"{text[:140]!r} is neither a container nor a pod of project {project}")
+        raise unknown(text, project)
 
     pod = await core.db.read(work)
     known = policy.workloads.get(pod)

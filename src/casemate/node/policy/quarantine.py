@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from casemate.node import audit, events
 from casemate.node.core import Caller, Core, report
 from casemate.node.flows.query import PASSED
+from casemate.node.owners import sees_end
 from casemate.node.policy import ends, rights, store
 from casemate.node.policy.endpoints import read_workload
 from casemate.node.policy.errors import QuarantineHeld, QuarantineNotFound
@@ -149,8 +150,10 @@ async def overdue(core: Core) -> None:
             await release(core, workload, "casemated", "its time is over")
 
 
-async def listing(core: Core, *, everything: bool) -> QuarantineList:
-    return QuarantineList(tuple(await core.db.read(lambda db: store.quarantines(db, everything=everything))))
+async def listing(core: Core, caller: Caller, *, everything: bool) -> QuarantineList:
+    """Those that hold, and with *everything* those that ended, of workloads that *caller* sees."""
+    rows = await core.db.read(lambda db: store.quarantines(db, everything=everything))
+    return QuarantineList(tuple(row for row in rows if sees_end(caller, row.workload)))
 
 
 async def _before(core: Core, workload: str) -> tuple[str, ...]:

@@ -81,10 +81,13 @@ def _packed(runs: Sequence[Run]) -> Packed:
     return Packed(last, f" {' '.join(sorted(projects))} ", _ENCODER.encode((list(places), told)))
 
 
-def read(pack: bytes, project: str = "") -> Iterator[ReferralRow]:
-    """The referrals of a pack, the newest first; with an end in *project*, if given."""
+def read(pack: bytes, projects: frozenset[str] | None = None) -> Iterator[ReferralRow]:
+    """The referrals of a pack, the newest first; with an end in one of *projects*, if given."""
     held = _DECODER.decode(pack)
-    wanted = [not project or project in {_project(kind.source), _project(kind.destination)} for kind in held.kinds]
+    wanted = [
+        projects is None or _project(kind.source) in projects or _project(kind.destination) in projects
+        for kind in held.kinds
+    ]
     for first, at, place, ports in reversed(held.runs):
         if wanted[place]:
             yield from rows(Run(first, at, held.kinds[place], ports))

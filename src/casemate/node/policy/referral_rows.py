@@ -73,14 +73,14 @@ class Rows:
             self._writing = False
             self._under_way = ([], [])
 
-    async def newest(self, limit: int, project: str) -> Iterable[ReferralRow]:
+    async def newest(self, limit: int, projects: frozenset[str] | None) -> Iterable[ReferralRow]:
         """The newest decided rows, the newest first: those that wait to be written, and *limit* of the store's."""
         # Before the store is read: meanwhile they may be written.
         runs = reversed([*self._under_way[1], *self._runs])
         unwritten = [*self._under_way[0], *self._unwritten]
         unwritten += islice((row for run in runs for row in referral_packs.rows(run)), limit)
         unwritten.sort(key=lambda row: -row.number)
-        decided = await self._core.db.read(lambda db: store.referrals(db, limit, project))
+        decided = await self._core.db.read(lambda db: store.referrals(db, limit, projects))
         known = {row.number for row in unwritten}
         return (*unwritten[:limit], *(row for row in decided if row.number not in known))
 

@@ -19,6 +19,7 @@ from casemate.hostd.protocol_firewall import ReferralAnswer as ToHostd
 from casemate.node import audit, events
 from casemate.node.clock import rfc3339
 from casemate.node.core import Caller, Core, report
+from casemate.node.owners import project_of_end
 from casemate.node.policy import ends, rights, store, walling
 from casemate.node.policy.cases import WORDS, Answer, Case, Prompt, Settled, key_of
 from casemate.node.policy.deciding import Decider, Rates
@@ -40,9 +41,9 @@ MAX_AT_ONCE = 8_192
 MAX_GRANTED = 32_768
 
 
-def concerns(row: ReferralRow, project: str) -> bool:
-    """Whether an end of *row* is in *project*; "" is every project."""
-    return not project or any(end.startswith(f"{project}/") for end in (row.source, row.destination))
+def concerns(row: ReferralRow, projects: frozenset[str] | None) -> bool:
+    """Whether an end of *row* is in one of *projects*; None is every project."""
+    return projects is None or any(project_of_end(end) in projects for end in (row.source, row.destination))
 
 
 class Referrals:
@@ -524,16 +525,23 @@ class Referrals:
             packets=len(prompt.packets), waited_ms=round((self._core.clock() - prompt.began) * 1000, 3),
         )  # fmt: skip
 
+    def find(self, number: int) -> ReferralRow | None:
+        """The referral that waits, or whose answer is remembered."""
+        prompt = self._prompts.get(number)
+        if prompt is not None:
+            return self._row(prompt, None)
+        return next((row for _, row in self._remembered.values() if row.number == number), None)
+
     # --- looking --------------------------------------------------------------------------------------------------
 
-    async def listing(self, limit: int, project: str = "") -> ReferralList:
-        """Those that wait, the newest that were decided, and what is remembered; with an end in *project*, if given."""
-        both = tuple(await self._rows.newest(limit, project))
+    async def listing(self, limit: int, projects: frozenset[str] | None = None) -> ReferralList:
+        """Those that wait, the newest that were decided, what is remembered; with an end in *projects*, if given."""
+        both = tuple(await self._rows.newest(limit, projects))
         now = self._core.clock()
         kept = tuple(row for until, row in self._remembered.values() if not until or until > now)
         waiting = tuple(self._row(prompt, None) for prompt in self._prompts.values())
         waiting, both, kept = (
-            tuple(row for row in rows if concerns(row, project)) for rows in (waiting, both, kept)
+            tuple(row for row in rows if concerns(row, projects)) for rows in (waiting, both, kept)
         )  # fmt: skip
         return ReferralList(waiting, both[:limit], kept, dict(self.counters))
 

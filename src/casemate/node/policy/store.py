@@ -162,18 +162,20 @@ def add_referrals(db: sqlite3.Connection, rows: Sequence[ReferralRow], runs: Seq
         db.execute("DELETE FROM referral_packs WHERE last<=?", (last - REFERRAL_ROWS,))
 
 
-def referrals(db: sqlite3.Connection, limit: int, project: str = "") -> list[ReferralRow]:
-    """The newest decided ones, the newest first; with an end in *project*, if given."""
+def referrals(db: sqlite3.Connection, limit: int, projects: frozenset[str] | None = None) -> list[ReferralRow]:
+    """The newest decided ones, the newest first; with an end in one of *projects*, if given."""
     query, packs = "SELECT row FROM referrals", "SELECT pack FROM referral_packs"
-    if project:
-        ends = (f"json_extract(CAST(row AS TEXT), '$.{end}') GLOB ?" for end in ("source", "destination"))
-        query += f" WHERE {' OR '.join(ends)}"
+    named = sorted(projects or ())
+    if projects is not None:
+        ends = (f"json_extract(CAST(row AS TEXT), '$.{end}')" for end in ("source", "destination"))
+        marks = ", ".join("?" * len(named))
+        query += " WHERE " + " OR ".join(f"substr({end}, 1, instr({end}, '/') - 1) IN ({marks})" for end in ends)
+    if len(named) == 1:
         packs += " WHERE instr(projects, ?)"
-    values = (f"{project}/*",) * 2 if project else ()
-    rows = db.execute(f"{query} ORDER BY number DESC LIMIT ?", (*values, limit))
+    rows = db.execute(f"{query} ORDER BY number DESC LIMIT ?", (*named, *named, limit))
     found = [_REFERRAL.decode(row) for (row,) in rows]
-    held = db.execute(f"{packs} ORDER BY last DESC", (f" {project} ",) if project else ())
-    found += islice((row for (pack,) in held for row in read(pack, project)), limit)
+    held = db.execute(f"{packs} ORDER BY last DESC", [f" {project} " for project in named] if len(named) == 1 else ())
+    found += islice((row for (pack,) in held for row in read(pack, projects)), limit)
     found.sort(key=lambda row: -row.number)
     return found[:limit]
 

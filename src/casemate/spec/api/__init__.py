@@ -67,6 +67,7 @@ from casemate.spec.api.images import (
 from casemate.spec.api.node import (
     AuditList,
     AuditRow,
+    CallerRights,
     DiskAnswer,
     DiskRow,
     DoctorAnswer,
@@ -87,6 +88,7 @@ __all__ = (
     "AuditList",
     "AuditRow",
     "BuildDebianRequest",
+    "CallerRights",
     "Change",
     "ChangesAnswer",
     "ContainerCreated",

@@ -69,6 +69,15 @@ class VersionAnswer(Value, frozen=True):
     kernel: str
 
 
+class CallerRights(Value, frozen=True):
+    """Who asks, and what is open to them: every project to an *administrator*, otherwise *projects*."""
+
+    who: str
+    administrator: bool
+    projects: tuple[str, ...] = ()
+    grants: tuple[str, ...] = ()
+
+
 class InfoAnswer(Value, frozen=True):
     version: str
     containers: int
@@ -78,6 +87,7 @@ class InfoAnswer(Value, frozen=True):
     host: dict[str, str]
     settings: dict[str, object]
     warnings: tuple[str, ...] = ()
+    caller: CallerRights | None = None
 
 
 class FindingRow(Value, frozen=True):

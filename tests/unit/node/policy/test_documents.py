@@ -67,14 +67,14 @@ def test_documents_come_and_go(play: Callable[..., None]) -> None:
         changed = await site.apply(SHOP.replace(b"5432", b"5433"))
         assert changed.changes[0].action == "changed"
         assert "-    - tcp/5432" in changed.changes[0].diff
-        listed = await documents.listing(core, "")
+        listed = await documents.listing(core, ROOT, "")
         assert [(row.key, row.rules, row.applied_by) for row in listed.documents] == [
             ("Policy/default/shop", 3, "0:root")
         ]
-        shown = await documents.show(core, "shop")
+        shown = await documents.show(core, "shop", ROOT)
         assert "tcp/5433" in shown.text
         with pytest.raises(PolicyNotFound):
-            await documents.show(core, "Policy/default/none")
+            await documents.show(core, "Policy/default/none", ROOT)
         await documents.remove(core, ["Policy/default/shop"], ROOT, dry_run=False)
         assert not site.notes.of(wire.FirewallReplace)[-1].in_force
 
@@ -242,7 +242,7 @@ def test_quarantine_moves_one_address_and_comes_back(play: Callable[..., None]) 
         assert (await asking.explained(core, ExplainRequest("db", "web", "tcp/81"))).verdict == "deny"
         with pytest.raises(QuarantineHeld):
             await quarantine.by_person(core, asked, ROOT)
-        listed = (await quarantine.listing(core, everything=False)).quarantines
+        listed = (await quarantine.listing(core, ROOT, everything=False)).quarantines
         assert [(one.workload, one.reason, one.number) for one in listed] == [("default/web", "scan", row.number)]
         site.now += 61
         await quarantine.overdue(core)
@@ -250,7 +250,7 @@ def test_quarantine_moves_one_address_and_comes_back(play: Callable[..., None]) 
         assert core.policy.number(pod) == before
         with pytest.raises(QuarantineNotFound):
             await quarantine.by_officer(core, ReleaseRequest("web", "ok"), ROOT)
-        ended = (await quarantine.listing(core, everything=True)).quarantines
+        ended = (await quarantine.listing(core, ROOT, everything=True)).quarantines
         assert ended[0].release_reason == "its time is over"
 
     play(scene)
@@ -330,7 +330,7 @@ def test_numbers_stay_over_a_restart(play: Callable[..., None]) -> None:
         again = Core(site.core.settings, site.db, site.notes, clock=lambda: site.now)  # type: ignore[arg-type]
         await again.policy.load()
         assert [again.policy.number(pod) for pod in pods] == before
-        assert len((await asking.identities(again)).identities) >= 3
+        assert len((await asking.identities(again, ROOT)).identities) >= 3
 
     play(scene)
 

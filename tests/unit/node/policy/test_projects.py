@@ -76,7 +76,7 @@ def test_made_listed_and_removed_when_empty(play: Callable[..., None]) -> None:
             await projects.create(core, ProjectRequest("shop"), ROOT)
         await site.pod("web", project="shop")
         await site.apply(OWN)
-        rows = {row.name: row for row in (await projects.listing(core)).projects}
+        rows = {row.name: row for row in (await projects.listing(core, ROOT)).projects}
         assert rows.keys() == {"default", "shop"}
         assert (rows["shop"].containers, rows["shop"].pods, rows["shop"].documents) == (1, 1, 1)
         with pytest.raises(ProjectInUse, match="1 containers, 1 pods, 1 documents"):
@@ -114,8 +114,8 @@ def test_a_projects_documents_govern_its_own_pods(play: Callable[..., None]) -> 
         assert await _verdict(site, "shop/web", "other") == "deny"
         assert await _verdict(site, "other", "shop/web") == "deny"
         assert await _verdict(site, "lab/web-lab", "other") == "allow"
-        assert [row.key for row in (await documents.listing(site.core, "lab")).documents] == []
-        assert [row.key for row in (await documents.listing(site.core, "shop")).documents] == ["Policy/shop/own"]
+        assert [row.key for row in (await documents.listing(site.core, ROOT, "lab")).documents] == []
+        assert [row.key for row in (await documents.listing(site.core, ROOT, "shop")).documents] == ["Policy/shop/own"]
 
     play(scene)
 
@@ -127,7 +127,7 @@ def test_the_operator_stands_above_and_selects_by_project(play: Callable[..., No
         assert await _verdict(site, "shop/web", "lab/web-lab") == "deny"
         assert await _verdict(site, "lab/web-lab", "shop/web") == "allow"
         assert await _verdict(site, "shop/web", "other") == "allow"
-        rows = (await asking.identities(site.core, "shop")).identities
+        rows = (await asking.identities(site.core, ROOT, "shop")).identities
         assert [row.workloads for row in rows] == [("shop/web",)]
 
     play(scene)
@@ -171,16 +171,15 @@ def test_referrals_of_a_project(play: Callable[..., None]) -> None:
         await site.apply(OWN.replace(b"default: deny", b"default: refer"))
         referrals = Referrals(site.core)
         referrals.on_referred(wire.Referred((packet(1, 1, 3, 80),)))
-        assert len((await referrals.listing(10, "shop")).waiting) == 1
-        assert (await referrals.listing(10, "lab")).waiting == ()
+        assert len((await referrals.listing(10, frozenset({"shop"}))).waiting) == 1
+        assert (await referrals.listing(10, frozenset({"lab"}))).waiting == ()
         row = (await referrals.listing(10)).waiting[0]
         await referrals.answer(row.number, ReferralAnswer(allow=False), ROOT)
-        assert len((await referrals.listing(10, "shop")).decided) == 1
-        assert (await referrals.listing(10, "lab")).decided == ()
+        assert len((await referrals.listing(10, frozenset({"shop"}))).decided) == 1
+        assert (await referrals.listing(10, frozenset({"lab"}))).decided == ()
         await site.db.write(lambda db: store.add_referrals(db, [row]))
-        found = [
-            await site.db.read(lambda db, name=name: store.referrals(db, 10, name)) for name in ("shop", "lab", "")
-        ]
-        assert [len(rows) for rows in found] == [1, 0, 1]
+        wanted = [frozenset({"shop"}), frozenset({"lab"}), frozenset({"lab", "shop"}), frozenset(), None]
+        found = [await site.db.read(lambda db, some=some: store.referrals(db, 10, some)) for some in wanted]
+        assert [len(rows) for rows in found] == [1, 0, 1, 0, 1]
 
     play(scene)

@@ -62,9 +62,14 @@ def test_each_is_read_by_itself_the_newest_first() -> None:
     )
     assert found[2].until == ""
     assert [row.number for row in store.referrals(db, 2)] == [5, 4]
-    assert [row.number for row in store.referrals(db, 10, "lab")] == [3]
-    assert [row.number for row in store.referrals(db, 10, "shop")] == [5, 4, 2, 1]
-    assert store.referrals(db, 10, "sho") == []
+    assert [row.number for row in store.referrals(db, 10, frozenset({"lab"}))] == [3]
+    assert [row.number for row in store.referrals(db, 10, frozenset({"shop"}))] == [5, 4, 2, 1]
+    assert [row.number for row in store.referrals(db, 10, frozenset({"shop", "lab"}))] == [5, 4, 3, 2, 1]
+    assert store.referrals(db, 10, frozenset({"sho"})) == []
+    assert store.referrals(db, 10, frozenset()) == []
+    # More projects than an expression may have parts.
+    many = frozenset({"lab", *(f"p{number}" for number in range(3000))})
+    assert [row.number for row in store.referrals(db, 10, many)] == [3]
     assert store.last_referral(db) == 5
 
 
