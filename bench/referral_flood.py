@@ -122,6 +122,7 @@ def measure(
     processes |= {"the flow recorder": recorder(processes["casemated"])}
     came = segments(world.pids["db"])
     before = {name: cpu_s(pid) for name, pid in processes.items()}
+    idle, stolen = processors()
     began = time.monotonic()
     flood = [
         subprocess.Popen(
@@ -131,6 +132,7 @@ def measure(
         )
         for name in (f"asker{number}" for number in range(pods))
     ]  # fmt: skip
+    pause = longest_pause(world.pids["db"], flood)
     sent = sum(int(one.communicate(timeout=60)[0]) for one in flood)
     length = time.monotonic() - began
     decided = segments(world.pids["db"]) - came
@@ -139,8 +141,28 @@ def measure(
     print(f"{decided / length:.0f} decided a second   (budget 20,000)")
     for name, one in used.items():
         print(f"processor time of {name}: {one / max(1, decided) * 1e6:.0f} us a decision, {one / length * 100:.0f} %")
+    free, taken = ((now - then) / length * 100 for now, then in zip(processors(), (idle, stolen), strict=True))
+    print(f"both processors: {free:.0f} % idle, {taken:.0f} % the host's; nothing was decided for {pause:.2f} s")
     counters = world.referrals().counters
     print("counted so far:", {name: count for name, count in sorted(counters.items()) if count})
+
+
+def longest_pause(pid: int, flood: list[subprocess.Popen[bytes]]) -> float:
+    """The longest time (s) in which nothing came in at *pid*'s network while the *flood* went on, to 20 ms."""
+    longest, since, last = 0.0, time.monotonic(), segments(pid)
+    while any(one.poll() is None for one in flood):
+        time.sleep(0.02)
+        came, now = segments(pid), time.monotonic()
+        longest = max(longest, now - since)
+        if came != last:
+            last, since = came, now
+    return longest
+
+
+def processors() -> tuple[float, float]:
+    """Seconds that the processors were idle, and that the host kept from them, since they began."""
+    values = Path("/proc/stat").read_text().split("\n", 1)[0].split()
+    return int(values[4]) / 100, int(values[8]) / 100
 
 
 def segments(pid: int) -> int:

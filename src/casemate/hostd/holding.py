@@ -7,16 +7,20 @@ Nothing is spent on a pod that is not held: its address is not in the map.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from casemate.host.nfqueue import ACCEPT, DROP, REPEAT, PacketQueue, Queued
+from casemate.host.nft import NftFailed
 from casemate.hostd.errors import WrongState
 from casemate.hostd.protocol_firewall import HoldEnded, Holding, Released
 from casemate.network.firewall.kernel import Kernel
 from casemate.network.firewall.rules import MARK_REFUSED
 from casemate.network.firewall.sets import address_set_row
+
+log = logging.getLogger("casemate.hostd")
 
 #: All pods together; a packet in the kernel takes some 1 KiB.
 MAX_HELD_PACKETS = 131_072
@@ -160,12 +164,16 @@ class Holds:
         while True:
             await asyncio.sleep(_PERIOD_S)
             now = asyncio.get_running_loop().time()
-            for hold in [one for one in self._by_address.values() if one.until <= now]:
-                refused = await self._end(hold, accept=False) + hold.refused
-                on_ended(hold.pod)
-                self.emit(HoldEnded(hold.pod, "time", refused))
-            if self._by_address:
-                idle_since = now
-            elif self.kernel.holding and now - idle_since > _IDLE_S:
-                # What was refused has gone through the rules again by now.
-                await self.kernel.set_holding(False)
+            try:
+                for hold in [one for one in self._by_address.values() if one.until <= now]:
+                    refused = await self._end(hold, accept=False) + hold.refused
+                    on_ended(hold.pod)
+                    self.emit(HoldEnded(hold.pod, "time", refused))
+                if self._by_address:
+                    idle_since = now
+                elif self.kernel.holding and now - idle_since > _IDLE_S:
+                    # What was refused has gone through the rules again by now.
+                    await self.kernel.set_holding(False)
+            except NftFailed as error:
+                # Somebody took the table away, and it is being made again: the next look ends what is to end.
+                log.warning("holds could not be ended: %s", error)

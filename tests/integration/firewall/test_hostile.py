@@ -6,6 +6,7 @@ import functools
 import socket
 import struct
 import time
+from pathlib import Path
 
 import pytest
 from tests.integration.firewall.lab import (
@@ -28,7 +29,7 @@ from tests.integration.firewall.lab import (
     world,
 )
 
-from casemate.host import conntrack, rtnetlink
+from casemate.host import conntrack, nfqueue, rtnetlink
 from casemate.hostd.crowding import crowding, is_worth_a_count
 from casemate.hostd.firewall import METADATA
 from casemate.network.firewall import sets
@@ -292,6 +293,27 @@ def test_one_pods_flood_of_referrals_leaves_the_others_theirs(lab: Lab) -> None:
         time.sleep(0.05)
         assert [one.source for one in queue.receive(5000) if one.source == address(B)] == [address(B)]
         assert counted(lab, "referral_rate") > 1000
+    finally:
+        queue.close()
+        list(lab.a.frames(0.01))
+
+
+def test_what_a_full_queue_drops_the_kernel_says(lab: Lab) -> None:
+    lab.route(IDS)
+    rows = lab.hardware(IDS) + [endpoint(one, number) for one, number in IDS.items()]
+    lab.make([*rows, verdict_row(2, IDS[A], IDS[C], 0, 0, 0, REFER)])
+    lab.flush_connections()
+    number = lab.kernel.spec.queue
+    # /proc/net is that of the thread that leads the process.
+    states = Path(nfqueue.STATES.replace("/proc/net", "/proc/thread-self/net"))
+    queue = inside(lab.router, lambda: nfqueue.PacketQueue(number, 3))
+    try:
+        lab.a.send([Packet(A, C, UDP, 53, 1024 + n) for n in range(10)])
+        until = time.monotonic() + 30
+        while (found := inside(lab.router, lambda: nfqueue.dropped(states.read_text()))) != {number: 7}:
+            assert time.monotonic() < until, found
+            time.sleep(0.01)
+        assert len(queue.receive(10)) == 3
     finally:
         queue.close()
         list(lab.a.frames(0.01))
