@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
+import itertools
 import socket
 import struct
 import time
+from pathlib import Path
 
 import pytest
 from tests.integration.firewall.lab import (
@@ -28,7 +31,8 @@ from tests.integration.firewall.lab import (
     world,
 )
 
-from casemate.host import conntrack, rtnetlink
+from casemate.host import conntrack, fragments, rtnetlink
+from casemate.hostd import straining
 from casemate.hostd.crowding import crowding, is_worth_a_count
 from casemate.hostd.firewall import METADATA
 from casemate.network.firewall import sets
@@ -134,7 +138,7 @@ def test_a_part_with_anothers_address_is_not_joined_to_its_packets(lab: Lab) -> 
     """A sends the first part of a datagram to C; the second comes from B, and bears A's address."""
     lab.route(IDS)
     macs = {A: rtnetlink.mac_bytes(MAC_A), B: rtnetlink.mac_bytes(MAC_B)}
-    rows = [sets.hardware_row(mac, address(one)) for one, mac in macs.items()]
+    rows = [*lab.source("cm-a", MAC_A, A), *lab.source("cm-b", MAC_B, B)]
     rows += [endpoint(one, number) for one, number in IDS.items()]
     lab.make([*rows, verdict_row(2, IDS[A], IDS[C], 0, 0, 0, ALLOW)])
     lab.flush_connections()
@@ -151,6 +155,58 @@ def test_a_part_with_anothers_address_is_not_joined_to_its_packets(lab: Lab) -> 
     before = counted(lab, "spoofed")
     assert not arrives(602, lab.b, macs[B])
     assert counted(lab, "spoofed") == before + 1
+
+
+def test_beginnings_alone_do_not_take_the_memory_for_parts_from_others(open_lab: Lab) -> None:
+    """A sends thousands of first parts and never the rest; what B sends in parts arrives, before and after hostd has
+    seen the memory fill, and whoever sent a few in the meantime is not hurt. When they are forgotten, all is as before.
+    """
+    lab = open_lab
+    lab.route([A], "cm-a", MAC_A)
+    frame = rtnetlink.mac_bytes(ROUTER_MAC) + rtnetlink.mac_bytes(MAC_A) + b"\x08\0"
+    whole = Packet(A, C, UDP, 53, payload=bytes(1200)).bytes()
+
+    numbers = itertools.cycle(range(1000, 60_000))
+
+    def flood() -> None:
+        for number in itertools.islice(numbers, 2000):
+            lab.a.raw.send(frame + part_of(whole, number, 0, whole[20:1220], more=True))
+
+    def arrives(number: int) -> bool:
+        said = Packet(B, A, UDP, 53, payload=b"B's own datagram, in three parts".ljust(64)).bytes()
+        to_router = rtnetlink.mac_bytes(ROUTER_MAC) + lab.b.mac + b"\x08\0"
+        for at in (0, 24, 48):
+            piece = part_of(said, number, at, said[20 + at : 44 + at], more=at < 48)
+            lab.b.raw.send(to_router + piece)
+        return address(B) in [packet[12:16] for packet in lab.a.frames()]
+
+    def held() -> tuple[int, int]:
+        return inside(lab.router, fragments.fill)
+
+    def look() -> bool:
+        inside(lab.router, lambda: asyncio.run(straining.look(lab.kernel)))
+        return lab.kernel.strained
+
+    # The kernel keeps them 30 s as it is.
+    inside(lab.router, lambda: Path("/proc/sys/net/ipv4/ipfrag_time").write_text("5"))
+    assert arrives(1)
+    assert not look()
+    before = counted(lab, "parts")
+    deadline = time.monotonic() + 60
+    while not look():
+        assert time.monotonic() < deadline, held()
+        flood()
+        assert held()[0] < held()[1] // 2
+    assert counted(lab, "parts") > before
+    assert arrives(2)
+    for _ in range(5):
+        flood()
+    assert held()[0] < held()[1] // 2
+    assert arrives(3)
+    while look():
+        assert time.monotonic() < deadline, held()
+        time.sleep(0.2)
+    assert arrives(4)
 
 
 def test_ipv6_is_refused_as_a_whole(open_lab: Lab) -> None:
@@ -183,7 +239,7 @@ def test_an_icmp_error_is_of_who_got_the_packet(lab: Lab) -> None:
     """C says of A's connection with B that it goes another way, that B is not there; B itself may say so."""
     macs = {A: MAC_A, B: MAC_B, C: "0e:01:00:00:00:0d"}
     lab.route(IDS)
-    rows = [sets.hardware_row(rtnetlink.mac_bytes(mac), address(one)) for one, mac in macs.items()]
+    rows = [row for one, mac in macs.items() for row in lab.source("cm-a" if one == A else "cm-b", mac, one)]
     rows += [endpoint(one, number) for one, number in IDS.items()]
     lab.make([*rows, verdict_row(2, IDS[A], IDS[B], 0, 0, 0, ALLOW)])
     lab.flush_connections()
