@@ -2,12 +2,12 @@
 
 sudo PYTHONPATH=src:. python bench/established.py [seconds]    (in a checkout, with gcc and nftables; needs no daemon)
 
-One connection, its ends pinned to one processor with a real-time priority and fixed buffers (bench/established.c). Tables
-are not made and taken away between the turns, which leaves memory and the processor's caches as nobody finds them
-twice: all are there, and a flag of each (dormant) says whether its hooks are. Turns are some milliseconds, in the
-order A B C D E E D C B A, another in each round; a ratio is that of one such round, so that what drifts falls on both alike. Printed are the
-median of the rounds' ratios and where it lies with 95 % (by drawing rounds anew), and the same for conntrack alone
-against itself, which tells what the measure is worth.
+One connection, its ends pinned to one processor with a real-time priority and fixed buffers (bench/established.c).
+Tables are not made and taken away between the turns, which leaves memory and the processor's caches as nobody finds
+them twice: all are there, and a flag of each (dormant) says whether its hooks are. Turns are some milliseconds, in the
+order A B C D E E D C B A, another in each round; a ratio is that of one such round, so that what drifts falls on all
+alike. Printed are the median of the rounds' ratios and where it lies with 95 % (by drawing rounds anew), and the same
+for conntrack alone against itself, which tells what the measure is worth.
 """
 
 from __future__ import annotations
@@ -79,7 +79,8 @@ class Ends:
 
     def run(self, command: str) -> tuple[int, int]:
         """ns on the clock, and of both ends' processor time."""
-        assert self._process.stdin is not None and self._process.stdout is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.write(command.encode() + b"\n")
         words = self._process.stdout.readline().split()
         if len(words) != 2:

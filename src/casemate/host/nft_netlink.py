@@ -303,17 +303,17 @@ class NftSocket:
 
     def rules(self, table: str, family: int = INET) -> dict[str, int]:
         """Chains of *table* with the number of their rules; chains without rules are there too."""
-        return {name: len(handles) for name, handles in self.handles(table, family).items()}
+        return {name: len(found) for name, found in self.fingerprints(table, family).items()}
 
-    def handles(self, table: str, family: int = INET) -> dict[str, tuple[int, ...]]:
-        """Chains of *table* with the handles of their rules, in order. A rule does not change: what is put in its
-        place has another handle."""
+    def fingerprints(self, table: str, family: int = INET) -> dict[str, tuple[int, ...]]:
+        """Chains of *table* with a number for each rule, in order, that is another when its words are: who replaces a
+        rule leaves its handle and every count as they were. Good in this process; not for rules that count."""
         found: dict[str, list[int]] = {name: [] for name in self.chains(table, family)}
         for body in self.dump(_GET_RULE, text(1, table), family):
             row = dict(attributes(body))
             if _text(row.get(1)) == table:
-                found.setdefault(_text(row.get(2)), []).append(int.from_bytes(row.get(3, b""), "big"))
-        return {name: tuple(handles) for name, handles in found.items()}
+                found.setdefault(_text(row.get(2)), []).append(hash((row.get(3), row.get(4))))
+        return {name: tuple(numbers) for name, numbers in found.items()}
 
     def is_dormant(self, table: str, family: int = INET) -> bool:
         """Whether *table* is there and its chains are at no hook."""

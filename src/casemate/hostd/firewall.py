@@ -445,4 +445,3 @@ class Firewall:
             elements = dict(self._elements)
             waiting, holding = self.referrals.waiting, self.holds.state()
         return wire.FirewallState(self.now.generation, self.now.rules > 0, elements, counters, waiting, holding)
-

@@ -95,8 +95,8 @@ class Nat:
         self._nft: nft.Nft | None = None
         self._socket: NftSocket | None = None
         self._generation = -1
-        #: Handles of our rules when the table was seen to be whole last.
-        self._handles: dict[str, tuple[int, ...]] = {}
+        #: Of our rules, when the table was seen to be whole last.
+        self._fingerprints: dict[str, tuple[int, ...]] = {}
         #: What iptables' FORWARD was like when it was last seen to let our packets through.
         self._open_at: tuple[int, int] | None = None
         self._generations = nft.Generations()
@@ -136,18 +136,18 @@ class Nat:
             return True
         # Not through the library, which would be loaded for it.
         try:
-            found = self.socket.handles(self.table, nft_netlink.IPV4)
+            found = self.socket.fingerprints(self.table, nft_netlink.IPV4)
             asleep = self.socket.is_dormant(self.table, nft_netlink.IPV4)
         except nft.NftFailed as error:
             # Others change rules faster than they can be read: it was whole, and is looked at again soon.
             if self._generation >= 0 and error.facts.get("errno") == "EINTR":
                 return True
             raise
-        if asleep or {name for name, handles in found.items() if handles} != _CHAINS:
+        if asleep or {name for name, ours in found.items() if ours} != _CHAINS:
             return False
-        if self._handles and found != self._handles:
+        if self._fingerprints and found != self._fingerprints:
             return False
-        self._handles = found
+        self._fingerprints = found
         self._generation = self._generations.now()
         return True
 
@@ -180,7 +180,7 @@ class Nat:
         for name, elements in _elements(links).items():
             script.extend(f"add element ip {self.table} {name} {{ {_text(element)} }}" for element in elements)
         self.nft.run("\n".join(script) + "\n")
-        self._handles = self.socket.handles(self.table, nft_netlink.IPV4)
+        self._fingerprints = self.socket.fingerprints(self.table, nft_netlink.IPV4)
         self._generation = self._generations.now()
 
     def publish(self, link: PodLink) -> None:

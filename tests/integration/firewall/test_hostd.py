@@ -384,8 +384,8 @@ def test_a_rule_that_somebody_replaced_is_put_right(
         """The chain's last rule, and its handle."""
         argv = ["nft", "-a", "list", "chain", family, table, chain]
         done = subprocess.run(argv, check=True, capture_output=True, text=True)
-        rule, _, handle = done.stdout.rstrip("}\n ").rpartition(" # handle ")
-        return rule.rpartition("\n")[2].strip(), handle
+        rule, _, handle = [line for line in done.stdout.splitlines() if "# handle" in line][-1].partition(" # handle ")
+        return rule.strip(), handle
 
     def put_right(family: str, chain: str) -> None:
         """Somebody replaces the chain's last rule; until it is there again."""

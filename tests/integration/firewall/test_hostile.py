@@ -7,6 +7,7 @@ import functools
 import itertools
 import socket
 import struct
+import subprocess
 import time
 from pathlib import Path
 
@@ -33,9 +34,9 @@ from tests.integration.firewall.lab import (
 
 from casemate.host import conntrack, fragments, rtnetlink
 from casemate.hostd import straining
-from casemate.hostd.crowding import crowding, is_worth_a_count
+from casemate.hostd.crowding import crowding, is_due, is_worth_a_count
 from casemate.hostd.firewall import METADATA
-from casemate.network.firewall import sets
+from casemate.network.firewall import kept, sets
 from casemate.network.firewall.kernel import Change
 from casemate.network.firewall.sets import ALLOW, DENY, REFER, verdict_row
 
@@ -330,6 +331,33 @@ def test_shares_of_tracked_connections() -> None:
     assert crowding({b"a": 13, b"b": 12}, 60, 100) == []
     assert is_worth_a_count(26, 100)
     assert not is_worth_a_count(25, 100)
+    assert [is_due(0.3, 100, 1600), is_due(0.3, 101, 1600), is_due(1.0, -5, 1600)] == [False, True, True]
+
+
+def test_one_callers_direct_connections_leave_the_others_theirs(open_lab: Lab) -> None:
+    """A begins thousands of connections to a kept port of B while no relay listens: they are remembered up to its
+    part, and what another begins is remembered as well, as long as it is open."""
+    lab = open_lab
+    table = kept.table_name("casemate")
+
+    def nft(*words: str) -> bytes:
+        return inside(lab.router, lambda: subprocess.run(["nft", *words], check=True, capture_output=True).stdout)
+
+    def direct(source: str) -> list[str]:
+        listed = nft("list", "set", "inet", table, "direct").decode().partition("elements = {")[2]
+        return [one for one in listed.split(",") if one.split()[0] == source]
+
+    nft(kept.script("casemate", "cm-", 0, 0, 64))
+    nft(f"add element inet {table} kept {{ {B} . 80 }}")
+    begun = [Packet(A, B, source_port=1024 + n) for n in range(3000)]
+    lab.a.send(begun)
+    assert kept.DIRECT_BURST <= len(direct(A)) < len(begun) // 2
+    assert lab.connect(C, B)
+    (found,) = direct(C)
+    assert "expires 1h59m" in found, "open: remembered long"
+    lab.passes([Packet(C, B, flags=ACK | 4, sequence=1001, acknowledged=5001)])
+    (found,) = direct(C)
+    assert "expires 1m" in found, "over"
 
 
 def test_one_pods_flood_of_referrals_leaves_the_others_theirs(lab: Lab) -> None:

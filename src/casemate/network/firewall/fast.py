@@ -50,6 +50,10 @@ def _allowed(protocol: int, pool: ipaddress.IPv4Network) -> bytes:
     port = e.tracked(e.CT_PROTO_SRC, _PORT, e.REPLY)
     allow = e.lookup("port", _KEY, into=1) + e.compare(1, struct.pack("=I", ALLOW))
     crowded = e.lookup("crowded4", _ADDRESS, absent=True)
-    own = e.meta(e.META_IIF, _ADDRESS - 1) + e.payload(e.LINK, 6, 6, _ADDRESS) + e.immediate(_ADDRESS + 2, PLAIN4 + bytes(3))
+    own = (
+        e.meta(e.META_IIF, _ADDRESS - 1)
+        + e.payload(e.LINK, 6, 6, _ADDRESS)
+        + e.immediate(_ADDRESS + 2, PLAIN4 + bytes(3))
+    )
     own += e.payload(e.NETWORK, 12, 4, _ADDRESS + 3) + e.lookup("own4", _ADDRESS - 1)
     return unmarked + destination + inside + source + crowded + key + both + port + allow + own

@@ -63,8 +63,8 @@ class Kernel:
     compared_s: float = 0.0
     _destroys: bool = False
     _rules: dict[str, int] = field(default_factory=dict)
-    #: Handles of the rules of each chain, as far as they are known to be ours.
-    _handles: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    #: Of the rules of each chain, as far as they are known to be ours.
+    _fingerprints: dict[str, tuple[int, ...]] = field(default_factory=dict)
     #: Elements of each set, and the ruleset's generation at which they were counted.
     _sizes: tuple[int, dict[str, int]] = field(default_factory=lambda: (-1, {}))
 
@@ -98,7 +98,7 @@ class Kernel:
                 rules.add_holds(batch, self.spec, self.holding)
             await self._pack(batch, NEW_ELEMENTS, chain(verdict_rows(), rows))
             await self._commit(batch, size)
-            self._rules, self._handles = {}, {}
+            self._rules, self._fingerprints = {}, {}
             self._wrote(batch)
 
     async def rewrite(self, generation: int) -> None:
@@ -115,10 +115,10 @@ class Kernel:
             self._wrote(batch)
 
     def _wrote(self, batch: Batch) -> None:
-        """Rules of *batch* are in the kernel; which handles they have is not known yet."""
+        """Rules of *batch* are in the kernel; how the kernel tells them is not known yet."""
         self._rules.update(batch.rules)
         for name in batch.rules:
-            self._handles.pop(name, None)
+            self._fingerprints.pop(name, None)
 
     async def change(self, change: Change) -> None:
         """One transaction. Raises :class:`NftFailed`; nothing has changed then."""
@@ -218,7 +218,7 @@ class Kernel:
         if self.lock.locked():
             return []
         try:
-            found = self._socket.handles(self.spec.table)
+            found = self._socket.fingerprints(self.spec.table)
             closed = self._socket.dropping(self.spec.table)
             if self._socket.is_dormant(self.spec.table):
                 return [f"table inet {self.spec.table}, which sleeps,"]
@@ -231,24 +231,26 @@ class Kernel:
             return [f"table inet {self.spec.table}"]
         lost = [f"chain {name}" for name, count in self._rules.items() if len(found.get(name, ())) != count]
         lost += [f"chain {name}" for name in closed if name in rules.BASE_CHAINS]
-        lost += [f"a rule of chain {name}" for name, ours in self._handles.items() if found.get(name, ours) != ours]
+        lost += [
+            f"a rule of chain {name}" for name, ours in self._fingerprints.items() if found.get(name, ours) != ours
+        ]
         here = set(self._socket.sets(self.spec.table))
         return lost + [f"set {one.name}" for one in ALL_SETS if one.name not in here]
 
     @property
     def knows_rules(self) -> bool:
-        """Whether the handles of all rules are known."""
-        return self._rules.keys() <= self._handles.keys()
+        """Whether the kernel's words for all rules are known."""
+        return self._rules.keys() <= self._fingerprints.keys()
 
     def note_rules(self) -> None:
-        """Remember the handles of rules that were written last, where nobody else has changed any since. 0.3 ms, once
-        after each change of rules."""
+        """Remember the kernel's words for the rules that were written last, where nobody else has changed any since.
+        0.3 ms, once after each change of rules."""
         at = self.followed.at
         if self.knows_rules or self.lock.locked():
             return
-        found = self._socket.handles(self.spec.table)
+        found = self._socket.fingerprints(self.spec.table)
         if self.followed.now() == at:
-            self._handles = {name: handles for name, handles in found.items() if name in self._rules}
+            self._fingerprints = {name: words for name, words in found.items() if name in self._rules}
 
     def note_sizes(self) -> None:
         """Count the elements of each set, where they are as we left them. 0.2 ms, once for each generation."""

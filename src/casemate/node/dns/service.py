@@ -95,6 +95,8 @@ class Names:
         self._sidecar = sidecar
         try:
             self._held = {}
+            await self._core.policy.load()
+            await self._closing.look(self._directory.pods.values())
             self._give_held()
             self._send(Pods(replace=True))
             everybody = [_row(entry) for entry in self._directory.pods.values()]
