@@ -17,8 +17,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
-from casemate.trust.freshness.publisher import Publisher, RoleKeys
+from casemate.trust.freshness.publisher import Publisher
 from casemate.trust.freshness.resolve import Standing, Trusted, refresh, resolve
+from casemate.trust.freshness.roles import RoleKeys
 from casemate.trust.keys.private import new_key
 
 NOW = datetime.now(UTC)

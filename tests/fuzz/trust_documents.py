@@ -30,8 +30,9 @@ if __name__ == "__main__":
 
 from casemate.image.artifacts import decode_artifact, decode_list
 from casemate.spec.errors import CasemateError
-from casemate.trust.freshness.publisher import Publisher, tuf_key
+from casemate.trust.freshness.publisher import Publisher
 from casemate.trust.freshness.resolve import Trusted, refresh, resolve
+from casemate.trust.freshness.roles import tuf_key
 from casemate.trust.keys.private import load_private_key, new_key
 from casemate.trust.keys.uri import parse_address
 from casemate.trust.packages import bill

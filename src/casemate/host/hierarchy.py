@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from casemate.host import mounts
+from casemate.host import mountinfo
 from casemate.host.cgroups import Cgroups, CgroupsMissing
 from casemate.host.cgroups_v1 import CgroupsV1
 from casemate.host.cgroups_v2 import CgroupsV2
@@ -14,7 +14,7 @@ DEFAULT_ROOT = Path("/sys/fs/cgroup")
 
 def detect(root: Path = DEFAULT_ROOT) -> Cgroups:
     """The hierarchy that this host uses; raises :class:`CgroupsMissing`."""
-    found = mounts.parse_mountinfo(Path("/proc/self/mountinfo").read_bytes(), root)
+    found = mountinfo.parse_mountinfo(Path("/proc/self/mountinfo").read_bytes(), root)
     for mount in found:
         if mount.target == root and mount.kind == "cgroup2":
             return CgroupsV2(root)

@@ -18,15 +18,14 @@ import os
 import re
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from casemate.host import loop, syscalls
+from casemate.host.mountinfo import mounts_below
 from casemate.spec.errors import CasemateError, HostLacks
 
 #: The kernel's own bound on overlay layers (OVL_MAX_STACK).
 MAX_LOWERS = 500
-_MOUNTINFO = Path("/proc/self/mountinfo")
 #: The first kernel whose overlay takes layers that are mounted nowhere.
 _DETACHED_LAYERS_SINCE = (6, 15)
 #: A squashfs without a file (lz4, as our layers are), to ask the kernel with; what follows is zeros.
@@ -58,18 +57,6 @@ class IdmapUnsupported(HostLacks):
     code = "host.idmap_unsupported"
     title = "The kernel cannot map the owners of this file system"
     remedy = "Run Linux 6.2 or newer; until then pods share one uid range (see `casemate system doctor`)."
-
-
-@dataclass(frozen=True, slots=True)
-class Mount:
-    """One line of mountinfo: where, what kind, from what, and its options."""
-
-    mount_id: int
-    target: Path
-    kind: str
-    source: str
-    options: str
-    super_options: str
 
 
 def _failed(error: OSError, what: str, target: object) -> MountFailed:
@@ -334,51 +321,6 @@ def unmount_below(folder: Path) -> list[Path]:
     for place in reversed(places):
         unmount(place, detach=True)
     return places
-
-
-def mounts_below(folder: Path) -> list[Mount]:
-    """The mounts at and below *folder* in our namespace, in the order in which they were made."""
-    return parse_mountinfo(_MOUNTINFO.read_bytes(), folder)
-
-
-def parse_mountinfo(data: bytes, folder: Path) -> list[Mount]:
-    """The lines of mountinfo (proc(5)) whose mount point is *folder* or lies below it."""
-    place = os.fsencode(folder).rstrip(b"/")
-    found: list[Mount] = []
-    for line in data.splitlines():
-        left, _, right = line.partition(b" - ")
-        fields, tail = left.split(b" "), right.split(b" ")
-        if len(fields) < 6 or len(tail) < 2:
-            continue
-        target = unescape(fields[4])
-        if target != place and not target.startswith(place + b"/"):
-            continue
-        found.append(
-            Mount(
-                int(fields[0]),
-                Path(os.fsdecode(target)),
-                tail[0].decode("ascii", "replace"),
-                os.fsdecode(unescape(tail[1])),
-                fields[5].decode("utf-8", "replace"),
-                tail[2].decode("utf-8", "replace") if len(tail) > 2 else "",
-            )
-        )
-    return found
-
-
-def unescape(field: bytes) -> bytes:
-    r"""A field of mountinfo with its octal escapes (``\040`` for a space) undone."""
-    if b"\\" not in field:
-        return field
-    parts = field.split(b"\\")
-    out = [parts[0]]
-    for part in parts[1:]:
-        digits = part[:3]
-        if len(digits) == 3 and all(48 <= digit < 56 for digit in digits) and digits[0] < 52:
-            out.append(bytes([int(digits, 8)]) + part[3:])
-        else:
-            out.append(b"\\" + part)
-    return b"".join(out)
 
 
 def kernel_version(release: str | None = None) -> tuple[int, int]:

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from casemate.host import hierarchy, mounts, pidfd, probes, programs, syscalls
+from casemate.host import hierarchy, mountinfo, pidfd, probes, programs, syscalls
 from casemate.host.peer import Peer
 from casemate.host.seqpacket import listen
 from casemate.host.settings_file import read_settings
@@ -74,7 +74,7 @@ def share_run_folder(folder: Path) -> None:
                 remedy=f"chmod o+x {parent}",
             )
     # Not os.path.ismount: to that, a bind within one file system is none.
-    if not any(one.target == folder for one in mounts.mounts_below(folder)):
+    if not any(one.target == folder for one in mountinfo.mounts_below(folder)):
         syscalls.mount(str(folder), folder, None, syscalls.MS_BIND)
     syscalls.mount(None, folder, None, syscalls.MS_SHARED)
 

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
-from casemate.host import cgroups, loop, mounts, probes
+from casemate.host import cgroups, loop, mountinfo, mounts, probes
 from casemate.hostd import containers, microvm, pods
 from casemate.hostd.context import Context
 from casemate.hostd.processes import conmons, kill_conmon
@@ -75,7 +75,7 @@ def _machines(context: Context) -> Iterator[Leftover]:
 
 def _mounts(context: Context) -> Iterator[Leftover]:
     base = context.folders.containers
-    for mount in reversed(mounts.mounts_below(base)):
+    for mount in reversed(mountinfo.mounts_below(base)):
         parts = mount.target.relative_to(base).parts
         if parts and parts[0] not in context.state.containers:
             yield _plain("mount", str(mount.target), partial(mounts.unmount, mount.target, detach=True))

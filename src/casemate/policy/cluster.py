@@ -13,9 +13,9 @@ from casemate.policy.addresses import Block, BlockGroup
 from casemate.policy.fields import Field, metadata
 from casemate.policy.identity import Kind
 from casemate.policy.kubernetes import port_name
-from casemate.policy.labels import EVERYTHING
+from casemate.policy.labels import EVERYTHING, Selector
 from casemate.policy.ports import SPAN, PortMatch, Protocol
-from casemate.policy.rules import Blocks, Direction, Names, Peer, Rule, Tier, Workloads, gathered
+from casemate.policy.rules import Blocks, Direction, Kin, Names, Peer, Rule, Tier, Workloads, gathered
 from casemate.policy.verdict import Action
 
 GROUP = "policy.networking.k8s.io"
@@ -30,6 +30,8 @@ _ACTIONS = {
     ADMIN: {"Allow": Action.ALLOW, "Deny": Action.DENY, "Pass": Action.PASS},
     BASELINE: {"Allow": Action.ALLOW, "Deny": Action.DENY},
 }
+#: What the first releases of v1alpha1 had below ``namespaces``.
+_OLDER = {"namespaceSelector", "sameLabels", "notSameLabels"}
 DOMAIN_NAME = re.compile(
     r"(\*\.)?([a-zA-Z0-9]([-a-zA-Z0-9_]*[a-zA-Z0-9])?\.)+[a-zA-Z0-9]([-a-zA-Z0-9_]*[a-zA-Z0-9])?\.?\Z"
 )
@@ -95,6 +97,8 @@ def _pods(field: Field) -> Workloads:
 
 
 def _peer(field: Field, direction: Direction, action: Action, kind: str) -> Peer:
+    if kind != CLUSTER and (older := _older_peer(field)) is not None:
+        return older
     if direction is Direction.INGRESS:
         return _pods(field)
     known = {"namespaces", "pods", "nodes", "networks"} | ({"domainNames"} if kind != BASELINE else set())
@@ -110,6 +114,31 @@ def _peer(field: Field, direction: Direction, action: Action, kind: str) -> Peer
             return Names(tuple(domain_name(item) for item in inner.items(25, least=1)))
         case _:
             return _pods(field)
+
+
+def _older_peer(field: Field) -> Workloads | None:
+    """v1alpha1 as its first releases (to v0.1.1) had it: namespaces one level deeper, in ``namespaceSelector``.
+
+    None where the peer is written in the later form, which an empty ``namespaces`` is too.
+    """
+    peer = field.mapping_of_any()
+    if len(peer) != 1:
+        return None
+    if (spaces := field.get("namespaces")) is not None:
+        return _older_pods(EVERYTHING, spaces) if _OLDER & spaces.mapping_of_any().keys() else None
+    pods = field.get("pods")
+    if pods is None or "namespaces" not in pods.mapping_of_any():
+        return None
+    pods.mapping({"namespaces", "podSelector"}, ["namespaces", "podSelector"])
+    return _older_pods(pods.at("podSelector").selector(), pods.at("namespaces"))
+
+
+def _older_pods(selector: Selector, field: Field) -> Workloads:
+    key, inner = field.one_of(_OLDER)
+    if key == "namespaceSelector":
+        return Workloads(selector, projects=inner.selector())
+    keys = tuple(sorted({item.label_key() for item in inner.items(_MOST[ADMIN])}))
+    return Workloads(selector, kin=Kin(keys, same=key == "sameLabels"))
 
 
 def domain_name(field: Field) -> str:
@@ -141,7 +170,9 @@ def _port(field: Field) -> PortMatch:
     numbers = {"port"} if key == "portNumber" else {"start", "end"}
     inner.mapping({"protocol"} | numbers, sorted(numbers))
     kind = inner.get("protocol")
-    protocol = Protocol[kind.choice(["TCP", "UDP", "SCTP"])] if kind else Protocol.TCP
+    # "" is how Go writes a protocol that nobody named.
+    named = kind.choice(["TCP", "UDP", "SCTP", ""]) if kind else ""
+    protocol = Protocol[named] if named else Protocol.TCP
     if key == "portNumber":
         number = inner.at("port").integer(1, SPAN - 1)
         return PortMatch(protocol, number, number)

@@ -19,6 +19,7 @@ from casemate.policy.cells import Cells, SideCells, combine, decide
 from casemate.policy.decision import UNGOVERNED
 from casemate.policy.errors import PolicyTooLarge
 from casemate.policy.identity import Identity, Kind
+from casemate.policy.kinship import Kindred
 from casemate.policy.lower import Runs, alike, runs, tightens
 from casemate.policy.ports import LAST_PLACE, NamedPort
 from casemate.policy.rulebook import Masks, Rulebook, Zone, particular_peers, zone_of
@@ -75,18 +76,14 @@ class Compiler:
         self.default = rules.default
         self.audited = rules.audited
         self._bases = Bases()
-        self._load(rules, identities)
+        loaded = self._load(rules, identities)
         self._homes: dict[Zone, int] = {}
         self._classes: list[Masks] = []
         self.based: dict[int, Based] = {}
         #: Pairs of identities that differ from what their bases say, with the verdicts.
         self.particular: dict[Pair, Runs] = {}
         self._around: dict[int, set[Pair]] = {number: set() for number in identities}
-        self._settle(set(identities), self._candidates(rules.rules))
-
-    @property
-    def rules(self) -> RuleSet:
-        return RuleSet(self._book.rules, self.audited, self.default)
+        self._settle(set(identities), self._candidates(loaded))
 
     @property
     def identities(self) -> Mapping[int, Identity]:
@@ -161,7 +158,10 @@ class Compiler:
         self._book.enter(number, identity)
         self._tiers[number] = self._audited_tiers(identity)
         self._around[number] = set()
-        return self._settle({number}, self._candidates_of(number))
+        done = self._settle({number}, self._candidates_of(number))
+        if fresh := self._kindred.enter(identity):
+            done.merge(self._change([], fresh))
+        return done
 
     def remove_identity(self, number: int) -> Changed:
         """Without *number*: its pairs are gone."""
@@ -173,27 +173,32 @@ class Compiler:
         done.bases[number] = (old, None)
         self._bases.let_go(old)
         done.pairs.update(self._bases.taken())
+        unneeded = self._kindred.leave(self.identities[number])
         self._book.leave(number)
         del self._tiers[number]
         done.merge(self._settle(set(), set()))
+        if unneeded:
+            done.merge(self._change(unneeded, []))
         return done
 
-    def replace(self, rules: RuleSet, changes: tuple[list[Rule], list[Rule]] | None = None) -> Changed:
-        """With *rules* in place of what was: by what differs (*changes*, where known), or all anew where much does."""
+    def replace(self, rules: RuleSet, changes: tuple[list[Rule], list[Rule]]) -> Changed:
+        """With *rules* in place of what was: by what differs (*changes*), or all anew where much does."""
         same = rules.audited == self.audited and rules.default == self.default
         if same:
-            removed, added = differences(self._book.rules, rules.rules) if changes is None else changes
+            removed, added = changes
             if len(removed) + len(added) <= MAX_STEPS:
                 return self.change_rules(removed, added)
         self.default, self.audited = rules.default, rules.audited
-        self._load(rules, dict(self.identities))
+        loaded = self._load(rules, dict(self.identities))
         # The rules have other slots: classes of zones, told by sets of rules, cannot be compared with those before.
         self._classes = []
-        return self._settle(set(self.identities), {*self.particular, *self._candidates(rules.rules)})
+        return self._settle(set(self.identities), {*self.particular, *self._candidates(loaded)})
 
     def change_rules(self, removed: Iterable[Rule], added: Iterable[Rule]) -> Changed:
         """Without the rules *removed*, with *added*; only what those are about is worked out."""
-        removed, added = list(removed), list(added)
+        return self._change(self._kindred.take(removed), self._kindred.put(added))
+
+    def _change(self, removed: list[Rule], added: list[Rule]) -> Changed:
         self._check(len(self._book) - len(removed) + len(added), len(self.identities))
         for rule in removed:
             self._book.take(rule)
@@ -223,11 +228,14 @@ class Compiler:
         if rules > MAX_RULES:
             raise PolicyTooLarge(f"{rules} rules in force, allowed are {MAX_RULES}")
 
-    def _load(self, rules: RuleSet, identities: Mapping[int, Identity]) -> None:
-        self._check(len(rules.rules), len(identities))
-        self._book = Rulebook(rules.rules, identities.items())
+    def _load(self, rules: RuleSet, identities: Mapping[int, Identity]) -> list[Rule]:
+        self._kindred = Kindred(identities.values())
+        loaded = self._kindred.put(rules.rules)
+        self._check(len(loaded), len(identities))
+        self._book = Rulebook(loaded, identities.items())
         self._tiers = {number: self._audited_tiers(identity) for number, identity in identities.items()}
         self._forget()
+        return loaded
 
     def _audited_tiers(self, identity: Identity) -> frozenset[Tier]:
         return frozenset(tier for audit in self.audited if audit.subject.matches(identity) for tier in audit.tiers)

@@ -151,10 +151,14 @@ class Field:
 
     def _label_entries(self) -> Iterator[tuple[str, Field]]:
         for key, field in self.entries(MAX_LABELS):
-            prefix, slash, name = key.rpartition("/")
-            if not _NAME_PART.match(name) or (slash and not _PREFIX_PART.match(prefix)):
-                raise self.fail(f"{shown(key)} is not a label's key")
-            yield key, field
+            yield Field(self.path, key).label_key(), field
+
+    def label_key(self) -> str:
+        key = self.text(317)
+        prefix, slash, name = key.rpartition("/")
+        if not _NAME_PART.match(name) or (slash and not _PREFIX_PART.match(prefix)):
+            raise self.fail(f"{shown(key)} is not a label's key")
+        return key
 
     def label_value(self) -> str:
         value: str = self._is(str)
@@ -175,8 +179,7 @@ class Field:
     def requirement(self) -> Requirement:
         self.mapping({"key", "operator", "values"}, ["key", "operator"])
         operator = Operator(self.at("operator").choice([o.value for o in Operator]))
-        key, values = self.at("key").text(317), self.get("values")
-        next(Field(self.path, {key: ""})._label_entries())
+        key, values = self.at("key").label_key(), self.get("values")
         listed = [] if values is None else [item.label_value() for item in values.items(MAX_VALUES)]
         if bool(listed) is not (operator in (Operator.IN, Operator.NOT_IN)):
             need = "needs" if not listed else "takes no"

@@ -24,6 +24,8 @@ _KINDS = {
     (f"{cluster.GROUP}/v1alpha1", cluster.BASELINE),
     (document.API_VERSION, document.KIND),
 }
+#: What ``kubectl get -o yaml`` prints for several, and a list of one kind as the API answers it.
+_LISTS = {("v1", "List")} | {(version, f"{kind}List") for version, kind in _KINDS if version != document.API_VERSION}
 #: Documents of Casemate's own that another command takes.
 ELSEWHERE = {
     "TrustPolicy": "This document says which images may run: `casemate trust policy apply FILE`.",
@@ -101,7 +103,7 @@ def together(documents: Iterable[Document], origin: str = "policy") -> Policies:
 def _opened(documents: Iterable[Any], origin: str) -> Iterable[Field]:
     for number, value in enumerate(documents):
         field = Field(f"{origin}[{number}]", value)
-        if isinstance(value, dict) and value.get("apiVersion") == "v1" and value.get("kind") == "List":
+        if isinstance(value, dict) and (value.get("apiVersion"), value.get("kind")) in _LISTS:
             field.mapping({"apiVersion", "kind", "metadata", "items"}, ["items"])
             yield from field.at("items").items(MAX_RULES)
         else:

@@ -74,7 +74,7 @@ def audited_tiers(rules: RuleSet, subject: Endpoint) -> set[Tier]:
 def matches(rule: Rule, asked: Connection, *, any_port: bool = False) -> bool:
     """Whether *rule* is about this connection, its condition and hours aside; with *any_port* about these ends."""
     subject, peer = asked.ends(rule.direction is Direction.EGRESS)
-    if not rule.subject.matches(subject) or not any(peer_matches(p, peer) for p in rule.peers):
+    if not rule.subject.matches(subject) or not any(peer_matches(p, peer, subject) for p in rule.peers):
         return False
     return (
         any_port
@@ -83,10 +83,10 @@ def matches(rule: Rule, asked: Connection, *, any_port: bool = False) -> bool:
     )
 
 
-def peer_matches(peer: Peer, end: Endpoint) -> bool:
+def peer_matches(peer: Peer, end: Endpoint, subject: Endpoint) -> bool:
     match peer:
         case Workloads():
-            return peer.matches(end)
+            return peer.matches(end) and peer.is_kin(end, subject)
         case Blocks():
             return any(peer.group.holds(address) for address in end.addresses)
         case Names():

@@ -7,6 +7,7 @@ rest of that tier out. What no rule decides is what the rule set's *default* say
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 
@@ -17,6 +18,9 @@ from casemate.policy.labels import EVERYTHING, Selector
 from casemate.policy.ports import PortMatch
 from casemate.policy.verdict import Action
 from casemate.policy.windows import Window
+
+#: What rules are sorted by: tier, rank, id, instance.
+Order = tuple[int, tuple[int, str, int], str, str]
 
 
 class Tier(IntEnum):
@@ -43,30 +47,60 @@ class Direction(Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class Kin:
+    """A peer's project by the subject's: both have all of *keys*, with the *same* values or with some that differ.
+
+    ``sameLabels`` and ``notSameLabels`` of v1alpha1's first releases; without keys nothing is selected.
+    """
+
+    keys: tuple[str, ...]
+    same: bool
+
+    def holds(self, subject: Mapping[str, str], peer: Mapping[str, str]) -> bool:
+        if not self.keys or any(key not in subject or key not in peer for key in self.keys):
+            return False
+        return all(subject[key] == peer[key] for key in self.keys) is self.same
+
+    def describe(self) -> str:
+        return f"{'same' if self.same else 'other'} {', '.join(self.keys) or 'nothing'}"
+
+
+@dataclass(frozen=True, slots=True)
 class Workloads:
-    """Pods (or nodes) by project and labels. *project* names one; *projects* selects by the projects' labels."""
+    """Pods (or nodes) by project and labels. *project* names one; *projects* selects by the projects' labels.
+
+    *kin* is for peers: what their project has to do with the subject's (:mod:`casemate.policy.kinship`).
+    """
 
     selector: Selector = EVERYTHING
     project: str | None = None
     projects: Selector | None = None
     kind: Kind = Kind.POD
+    kin: Kin | None = None
     #: Of a hundred thousand rules each is looked for a dozen times, by values within values.
     _hash: int = field(default=0, init=False, repr=False, compare=False)
 
     def __hash__(self) -> int:
         if not self._hash:
-            object.__setattr__(self, "_hash", hash((self.selector, self.project, self.projects, self.kind)) or 1)
+            values = (self.selector, self.project, self.projects, self.kind, self.kin)
+            object.__setattr__(self, "_hash", hash(values) or 1)
         return self._hash
 
     def matches(self, end: Endpoint | Identity) -> bool:
+        """Whether it selects *end*, its kinship aside: that takes the other end too (:meth:`is_kin`)."""
         if end.kind is not self.kind or self.project not in (None, end.project):
             return False
         if self.projects is not None and not self.projects.matches(dict(end.project_labels)):
             return False
         return self.selector.matches(dict(end.labels))
 
+    def is_kin(self, end: Endpoint, subject: Endpoint) -> bool:
+        return self.kin is None or self.kin.holds(dict(subject.project_labels), dict(end.project_labels))
+
     def describe(self) -> str:
         where = self.project or (f"projects({self.projects.describe()})" if self.projects else "*")
+        if self.kin is not None:
+            where += f"({self.kin.describe()})"
         return f"{where}/{self.selector.describe()}"
 
 
@@ -133,10 +167,12 @@ class Rule:
     windows: tuple[Window, ...] = ()
     #: Decides nothing by itself: what rules after it would let pass is referred, what they forbid stays forbidden.
     least: bool = False
+    #: Which of one rule's instances it is (:mod:`casemate.policy.kinship`); they share its *id*.
+    instance: str = ""
 
     @property
-    def order(self) -> tuple[int, tuple[int, str, int], str]:
-        return (int(self.tier), self.rank, self.id)
+    def order(self) -> Order:
+        return (int(self.tier), self.rank, self.id, self.instance)
 
     def describe(self) -> str:
         ports = "any port" if self.ports is None else ", ".join(port.describe() for port in self.ports) or "no port"

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from casemate.host import durable, loop, mounts, safe_path
+from casemate.host import durable, loop, mountinfo, mounts, safe_path
 from casemate.host.netns import in_own_thread
 from casemate.spec.errors import Conflict, Corrupt, DiskFull, InvalidArgument, NotFound
 
@@ -85,7 +85,7 @@ class LayerMounts:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         for leftover in self.files.glob(".*.tmp"):
             leftover.unlink()
-        self._mounted = {mount.target.name for mount in mounts.mounts_below(self.places) if mount.kind == "squashfs"}
+        self._mounted = {mount.target.name for mount in mountinfo.mounts_below(self.places) if mount.kind == "squashfs"}
         self._users = {}
         for user, layers in (users or {}).items():
             for layer in layers:
@@ -239,7 +239,7 @@ class LayerMounts:
 
     def leaked_devices(self) -> Sequence[loop.LoopDevice]:
         """Loop devices over our layers that are mounted at none of our places (a crash between two calls)."""
-        mounted = {mount.source for mount in mounts.mounts_below(self.places)}
+        mounted = {mount.source for mount in mountinfo.mounts_below(self.places)}
         return [one for one in loop.devices_below(self.files) if str(one.device) not in mounted]
 
     def close(self) -> None:

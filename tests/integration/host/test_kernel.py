@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from tests.integration.leaks import Scope
 
-from casemate.host import cgroups, hierarchy, loop, mounts, netns, nft, rtnetlink, syscalls, userns
+from casemate.host import cgroups, hierarchy, loop, mountinfo, mounts, netns, nft, rtnetlink, syscalls, userns
 from casemate.host.cgroups_v2 import CgroupsV2
 from casemate.host.inotify import FolderWatch
 from casemate.host.peer import peer_of
@@ -97,7 +97,7 @@ def test_a_bind_is_read_only_and_private_before_anybody_sees_it(scope: Scope) ->
     number = os.open(source, os.O_PATH)
     mounts.bind(number, target, read_only=True, attributes=syscalls.MOUNT_ATTR_NOSUID)
     os.close(number)
-    (mount,) = mounts.mounts_below(target)
+    (mount,) = mountinfo.mounts_below(target)
     assert {"ro", "nosuid"} <= set(mount.options.split(","))
     with pytest.raises(OSError, match="Read-only"):
         (target / "x").touch()

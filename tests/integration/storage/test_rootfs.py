@@ -16,7 +16,7 @@ import pytest
 from tests.integration.leaks import Scope
 from tests.integration.trees import entry, stage_layer
 
-from casemate.host import loop, mounts, userns
+from casemate.host import loop, mountinfo, mounts, userns
 from casemate.spec.errors import InvalidArgument
 from casemate.storage import rootfs
 from casemate.storage.layers import LayerCorrupt, LayerInUse, LayerMissing, LayerMounts, LayerRefused
@@ -237,7 +237,7 @@ def test_a_root_shows_all_layers_with_mapped_owners(store: Store, ids: int) -> N
     (plan.target / "etc/new").write_text("new")
     assert (plan.upper / "etc/new").exists()
     asyncio.run(rootfs.apply(plan, store.layers, ids))  # twice is once
-    assert len(mounts.mounts_below(plan.target)) == 1
+    assert len(mountinfo.mounts_below(plan.target)) == 1
     rootfs.unmount(plan, store.layers)
     rootfs.unmount(plan, store.layers)
     asyncio.run(rootfs.apply(plan, store.layers, ids))  # as after a reboot
@@ -315,7 +315,7 @@ def test_the_way_for_kernels_that_want_attached_layers_mounts_the_same(store: St
             stack.callback(os.close, number)
         os.close(mounts.overlay(target, numbers, upper, work, volatile=True, attached=True))
     # The layers' own places stay mounted where they were, and of the way there nothing is left.
-    found = [(one.kind, one.target) for one in mounts.mounts_below(store.folder)]
+    found = [(one.kind, one.target) for one in mountinfo.mounts_below(store.folder)]
     assert sorted(kind for kind, _ in found) == ["overlay", "squashfs", "squashfs"]
     assert sorted(os.listdir(target / "etc")) == ["high", "low", "plain"]
     assert (target / "etc/low").stat().st_uid == FIRST_ID

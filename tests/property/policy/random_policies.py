@@ -16,6 +16,7 @@ from casemate.policy.rules import (
     AuditedSegment,
     Blocks,
     Direction,
+    Kin,
     Names,
     Rule,
     RuleSet,
@@ -39,6 +40,7 @@ ADDRESSES = [
     for a in ("10.1.2.3", "10.1.2.4", "10.1.9.9", "10.200.0.1", "192.0.2.7", "fd00::1", "0.0.0.0")
 ]
 
+owners = st.sampled_from([(), (), (("owner", "a"),), (("owner", "b"),)])
 label_sets = st.dictionaries(st.sampled_from(KEYS), st.sampled_from(VALUES), max_size=2).map(labels)
 value_sets = st.frozensets(st.sampled_from(VALUES), min_size=1, max_size=2)
 requirements = st.one_of(
@@ -46,10 +48,13 @@ requirements = st.one_of(
     st.builds(Requirement, st.sampled_from(KEYS), st.sampled_from([Operator.EXISTS, Operator.DOES_NOT_EXIST])),
 )
 selectors = st.builds(Selector, st.lists(requirements, max_size=2).map(tuple))
+KINDS = st.sampled_from([Kind.POD, Kind.POD, Kind.POD, Kind.NODE])
 workloads = st.builds(
-    Workloads, selectors, st.none() | st.sampled_from(PROJECTS), st.none() | selectors,
-    st.sampled_from([Kind.POD, Kind.POD, Kind.POD, Kind.NODE]),
+    Workloads, selectors, st.none() | st.sampled_from(PROJECTS), st.none() | selectors, KINDS,
 )  # fmt: skip
+PROJECT_KEYS = ("project", "tier", "owner")
+kins = st.builds(Kin, st.lists(st.sampled_from(PROJECT_KEYS), max_size=2, unique=True).map(tuple), st.booleans())
+kindred = st.builds(Workloads, selectors, st.none(), st.none() | selectors, KINDS, kins)
 
 
 @st.composite
@@ -61,6 +66,7 @@ def blocks(draw: st.DrawFn) -> Block:
 
 peers = st.one_of(
     workloads,
+    kindred,
     st.just(Anyone()),
     st.lists(blocks(), min_size=1, max_size=2).map(lambda found: Blocks(BlockGroup(tuple(found)))),
     st.just(Names(("*.example.org",))),
@@ -114,7 +120,8 @@ def endpoints(draw: st.DrawFn, name: str = "e") -> Endpoint:
         dns = draw(st.sampled_from([frozenset(), frozenset({"api.example.org"}), frozenset({"example.org"})]))
         return Endpoint(name, kind=kind, addresses=addresses, dns=dns)
     project = draw(st.sampled_from(PROJECTS))
-    of_project = {"project": project, "tier": "a" if project == "x" else "b"}
+    # Labels of a project can change: two ends of one project may have been made before and after.
+    of_project = {"project": project, "tier": "a" if project == "x" else "b", **dict(draw(owners))}
     ports = tuple(draw(st.lists(named, max_size=2))) if kind is Kind.POD else ()
     return Endpoint(name, project, draw(label_sets), labels(of_project), ports, addresses, kind)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from casemate.host import durable, inotify, mounts, pidfd, probes
+from casemate.host import durable, inotify, mountinfo, mounts, pidfd, probes
 from casemate.host.settings_file import parse_settings, read_settings
 from casemate.spec.errors import DiskFull, LimitExceeded
 from casemate.spec.settings import SettingInvalid
@@ -128,7 +128,7 @@ def test_mountinfo_is_read_with_its_escapes() -> None:
         b"garbage\n"
         b"38 36 7:1 / /mnt ro,nodev - squashfs /dev/loop1 ro\n"
     )
-    found = mounts.parse_mountinfo(text, Path("/mnt"))
+    found = mountinfo.parse_mountinfo(text, Path("/mnt"))
     assert [str(one.target) for one in found] == ["/mnt/a b\tc\\d", "/mnt"]
     assert (found[1].kind, found[1].source, found[1].options) == ("squashfs", "/dev/loop1", "ro,nodev")
 
@@ -138,7 +138,7 @@ def test_mountinfo_is_read_with_its_escapes() -> None:
     [(b"a\\040b", b"a b"), (b"\\", b"\\"), (b"\\9", b"\\9"), (b"\\400", b"\\400"), (b"\\134040", b"\\040")],
 )
 def test_octal_escapes(field: bytes, value: bytes) -> None:
-    assert mounts.unescape(field) == value
+    assert mountinfo.unescape(field) == value
 
 
 def test_inotify_events_are_read() -> None:

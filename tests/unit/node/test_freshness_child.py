@@ -11,8 +11,9 @@ pytest.importorskip("tuf", reason="missing: tuf")
 from casemate.node import freshness_child
 from casemate.node.freshness_child import Standings, tag
 from casemate.node.freshness_jobs import Forgotten, Tag, TagJob
-from casemate.trust.freshness.publisher import Publisher, RoleKeys
+from casemate.trust.freshness.publisher import Publisher
 from casemate.trust.freshness.resolve import FreshnessExpired, FreshnessInvalid, Trusted
+from casemate.trust.freshness.roles import RoleKeys
 from casemate.trust.keys.private import new_key
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)

@@ -170,3 +170,100 @@ def test_errors_name_their_path(text: str, path: str) -> None:
     with pytest.raises(PolicyInvalid) as caught:
         parse(text.encode())
     assert path in caught.value.detail
+
+
+OLDER = """
+apiVersion: policy.networking.k8s.io/v1alpha1
+kind: AdminNetworkPolicyList
+metadata: {{resourceVersion: ""}}
+items:
+- apiVersion: policy.networking.k8s.io/v1alpha1
+  kind: AdminNetworkPolicy
+  metadata: {{name: older, creationTimestamp: null}}
+  spec:
+    priority: 5
+    subject: {{namespaces: {{matchLabels: {{house: gryffindor}}}}}}
+    ingress:
+    - {{name: one, action: Deny, from: [{peer}], ports: [{{portNumber: {{protocol: "", port: 80}}}}]}}
+  status: {{conditions: null}}
+"""
+
+
+@pytest.mark.parametrize("peer", [
+    "{namespaces: {namespaceSelector: {matchLabels: {house: slytherin}}}}",
+    "{namespaces: {namespaceSelector: {}}}",
+    "{namespaces: {}}",
+    "{pods: {namespaces: {namespaceSelector: {matchLabels: {house: slytherin}}}, podSelector: {}}}",
+    "{pods: {namespaces: {namespaceSelector: {}}, podSelector: {matchLabels: {house: slytherin}}}}",
+    "{pods: {namespaceSelector: {}, podSelector: {matchLabels: {house: slytherin}}}}",
+])  # fmt: skip
+def test_the_first_form_of_v1alpha1_and_lists_of_a_kind(peer: str) -> None:
+    """v0.1.1 had the namespaces' selector one level deeper; what Go writes of such an object is read as it is."""
+    text = OLDER.format(peer=peer)
+    assert verdict(text, SLY, GRY) is DENY
+    assert verdict(text, SLY, GRY, "udp/80") is ALLOW
+    only_slytherin = "slytherin" in peer
+    assert verdict(text, HUF, GRY) is (ALLOW if only_slytherin else DENY)
+    assert verdict(text, SLY, HUF) is ALLOW
+
+
+@pytest.mark.parametrize(("peer", "word"), [
+    ("{namespaces: {sameLabels: [no key]}}", "not a label's key"),
+    ("{namespaces: {sameLabels: tenant}}", "not a list"),
+    ("{namespaces: {namespaceSelector: {}, sameLabels: [tenant]}}", "exactly one"),
+    ("{pods: {namespaces: {}, podSelector: {}}}", "exactly one"),
+    ("{pods: {namespaces: {namespaceSelector: {}}}}", "podSelector"),
+    ("{pods: {namespaces: {namespaceSelector: {}}, namespaceSelector: {}, podSelector: {}}}", "unknown field"),
+    ("{namespaces: {namespaceSelector: {}, matchLabels: {}}}", "unknown field"),
+])  # fmt: skip
+def test_what_the_first_form_cannot_say_is_refused(peer: str, word: str) -> None:
+    with pytest.raises(PolicyInvalid, match=word):
+        parse(OLDER.format(peer=peer).encode())
+
+
+def of(project: str, **held: str) -> Endpoint:
+    return Endpoint(project, project, labels({"house": "gryffindor"}), labels({"house": "gryffindor", **held}))
+
+
+@pytest.mark.parametrize(("peer", "closed"), [
+    ("{namespaces: {sameLabels: [tenant]}}", {"a1-a2"}),
+    ("{namespaces: {notSameLabels: [tenant]}}", {"a1-b1"}),
+    ("{namespaces: {sameLabels: [tenant, stage]}}", set()),
+    ("{namespaces: {notSameLabels: [tenant, stage]}}", {"a1-a2", "a1-b1"}),
+    ("{pods: {namespaces: {sameLabels: [tenant]}, podSelector: {matchLabels: {house: gryffindor}}}}", {"a1-a2"}),
+    ("{pods: {namespaces: {sameLabels: [tenant]}, podSelector: {matchLabels: {house: slytherin}}}}", set()),
+    ("{namespaces: {sameLabels: []}}", set()),
+    ("{namespaces: {notSameLabels: []}}", set()),
+])  # fmt: skip
+def test_peers_by_what_their_project_has_in_common(peer: str, closed: set[str]) -> None:
+    """Both must have every label that is named; without one nothing is selected."""
+    ends = {
+        "a1": of("a1", tenant="a", stage="1"), "a2": of("a2", tenant="a", stage="2"),
+        "b1": of("b1", tenant="b", stage="1"), "none": of("none"),
+    }  # fmt: skip
+    text = OLDER.format(peer=peer)
+    pairs = [("a1", "a2"), ("a1", "b1"), ("a1", "none"), ("none", "a1")]
+    assert {f"{one}-{other}" for one, other in pairs if verdict(text, ends[one], ends[other]) is DENY} == closed
+
+
+def test_a_rule_by_kinship_follows_the_projects_that_come_and_go() -> None:
+    """Each value is an instance of the rule for as long as a pod has it."""
+    rules = parse(OLDER.format(peer="{namespaces: {sameLabels: [tenant]}}").encode()).in_force(0)
+    planner = Planner(rules, [of("a1", tenant="a")])
+    first = planner.start
+    came = [planner.put(of(name, tenant="b")) for name in ("b1", "b2")]
+    cells = planner.compiler.cells(planner.number("b1"), planner.number("b2"))
+    decision = cell_at(cells, place(Protocol.TCP, 80)).decision
+    assert (decision.verdict, decision.rule) == (DENY, "AdminNetworkPolicy/older:ingress[0]")
+    assert all(done.size for done in came)
+    planner.replace_rules(parse(b"").in_force(0))
+    planner.replace_rules(rules)
+    for name in ("b2", "b1"):
+        planner.drop(name)
+    assert planner.whole().size == first.size
+
+
+def test_the_later_kind_has_the_later_form_alone() -> None:
+    text = cnp("a", "Admin", 10, "  ingress: [{action: Deny, from: [{namespaces: {namespaceSelector: {}}}]}]")
+    with pytest.raises(PolicyInvalid, match="namespaceSelector"):
+        parse(text.encode())

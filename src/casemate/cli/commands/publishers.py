@@ -18,14 +18,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from casemate.cli.context import Context
-    from casemate.trust.freshness.publisher import Change, Publisher
+    from casemate.trust.freshness.publisher import Publisher
+    from casemate.trust.freshness.roles import Change
     from casemate.trust.keys.private import SigningKey
 
 MAX_PEM_BYTES = 16 << 10
 
 
 def init(arguments: Arguments, context: Context) -> int:
-    from casemate.trust.freshness.publisher import RoleKeys
+    from casemate.trust.freshness.roles import RoleKeys
 
     keys = _keys(arguments)
     own = tuple(key.public_pem for key in keys)
@@ -63,7 +64,7 @@ def _number(arguments: Arguments, name: str, default: int, most: int) -> int:
 
 
 def _lifetimes(arguments: Arguments) -> object:
-    from casemate.trust.freshness.publisher import Lifetimes
+    from casemate.trust.freshness.roles import Lifetimes
 
     default = Lifetimes()
     return Lifetimes(
@@ -77,7 +78,8 @@ def _change(arguments: Arguments, context: Context, keys: list[SigningKey], work
     from datetime import UTC, datetime
 
     from casemate.trust.freshness import apply
-    from casemate.trust.freshness.publisher import Lifetimes, Publisher
+    from casemate.trust.freshness.publisher import Publisher
+    from casemate.trust.freshness.roles import Lifetimes
 
     lifetimes = _lifetimes(arguments)
     assert isinstance(lifetimes, Lifetimes)
@@ -133,7 +135,7 @@ def key_add(arguments: Arguments, context: Context) -> int:
 
 def delegate(arguments: Arguments, context: Context) -> int:
     from casemate.spec.reference import parse_prefix
-    from casemate.trust.freshness.publisher import RoleKeys
+    from casemate.trust.freshness.roles import RoleKeys
 
     _, role, *paths = arguments.words
     keys = RoleKeys(tuple(_public(path) for path in paths), _number(arguments, "threshold", 1, len(paths)))
@@ -145,7 +147,7 @@ def _keyid(text: str) -> str:
     """A key's id in metadata: *text* itself, or that of the public key in the file *text*."""
     if len(text) <= 64 and all(char in "0123456789abcdef" for char in text):
         return text
-    from casemate.trust.freshness.publisher import tuf_key
+    from casemate.trust.freshness.roles import tuf_key
 
     return str(tuf_key(_public(text)).keyid)
 

@@ -16,7 +16,7 @@ from casemate.policy.identity import Endpoint
 from casemate.policy.labels import EVERYTHING, Operator, Requirement, Selector
 from casemate.policy.parse import MAX_RULES, Document, Policies
 from casemate.policy.ports import PortMatch
-from casemate.policy.rules import Anyone, Direction, Peer, Rule, RuleSet, Tier, Workloads
+from casemate.policy.rules import Anyone, Direction, Order, Peer, Rule, RuleSet, Tier, Workloads
 from casemate.policy.verdict import Action
 from casemate.policy.walls import Wall
 
@@ -181,5 +181,5 @@ def patched(rules: RuleSet, own: RuleSet, gone: Iterable[Document], come: Iterab
     return Patch(whole, after, removed, added)
 
 
-def _order(rule: Rule) -> tuple[int, tuple[int, str, int], str]:
+def _order(rule: Rule) -> Order:
     return rule.order

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from casemate.spec.errors import DiskFull
 from casemate.trust.freshness.errors import RepositoryBusy, RepositoryInvalid
-from casemate.trust.freshness.publisher import MAX_TEAMS, STAGED, Change
+from casemate.trust.freshness.roles import MAX_TEAMS, STAGED, Change
 
 MAX_FILE_BYTES = 5_000_000
 #: Every role, each also staged, and each root that ever was.

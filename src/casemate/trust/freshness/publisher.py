@@ -10,92 +10,35 @@ means is in the metadata themselves, so that a folder or any web server will do.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
-from casemate.spec.errors import HostLacks
 from casemate.spec.ids import check_digest, digest_hex
 from casemate.trust.freshness.errors import RepositoryInvalid, RoleInvalid
+from casemate.trust.freshness.roles import (
+    MAX_TARGETS,
+    MAX_TEAMS,
+    PREFIX,
+    ROLE_NAME,
+    STAGED,
+    TOP,
+    Change,
+    Lifetimes,
+    RoleKeys,
+    RoleRow,
+    delegated_keys,
+    of_role,
+    parse_metadata,
+    patterns,
+    set_threshold,
+    tuf_api,
+    tuf_key,
+)
 from casemate.trust.keys.private import SigningKey
-from casemate.trust.signature.errors import KeyInvalid
-from casemate.trust.signature.keys import load_public_key
 
 if TYPE_CHECKING:
     from tuf.api.metadata import Metadata
-
-TOP = ("root", "targets", "snapshot", "timestamp")
-MAX_TEAMS = 200
-MAX_TARGETS = 20_000
-#: Deepest repository below a delegated prefix, in parts: patterns match whole parts, one for each depth.
-MAX_DEPTH = 6
-_ROLE = re.compile(r"[a-z0-9][a-z0-9-]{0,62}\Z")
-_PREFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,250}\Z")
-STAGED = "staged/"
-
-
-class Lifetimes(msgspec.Struct, frozen=True):
-    """Days until metadata expire. Long where people sign by hand; the timestamp's is how long a freeze goes unseen."""
-
-    root: int = 365
-    targets: int = 90
-    snapshot: int = 7
-    timestamp: int = 1
-
-    def of(self, role: str) -> timedelta:
-        return timedelta(days=getattr(self, role) if role in TOP else self.targets)
-
-
-class RoleKeys(msgspec.Struct, frozen=True):
-    """Public keys (PEM) of a role, and how many of them must sign."""
-
-    keys: tuple[str, ...]
-    threshold: int = 1
-
-
-class Change(msgspec.Struct, frozen=True):
-    """*files*: what is to be written, in this order (None: removed). *waiting*: role to what it still lacks."""
-
-    files: dict[str, bytes | None]
-    published: tuple[str, ...]
-    waiting: dict[str, str]
-
-
-class RoleRow(msgspec.Struct, frozen=True):
-    """A role as people ask for it. *prefixes*: what was delegated to it; *staged*: it waits for signatures."""
-
-    name: str
-    version: int
-    expires: str
-    keys: tuple[str, ...]
-    threshold: int
-    prefixes: tuple[str, ...] = ()
-    targets: tuple[tuple[str, str], ...] = ()
-    staged: bool = False
-
-
-def tuf_key(pem: str) -> Any:
-    """A public key as TUF has it."""
-    from cryptography.exceptions import UnsupportedAlgorithm  # noqa: PLC0415 - lazily
-    from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey  # noqa: PLC0415
-    from cryptography.hazmat.primitives.serialization import load_pem_public_key  # noqa: PLC0415
-
-    load_public_key(pem.encode())  # our bounds on kinds and sizes
-    try:
-        import securesystemslib.signer as found  # noqa: PLC0415
-    except ImportError as error:
-        raise HostLacks("the Python package tuf is not installed", remedy="pip install 'tuf>=7,<8'") from error
-    try:
-        public = load_pem_public_key(pem.encode())
-        # What a token and a file both make: PKCS#1 v1.5.
-        scheme = "rsa-pkcs1v15-sha256" if isinstance(public, RSAPublicKey) else None
-        signers: Any = found
-        return signers.SSlibKey.from_crypto(public, scheme=scheme)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise KeyInvalid(f"TUF knows no key of this kind: {error}") from error
 
 
 class Publisher:
@@ -116,14 +59,16 @@ class Publisher:
         self._touched: dict[str, None] = {}
         for name, data in files.items():
             role = name.removeprefix(STAGED).removesuffix(".json")
-            if role in TOP or _ROLE.match(role):
-                (self._new if name.startswith(STAGED) else self._old)[role] = _of_role(_parse(data, name), role, name)
+            if role in TOP or ROLE_NAME.match(role):
+                (self._new if name.startswith(STAGED) else self._old)[role] = of_role(
+                    parse_metadata(data, name), role, name
+                )
 
     # what people do
 
     def create(self, roles: Mapping[str, RoleKeys]) -> Change:
         """The first metadata of every role."""
-        api = _api()
+        api = tuf_api()
         if self._old or self._new:
             raise RepositoryInvalid("there are metadata already", remedy="Choose an empty folder.")
         root = api.Root(consistent_snapshot=False)
@@ -158,12 +103,12 @@ class Publisher:
 
     def delegate(self, role: str, prefixes: Sequence[str], keys: RoleKeys) -> Change:
         """Let the team *role* sign for the repositories below *prefixes*. A role's name is given once only."""
-        api = _api()
-        if not _ROLE.match(role) or role in TOP or role in self._old or role in self._new:
+        api = tuf_api()
+        if not ROLE_NAME.match(role) or role in TOP or role in self._old or role in self._new:
             raise RoleInvalid(
                 f"{role[:80]!r} is no name for a new role: lower-case letters, digits, -, and not yet given"
             )
-        if not prefixes or any(not _PREFIX.match(prefix) or "//" in prefix for prefix in prefixes):
+        if not prefixes or any(not PREFIX.match(prefix) or "//" in prefix for prefix in prefixes):
             raise RoleInvalid(f"role {role}: {list(prefixes)!r:.200} are no prefixes of repositories")
         targets = self._edit("targets")
         if targets.delegations is None:
@@ -184,7 +129,7 @@ class Publisher:
         signed = self._edit(name)
         if len(signed.targets) >= MAX_TARGETS:
             raise RoleInvalid(f"role {name} names {MAX_TARGETS} tags already")
-        signed.targets[target] = _api().TargetFile(size_bytes, {"sha256": digest_hex(check_digest(digest))}, target)
+        signed.targets[target] = tuf_api().TargetFile(size_bytes, {"sha256": digest_hex(check_digest(digest))}, target)
         return self._finish()
 
     def unpublish(self, target: str, role: str = "") -> Change:
@@ -216,7 +161,7 @@ class Publisher:
     def _row(self, role: str) -> RoleRow:
         signed = self._latest(role).signed
         delegator = self._latest(self._delegator_of(role))
-        if not _delegated(delegator, role):
+        if not delegated_keys(delegator, role):
             raise RepositoryInvalid(f"{role}.json is there, and nobody says who may sign it")
         delegated = delegator.signed.get_delegated_role(role)
         targets = getattr(signed, "targets", {})
@@ -237,7 +182,7 @@ class Publisher:
         """What *role* signs, to be changed: of a version of its own."""
         metadata = self._new.get(role)
         if metadata is None:
-            metadata = self._new[role] = _parse(self._latest(role).to_bytes(), role)
+            metadata = self._new[role] = parse_metadata(self._latest(role).to_bytes(), role)
             metadata.signed.version += 1
         self._touch(role)
         return metadata.signed
@@ -258,11 +203,11 @@ class Publisher:
     def _set_keys(self, delegator: Any, role: str, keys: RoleKeys) -> None:
         for pem in keys.keys:
             delegator.add_key(tuf_key(pem), role)
-        _set_threshold(delegator.get_delegated_role(role), keys.threshold)
+        set_threshold(delegator.get_delegated_role(role), keys.threshold)
 
     def _with_threshold(self, delegator: Any, role: str, threshold: int | None) -> Change:
         delegated = delegator.get_delegated_role(role)
-        _set_threshold(delegated, delegated.threshold if threshold is None else threshold)
+        set_threshold(delegated, delegated.threshold if threshold is None else threshold)
         return self._finish()
 
     def _keyid(self, delegator: Any, role: str, text: str) -> str:
@@ -366,7 +311,7 @@ class Publisher:
         return role not in self._old or bool(self._lack(role, self._old[role], dict.fromkeys(ready)))
 
     def _snapshot(self, targets: Sequence[str]) -> Metadata[Any]:
-        api = _api()
+        api = tuf_api()
         version = self._old["snapshot"].signed.version + 1 if "snapshot" in self._old else 1
         roles = {"targets", *self._teams()}
         source = {role: (self._new if role in targets else self._old)[role] for role in sorted(roles)
@@ -379,7 +324,7 @@ class Publisher:
         return made
 
     def _timestamp(self, snapshot: Metadata[Any]) -> Metadata[Any]:
-        api = _api()
+        api = tuf_api()
         version = self._old["timestamp"].signed.version + 1 if "timestamp" in self._old else 1
         signed = api.Timestamp(
             version,
@@ -406,7 +351,7 @@ class Publisher:
         data = metadata.signed_bytes
         for keyid in self._may_sign(role):
             if keyid in self._signers and keyid not in metadata.signatures:
-                metadata.signatures[keyid] = _api().Signature(keyid, self._signers[keyid].sign(data).hex())
+                metadata.signatures[keyid] = tuf_api().Signature(keyid, self._signers[keyid].sign(data).hex())
 
     def _may_sign(self, role: str) -> list[str]:
         """Keys of *role*, under what is published and under what waits; a new root takes the old one's as well."""
@@ -414,7 +359,7 @@ class Publisher:
         found: dict[str, None] = {}
         for source in (self._new, self._old):
             if delegator in source:
-                found |= dict.fromkeys(_delegated(source[delegator], role))
+                found |= dict.fromkeys(delegated_keys(source[delegator], role))
         return list(found)
 
     def _lack(self, role: str, metadata: Metadata[Any], ready: Mapping[str, Any]) -> str:
@@ -433,7 +378,7 @@ class Publisher:
             delegators = [standing]
         needed: dict[str, None] = {}
         for one in delegators:
-            if not _delegated(one, role):
+            if not delegated_keys(one, role):
                 return f"{delegator} has to name its keys first"
             found = one.signed.get_verification_result(role, metadata.signed_bytes, metadata.signatures)
             if not found.verified:
@@ -441,55 +386,3 @@ class Publisher:
                     None
                 )
         return "; ".join(needed)
-
-
-def _delegated(delegator: Metadata[Any], role: str) -> list[str]:
-    """The key ids that *delegator* names for *role*; none where it does not know the role."""
-    try:
-        return list(delegator.signed.get_delegated_role(role).keyids)
-    except ValueError:
-        return []
-
-
-def _set_threshold(delegated: Any, threshold: int) -> None:
-    if not 1 <= threshold <= len(delegated.keyids):
-        raise RoleInvalid(f"{threshold} of {len(delegated.keyids)} keys can never sign, or is none")
-    delegated.threshold = threshold
-
-
-def patterns(prefixes: Sequence[str]) -> list[str]:
-    """TUF's path patterns for whole repositories below *prefixes*, up to :data:`MAX_DEPTH` parts deep."""
-    found: list[str] = []
-    for prefix in prefixes:
-        plain = prefix.rstrip("/")
-        found += [f"{plain}:*", *(plain + "/*" * depth for depth in range(1, MAX_DEPTH + 1))]
-    return found
-
-
-def _api() -> Any:
-    """``tuf``'s classes; loaded when the first metadata are."""
-    try:
-        import tuf.api.metadata as api  # noqa: PLC0415 - lazily
-    except ImportError as error:
-        raise HostLacks("the Python package tuf is not installed", remedy="pip install 'tuf>=7,<8'") from error
-    return api
-
-
-def _of_role(metadata: Metadata[Any], role: str, name: str) -> Metadata[Any]:
-    """*metadata*, when they are of the kind that *role* has."""
-    kind = role if role in TOP else "targets"
-    delegations = getattr(metadata.signed, "delegations", None)
-    if metadata.signed.type != kind or (delegations is not None and delegations.roles is None):
-        raise RepositoryInvalid(f"{name} holds metadata of the kind {metadata.signed.type!r}, or hashed bins")
-    return metadata
-
-
-def _parse(data: bytes, name: str) -> Metadata[Any]:
-    from tuf.api.exceptions import RepositoryError  # noqa: PLC0415 - lazily
-    from tuf.api.serialization import DeserializationError  # noqa: PLC0415
-
-    try:
-        found: Metadata[Any] = _api().Metadata.from_bytes(data)
-        return found
-    except (DeserializationError, RepositoryError, ValueError) as error:
-        raise RepositoryInvalid(f"{name}: {error}"[:300]) from error

@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("tuf", reason="missing: tuf")
 
 from casemate.trust.freshness.errors import RepositoryInvalid, RoleInvalid
-from casemate.trust.freshness.publisher import STAGED, Change, Publisher, RoleKeys, patterns, tuf_key
+from casemate.trust.freshness.publisher import Publisher
 from casemate.trust.freshness.resolve import (
     FreshnessExpired,
     FreshnessInvalid,
@@ -19,6 +19,7 @@ from casemate.trust.freshness.resolve import (
     Trusted,
     resolve,
 )
+from casemate.trust.freshness.roles import STAGED, Change, RoleKeys, patterns, tuf_key
 from casemate.trust.keys.private import FileKey, new_key
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
