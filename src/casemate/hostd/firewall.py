@@ -282,10 +282,7 @@ class Firewall:
     def _source(self, link: plan.PodLink) -> tuple[Row, ...]:
         """From which interface the pod may send what; nothing while it has none."""
         self._indexes[link.pod] = index = links.index(link.interface) or self._indexes.get(link.pod, 0)
-        if not index:
-            return ()
-        address = ipaddress.IPv4Address(link.address).packed
-        return sets.source_rows(index, bytes.fromhex(link.pod_mac.replace(":", "")), address)
+        return _source_rows(link, index) if index else ()
 
     async def run(self) -> None:
         """What goes on while hostd serves; begins with the first pod or the first policy."""
@@ -313,7 +310,10 @@ class Firewall:
         other."""
         await self.ensure_open()
         self._leaving.discard(link.pod)
-        await self.kernel.put(self._source(link))
+        before, rows = self._indexes.get(link.pod, 0), self._source(link)
+        if before and before != self._indexes[link.pod]:
+            await self.kernel.take(_source_rows(link, before))
+        await self.kernel.put(rows)
 
     async def remove_pod(self, link: plan.PodLink) -> None:
         if self._opened.is_set():
@@ -445,3 +445,8 @@ class Firewall:
             elements = dict(self._elements)
             waiting, holding = self.referrals.waiting, self.holds.state()
         return wire.FirewallState(self.now.generation, self.now.rules > 0, elements, counters, waiting, holding)
+
+
+def _source_rows(link: plan.PodLink, index: int) -> tuple[Row, ...]:
+    mac, address = bytes.fromhex(link.pod_mac.replace(":", "")), ipaddress.IPv4Address(link.address).packed
+    return sets.source_rows(index, mac, address)

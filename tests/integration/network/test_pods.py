@@ -98,6 +98,7 @@ class Pods:
         asyncio.run(self.nat.remove())
         self.nat.close()
         self.kernel.close()
+        self.kernel.followed.close()
 
 
 @pytest.fixture

@@ -111,7 +111,8 @@ class Kernel:
             if self.holding:
                 rules.add_holds(batch, self.spec, self.holding)
             self._rewrite_verdicts(batch)
-            await self._commit(batch, 0)
+            # The kernel goes through all of a map for each chain that looks into it.
+            await self._commit(batch, _LARGE_ROWS + 1)
             self._wrote(batch)
 
     def _wrote(self, batch: Batch) -> None:
