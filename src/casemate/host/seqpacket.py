@@ -299,6 +299,18 @@ def listen(path: Path, *, mode: int = 0o600, owner: tuple[int, int] | None = Non
     return server
 
 
+def connected(path: Path) -> socket.socket | None:
+    """A non-blocking connection to the socket at *path*; None when nobody listens there, or its backlog is full."""
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+    try:
+        with _address(path) as address:
+            connection.connect(address)
+    except OSError:
+        connection.close()
+        return None
+    return connection
+
+
 async def connect(path: Path) -> Channel:
     """A channel to the socket at *path*; raises :class:`ConnectionLost` when nobody answers."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)

@@ -25,6 +25,7 @@ from casemate.hostd.folders import Folders
 from casemate.hostd.keeping import Keeping
 from casemate.hostd.operations import Operations
 from casemate.hostd.records import Records
+from casemate.hostd.relaying import RelayProcess
 from casemate.hostd.server import Server
 from casemate.hostd.state import State
 from casemate.hostd.visibility import Visibility
@@ -129,7 +130,8 @@ async def make_context(settings: Settings, step: Callable[[str], None] | None) -
         emit=lambda event: context.emit(event),  # noqa: PLW0108 - it is set later
         on_hold_ended=lambda pod: pods.hold_ended(context, pod),
     )
-    context.keeping = Keeping(settings, context.state, lambda: nat.nft, context.firewall.followed)
+    relay = RelayProcess(folders.relay_socket, context.casemated_uid)
+    context.keeping = Keeping(settings, context.state, lambda: nat.nft, context.firewall.followed, relay)
     if step is not None:
         context.step = step
     recovery.make_folders(context)

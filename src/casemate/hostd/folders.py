@@ -12,6 +12,7 @@
     <host_run>/exits/<container>                exit code, written by conmon
     <host_run>/layers/<hex>                     mounted layers
     <host_run>/runtime/                         the OCI runtime's own state
+    <host_run>/relay.sock                       where the relay of kept connections is found again
 """
 
 from __future__ import annotations
@@ -56,6 +57,10 @@ class Folders:
     @property
     def socket(self) -> Path:
         return self.run / "hostd.sock"
+
+    @property
+    def relay_socket(self) -> Path:
+        return self.run / "relay.sock"
 
     def pod(self, pod: str) -> Path:
         return self.pods / pod

@@ -1,17 +1,16 @@
 """Kept ports: the table that leads their connections to the relay, and the relay's connections to the pods.
 
-What is kept stands in the pods' records. The table is there while a pod keeps a port; the relay is casemated's child:
-hostd gives it a listener, and for each accepted connection one to the pod (:mod:`casemate.network.relay`).
+What is kept stands in the pods' records. The table is there while a pod keeps a port; the relay is a process without
+privilege (:mod:`casemate.hostd.relaying`), which hostd gives a listener, and for each accepted connection one to the
+pod (:mod:`casemate.network.relay`).
 """
 
 from __future__ import annotations
 
-import array
 import asyncio
 import contextlib
 import errno
 import logging
-import os
 import socket
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -21,7 +20,8 @@ from ipaddress import IPv4Address
 from casemate.host import nft, nft_netlink, policyroutes
 from casemate.host.nft_netlink import DELETE_ELEMENTS, NEW_ELEMENTS, Batch, NftSocket
 from casemate.host.rtnetlink import NetlinkFailed
-from casemate.hostd.protocol_keeping import RELAY_ANSWER, RELAY_REQUEST, PodProbe, Probed
+from casemate.hostd.protocol_keeping import GIVEN_LISTENER, PodProbe, Probed
+from casemate.hostd.relaying import RelayProcess
 from casemate.hostd.state import State
 from casemate.network import flowlog, relay
 from casemate.network.firewall import kept
@@ -32,8 +32,6 @@ from casemate.spec.workload import PodSpec
 log = logging.getLogger("casemate.hostd")
 
 _PERIOD_S = 0.5
-_REQUESTS_A_TURN = 32
-_MAX_REQUEST_DESCRIPTORS = 4
 #: Before the main table (32,766) and whatever else people add; after the table of the host's own addresses (0).
 _PRIORITY, _MASK = 90, 0xFFFFFFFE
 
@@ -46,6 +44,7 @@ class Keeping:
     state: State
     library: Callable[[], nft.Nft]
     followed: nft.Followed
+    relay: RelayProcess
     counted: Counter[str] = field(default_factory=Counter)
     #: The listener's port; 0 before a relay asked for one.
     port: int = 0
@@ -53,7 +52,9 @@ class Keeping:
     _read: bool = False
     _laid: bool = False
     _socket: NftSocket | None = None
-    _channel: socket.socket | None = None
+
+    def __post_init__(self) -> None:
+        self.relay.on_request, self.relay.on_reached = self._connect, self._reached
 
     @property
     def _table(self) -> str:
@@ -73,6 +74,7 @@ class Keeping:
         for one in spec.network.kept:
             self._kept[spec.network.address, one.port] = spec.id
         self.ensure()
+        self._reach()
 
     def take(self, spec: PodSpec) -> None:
         """The pod goes, and its address may be another's soon."""
@@ -141,8 +143,9 @@ class Keeping:
             self._socket.commit(batch)
 
     def _remove(self) -> None:
-        """Nothing is kept: no packet looks for it."""
+        """Nothing is kept: no packet looks for it, and the relay is let go."""
         self._laid = False
+        self.relay.hang_up()
         with self.followed.own_change():
             nft_netlink.delete_table("inet", self.name)
         mark = kept.marks(self._table)
@@ -157,6 +160,7 @@ class Keeping:
         while True:
             if self._kept:
                 try:
+                    self._reach()
                     mark = kept.marks(self._table)
                     made = policyroutes.ensure_local(mark.kept, _MASK, kept.routing_table(self._table), _PRIORITY)
                     if made or not self.is_whole():
@@ -174,58 +178,18 @@ class Keeping:
 
     # --- the relay ------------------------------------------------------------------------------------------------
 
-    def listen(self) -> list[int]:
-        """A listener and a channel for the relay; what an earlier one had leads nowhere any more."""
-        self._close_channel()
-        listener = relay.listen(kept.marks(self._table).down)
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
-        ours.setblocking(False)
-        self._channel = ours
-        asyncio.get_running_loop().add_reader(ours.fileno(), self._on_request)
-        self.port, self._laid = listener.getsockname()[1], False
+    def _reached(self) -> None:
+        """Another relay, or the same again: it gets a listener, and what an earlier one had leads nowhere any more."""
+        with relay.listen(kept.marks(self._table).down) as listener:
+            if not self.relay.give(GIVEN_LISTENER, listener):
+                return
+            self.port, self._laid = listener.getsockname()[1], False
         self.ensure()
-        return [listener.detach(), theirs.detach()]
 
-    def _close_channel(self) -> None:
-        gone, self._channel = self._channel, None
-        if gone is not None:
-            asyncio.get_running_loop().remove_reader(gone.fileno())
-            gone.close()
-
-    def _on_request(self) -> None:
-        for _ in range(_REQUESTS_A_TURN):
-            channel = self._channel
-            if channel is None:
-                return
-            room = socket.CMSG_SPACE(_MAX_REQUEST_DESCRIPTORS * 4)
-            try:
-                data, beside, flags, _ = channel.recvmsg(64, room, socket.MSG_CMSG_CLOEXEC)
-            except BlockingIOError:
-                return
-            except OSError:
-                data, beside, flags = b"", [], 0
-            fds = _descriptors(beside)
-            try:
-                if len(data) != RELAY_REQUEST.size or len(fds) != 1 or flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
-                    # The end, or what no relay of ours says.
-                    self._close_channel()
-                    return
-                self._answer(channel, RELAY_REQUEST.unpack(data)[0], fds)
-            finally:
-                for number in fds:
-                    os.close(number)
-
-    def _answer(self, channel: socket.socket, number: int, fds: list[int]) -> None:
-        made, why = self._connect(fds)
-        beside = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [made.fileno()]))] if made else []
-        try:
-            channel.sendmsg([RELAY_ANSWER.pack(number, why)], beside, socket.MSG_NOSIGNAL)
-        except OSError:
-            # A relay that does not read, or is gone: it bounds its own waiting.
-            self.counted["unanswered"] += 1
-        finally:
-            if made:
-                made.close()
+    def _reach(self) -> None:
+        """Find the relay again, if one runs: that of an earlier hostd, or one that was hung up on."""
+        if not self.relay.is_connected and self.relay.reach():
+            log.info("found the relay of kept connections again")
 
     def _connect(self, fds: list[int]) -> tuple[socket.socket | None, int]:
         """The connection to the pod for the accepted one in *fds*, which this takes; or None, and why."""
@@ -249,15 +213,8 @@ class Keeping:
         return made, 0
 
     def close(self) -> None:
-        self._close_channel()
+        """This daemon ends; the relay goes on."""
+        self.relay.hang_up()
         if self._socket is not None:
             self._socket.close()
             self._socket = None
-
-
-def _descriptors(beside: list[tuple[int, int, bytes]]) -> list[int]:
-    numbers = array.array("i")
-    for level, kind, content in beside:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            numbers.frombytes(content[: len(content) - len(content) % 4])
-    return list(numbers)

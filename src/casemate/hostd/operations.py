@@ -97,8 +97,8 @@ class Operations:
                 return await context.firewall.handle(operation, fds), []
             case protocol_visibility.FlowsWatch() | protocol_visibility.ResolverListen():
                 return await context.visibility.handle(operation)
-            case protocol_keeping.RelayListen():
-                return Done(), context.keeping.listen()
+            case protocol_keeping.RelayAttach():
+                return Done(), [await context.keeping.relay.attach(anew=operation.anew)]
             case protocol_keeping.PodProbe():
                 return await context.keeping.probe(operation), []
             case protocol.ContainerStats():

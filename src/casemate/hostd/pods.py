@@ -250,12 +250,15 @@ def idle_ports(context: Context) -> list[str]:
 async def ensure_firewall(context: Context) -> None:
     """Make the firewall's table whole, and look what other programs do to forwarded packets: when any rule of the
     host has changed since the last look (20 us to know), not for each pod (5 ms)."""
-    if context.firewall.followed.is_now():
+    followed = context.firewall.followed
+    now = followed.now()
+    if now == followed.at:
         return
     known = context.firewall.is_open
     done = [*await context.nat.ensure(known_links(context)), *await context.firewall.ensure()]
     _tell_repaired(context, done, known=known)
-    context.firewall.followed.at = context.firewall.followed.now()
+    # Not what it is by now: somebody may have flushed it again since it was looked at.
+    followed.at = now
 
 
 def _tell_repaired(context: Context, done: list[str], *, known: bool = True) -> None:

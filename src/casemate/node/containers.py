@@ -216,9 +216,11 @@ async def rename(core: Core, reference: str, project: str, name: str, caller: Ca
 
         return row.pod
 
-    pod = await core.db.write(work)
+    # What is reached meanwhile would be written under the name that it had.
+    async with core.walls.lock:
+        pod = await core.db.write(work)
+        await renaming.done(core, pod)
     core.events.wake()
-    await renaming.done(core, pod)
 
 
 async def get(core: Core, reference: str, project: str) -> ContainerRow:

@@ -91,7 +91,7 @@ async def _start(
         # Before the link comes up: nothing passes that policy has not seen.
         await core.policy.pod_up(row.pod)
         if core.keeping is not None:
-            core.keeping.note(pod.id, spec.network.address, spec.network.kept)
+            core.keeping.note(spec)
         if row.made:
             answered = await core.hostd.call(ContainerStart(row.id, attach=attach), timeout_s=START_TIMEOUT_S)
         else:

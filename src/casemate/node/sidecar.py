@@ -6,7 +6,6 @@ slow child has not read yet is bounded, and one that lets it grow is ended and s
 
 from __future__ import annotations
 
-import array
 import asyncio
 import contextlib
 import os
@@ -44,7 +43,6 @@ class Sidecar:
         """Start *module* with *descriptors* from 4 on; they stay the caller's to close."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
         try:
-            ours.setblocking(False)
             fds = {CHANNEL: theirs.fileno(), 2: 2}
             fds.update({CHANNEL + 1 + place: number for place, number in enumerate(descriptors)})
             argv = [sys.executable, "-P", "-m", module, *arguments]
@@ -55,6 +53,11 @@ class Sidecar:
             raise
         finally:
             theirs.close()
+        self.join(ours)
+
+    def join(self, ours: socket.socket) -> None:
+        """Speak over *ours* with a process that is nobody's child here."""
+        ours.setblocking(False)
         self._socket = ours
         self._loop.add_reader(ours.fileno(), self._on_readable)
 
@@ -63,8 +66,9 @@ class Sidecar:
         return self._child.pid if self._child is not None else 0
 
     async def ended(self) -> int | None:
-        """Wait until the child is gone or its socket is; its return code."""
+        """Wait until the child is gone or its socket is; its return code, where it is a child."""
         if self._child is None:
+            await self._lost.wait()
             return None
         async with asyncio.TaskGroup() as tasks:
             both = [tasks.create_task(self._child.wait()), tasks.create_task(self._lost.wait())]
@@ -106,17 +110,6 @@ class Sidecar:
             self._loop.add_writer(self._socket.fileno(), self._on_writable)
         except OSError:
             self._drop()
-            return False
-        return True
-
-    def give(self, data: bytes, descriptors: Sequence[int]) -> bool:
-        """Send *data* with *descriptors* beside it, which stay the caller's to close; False when that cannot be now."""
-        if self._socket is None or self._unsent:
-            return False
-        beside = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
-        try:
-            self._socket.sendmsg([data], beside, socket.MSG_NOSIGNAL)
-        except OSError:
             return False
         return True
 

@@ -1,8 +1,9 @@
 """What hostd does for kept ports: its table and routing rule, made whole and taken away; and whom it connects for.
 
 In a network namespace of the test's own. What the relay may not have is listed in :data:`INSIDE`: a message of another
-length, none or two descriptors, a file, a datagram socket, a unix one, connections that no listener of ours accepted,
-and one that another namespace's root has made up, with the right mark and the right addresses.
+length, none or two descriptors, thanks for what was not given, a file, a datagram socket, a unix one, connections that
+no listener of ours accepted, and one that another namespace's root has made up, with the right mark and the right
+addresses.
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ import pytest
 pytestmark = pytest.mark.root
 SOURCE = str(Path(__file__).resolve().parents[3] / "src")
 INSIDE = r"""
-import array, asyncio, errno, os, socket, subprocess, threading
-from casemate.host import nft, nft_netlink, policyroutes
+import array, asyncio, errno, os, pathlib, socket, subprocess, tempfile, threading
+from casemate.host import nft, nft_netlink, policyroutes, seqpacket
 from casemate.host.rtnetlink import RouteSocket
 from casemate.host.syscalls import libc_function
 from casemate.hostd.keeping import Keeping
-from casemate.hostd.protocol_keeping import RELAY_ANSWER, RELAY_REQUEST
+from casemate.hostd.protocol_keeping import GIVEN_LISTENER, RELAY_ANSWER, RELAY_REQUEST
+from casemate.hostd.relaying import RelayProcess
 from casemate.hostd.state import State
 from casemate.network.firewall import kept
 from casemate.spec.settings import Settings
@@ -33,7 +35,9 @@ def sh(text): subprocess.run(text, shell=True, check=True)
 sh("ip link set lo up")
 settings = Settings({"network.table": "casetest_k", "network.link_prefix": "ck-", "network.pool": "198.18.5.0/24"})
 library = nft.Nft()
-k = Keeping(settings, State(), lambda: library, nft.Followed())
+folder = tempfile.TemporaryDirectory()
+path = pathlib.Path(folder.name, "relay.sock")
+k = Keeping(settings, State(), lambda: library, nft.Followed(), RelayProcess(path, os.getuid()))
 mark = kept.marks("casetest_k")
 spec = PodSpec("0" * 64, "p", "p", network=NetworkSpec(address=ADDRESS, kept=(KeptPort(PORT), KeptPort(7001))))
 
@@ -75,6 +79,16 @@ async def answered(channel):
         data = b""
     return RELAY_ANSWER.unpack(data) if data else "closed"
 
+def met(door):
+    # What a relay has of hostd: its listener and its channel.
+    k.relay.hang_up()
+    assert k.relay.reach()
+    channel, _ = door.accept()
+    data, [(_, _, content)], _, _ = channel.recvmsg(64, socket.CMSG_SPACE(4))
+    assert RELAY_ANSWER.unpack(data) == (0, GIVEN_LISTENER)
+    channel.setblocking(False)
+    return socket.socket(fileno=array.array("i", content)[0]), channel
+
 async def main():
     k.put(spec)
     print("made", there())
@@ -88,21 +102,20 @@ async def main():
                 break
         print("again", there())
     keeper.cancel()
+    door = seqpacket.listen(path)
     before = len(os.listdir("/proc/self/fd"))
     for name, data, make in (
         ("short", b"abc", lambda: [connection()]), ("long", bytes(8), lambda: [connection()]),
-        ("none", RELAY_REQUEST.pack(1), lambda: []),
+        ("none", RELAY_REQUEST.pack(1), lambda: []), ("took nothing", RELAY_REQUEST.pack(0), lambda: []),
         ("two", RELAY_REQUEST.pack(1), lambda: [connection(), connection()]),
     ):
-        listener, channel = (socket.socket(fileno=one) for one in k.listen())
-        channel.setblocking(False)
+        listener, channel = met(door)
         fds = make()
         asked(channel, data, fds)
         print(name, await answered(channel))
         for one in (*fds, listener, channel):
             one.close()
-    listener, channel = (socket.socket(fileno=one) for one in k.listen())
-    channel.setblocking(False)
+    listener, channel = met(door)
     print("listens at", listener.getsockname()[0], listener.getsockopt(socket.SOL_SOCKET, 36) == mark.down)
     cases = (
         ("file", lambda: open("/dev/null")), ("datagrams", lambda: socket.socket(type=socket.SOCK_DGRAM)),
@@ -111,12 +124,12 @@ async def main():
         ("unmarked", connection), ("marked", lambda: connection(number=mark.down)), ("elsewhere", elsewhere),
         ("listener", lambda: listener.dup()),
     )
-    for number, (name, make) in enumerate(cases):
+    for number, (name, make) in enumerate(cases, 1):
         with make() as one:
             asked(channel, RELAY_REQUEST.pack(number), [one])
             at, why = await answered(channel)
         print(name, at == number, errno.errorcode.get(why, why))
-    listener.close(); channel.close(); k._close_channel()
+    listener.close(); channel.close(); k.relay.hang_up()
     print("left", len(os.listdir("/proc/self/fd")) - before)
     k.take(spec)
     print("gone", there())
@@ -132,7 +145,8 @@ def test_the_table_and_whom_it_connects_for() -> None:
     refused = [f"{name} True EPERM" for name in ("datagrams", "unix", "alone", "six", "unmarked", "marked")]
     assert done.stdout.splitlines() == [
         "made (True, True, True)", *["again (True, True, True)"] * 3,
-        "short closed", "long closed", "none closed", "two closed", "listens at 192.0.0.8 True",
+        "short closed", "long closed", "none closed", "took nothing closed", "two closed",
+        "listens at 192.0.0.8 True",
         "file True ENOTSOCK", *refused, "elsewhere True EPERM", "listener True EPERM",
         "left 0", "gone (False, False, False)",
     ]  # fmt: skip

@@ -70,7 +70,9 @@ class Lines:
 
 
 class Kept(World):
-    """Services with kept ports."""
+    """Services with kept ports; *image* has the program in it."""
+
+    image = "busybox"
 
     def keep(
         self, name: str, *more: str, replay: bool = False, published: int = 0, level: Level | None = None, **labels: str
@@ -79,7 +81,7 @@ class Kept(World):
         ports = (PortRequest(PORT, published),) if published else ()
         network = NetworkRequest(kept=(KeptPort(PORT, replay),), ports=ports)
         command = ("/data/lines", str(PORT), *more)
-        self.client.create("busybox", command, name=name, network=network, labels=labels, level=level)
+        self.client.create(self.image, command, name=name, network=network, labels=labels, level=level)
         self.client.start(name)
         address = self.seen(name)
         self.until(lambda: self.holds().relaying, "the relay runs")
@@ -135,11 +137,11 @@ class Kept(World):
                 subprocess.run(["ip", "link", "del", name], check=False, capture_output=True, timeout=20)
 
     def relay_pid(self) -> int:
-        """The relay of these daemons: the child of casemated that runs its module."""
-        casemated = self.daemons.processes["casemated"].pid
-        children = Path(f"/proc/{casemated}/task/{casemated}/children").read_text(encoding="ascii").split()
-        for child in children:
-            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-                if b"casemate.node.keeping.child" in Path(f"/proc/{child}/cmdline").read_bytes():
-                    return int(child)
+        """The relay of these daemons, whoever started it: the process that was given their socket's path."""
+        wanted = [b"casemate.node.keeping.child", str(self.daemons.scope.folder / "host-run/relay.sock").encode()]
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                    if (entry / "cmdline").read_bytes().split(b"\0")[-3:-1] == wanted:
+                        return int(entry.name)
         raise AssertionError("no relay runs")

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.root
 MICROVM = ("--isolation", "microvm")
 
 
-def until(check: Callable[[], object], timeout_s: float = 20.0) -> None:
+def until(check: Callable[[], object], timeout_s: float = 60.0) -> None:
     end = time.monotonic() + timeout_s
     while not check():
         assert time.monotonic() < end, check

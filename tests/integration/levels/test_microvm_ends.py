@@ -105,8 +105,8 @@ def test_who_runs_is_told_why_the_machine_ended(pair: Daemons, vm: Run, victim: 
             until(lambda: vm("exec", "watched", "true").returncode == 0)
             (machine,) = set(machines(pair)) - before
             os.kill(qemu_of(pair, machine) if victim == "qemu" else monitor_of(pair, machine), signal.SIGKILL)
-            _, said = running.communicate(timeout=30)
-            assert running.returncode == 137
+            _, said = running.communicate(timeout=120)
+            assert running.returncode == 137, said
             assert "(microvm.machine_lost)" in said, said
             assert state(vm, "watched")["reason"] in said
             until(lambda: set(machines(pair)) == before)

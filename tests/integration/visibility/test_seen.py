@@ -95,7 +95,7 @@ def site(outside: Outside) -> Iterator[Site]:
         yield one
 
 
-def until(look: Callable[[], bool], timeout_s: float = 10.0) -> bool:
+def until(look: Callable[[], bool], timeout_s: float = 60.0) -> bool:
     deadline = time.monotonic() + timeout_s
     while not look():
         if time.monotonic() > deadline:
@@ -255,7 +255,7 @@ def test_what_is_dropped_before_any_policy_names_its_guard(site: Site) -> None:
     inside(site, "web", "nc -w 1 169.254.169.254 80 </dev/null")
     assert until(lambda: bool(flows(site, "--to", "169.254.169.254")))
     row = flows(site, "--to", "169.254.169.254")[-1]
-    assert (row["verdict"], row["rule"]) == ("deny", "Guard:metadata")
+    assert (row["verdict"], row["rule"]) == ("deny", "Guard:metadata"), row
 
 
 def test_suggested_rules_are_applied_as_they_are_and_change_nothing(site: Site) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import array
 import contextlib
 import errno
-import os
 import select
 import socket
 import sys
@@ -20,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from casemate.hostd.protocol_keeping import RELAY_ANSWER, RELAY_REQUEST
+from casemate.hostd.protocol_keeping import GIVEN_CASEMATED, GIVEN_LISTENER, RELAY_ANSWER, RELAY_REQUEST
 from casemate.node.keeping import wire
 from casemate.node.keeping.pair import OPEN, OVER, WAITING, Pair, prepare, reset
 from casemate.node.keeping.wire import Address
@@ -40,6 +39,8 @@ _TELL_S = 1.0
 #: Looks at what is under way while a hold begins.
 _DRAIN_LOOK_S = 0.005
 _TIMERS_S = 0.05
+#: Nobody left to work for, and no connection: so long it waits for a daemon that is being started anew.
+LINGER_S = 3.0
 
 
 T = TypeVar("T")
@@ -58,14 +59,19 @@ class _Hold:
 
 
 class Relay:
-    """*tell* sends a message to casemated. :meth:`run` until :attr:`ended`."""
+    """*tell* sends a message to casemated, *is_heard* while there is one. :meth:`run` until :attr:`ended`.
+
+    *on_casemated* gets each channel to another casemated.
+    """
 
     def __init__(
-        self, tell: Callable[[wire.Told | wire.Drained | wire.Resumed | wire.Connected | wire.Lost], None],
-        clock: Callable[[], float] = time.monotonic,
+        self, tell: Callable[[wire.Told | wire.Drained | wire.Resumed | wire.Connected], None],
+        clock: Callable[[], float] = time.monotonic, is_heard: Callable[[], bool] = lambda: True,
     ) -> None:  # fmt: skip
         self._tell = tell
         self._clock = clock
+        self._is_heard = is_heard
+        self.on_casemated: Callable[[socket.socket], None] = socket.socket.close
         self._epoll = select.epoll()
         self._handlers: dict[int, Callable[[int, int], None]] = {}
         #: Descriptors whose events bring other descriptors.
@@ -91,6 +97,7 @@ class Relay:
         self._number = 0
         self._told: tuple[object, object] | None = None
         self._next_tell = self._next_timers = 0.0
+        self._used_at = self.now
 
     # --- the loop -------------------------------------------------------------------------------------------------
 
@@ -154,13 +161,9 @@ class Relay:
 
     # --- from casemated -------------------------------------------------------------------------------------------
 
-    def on_message(self, message: object, descriptors: list[int]) -> None:
-        """What casemated says; takes the descriptors that the message is with."""
+    def on_message(self, message: object) -> None:
+        """What casemated says."""
         match message:
-            case wire.Listener():
-                if len(descriptors) == 2:
-                    self.listen(*descriptors)
-                    descriptors.clear()
             case wire.KeptPorts():
                 self._keep({(address, port): replay for address, port, replay in message.ports})
             case wire.Hold():
@@ -184,18 +187,23 @@ class Relay:
             else:
                 pair.declare(replay=kept.get(pair.own, pair.replay))
 
-    def listen(self, listener: int, channel: int) -> None:
-        """Accept from another listener from now on, and ask over another channel."""
-        for old in (self._listener, self._hostd):
-            if old is not None:
-                self.unwatch(old.fileno())
-                old.close()
-        self._listener, self._hostd = socket.socket(fileno=listener), socket.socket(fileno=channel)
-        for one in (self._listener, self._hostd):
-            one.setblocking(False)
-            os.set_inheritable(one.fileno(), False)
-        self.add(listener, self._on_listener)
-        self.add(channel, self._on_hostd)
+    def listen(self, listener: socket.socket) -> None:
+        """Accept from another listener from now on."""
+        if self._listener is not None:
+            # Whoever is in its backlog was told that the connection is open.
+            self._on_listener(self._listener.fileno(), select.EPOLLIN)
+            self.unwatch(self._listener.fileno())
+            self._listener.close()
+        listener.setblocking(False)
+        self._listener = listener
+        self.add(listener.fileno(), self._on_listener)
+
+    def talk_to(self, hostd: socket.socket) -> None:
+        """Ask another casemate-hostd from now on."""
+        self._hostd_lost()
+        hostd.setblocking(False)
+        self._hostd = hostd
+        self.add(hostd.fileno(), self._on_hostd)
         # What the last hostd was asked it does not answer any more.
         for pair, _ in self._asked.values():
             pair.asking = 0
@@ -294,12 +302,11 @@ class Relay:
             pair.asking = self._number
 
     def _hostd_lost(self) -> None:
-        """casemate-hostd went away, or hung up: casemated gives another channel; nobody waits for long."""
+        """casemate-hostd went away, or hung up: it finds this process again; nobody waits for long."""
         gone, self._hostd = self._hostd, None
         if gone is not None:
             self.unwatch(gone.fileno())
             gone.close()
-            self._tell(wire.Lost())
 
     def _on_hostd(self, _number: int, _events: int) -> None:
         for _ in range(_ACCEPTS_A_TURN):
@@ -316,6 +323,9 @@ class Relay:
                 return
             number, why = RELAY_ANSWER.unpack(data)
             found = [array.array("i", content[:4])[0] for _, kind, content in beside if kind == socket.SCM_RIGHTS]
+            if not number:
+                self._given(why, [socket.socket(fileno=one) for one in found])
+                continue
             pair, _ = self._asked.pop(number, (None, 0.0))
             if pair is None or pair.state != WAITING or pair.asking != number:
                 for one in found:
@@ -326,6 +336,23 @@ class Relay:
             else:
                 pair.connected(socket.socket(fileno=found[0]))
             self._ask()
+
+    def _given(self, kind: int, sockets: list[socket.socket]) -> None:
+        """hostd gives a listener, or a channel to casemated; the second is acknowledged."""
+        if len(sockets) != 1:
+            self._hostd_lost()
+        elif kind == GIVEN_LISTENER:
+            self.listen(sockets[0])
+        elif kind == GIVEN_CASEMATED:
+            self.on_casemated(sockets[0])
+            try:
+                assert self._hostd is not None
+                self._hostd.send(RELAY_REQUEST.pack(0), socket.MSG_NOSIGNAL)
+            except OSError:
+                self._hostd_lost()
+        else:
+            sockets[0].close()
+            self._hostd_lost()
 
     # --- holds ----------------------------------------------------------------------------------------------------
 
@@ -391,6 +418,10 @@ class Relay:
             self._next_tell = self.now + _TELL_S
             self._reset_forgotten()
             self.tell_state()
+            if self.pairs or self._hostd is not None or self._is_heard():
+                self._used_at = self.now
+            elif self.now - self._used_at >= LINGER_S:
+                self.ended = True
 
     def _reset_forgotten(self) -> None:
         """Whatever went wrong, nobody waits in silence: held without a hold, or bytes that are not passed on."""
@@ -430,6 +461,10 @@ class Relay:
             part = tuple(ends[start : start + wire.MAX_ENDS])
             self._tell(wire.Connected(part, start + wire.MAX_ENDS >= len(ends)))
 
+    def tell_anew(self) -> None:
+        """Tell all at the next turn: who listens has not heard of anything."""
+        self._told, self._next_tell, self._next_timers = None, 0.0, 0.0
+
     def tell_state(self) -> None:
         """Tell casemated what there is, where that has changed."""
         ports = tuple(self._held(own) for own in sorted(self._of_port))
@@ -458,5 +493,5 @@ def _fileno(one: socket.socket | None) -> int:
 
 def note(text: str) -> None:
     """A line to the journal."""
-    sys.stderr.write(f"casemated: the relay of kept connections: {text}\n")
+    sys.stderr.write(f"the relay of kept connections: {text}\n")
     sys.stderr.flush()

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
+import socket
 import sqlite3
 from dataclasses import dataclass
 
 import msgspec
 
-from casemate.hostd.protocol_keeping import RelayListen
+from casemate.hostd.client import ask
+from casemate.hostd.protocol_keeping import PodProbe, Probed, RelayAttach
 from casemate.node.core import Core, report
 from casemate.node.directory import Directory, Entry
 from casemate.node.flows.judging import judged
@@ -18,13 +20,11 @@ from casemate.node.flows.wire import Question
 from casemate.node.keeping import wire
 from casemate.node.policy.errors import HoldUnavailable
 from casemate.node.rows import PodRow, select
-from casemate.node.sidecar import Sidecar, close_all, keep_alive, started
+from casemate.node.sidecar import Sidecar, keep_alive
 from casemate.spec.api.keeping import HeldPort, HoldList, RelayCounters
 from casemate.spec.errors import CasemateError
-from casemate.spec.workload import KeptPort
+from casemate.spec.workload import KeptPort, PodSpec
 
-MODULE = "casemate.node.keeping.child"
-_DESCRIPTORS = 2
 _TCP = 6
 #: Connections that are judged again between two turns of the loop.
 _JUDGED_A_TURN = 200
@@ -42,6 +42,8 @@ class Pod:
     id: str
     address: str
     ports: tuple[KeptPort, ...]
+    #: It ends without telling the other side, and the host does not see what is open.
+    own_stack: bool = False
 
 
 class Keeping:
@@ -54,10 +56,13 @@ class Keeping:
         self._wanted = asyncio.Event()
         self._ready = asyncio.Event()
         self._hostd_up = asyncio.Event()
-        self._hostd_new = asyncio.Event()
+        self._other_version = False
         self._look = asyncio.Event()
         self._sidecar: Sidecar | None = None
-        self._told = wire.Told((), wire.Counters())
+        #: None until the relay has told.
+        self._told: wire.Told | None = None
+        #: Addresses that an earlier casemated held connections to.
+        self._orphans: set[str] = set()
         self._waiting: dict[tuple[type, str], asyncio.Future[wire.Drained | wire.Resumed]] = {}
         self._ends: list[tuple[str, str, int]] = []
         self._connected: asyncio.Future[None] | None = None
@@ -75,17 +80,17 @@ class Keeping:
         """The connection to hostd came or went; what is open goes on either way."""
         if up:
             self._hostd_up.set()
-            self._hostd_new.set()
         else:
             self._hostd_up.clear()
 
     # --- what is kept ---------------------------------------------------------------------------------------------
 
-    def note(self, pod: str, address: str, ports: tuple[KeptPort, ...]) -> None:
-        """A pod is about to be made that keeps *ports*; before hostd makes it."""
-        if not ports:
+    def note(self, spec: PodSpec) -> None:
+        """A pod is about to be made that keeps ports; before hostd makes it."""
+        if not spec.network.kept:
             return
-        self._pods[pod] = Pod(pod, address, ports)
+        own_stack = spec.level != "namespace"
+        self._pods[spec.id] = Pod(spec.id, spec.network.address, spec.network.kept, own_stack)
         self._wanted.set()
         self._tell_ports()
 
@@ -98,8 +103,7 @@ class Keeping:
             return select(db, PodRow, "WHERE address IS NOT NULL AND CAST(spec AS TEXT) LIKE ?", '%"kept"%')
 
         for row in await self._core.db.read(work):
-            spec = row.the_spec()
-            self.note(row.id, spec.network.address, spec.network.kept)
+            self.note(row.the_spec())
 
     def _tell_ports(self) -> None:
         ports = [(pod.address, one.port, one.replay) for pod in self._pods.values() for one in pod.ports]
@@ -116,42 +120,47 @@ class Keeping:
             await keep_alive("the relay of kept connections", self._hostd_up, self._one_life)
 
     async def _one_life(self) -> None:
-        self._hostd_new.clear()
-        asked = self._core.hostd.call(RelayListen())
-        sidecar = self._sidecar = await started(asked, _DESCRIPTORS, MODULE, [], self._on_message)
+        sidecar = Sidecar(self._on_message)
+        (descriptor,) = (await self._core.hostd.call(RelayAttach(self._other_version))).take()
+        sidecar.join(socket.socket(fileno=descriptor))
+        self._sidecar = sidecar
+        self._other_version = False
         self._tell_ports()
         self._ready.set()
+        # What an earlier casemated left open may not be allowed any more.
         self._look.set()
         try:
             async with asyncio.TaskGroup() as tasks:
-                again = tasks.create_task(self._follow_hostd())
-                code = await sidecar.ended()
-                report(f"the relay of kept connections ended ({code}); it is started again")
-                again.cancel()
+                letting_go = tasks.create_task(self._let_go())
+                await sidecar.ended()
+                letting_go.cancel()
+            report("the relay of kept connections ended, or was attached to another; it is asked for again")
         finally:
             self._sidecar = None
             self._ready.clear()
-            self._told = wire.Told((), wire.Counters())
+            self._told, self._orphans = None, set()
             for future in self._waiting.values():
                 future.cancel()
+            # It goes on: with the next casemated, or as long as something is open.
             await sidecar.close()
 
-    async def _follow_hostd(self) -> None:
-        """Another hostd leads kept ports to another listener, and answers over another channel."""
-        while True:
-            await self._hostd_new.wait()
-            self._hostd_new.clear()
-            # A channel that is lost again and again is asked for so often.
+    async def _let_go(self) -> None:
+        """Have what an earlier casemated held go on, when its pod takes connections: nobody else would say so."""
+        while self._told is None or self._orphans:
+            for pod in [one for one in self._pods.values() if one.address in self._orphans]:
+                with contextlib.suppress(CasemateError):
+                    # Another restart may have begun meanwhile.
+                    if await self._takes(pod) and pod.address in self._orphans:
+                        self._orphans.discard(pod.address)
+                        await self._core.policy.firewall.release(pod.id)
+                        await self.resume(pod, accept=True, anew=pod.own_stack)
             await asyncio.sleep(_AGAIN_S)
-            try:
-                descriptors = (await self._core.hostd.call(RelayListen())).take()
-            except CasemateError:
-                continue
-            try:
-                if self._sidecar is not None:
-                    self._sidecar.give(wire.ENCODER.encode(wire.Listener()), descriptors)
-            finally:
-                close_all(descriptors)
+
+    async def _takes(self, pod: Pod) -> bool:
+        for one in pod.ports:
+            if not (await ask(self._core.hostd, PodProbe(pod.id, one.port), Probed)).is_open:
+                return False
+        return True
 
     def _send(self, message: msgspec.Struct) -> bool:
         return self._sidecar is not None and self._sidecar.send(wire.ENCODER.encode(message))
@@ -160,10 +169,13 @@ class Keeping:
         message = wire.FROM_RELAY.decode(data)
         match message:
             case wire.Told():
+                held = {one.address for one in message.ports if one.left_s}
+                self._orphans = held - self._held if self._told is None else self._orphans & held
                 self._told = message
-            case wire.Lost():
-                # hostd may have hung up on it and be there all the same: nobody else would tell.
-                self._hostd_new.set()
+            case wire.Hello():
+                if message.version != wire.VERSION:
+                    self._other_version = True
+                    raise ValueError(f"it speaks version {message.version}, this daemon {wire.VERSION}")
             case wire.Drained() | wire.Resumed():
                 future = self._waiting.get((type(message), message.address))
                 if future is not None and not future.done():
@@ -229,6 +241,7 @@ class Keeping:
                 f"{name} is in quarantine: nothing is held for it",
                 remedy="Release it with `casemate quarantine release`, or restart without --hold connections.",
             )
+        self._orphans.discard(found.address)
         try:
             async with asyncio.timeout(_PATIENCE_S):
                 await self._ready.wait()
@@ -274,7 +287,8 @@ class Keeping:
 
     def state(self, project: str) -> HoldList:
         """Kept ports of *project*, and what the relay last told of them (once a second)."""
-        told = {(one.address, one.port): one for one in self._told.ports}
+        last = self._told or wire.Told((), wire.Counters())
+        told = {(one.address, one.port): one for one in last.ports}
         rows = []
         for pod in self._pods.values():
             entry = self._directory.pods.get(pod.id)
@@ -288,5 +302,5 @@ class Keeping:
                         held.left_s,
                     )
                 )  # fmt: skip
-        counters = RelayCounters(**msgspec.structs.asdict(self._told.counters))
+        counters = RelayCounters(**msgspec.structs.asdict(last.counters))
         return HoldList(self.working, tuple(sorted(rows, key=lambda row: (row.workload, row.port))), counters)

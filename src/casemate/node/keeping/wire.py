@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+#: Raised with each change of these messages: a relay outlives the daemon that it was started for, and its upgrade.
+VERSION = 1
 MAX_MESSAGE_BYTES = 256 << 10
 #: Ends in one message of the relay.
 MAX_ENDS = 500
@@ -55,12 +57,10 @@ class Ask(_Message, frozen=True):
     """Who is connected now; answered by :class:`Connected`, as many as needed."""
 
 
-class Listener(_Message, frozen=True):
-    """Two descriptors beside it: a listener, and a channel to hostd, instead of those before."""
+class Hello(_Message, frozen=True):
+    """The relay's first word to each casemated that is attached to it: one of another version is replaced."""
 
-
-class Lost(_Message, frozen=True):
-    """The channel to hostd ended, or says what it should not: another is wanted, whether hostd is there or not."""
+    version: int
 
 
 class Drained(_Message, frozen=True):
@@ -117,6 +117,6 @@ class Told(_Message, frozen=True):
     counters: Counters
 
 
-TO_RELAY = msgspec.msgpack.Decoder(KeptPorts | Hold | Resume | Cut | Ask | Listener)
-FROM_RELAY = msgspec.msgpack.Decoder(Lost | Drained | Resumed | Connected | Told)
+TO_RELAY = msgspec.msgpack.Decoder(KeptPorts | Hold | Resume | Cut | Ask)
+FROM_RELAY = msgspec.msgpack.Decoder(Hello | Drained | Resumed | Connected | Told)
 ENCODER = msgspec.msgpack.Encoder()

@@ -102,6 +102,10 @@ async def judge_all(core: Core, asked: Sequence[tuple[Endpoint, Endpoint, str]])
             if not wall or Kind.POD not in (source.kind, destination.kind):
                 judged.append(Judged(True, "no wall is touched"))
                 continue
+            if changed := _changed(core, (source, destination)):
+                # A line under the name that it had would bind nobody.
+                judged.append(Judged(False, f"{changed} is not what was asked about any more", wall))
+                continue
             before = _history(core, (source, destination), planned)
             outcome = connect(before, walls, source, destination)
             judged.append(Judged(outcome.allowed, outcome.why, wall))
@@ -117,6 +121,16 @@ async def judge_all(core: Core, asked: Sequence[tuple[Endpoint, Endpoint, str]])
         if refused:
             await _refused(core, refused)
     return judged
+
+
+def _changed(core: Core, ends: Iterable[Endpoint]) -> str:
+    """The first of *ends* that was renamed or removed since its connection was looked at; "" for none."""
+    for end in ends:
+        if end.kind is Kind.POD:
+            now = core.policy.workload(end.name)
+            if now is None or now.endpoint.addresses != end.addresses:
+                return end.name
+    return ""
 
 
 async def _reached(core: Core, lines: Sequence[Line]) -> None:

@@ -23,7 +23,8 @@ def site() -> Iterator[Site]:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.settimeout(2.0)
     one = Site(relay, told, ours, pod, listener.getsockname(), clock)
-    relay.listen(listener.detach(), theirs.detach())
+    relay.listen(listener)
+    relay.talk_to(theirs)
     yield one
     for pair in list(relay.pairs):
         pair.reset()

@@ -79,11 +79,11 @@ class Site:
 
     def hold(self, **fields: Any) -> None:
         values = {"wait_s": 10.0, "drain_s": 1.0, "limit": 100, **fields}
-        self.relay.on_message(wire.Hold(self.address[0], **values), [])
+        self.relay.on_message(wire.Hold(self.address[0], **values))
         self.turn()
 
     def resume(self, **fields: Any) -> None:
-        self.relay.on_message(wire.Resume(self.address[0], **fields), [])
+        self.relay.on_message(wire.Resume(self.address[0], **fields))
         self.turn()
 
 

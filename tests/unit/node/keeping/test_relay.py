@@ -86,7 +86,7 @@ def test_what_is_quiet_moves(site: Site) -> None:
 
 @pytest.mark.parametrize("replay", [True, False])
 def test_what_was_not_answered(site: Site, replay: bool) -> None:
-    site.relay.on_message(wire.KeptPorts(((*site.address, replay),)), [])
+    site.relay.on_message(wire.KeptPorts(((*site.address, replay),)))
     client, pod = site.connected()
     passes(site, client, pod, b"asked ")
     passes(site, client, pod, b"twice")
@@ -107,7 +107,7 @@ def test_what_was_not_answered(site: Site, replay: bool) -> None:
 
 
 def test_too_much_to_be_asked_again_is_a_reset(site: Site) -> None:
-    site.relay.on_message(wire.KeptPorts(((*site.address, True),)), [])
+    site.relay.on_message(wire.KeptPorts(((*site.address, True),)))
     client, pod = site.connected()
     client.setblocking(False)
     sent = 0
@@ -245,9 +245,9 @@ def _has(one: socket.socket) -> bool:
 def test_a_cut_takes_whom_it_names(site: Site) -> None:
     client, pod = site.connected()
     for cut in (wire.Cut("192.0.2.1", site.address[0]), wire.Cut("", site.address[0], 1), wire.Cut("", "192.0.2.1")):
-        site.relay.on_message(cut, [])
+        site.relay.on_message(cut)
         assert len(site.relay.pairs) == 1
-    site.relay.on_message(wire.Cut("127.0.0.1", site.address[0], site.address[1]), [])
+    site.relay.on_message(wire.Cut("127.0.0.1", site.address[0], site.address[1]))
     assert is_reset(client)
     assert is_reset(pod)
 

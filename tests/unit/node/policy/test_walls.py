@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from tests.unit.node.policy.site import ANYBODY, BANKS, ROOT, Site, banks
 
 from casemate.hostd import protocol_firewall as wire
-from casemate.node import containers, events
+from casemate.node import containers, events, projects
 from casemate.node.policy import asking, documents, ends, quarantine, walling, wallpaths
 from casemate.node.policy.errors import WallNotFound, WallPathOpened
 from casemate.node.policy.wallstate import entries, read_bound
@@ -17,6 +18,7 @@ from casemate.policy.errors import PolicyInvalid, WallBreached
 from casemate.policy.parse import read_documents
 from casemate.policy.source import load_documents
 from casemate.spec.api.policy import ExplainRequest, QuarantineAllow, QuarantineRequest, WallRelease
+from casemate.spec.api.projects import ProjectRequest
 from casemate.spec.errors import GrantMissing
 
 CLOSED = b"""
@@ -94,6 +96,54 @@ def test_a_rename_takes_the_history_along(play: Callable[..., None]) -> None:
         await site.db.write(lambda db: db.execute("DELETE FROM containers WHERE name='second'"))
         with pytest.raises(WallBreached):
             await containers.rename(site.core, "consultant", "default", "second", ROOT)
+
+    play(scene)
+
+
+def test_a_first_contact_from_before_a_rename_binds_nobody_else(play: Callable[..., None]) -> None:
+    """A question may wait for minutes: what it is about may have another name by the time of its answer."""
+
+    async def scene(site: Site) -> None:
+        core = site.core
+        await banks(site)
+        one, other, bank = [await ends.end(core, name, "default") for name in ("analyst", "a", "b")]
+        await containers.rename(core, "analyst", "default", "consultant", ROOT)
+        late = await walling.judge(core, one, other, "tcp/80")
+        assert not late.allowed, "it would be free under its new name"
+        assert "any more" in late.why
+        assert await site.db.read(read_bound) == {}
+        # Another has the address, or the name, by now.
+        assert not (await walling.judge(core, replace(one, addresses=bank.addresses), other, "tcp/80")).allowed
+        # The same at once: whichever comes first, the workload is bound under the name that it has in the end.
+        async with asyncio.TaskGroup() as tasks:
+            reaching = tasks.create_task(_judge(site, "consultant", "a"))
+            tasks.create_task(containers.rename(core, "consultant", "default", "adviser", ROOT))
+        bound = (await site.db.read(read_bound)).get("default/adviser", {})
+        assert ("banks" in bound) == reaching.result().allowed
+        assert core.walls.bound == await site.db.read(read_bound)
+        await _judge(site, "adviser", "a")
+        assert not (await _judge(site, "adviser", "b")).allowed
+
+    play(scene)
+
+
+def test_a_history_is_its_names_and_its_projects_own(play: Callable[..., None]) -> None:
+    async def scene(site: Site) -> None:
+        core = site.core
+        await banks(site)
+        await projects.create(core, ProjectRequest("other"), ROOT)
+        await site.pod("analyst", project="other")
+        await _judge(site, "analyst", "a")
+        # One of the same name in another project is another workload.
+        elsewhere, bank = await ends.end(core, "analyst", "other"), await ends.end(core, "b", "default")
+        assert (await walling.judge(core, elsewhere, bank, "tcp/80")).allowed
+        # Gone, and made anew with another address and other labels: the same workload.
+        pod = core.policy.names["default/analyst"]
+        await site.db.write(lambda db: db.execute("DELETE FROM containers WHERE pod=?", (pod,)))
+        await site.db.write(lambda db: db.execute("DELETE FROM pods WHERE id=?", (pod,)))
+        await core.policy.pod_gone(pod)
+        await site.pod("analyst", role="somebody")
+        assert not (await _judge(site, "analyst", "b")).allowed
 
     play(scene)
 
