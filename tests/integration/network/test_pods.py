@@ -51,13 +51,17 @@ class Pods:
             ports=ports,
         )
         asyncio.run(links.apply(link))
+        self.know(link)
+        self.links.append(link)
+        self.nat.publish(link)
+        return link
+
+    def know(self, link: PodLink) -> None:
+        """Let the pod's packets in from the interface that it has now."""
         rows = sets.source_rows(
             links.index(link.interface), rtnetlink.mac_bytes(link.pod_mac), socket.inet_aton(link.address)
         )
         asyncio.run(self.kernel.change(Change(adds=rows)))
-        self.links.append(link)
-        self.nat.publish(link)
-        return link
 
     def inside(self, link: PodLink, function: Callable[[], T]) -> T:
         async def body() -> T:
@@ -265,17 +269,21 @@ def test_an_address_belongs_to_an_interface(pods: Pods) -> None:
         listener.bind(("0.0.0.0", 53))
         listener.settimeout(30)
 
-        def say(link: PodLink, word: bytes) -> None:
-            subprocess.run(["ip", "link", "set", "eth0", "address", link.pod_mac], check=True)
-            subprocess.run(["ip", "addr", "replace", f"{link.address}/32", "dev", "eth0"], check=True)
+        def say(link: PodLink, word: bytes, gateway: str) -> None:
+            script = f"""
+                ip link set eth0 address {link.pod_mac}
+                ip addr replace {link.address}/32 dev eth0
+                ip neigh replace {GATEWAY} lladdr {gateway} dev eth0 nud permanent
+            """
+            subprocess.run(["sh", "-ec", script], check=True, timeout=30)
             with socket.socket(type=socket.SOCK_DGRAM) as sender:
                 sender.bind((link.address, 0))
                 sender.sendto(word, (asked.address, 53))
 
         before = pods.kernel.counters()["spoofed"]
-        pods.inside(one, lambda: say(other, b"not the other"))
+        pods.inside(one, lambda: say(other, b"not the other", one.host_mac))
         assert pods.kernel.counters()["spoofed"] == before + 1
-        pods.inside(other, lambda: say(other, b"the other"))
+        pods.inside(other, lambda: say(other, b"the other", other.host_mac))
         assert listener.recv(99) == b"the other"
 
 
@@ -450,6 +458,8 @@ def test_a_pod_is_made_twice_and_removed_twice(pods: Pods) -> None:
     # Made anew at once, while the kernel still takes the old pair away.
     asyncio.run(links.apply(link))
     pods.serve(link, 80)
+    assert ask(link.address, 80) == "TimeoutError", "another interface, that nobody has let in"
+    pods.know(link)
     assert ask(link.address, 80) == GATEWAY
 
 

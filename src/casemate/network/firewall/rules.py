@@ -240,7 +240,10 @@ def _pod(spec: TableSpec) -> dict[str, list[bytes]]:
             *(_marked(one) + e.verdict(e.GOTO, "switch") for one in (spec.kept.down, MARK_ANSWERED, MARK_DENIED)),
         ],
         "to_host": [
-            e.payload(e.NETWORK, 16, 1, 0) + e.compare(0, b"\x7f") + counted("loopback", e.DROP),
+            # Answers to what began at 127.0.0.1 and was translated have it back by now.
+            e.payload(e.NETWORK, 16, 1, 0) + e.compare(0, b"\x7f") + e.tracked(e.CT_STATE, 0)
+            + e.masked(0, struct.pack("=I", e.STATE_ESTABLISHED | e.STATE_RELATED), bytes(4))
+            + counted("loopback", e.DROP),
             fresh + e.verdict(e.JUMP, "fresh4"),
             to_gateway + e.protocol(_UDP) + names,
             to_gateway + e.protocol(_TCP) + names,
