@@ -9,6 +9,7 @@
  *
  *   ask N     64 bytes there and back, N times
  *   send N    N bytes, and one byte back when all are there
+ *   open N    N other connections, one after the other, each reset when it is accepted
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -27,7 +28,7 @@
 enum { MESSAGE = 64, BLOCK = 1 << 17, BUFFER = 1 << 20 };
 
 struct order {
-    long messages, bytes;
+    long messages, bytes, connections;
 };
 
 static char block[BLOCK];
@@ -74,6 +75,20 @@ static int end_in(int netns)
     return fd;
 }
 
+static void open_one(const struct sockaddr_in *to)
+{
+    struct linger reset = {.l_onoff = 1, .l_linger = 0};
+    int fd = socket(AF_INET, SOCK_STREAM, 0);
+    if (fd < 0)
+        die("socket");
+    setsockopt(fd, SOL_SOCKET, SO_LINGER, &reset, sizeof reset);
+    if (connect(fd, (const struct sockaddr *)to, sizeof *to))
+        die("connect");
+    /* The other end's turn. */
+    sched_yield();
+    close(fd);
+}
+
 static void serve(int waiting, int orders)
 {
     struct order order;
@@ -89,6 +104,17 @@ static void serve(int waiting, int orders)
         if (order.bytes) {
             take(fd, block, order.bytes);
             give(fd, block, 1);
+        }
+        for (int before = -1; order.connections > 0; order.connections--) {
+            int one = accept(waiting, NULL, NULL);
+            /* Its client has reset it by now: nothing more is sent. */
+            if (before >= 0)
+                close(before);
+            before = one;
+            if (order.connections == 1) {
+                give(fd, block, 1);
+                close(before);
+            }
         }
     }
     exit(0);
@@ -115,7 +141,7 @@ int main(int argc, char **argv)
     if (sched_setscheduler(0, SCHED_FIFO, &first))
         die("sched_setscheduler");
     waiting = end_in(atoi(argv[2]));
-    if (bind(waiting, (struct sockaddr *)&to, sizeof to) || listen(waiting, 1) || pipe(orders))
+    if (bind(waiting, (struct sockaddr *)&to, sizeof to) || listen(waiting, 128) || pipe(orders))
         die("listen");
     if ((server = fork()) < 0)
         die("fork");
@@ -133,7 +159,7 @@ int main(int argc, char **argv)
     setvbuf(stdout, NULL, _IOLBF, 0);
     while (scanf("%15s %ld", what, &amount) == 2) {
         struct order order = {0};
-        *(*what == 'a' ? &order.messages : &order.bytes) = amount;
+        *(*what == 'a' ? &order.messages : *what == 's' ? &order.bytes : &order.connections) = amount;
         long long wall = ns(CLOCK_MONOTONIC), used = ns(CLOCK_PROCESS_CPUTIME_ID) + ns(theirs);
         if (write(orders[1], &order, sizeof order) != sizeof order)
             die("order");
@@ -145,6 +171,10 @@ int main(int argc, char **argv)
             give(fd, block, order.bytes);
             take(fd, block, 1);
         }
+        for (long left = order.connections; left > 0; left--)
+            open_one(&to);
+        if (order.connections)
+            take(fd, block, 1);
         wall = ns(CLOCK_MONOTONIC) - wall;
         used = ns(CLOCK_PROCESS_CPUTIME_ID) + ns(theirs) - used;
         printf("%lld %lld\n", wall, used);
