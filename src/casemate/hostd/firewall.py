@@ -167,7 +167,8 @@ class Firewall:
             else:
                 body, _ = self.record.read() or (_EMPTY, self.now)
                 await self._make(body)
-            words = f"{', '.join(lost)[:300]} was gone or changed"
+            changed = any("rule of" in one or "sleeps" in one for one in lost)
+            words = f"{', '.join(lost)[:300]} was {'changed' if changed else 'gone'}"
             return [f"made the firewall's table inet {self.kernel.spec.table} again: {words}"]
 
     async def look(self) -> list[str]:

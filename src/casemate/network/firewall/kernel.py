@@ -233,7 +233,9 @@ class Kernel:
         lost = [f"chain {name}" for name, count in self._rules.items() if len(found.get(name, ())) != count]
         lost += [f"chain {name}" for name in closed if name in rules.BASE_CHAINS]
         lost += [
-            f"a rule of chain {name}" for name, ours in self._fingerprints.items() if found.get(name, ours) != ours
+            f"a rule of chain {name}"
+            for name, ours in self._fingerprints.items()
+            if len(found.get(name, ())) == len(ours) and found[name] != ours
         ]
         here = set(self._socket.sets(self.spec.table))
         return lost + [f"set {one.name}" for one in ALL_SETS if one.name not in here]
