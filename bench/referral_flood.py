@@ -1,7 +1,7 @@
 """How many referrals a second both daemons decide: first packets of pods, each to another port, as fast as they come.
 
-sudo PYTHONPATH=src:. python bench/referral_flood.py [pods] [packets a second of each] [seconds]
-(in a checkout, with cc; daemons of its own)
+sudo PYTHONPATH=src:. python bench/referral_flood.py [pods] [packets a second of each, by commas] [seconds]
+(in a checkout, with cc; daemons of its own; several rates: one flood after the other)
 
 What is counted is what the kernel let through: segments that came in at the pod that is asked for. Each first packet
 asks for a port that nobody asked for before, so that no answer in the kernel's map hides a referral.
@@ -39,7 +39,7 @@ spec:
     action: allow
     when: 'destination.labels.app == "db"'
 """
-#: flood SOURCE DESTINATION RATE SECONDS: first packets, each to the next port; says how many it sent.
+#: flood SOURCE DESTINATION RATE SECONDS PORT: first packets, each to the next port; says how many it sent.
 FLOOD = r"""
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -58,7 +58,7 @@ static unsigned sum(const void *p, int n) {
 }
 static double now(void) { struct timespec t; clock_gettime(CLOCK_MONOTONIC, &t); return t.tv_sec + t.tv_nsec * 1e-9; }
 int main(int argc, char **argv) {
-    if (argc < 5) return 2;
+    if (argc < 6) return 2;
     double rate = atof(argv[3]), length = atof(argv[4]);
     int s = socket(AF_INET, SOCK_RAW, IPPROTO_RAW);
     if (s < 0) return 1;
@@ -74,7 +74,7 @@ int main(int argc, char **argv) {
         v[i] = (struct iovec){&p[i], sizeof p[i]};
         m[i].msg_hdr = (struct msghdr){.msg_name = &to, .msg_namelen = sizeof to, .msg_iov = &v[i], .msg_iovlen = 1};
     }
-    double begin = now(); long sent = 0; unsigned port = 1024, from = 40000;
+    double begin = now(); long sent = 0; unsigned port = atoi(argv[5]), from = 40000;
     while (now() - begin < length) {
         long due = (now() - begin) * rate - sent;
         if (due > MOST) due = MOST;
@@ -96,7 +96,7 @@ int main(int argc, char **argv) {
 
 def main() -> None:
     pods = int(sys.argv[1]) if len(sys.argv) > 1 else PODS
-    rate = int(sys.argv[2]) if len(sys.argv) > 2 else RATE
+    rates = [int(rate) for rate in sys.argv[2].split(",")] if len(sys.argv) > 2 else [RATE]
     seconds = float(sys.argv[3]) if len(sys.argv) > 3 else SECONDS
     print(machine(), f"load {os.getloadavg()[0]:.1f}")
     with tempfile.TemporaryDirectory() as folder, running_daemons() as daemons:
@@ -108,10 +108,16 @@ def main() -> None:
             for number in range(pods):
                 world.run(f"asker{number}", app="asker")
             world.apply(DOCUMENT)
-            measure(world, program, address, pods, rate, seconds)
+            first_port = 1024
+            for rate in rates:
+                measure(world, program, address, pods, rate, seconds, first_port)
+                first_port += int(rate * seconds) + 64
+                time.sleep(1.0)
 
 
-def measure(world: World, program: Path, address: str, pods: int, rate: int, seconds: float) -> None:
+def measure(
+    world: World, program: Path, address: str, pods: int, rate: int, seconds: float, first_port: int
+) -> None:  # fmt: skip
     processes = {name: one.pid for name, one in world.daemons.processes.items()}
     processes |= {"the flow recorder": recorder(processes["casemated"])}
     came = segments(world.pids["db"])
@@ -120,7 +126,7 @@ def measure(world: World, program: Path, address: str, pods: int, rate: int, sec
     flood = [
         subprocess.Popen(
             ["nsenter", f"--net=/proc/{world.pids[name]}/ns/net", str(program), world.addresses[name], address,
-             str(rate), str(seconds)],
+             str(rate), str(seconds), str(first_port)],
             stdout=subprocess.PIPE,
         )
         for name in (f"asker{number}" for number in range(pods))
@@ -134,7 +140,7 @@ def measure(world: World, program: Path, address: str, pods: int, rate: int, sec
     for name, one in used.items():
         print(f"processor time of {name}: {one / max(1, decided) * 1e6:.0f} us a decision, {one / length * 100:.0f} %")
     counters = world.referrals().counters
-    print("counted:", {name: count for name, count in sorted(counters.items()) if count})
+    print("counted so far:", {name: count for name, count in sorted(counters.items()) if count})
 
 
 def segments(pid: int) -> int:

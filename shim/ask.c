@@ -73,6 +73,7 @@ static void take(struct answer *a, const struct wire_field *field)
 	switch (field->tag) {
 	case TAG_ERRNO: a->error = length == 4 ? (int)wire_u32(field->bytes) : EPROTO; break;
 	case TAG_FLAGS: a->flags = length == 4 ? wire_u32(field->bytes) : 0; break;
+	case TAG_NAMESPACES: a->namespaces = length == 4 ? wire_u32(field->bytes) : 0; break;
 	case TAG_TEXT:
 		length = length < sizeof a->text - 1 ? length : sizeof a->text - 1;
 		memcpy(a->text, field->bytes, length);
@@ -107,7 +108,7 @@ const struct answer *ask(int fd, const struct wire_out *out, const int *fds, int
 	if (got <= 0 || wire_parse(bytes, (size_t)got, &message) < 0 || message.kind != KIND_REPLY)
 		die("casemate-hostd closed the connection");
 	answer.error = EPROTO;
-	answer.flags = 0;
+	answer.flags = answer.namespaces = 0;
 	answer.text[0] = answer.netns[0] = 0;
 	answer.payload = message.payload;
 	answer.length = message.length;

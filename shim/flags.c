@@ -9,13 +9,13 @@
 enum {
 	LONG_ONLY = 256,
 	F_LOG, F_LOG_FORMAT, F_SOCKET, F_CONSOLE, F_PID, F_PRESERVE, F_ROOT, F_CWD, F_FORMAT, F_RESOURCES, F_INTERVAL,
-	F_STATS, F_LIMIT, F_DEBUG, F_KEEP, F_NO_NEW_PRIVS, F_IGNORE_PAUSED, F_REFUSED, F_IGNORED, F_IGNORED_WORD,
+	F_STATS, F_LIMIT, F_DEBUG, F_CONFIG, F_KEEP, F_NO_NEW_PRIVS, F_IGNORE_PAUSED, F_REFUSED, F_IGNORED, F_IGNORED_WORD,
 };
 
 static const struct option flags[] = {
 	{ "root", 1, NULL, F_ROOT }, { "log", 1, NULL, F_LOG }, { "log-format", 1, NULL, F_LOG_FORMAT },
 	{ "socket", 1, NULL, F_SOCKET }, { "debug", 0, NULL, F_DEBUG }, { "systemd-cgroup", 0, NULL, F_IGNORED },
-	{ "bundle", 1, NULL, 'b' }, { "console-socket", 1, NULL, F_CONSOLE }, { "pid-file", 1, NULL, F_PID },
+	{ "bundle", 1, NULL, 'b' }, { "config", 1, NULL, F_CONFIG }, { "console-socket", 1, NULL, F_CONSOLE }, { "pid-file", 1, NULL, F_PID },
 	{ "preserve-fds", 1, NULL, F_PRESERVE }, { "no-pivot", 0, NULL, F_IGNORED }, { "no-new-keyring", 0, NULL, F_IGNORED },
 	{ "no-subreaper", 0, NULL, F_IGNORED }, { "force", 0, NULL, 'f' }, { "all", 0, NULL, 'a' },
 	{ "process", 1, NULL, 'p' },
@@ -105,6 +105,7 @@ static void set_flag(struct options *o, int flag, const char *name)
 	case F_SOCKET: o->socket = optarg; break;
 	case F_CONSOLE: o->console_socket = optarg; break;
 	case F_PID: o->pid_file = optarg; break;
+	case F_CONFIG: o->config = optarg; break;
 	case F_CWD: o->cwd = optarg; break;
 	case F_PRESERVE: check_preserved("--preserve-fds", optarg); break;
 	case F_FORMAT: o->format = optarg; break;

@@ -47,7 +47,8 @@ static int read_hook(const struct wire_field *field, struct hook *hook)
 	hook->path = copy;
 	copy += strlen(copy) + 1;
 	hook->args = split(&copy, end, args);
-	hook->env = split(&copy, end, env);
+	/* As in casemate.isolation.microvm.engines: the bundle names none, not even an empty list. */
+	hook->env = env == UINT32_MAX ? environ : split(&copy, end, env);
 	/* Without arguments the program's name is its own. */
 	if (hook->args && !hook->args[0] && (hook->args = calloc(2, sizeof *hook->args)))
 		hook->args[0] = hook->path;

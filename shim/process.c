@@ -94,6 +94,13 @@ static int create_container_hooks(const struct answer *a, pid_t waiter, char *wh
 	return failed;
 }
 
+static void add_bundle(struct wire_out *out, const struct options *o, const char *bundle)
+{
+	wire_add_text(out, TAG_CWD, bundle);
+	if (o->config)
+		wire_add_text(out, TAG_TEXT, o->config);
+}
+
 static pid_t create(const struct options *o, struct stdio *stdio)
 {
 	struct wire_out out;
@@ -102,13 +109,13 @@ static pid_t create(const struct options *o, struct stdio *stdio)
 	if (!realpath(o->bundle ? o->bundle : ".", bundle))
 		die("bundle %s: %s", o->bundle ? o->bundle : ".", strerror(errno));
 	begin_request(&out, o, ASK_PREPARE);
-	wire_add_text(&out, TAG_CWD, bundle);
+	add_bundle(&out, o, bundle);
 	const struct answer *a = must_ask(o, &out);
 	int terminal = (a->flags & ASK_FLAG_TERMINAL) != 0;
 	stdio_open(stdio, o, terminal);
 	int before = netns_enter(a->netns);
 	/* An engine's, which looks for the container's processes by this one; our own daemons ask the guest. */
-	pid_t waiter = waiter_fork(stdio, *a->netns != 0);
+	pid_t waiter = waiter_fork(stdio, *a->netns != 0, a->namespaces);
 	if (waiter < 0)
 		die("fork: %s", strerror(errno));
 	netns_leave(before);
@@ -116,7 +123,7 @@ static pid_t create(const struct options *o, struct stdio *stdio)
 	    create_container_hooks(a, waiter, why, sizeof why))
 		fail(waiter, why);
 	begin_request(&out, o, ASK_CREATE);
-	wire_add_text(&out, TAG_CWD, bundle);
+	add_bundle(&out, o, bundle);
 	hand_over(o, &out, stdio, waiter, terminal);
 	write_pid(o->pid_file, waiter);
 	return waiter;
@@ -185,7 +192,7 @@ void command_exec(const struct options *o)
 			wire_add_text(&out, TAG_CAPABILITIES, o->caps[i]);
 	}
 	stdio_open(&stdio, o, terminal);
-	if (o->detach && (waiter = waiter_fork(&stdio, 0)) < 0)
+	if (o->detach && (waiter = waiter_fork(&stdio, 0, 0)) < 0)
 		die("fork: %s", strerror(errno));
 	hand_over(o, &out, &stdio, waiter, terminal);
 	write_pid(o->pid_file, waiter ? waiter : getpid());

@@ -46,7 +46,7 @@ enum {
 enum { MAX_LIST = 256 };
 
 struct options {
-	const char *root, *log, *log_format, *socket, *bundle, *console_socket, *pid_file, *process, *command, *id;
+	const char *root, *log, *log_format, *socket, *bundle, *config, *console_socket, *pid_file, *process, *command, *id;
 	const char *cwd, *format, *user, *resources, *interval;
 	const char *env[MAX_LIST], *limits[MAX_LIST]; /* NAME=VALUE; names of our own for the limits of update */
 	const char *groups[MAX_LIST], *caps[MAX_LIST];
@@ -61,7 +61,7 @@ struct answer {
 	int error;
 	char text[MUX_MAX_CONTROL];
 	char netns[4096];
-	uint32_t flags;
+	uint32_t flags, namespaces;
 	const uint8_t *payload;
 	size_t length;
 };
@@ -125,8 +125,9 @@ int relay_is_needed(void);
 pid_t relay_fork(int master, int slave);
 
 void stdio_open(struct stdio *stdio, const struct options *options, int terminal);
-/* Forks the process that ends with the container's exit code; returns its pid. `alone`: it sees no process but itself. */
-pid_t waiter_fork(const struct stdio *stdio, int alone);
+/* Forks the process that ends with the container's exit code; returns its pid. `alone`: it sees no process but itself, and is
+ * in new `namespaces` (flags of clone(2)), which stand on the host for those that the container has in its guest. */
+pid_t waiter_fork(const struct stdio *stdio, int alone, uint32_t namespaces);
 /* No capability, and none to be had again. */
 void drop_privileges(void);
 _Noreturn void waiter_run(const struct stdio *stdio);

@@ -193,10 +193,12 @@ static void hide_host(void)
 	must(umount2(".", MNT_DETACH));
 }
 
-pid_t waiter_fork(const struct stdio *stdio, int alone)
+pid_t waiter_fork(const struct stdio *stdio, int alone, uint32_t namespaces)
 {
 	/* Then the first process of a pid namespace of its own; to everybody outside it is one like another. */
-	pid_t pid = alone ? (pid_t)syscall(SYS_clone, CLONE_NEWPID | CLONE_NEWNS | SIGCHLD, NULL, NULL, NULL, 0) : fork();
+	unsigned long flags = CLONE_NEWPID | CLONE_NEWNS | SIGCHLD |
+		(namespaces & (CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWCGROUP));
+	pid_t pid = alone ? (pid_t)syscall(SYS_clone, flags, NULL, NULL, NULL, 0) : fork();
 
 	if (pid)
 		return pid;

@@ -11,6 +11,7 @@
 #include <sys/types.h>
 
 #include "../wire/wire.h"
+#include "devices.h"
 
 enum {
 	AGENT_VERSION = 1,
@@ -74,6 +75,7 @@ struct request {
 	const uint8_t *seccomp;
 	size_t seccomp_length, arg_count, env_count, group_count, rlimit_count, mount_count, masked_count;
 	size_t read_only_count, sysctl_count, device_count, file_count, limit_count, hook_count, hook_word_count;
+	size_t device_rule_count;
 	int is_lonely; /* the agent's own word: the machine has no network */
 	/* What stands above is cleared for each request; the arrays are not, so as not to touch their pages. */
 	const char *args[MAX_STRINGS + 1], *env[MAX_STRINGS + 1];
@@ -84,6 +86,7 @@ struct request {
 	struct device_request devices[128];
 	struct file_request files[64];
 	struct limit_request limits[64];
+	struct device_rule device_rules[MAX_DEVICE_RULES];
 	struct hook_request hooks[MAX_START_HOOKS];
 	const char *hook_words[MAX_HOOK_WORDS];
 };
@@ -158,6 +161,7 @@ int configure(const struct wire_message *frame, const char **why);
 /* network.c */
 int network_set(const struct wire_message *frame, const char **why);
 void network_forget(void);
+void network_order(void);
 
 /* lonely.c: a network namespace with nothing but loopback, for a machine that has no network */
 void lonely_make(void);
@@ -177,9 +181,13 @@ void rootfs_remove(const char *container);
 void rootfs_path(const char *container, char *path, size_t size);
 
 /* cgroup.c */
+/* At boot: the rules for devices that hold where no container has its own. */
+void cgroup_boot(void);
 int cgroup_make(const char *container, const struct request *request);
 int cgroup_open(const char *container);
 int cgroup_write(const char *container, const char *file, const char *value);
+/* The limits and rules for devices of `request`. */
+int cgroup_limit(const char *container, const struct request *request);
 long cgroup_read(const char *container, const char *file, char *text, size_t size);
 void cgroup_remove(const char *container);
 

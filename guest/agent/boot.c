@@ -97,5 +97,6 @@ void boot_mounts(void)
 	mount(NULL, "/shares", NULL, MS_SHARED, NULL);
 	/* The card too, before the template is saved: its receive buffers are then not made in every clone. */
 	boot_network();
+	network_order();
 	set_up("eth0");
 }

@@ -24,12 +24,40 @@ int cgroup_make(const char *container, const struct request *request)
 	path_of(container, "", path, sizeof path);
 	if (mkdir(path, 0755) < 0 && errno != EEXIST)
 		return errno;
+	return cgroup_limit(container, request);
+}
+
+static int set_devices(const char *container, const struct request *request)
+{
+	/* Nobody's group is the agent's own. */
+	int group = *container ? cgroup_open(container) : -1;
+
+	if (group < 0)
+		return *container ? errno : EINVAL;
+	int error = devices_set(group, request->device_rules, request->device_rule_count);
+	close(group);
+	return error;
+}
+
+int cgroup_limit(const char *container, const struct request *request)
+{
 	for (size_t i = 0; i < request->limit_count; i++) {
 		int error = cgroup_write(container, request->limits[i].file, request->limits[i].value);
 		if (error)
 			return error;
 	}
-	return 0;
+	return request->device_rule_count ? set_devices(container, request) : 0;
+}
+
+void cgroup_boot(void)
+{
+	int group = open(CGROUPS, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	int error = group < 0 ? errno : devices_set(group, NULL, 0);
+
+	if (error)
+		say("casemate: rules for devices: %s", strerror(error));
+	if (group >= 0)
+		close(group);
 }
 
 int cgroup_open(const char *container)

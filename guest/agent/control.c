@@ -101,16 +101,6 @@ static void rows(struct wire_out *out)
 	}
 }
 
-static int limits(const struct request *r)
-{
-	for (size_t i = 0; i < r->limit_count; i++) {
-		int error = cgroup_write(r->container, r->limits[i].file, r->limits[i].value);
-		if (error)
-			return error;
-	}
-	return 0;
-}
-
 static int known(const struct request *r, const char **why)
 {
 	*why = "no such container";
@@ -145,7 +135,7 @@ static int with_request(const struct wire_message *frame, struct wire_out *out, 
 	case KIND_STATS: return stats(out, r->container), 0;
 	case KIND_FREEZE: return cgroup_write(r->container, "cgroup.freeze", "1");
 	case KIND_THAW: return cgroup_write(r->container, "cgroup.freeze", "0");
-	case KIND_LIMITS: return limits(r);
+	case KIND_LIMITS: return cgroup_limit(r->container, r);
 	case KIND_REMOVE: return process_remove(r->container);
 	default: return *why = "unknown kind of request", ENOSYS;
 	}

@@ -87,6 +87,7 @@ int main(void)
 	int signals = signalfd(-1, &set, SFD_NONBLOCK | SFD_CLOEXEC);
 	loop_watch(signals, LOOP_SIGNALS, 0, EPOLLIN);
 	lonely_make();
+	cgroup_boot();
 	zygote_make();
 	open_port();
 	control_ready();

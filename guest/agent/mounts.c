@@ -165,6 +165,34 @@ static int one_mount(int root, const struct mount_request *m, int early)
 	return error ? error : propagate(root, m, is_file);
 }
 
+/* A node where none can be made: a folder of the host's, in which QEMU may not. One of the guest's own lies over a file. */
+static int mount_node(int parent, const char *name, const struct device_request *d)
+{
+	static const char node[] = "/dev/casemate.node";
+	char target[64];
+
+	unlink(node);
+	if (mknod(node, (mode_t)d->mode, makedev(d->major, d->minor)) < 0 || chown(node, d->uid, d->gid) < 0)
+		return errno;
+	int fd = openat(parent, name, O_CREAT | O_WRONLY | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC, 0644);
+	if (fd < 0)
+		return errno;
+	snprintf(target, sizeof target, "/proc/self/fd/%d", fd);
+	int error = mount(node, target, NULL, MS_BIND, NULL) < 0 ? errno : 0;
+	close(fd);
+	unlink(node);
+	return error;
+}
+
+static int make_node(int parent, const char *name, const struct device_request *d)
+{
+	if (mknodat(parent, name, (mode_t)d->mode, makedev(d->major, d->minor)) < 0 && errno != EEXIST)
+		return errno == EPERM ? mount_node(parent, name, d) : errno;
+	if ((d->uid || d->gid) && fchownat(parent, name, d->uid, d->gid, AT_SYMLINK_NOFOLLOW) < 0)
+		return errno;
+	return 0;
+}
+
 static int make_devices(int root, const struct request *r)
 {
 	for (size_t i = 0; i < r->device_count; i++) {
@@ -180,10 +208,7 @@ static int make_devices(int root, const struct request *r)
 		if (error || parent < 0)
 			return error ? error : errno;
 		mode_t old = umask(0);
-		if (mknodat(parent, name + 1, (mode_t)d->mode, makedev(d->major, d->minor)) < 0 && errno != EEXIST)
-			error = errno;
-		else if ((d->uid || d->gid) && fchownat(parent, name + 1, d->uid, d->gid, AT_SYMLINK_NOFOLLOW) < 0)
-			error = errno;
+		error = make_node(parent, name + 1, d);
 		umask(old);
 		close(parent);
 		if (error)

@@ -5,6 +5,7 @@
 #include <net/if.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -17,6 +18,8 @@ struct message {
 	uint8_t room[MAX_ROOM];
 };
 
+/* A machine has as many cards as its template: as in casemate.isolation.microvm.argv. */
+enum { MOST_CARDS = 4 };
 static const char card[] = "eth0";
 
 /* The IPv4 address that was set last, for network_forget. */
@@ -174,14 +177,67 @@ static int apply(int fd, int index, const struct wire_field *f, const char **why
 }
 
 /* IPv6 is off in a guest (boot.c) until an engine gives an address of it. */
-static void allow_ipv6(const struct wire_message *frame)
+static void allow_ipv6(const struct wire_message *frame, const char *name)
 {
 	struct wire_field f;
 	size_t offset = 0;
+	char path[64];
 
+	snprintf(path, sizeof path, "/proc/sys/net/ipv6/conf/%s/disable_ipv6", name);
 	while (wire_next(frame->payload, frame->length, &offset, &f) == 1)
 		if (f.tag == TAG_ADDRESS && f.length == 17)
-			write_file("/proc/sys/net/ipv6/conf/eth0/disable_ipv6", "0", 1);
+			write_file(path, "0", 1);
+}
+
+/* The card that the message is about: the first, unless it names another. */
+static int name_of(const struct wire_message *frame, char *name, size_t size)
+{
+	struct wire_field f;
+	size_t offset = 0;
+	uint32_t number = 0;
+
+	while (wire_next(frame->payload, frame->length, &offset, &f) == 1) {
+		if (f.tag == TAG_CARD && (f.length != 4 || (number = wire_u32(f.bytes)) >= MOST_CARDS))
+			return EINVAL;
+	}
+	snprintf(name, size, "eth%u", number);
+	return 0;
+}
+
+static void rename_card(int fd, const char *from, const char *to)
+{
+	struct ifreq request = { 0 };
+
+	strncpy(request.ifr_name, from, sizeof request.ifr_name - 1);
+	strncpy(request.ifr_newname, to, sizeof request.ifr_newname - 1);
+	if (strcmp(from, to) && ioctl(fd, SIOCSIFNAME, &request) < 0)
+		say("casemate: %s as %s: %s", from, to, strerror(errno));
+}
+
+/* At boot, where there are several: each is called after the number in its placeholder of an address, in whatever order the
+ * kernel found them; and is up, as the only one is. */
+void network_order(void)
+{
+	char name[IFNAMSIZ], between[IFNAMSIZ];
+	int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0), count = 0;
+	struct ifreq request;
+
+	for (; fd >= 0 && count < MOST_CARDS; count++) {
+		snprintf(name, sizeof name, "eth%d", count);
+		memset(&request, 0, sizeof request);
+		memcpy(request.ifr_name, name, sizeof name);
+		if (ioctl(fd, SIOCGIFHWADDR, &request) < 0 || (count == 0 && !if_nametoindex("eth1")))
+			break;
+		snprintf(between, sizeof between, "card%d", (request.ifr_hwaddr.sa_data[5] & 7) - 1);
+		rename_card(fd, name, between);
+	}
+	for (int i = 0; i < count; i++) {
+		snprintf(between, sizeof between, "card%d", i);
+		snprintf(name, sizeof name, "eth%d", i);
+		rename_card(fd, between, name);
+	}
+	if (fd >= 0)
+		close(fd);
 }
 
 static int link_of(const struct wire_message *frame, const uint8_t **mac, uint32_t *mtu, int *any)
@@ -205,17 +261,21 @@ static int link_of(const struct wire_message *frame, const uint8_t **mac, uint32
  * address or a hardware address CONFIGURE does nothing, and NETWORK says that there is none. */
 int network_set(const struct wire_message *frame, const char **why)
 {
-	int index = (int)if_nametoindex(card), any = 0;
+	int any = 0;
 	const uint8_t *mac = NULL;
 	struct wire_field f;
 	size_t offset = 0;
 	uint32_t mtu = 0;
 
 	*why = "a field of the network is not valid";
-	int error = link_of(frame, &mac, &mtu, &any);
+	char name[IFNAMSIZ];
+	int error = name_of(frame, name, sizeof name);
+	if (!error)
+		error = link_of(frame, &mac, &mtu, &any);
 	int taken_over = frame->kind == KIND_NETWORK;
 	if (error || !(any || taken_over))
 		return error;
+	int index = (int)if_nametoindex(name);
 	*why = "the network device is missing";
 	if (!index)
 		return ENODEV;
@@ -226,7 +286,7 @@ int network_set(const struct wire_message *frame, const char **why)
 	/* Down first: the address that IPv6 made of the template's hardware address goes with that. */
 	error = taken_over ? set_down(fd, index) : 0;
 	if (taken_over)
-		allow_ipv6(frame);
+		allow_ipv6(frame, name);
 	if (!error && any)
 		error = set_link(fd, index, mac, mtu);
 	while (!error && wire_next(frame->payload, frame->length, &offset, &f) == 1)

@@ -121,6 +121,18 @@ static int add_limit(const struct wire_field *field, struct request *r)
 	return 1;
 }
 
+static int add_device_rule(const struct wire_field *field, struct request *r)
+{
+	const uint8_t *b = field->bytes;
+
+	if (r->device_rule_count >= MAX_DEVICE_RULES || field->length != 12 || b[0] > 1 || !strchr("abc", b[1]) || !b[1] ||
+	    !b[2] || b[2] > DEVICE_ALL || b[3])
+		return 0;
+	r->device_rules[r->device_rule_count++] =
+		(struct device_rule){ b[0], (char)b[1], b[2], (int32_t)wire_u32(b + 4), (int32_t)wire_u32(b + 8) };
+	return 1;
+}
+
 /* `count` texts from `*copy` on, as a list that ends with NULL. */
 static const char **hook_list(struct request *r, const char **copy, const char *end, uint32_t count)
 {
@@ -245,6 +257,7 @@ static int one(const struct wire_field *f, struct request *r)
 	case TAG_READ_ONLY: return add_text(f, r->read_only, &r->read_only_count, 256);
 	case TAG_SYSCTL: return add_text(f, r->sysctls, &r->sysctl_count, 256);
 	case TAG_DEVICE: return add_device(f, r);
+	case TAG_DEVICE_RULE: return add_device_rule(f, r);
 	case TAG_FILE: return add_file(f, r);
 	case TAG_OOM_ADJ: return oom_adj(f, r);
 	case TAG_WINDOW: return window(f, r);

@@ -123,6 +123,8 @@ enum wire_tag {
 	TAG_STATE = 72,         /* of CREATE: the document that those hooks read */
 	TAG_JOIN_PIDS = 73,     /* of CREATE: the container whose process namespace this one shares */
 	TAG_PROPAGATION = 74,   /* of CREATE: the root's, as a flag of mount(2) */
+	TAG_CARD = 76,          /* of NETWORK: which of the machine's cards, from 0 */
+	TAG_DEVICE_RULE = 75,   /* of CREATE and LIMITS: u8 allow, u8 type, u8 access, u8 zero, i32 major, i32 minor */
 };
 
 /* TAG_FLAGS */

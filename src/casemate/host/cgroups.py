@@ -125,9 +125,9 @@ class Cgroups(Protocol):
 
 
 def check_path(path: str) -> str:
-    """*path*, when it is relative, has no empty or dotted part, and at most 8 parts."""
+    """*path*, when it is relative, has no empty or dotted part, no control character, and at most 8 parts."""
     parts = path.split("/")
-    if len(path) > 400 or len(parts) > 8 or any(part in ("", ".", "..") or "\n" in part for part in parts):
+    if len(path) > 400 or len(parts) > 8 or not path.isprintable() or any(part in ("", ".", "..") for part in parts):
         raise CgroupFailed(f"cgroup path {path[:100]!r} is not a short relative path")
     return path
 

@@ -17,6 +17,8 @@ from casemate.host.netlink import attribute, messages
 from casemate.host.rtnetlink import NetlinkFailed
 
 DROP, ACCEPT, REPEAT = 0, 1, 4
+#: The kernel's queues of this network namespace.
+STATES = "/proc/net/netfilter/nfnetlink_queue"
 _SUBSYSTEM = 3 << 8
 _PACKET, _VERDICT, _CONFIG = 0, 1, 2
 _BIND, _COPY_PACKET = 1, 2
@@ -139,6 +141,16 @@ class PacketQueue:
                 # Its interface went away meanwhile.
                 if error.errno not in (errno.ENOENT, errno.EAGAIN):
                     raise
+
+
+def dropped(text: str) -> dict[int, int]:
+    """Packets that the kernel dropped, by queue, since each was bound: it was full, or its reader's buffer was.
+
+    *text* is :data:`STATES`, whose columns are number, reader, packets that wait, how much is copied (two), dropped for
+    either reason, the last packet's number.
+    """
+    rows = (line.split() for line in text.splitlines())
+    return {int(row[0]): int(row[5]) + int(row[6]) for row in rows if len(row) >= 8}
 
 
 def parse(datagram: bytes) -> Queued | None:

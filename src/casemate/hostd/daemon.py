@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import gc
 import logging
 import os
 import pwd
@@ -249,6 +250,9 @@ def main(argv: Sequence[str] | None = None, *, step: Callable[[str], None] | Non
         if os.geteuid() != 0:
             raise HostLacks("casemate-hostd needs root", remedy="Start it with systemctl or `sudo make start`.")
         harden()
+        # As casemated does: what was imported stays, and packets wait while the collector looks at everything.
+        gc.freeze()
+        gc.set_threshold(20_000, 20, 50)
         with contextlib.suppress(KeyboardInterrupt):
             asyncio.run(serve(settings, step))
     except CasemateError as error:

@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import takewhile
+from pathlib import Path
 
+from casemate.host import nfqueue
 from casemate.host.nfqueue import DROP, REPEAT, PacketQueue, Queued
 from casemate.host.nft import NftFailed
 from casemate.hostd.protocol_firewall import (
@@ -37,6 +41,8 @@ MAX_WAITING_OF_ONE = 1024
 WAIT_S = 60.0
 #: One event's worth.
 _PACKETS_A_TURN = MAX_BATCH
+#: Between two looks at what the kernel dropped.
+_LOOK_S = 1.0
 #: Between two transactions with answers.
 _PERIOD_S = 0.1
 #: Answers made ready for the kernel's map between two turns of the loop: some 0.5 ms.
@@ -58,6 +64,10 @@ class Waiting:
     queue: PacketQueue
     packet: int
     until: float
+
+
+def _is_late(now: float, one: Waiting) -> bool:
+    return one.until <= now
 
 
 @dataclass(slots=True)
@@ -83,11 +93,13 @@ class Referrals:
     _queues: list[PacketQueue] = field(default_factory=list)
     _by_key: dict[Key, Waiting] = field(default_factory=dict)
     _by_number: dict[int, Waiting] = field(default_factory=dict)
-    _in_order: deque[Waiting] = field(default_factory=deque)
     _of_source: dict[bytes, int] = field(default_factory=dict)
     _next: int = 0
     _settling: asyncio.Lock = field(default_factory=asyncio.Lock)
     _untold: Counter[str] = field(default_factory=Counter)
+    #: Packets that the kernel dropped before they came here, as of when that was looked at.
+    _dropped: int = 0
+    _looked: float = 0.0
     #: Answers that are on their way into the kernel's map.
     _fresh: dict[tuple[bytes, bytes, int, int], Given] = field(default_factory=dict)
 
@@ -155,14 +167,13 @@ class Referrals:
         self._next += 1
         one = Waiting(self._next, key, turn.queue, number, turn.until)
         self._by_key[key] = self._by_number[one.number] = one
-        self._in_order.append(one)
         self._of_source[source] = of_source + 1
         self.counted["referred"] += 1
         return one
 
-    def _lose(self, why: str) -> None:
-        self.counted[why] += 1
-        self._untold[why] += 1
+    def _lose(self, why: str, count: int = 1) -> None:
+        self.counted[why] += count
+        self._untold[why] += count
 
     def _drop(self, one: Waiting) -> None:
         self._by_number.pop(one.number, None)
@@ -242,18 +253,31 @@ class Referrals:
             await asyncio.sleep(_PERIOD_S)
             await self._settle_or_say()
             now = asyncio.get_running_loop().time()
-            while self._in_order and (
-                self._in_order[0].until <= now or self._in_order[0].number not in self._by_number
-            ):
-                one = self._in_order.popleft()
-                if one.number in self._by_number:
-                    self._drop(one)
-                    self._lose("time_out")
-                    one.queue.verdict(one.packet, REPEAT, MARK_DENIED)
+            # They are in the order in which they came, and all may wait equally long.
+            late = list(takewhile(partial(_is_late, now), self._by_number.values()))
+            for one in late:
+                self._drop(one)
+                self._lose("time_out")
+                one.queue.verdict(one.packet, REPEAT, MARK_DENIED)
+            self._count_dropped(now)
             if self._untold:
                 why = dict(self._untold)
                 self._untold.clear()
                 self.emit(ReferralsLost(why))
+
+    def _count_dropped(self, now: float) -> None:
+        """What the kernel had no room for never came here."""
+        if now < self._looked + _LOOK_S:
+            return
+        self._looked = now
+        try:
+            states = nfqueue.dropped(Path(nfqueue.STATES).read_text())
+        except OSError:
+            return  # a kernel without /proc's table
+        count = sum(states.get(queue.number, 0) for queue in self._queues)
+        if count > self._dropped:
+            self._lose("queue", count - self._dropped)
+        self._dropped = count
 
     def abandon(self) -> None:
         """casemated went away: whoever waits is dropped, and asks again by itself."""
@@ -261,4 +285,3 @@ class Referrals:
             self._drop(one)
             self._lose("away")
             one.queue.verdict(one.packet, DROP)
-        self._in_order.clear()

@@ -58,7 +58,9 @@ async def create(core: Core, request: ContainerRequest, caller: Caller) -> Conta
     candidate = Candidate(found.manifest_digest, request.image, request.project, wanted)
     admission, level = await trust.decide(core, found, candidate, asked_by_name=by_name)
     admission = msgspec.structs.replace(admission, steps=(*published, *admission.steps))
-    await pods.check_level(core, level)
+    if level != wanted or request.pod is not None:
+        # Otherwise it was looked at before, and hostd may have been asked for it.
+        await pods.check_level(core, level)
     id_ = core.new_id()
     fresh = _Fresh(core, request, image, admission, level, caller, id_)
     row = await core.db.write(fresh.write)

@@ -264,4 +264,11 @@ CREATE TABLE named_addresses (
 ) STRICT, WITHOUT ROWID;
 """
 
-MIGRATIONS: tuple[str, ...] = (_FIRST, _PODS_LISTED, _POLICY, _TRUST, _PUBLISHERS, _PUBLISHERS_SHOWN, _PROJECTS, _NAMED)
+#: Decided referrals, many in one row (node.policy.referral_packs); *projects* are those of their ends, between spaces.
+_PACKED = """
+CREATE TABLE referral_packs (last INTEGER PRIMARY KEY, projects TEXT NOT NULL, pack BLOB NOT NULL) STRICT;
+"""
+
+MIGRATIONS: tuple[str, ...] = (
+    _FIRST, _PODS_LISTED, _POLICY, _TRUST, _PUBLISHERS, _PUBLISHERS_SHOWN, _PROJECTS, _NAMED, _PACKED,
+)  # fmt: skip

@@ -167,3 +167,126 @@ def test_sockets_of_an_activation_are_refused(host: harness.Host, base_layer: Pa
     for count, code in (("0", 0), ("2", 1)):
         done = host.vm("run", "--bundle", str(bundle), "activated", input="", env={"LISTEN_FDS": count})
         assert done.returncode == code, done.stderr
+
+
+def _with_devices(base_layer: Path, rules: list[dict[str, object]], *words: str) -> Any:
+    config: Any = harness.configuration([base_layer], *words)
+    names = ["CAP_MKNOD", "CAP_SYSLOG", "CAP_SYS_ADMIN"]
+    config["process"]["capabilities"] = dict.fromkeys(("bounding", "effective", "permitted"), names)
+    config["linux"]["resources"] = {"devices": [{"allow": False, "access": "rwm"}, *rules]}
+    return config
+
+
+def test_a_container_opens_no_device_but_the_usual(host: harness.Host, base_layer: Path) -> None:
+    script = (
+        "busybox mknod /tmp/zero c 1 5 && head -c 2 /tmp/zero | wc -c;"
+        "busybox mknod /tmp/disk b $(grep virtblk /proc/devices | cut -c1-3) 0 && head -c 2 /tmp/disk;"
+        "busybox mknod /tmp/kmsg c 1 11 && head -c 2 /tmp/kmsg"
+    )
+    done = ran(host, "usual", _with_devices(base_layer, [], "sh", "-c", script))
+    assert done.stdout == "2\n", done
+    assert [line.split(": ")[-1] for line in done.stderr.splitlines()] == ["Operation not permitted"] * 2, done
+
+
+def test_rules_for_devices_hold_in_the_guest_and_can_be_replaced(
+    host: harness.Host, base_layer: Path, tmp_path: Path
+) -> None:
+    kmsg = {"type": "c", "major": 1, "minor": 11}
+    config = _with_devices(base_layer, [{"allow": True, "access": "r", **kmsg}], "sleep", "600")
+    config["linux"]["devices"] = [{"path": "/dev/kmsg", **kmsg}]
+    may_read = ("exec", "ruled", "dd", "if=/dev/kmsg", "of=/dev/null", "bs=8k", "count=1")
+    may_write = ("exec", "ruled", "sh", "-c", "echo word > /dev/kmsg")
+    with running(host, "ruled", config):
+        assert host.vm(*may_read).returncode == 0
+        refused = host.vm(*may_write)
+        assert (refused.returncode, "Operation not permitted" in refused.stderr) == (1, True), refused
+        wanted = tmp_path / "resources"
+        wanted.write_text(json.dumps({"devices": [{"allow": False}, {"allow": True, "access": "w", **kmsg}]}))
+        assert host.vm("update", "--resources", str(wanted), "ruled").returncode == 0
+        assert host.vm(*may_write).returncode == 0
+        assert "Operation not permitted" in host.vm(*may_read).stderr
+        wanted.write_text(json.dumps({"devices": [{"allow": False}]}))
+        assert host.vm("update", "--resources", str(wanted), "ruled").returncode == 0
+        assert host.vm(*may_write).returncode == 1
+
+
+def test_a_device_where_the_host_lets_none_be_made(host: harness.Host, base_layer: Path, tmp_path: Path) -> None:
+    root = base_layer.parent / "base"
+    config = _with_devices(base_layer, [], "stat", "-c", "%t:%T %u:%g %a", "/noise", "/in/noise")
+    config["linux"]["devices"] = [
+        {"path": path, "type": "c", "major": 1, "minor": 9, "uid": 7, "gid": 8, "fileMode": 0o640}
+        for path in ("/noise", "/in/noise/")
+    ]
+    del config["annotations"]["org.casemate.layers"]
+    config["root"]["path"] = str(tmp_path / "root")
+    subprocess.run(["cp", "-a", str(root), str(tmp_path / "root")], check=True)
+    done = ran(host, "noded", config)
+    assert done.stdout == "1:9 7:8 640\n" * 2, done
+    # Of the host's folder the guest has but the file that its node lay over.
+    assert (tmp_path / "root/noise").stat().st_size == 0
+
+
+def test_a_changed_configuration_changes_nothing_after_create(host: harness.Host, base_layer: Path) -> None:
+    config = harness.configuration([base_layer], "cat", "/etc/base")
+    bundle = host.bundle("kept", {"ociVersion": "1.0.2"})
+    (bundle / "other").mkdir()
+    (bundle / "other/config.json").write_text(json.dumps(config))
+    null = subprocess.DEVNULL
+    words = ["create", "--bundle", str(bundle), "--config", "other/config.json", "kept"]
+    assert host.vm(*words, capture_output=False, stdin=null, stdout=null).returncode == 0
+    (bundle / "other/config.json").write_text("{}")
+    executed = host.vm("exec", "kept", "echo", "inside")
+    assert (executed.returncode, executed.stdout) == (0, "inside\n"), executed
+    assert host.vm("start", "kept").returncode == 0
+    assert host.vm("delete", "--force", "kept").returncode == 0
+
+
+def test_hooks_have_the_variables_that_the_bundle_says(host: harness.Host, base_layer: Path, tmp_path: Path) -> None:
+    config: Any = harness.configuration([base_layer], "true")
+    log = tmp_path / "log"
+    hook = {"path": "/bin/sh", "args": ["sh", "-c", f"echo ${{ONE-none}} >> {log}"]}
+    config["hooks"] = {"createRuntime": [hook, hook | {"env": []}, hook | {"env": ["ONE=own"]}]}
+    done = host.vm(
+        "run", "--bundle", str(host.bundle("vars", config)), "vars", input="", env=os.environ | {"ONE": "ours"}
+    )
+    assert (done.returncode, log.read_text()) == (0, "ours\nnone\nown\n"), done
+
+
+@pytest.mark.parametrize(
+    ("sysctl", "missing", "words"),
+    [
+        ("kernel.hostname", "", "the host name is the bundle's"),
+        ("fs.mqueue.queues_max", "ipc", "of type ipc"),
+        ("kernel.domainname", "uts", "of type uts"),
+    ],
+)
+def test_a_setting_of_what_the_bundle_does_not_have_is_refused(
+    host: harness.Host, base_layer: Path, sysctl: str, missing: str, words: str
+) -> None:
+    config: Any = harness.configuration([base_layer], "true")
+    config["linux"]["sysctl"] = {sysctl: "100"}
+    config["linux"]["namespaces"] = [one for one in config["linux"]["namespaces"] if one["type"] != missing]
+    done = ran(host, "settings", config)
+    assert (done.returncode, words in done.stderr) == (1, True), done
+
+
+def test_a_bundle_that_nobody_thought_of_ends_nobody_else(host: harness.Host, base_layer: Path) -> None:
+    config: Any = harness.configuration([base_layer], "true")
+    config["linux"]["cgroupsPath"] = "casetest\0none"
+    done = ran(host, "odd", config)
+    assert (done.returncode, "cgroup path" in done.stderr) == (1, True), done
+    config["linux"]["cgroupsPath"] = ""
+    config["root"]["path"] = "root\0fs"
+    del config["annotations"]["org.casemate.layers"]
+    done = ran(host, "odd", config)
+    assert done.returncode == 1, done
+    assert host.vm("list").returncode == 0
+
+
+def test_a_map_that_maps_everybody_to_themselves_is_none(host: harness.Host, base_layer: Path) -> None:
+    config: Any = harness.configuration([base_layer], "id", "-u")
+    rows = [{"containerID": 0, "hostID": 0, "size": 4294967295}]
+    config["linux"] |= {"uidMappings": rows, "gidMappings": rows}
+    config["linux"]["namespaces"].append({"type": "user"})
+    done = ran(host, "mapped", config)
+    assert (done.returncode, done.stdout) == (0, "0\n"), done

@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -98,25 +99,70 @@ def test_everything_that_is_set_is_the_guests(host: harness.Host, base_layer: An
         assert host.vm("delete", "--force", "taken").returncode == 0
 
 
-def test_two_interfaces_are_refused_and_nothing_is_left(host: harness.Host, base_layer: Any, prepared: None) -> None:
-    ip("link", "add", f"{HERE}b", "type", "veth", "peer", "name", "eth1", "netns", NETNS)
-    ip("link", "set", "eth1", "up", inside=True)
-    bundle = host.bundle("many", configuration(host, base_layer))
-    done = host.vm(
-        "create",
-        "--bundle",
-        str(bundle),
-        "many",
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        capture_output=False,
+@contextmanager
+def further(number: int) -> Iterator[tuple[str, str]]:
+    """One more interface of the namespace, with an address; that address, and the one of its other end here."""
+    guest, here, name = (
+        f"198.19.{NUMBER}.{100 + 4 * number + 2}",
+        f"198.19.{NUMBER}.{100 + 4 * number + 1}",
+        f"eth{number}",
     )
-    assert done.returncode == 0
-    started = host.vm("start", "many")
-    assert started.returncode == 1
-    assert "has 2 interfaces (eth0, eth1)" in started.stderr.replace("eth1, eth0", "eth0, eth1")
-    assert "microvm.network" in started.stderr
-    assert host.vm("delete", "--force", "many").returncode == 0
-    ip("link", "delete", f"{HERE}b")
-    shown = subprocess.run(["ip", "-n", NETNS, "-br", "link"], capture_output=True, text=True, check=True).stdout
-    assert "casemate0" not in shown
+    ip("link", "add", f"{HERE}x{number}", "type", "veth", "peer", "name", name, "netns", NETNS)
+    try:
+        ip("addr", "add", f"{here}/30", "dev", f"{HERE}x{number}")
+        ip("link", "set", f"{HERE}x{number}", "up")
+        ip("addr", "add", f"{guest}/30", "dev", name, inside=True)
+        ip("link", "set", name, "up", "mtu", f"{1400 - number}", inside=True)
+        yield guest, here
+    finally:
+        subprocess.run(["ip", "link", "delete", f"{HERE}x{number}"], check=False, capture_output=True)
+
+
+def links() -> str:
+    return subprocess.run(["ip", "-n", NETNS, "-br", "link"], capture_output=True, text=True, check=True).stdout
+
+
+def test_every_interface_is_the_guests(host: harness.Host, base_layer: Any, prepared: None) -> None:
+    quiet: Any = {"capture_output": False, "stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
+    bundle = host.bundle("many", configuration(host, base_layer))
+    with further(1) as (guest, here):
+        # One more than there were when the machine was made is refused, and taking it away again lets it start.
+        assert host.vm("create", "--bundle", str(bundle), "many", **quiet).returncode == 0
+        try:
+            with further(2):
+                started = host.vm("start", "many")
+                words = "has 3 interfaces (eth0, eth1, eth2), and had 2 when the container was created"
+                assert (started.returncode, words in started.stderr) == (1, True), started
+                assert "microvm.network" in started.stderr
+            assert host.vm("start", "many").returncode == 0
+            shown = host.vm("exec", "many", "ip", "addr", "show").stdout
+            first, second = shown.split("eth1:")
+            found = (f"{GUEST}/24" in first, f"{guest}/30" in second, "mtu 1399" in second)
+            assert found == (True, True, True), shown
+            for to, at in ((GATEWAY, GUEST), (here, guest)):
+                with socket.create_server((to, 0)) as server:
+                    server.settimeout(60)
+                    words = f"echo from the guest | nc {to} {server.getsockname()[1]}"
+                    sender = subprocess.Popen(
+                        [str(host.shim), "--socket", str(host.socket), "exec", "many", "sh", "-c", words],
+                        stdin=subprocess.DEVNULL,
+                    )
+                    connection, peer = server.accept()
+                    with connection:
+                        assert (peer[0], connection.recv(100)) == (at, b"from the guest\n")
+                    assert sender.wait(60) == 0
+        finally:
+            assert host.vm("delete", "--force", "many").returncode == 0
+    assert "casemate" not in links()
+
+
+def test_more_interfaces_than_a_machine_has_places_are_refused(
+    host: harness.Host, base_layer: Any, prepared: None
+) -> None:
+    bundle = host.bundle("crowd", configuration(host, base_layer))
+    with ExitStack() as stack:
+        for number in range(1, 5):
+            stack.enter_context(further(number))
+        done = host.vm("run", "--bundle", str(bundle), "crowd", stdin=subprocess.DEVNULL)
+        assert (done.returncode, "5 interfaces" in done.stderr, "a guest has 4" in done.stderr) == (1, True, True), done
+        assert "casemate" not in links()

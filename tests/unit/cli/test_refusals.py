@@ -149,3 +149,17 @@ def test_what_head_cannot_say_is_asked_again(cm, peer: Peer, tmp_path: Path) -> 
     done = cm("cp", "web:/x", ".")
     assert done.returncode == 125
     assert b"was never started" in done.stderr
+
+
+def test_referrals_that_have_no_row_are_counted(cm, peer: Peer) -> None:
+    listed = {
+        "waiting": [],
+        "decided": [],
+        "remembered": [],
+        "counters": {"allowed": 7, "lost_bound": 3, "lost_away": 0},
+    }
+    peer.on("GET", "/v1/referrals", Reply(200, listed))
+    done = cm("referral", "ls")
+    assert done.returncode == 0
+    assert b"Not in this list, since casemated began: 3 beyond the bound of what may wait." in done.stderr
+    assert json.loads(cm("referral", "ls", "--json").stdout)["counters"]["lost_bound"] == 3

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from casemate.host.netlink import attribute
-from casemate.host.nfqueue import COPY_BYTES, Queued, ends, parse
+from casemate.host.nfqueue import COPY_BYTES, Queued, dropped, ends, parse
 
 A, B = bytes([10, 0, 0, 1]), bytes([10, 0, 0, 2])
 A6, B6 = bytes.fromhex("fd00" + "00" * 13 + "01"), bytes.fromhex("fd00" + "00" * 13 + "02")
@@ -100,3 +100,8 @@ def test_what_is_no_packet_is_none(data: bytes) -> None:
 def test_any_datagram_is_read_without_an_error(data: bytes) -> None:
     parse(data)
     parse(message(data))
+
+
+def test_what_the_kernel_dropped_by_queue() -> None:
+    states = "58864 2581423122 0 2   160     3     0     1204  1\n    2      7     5 2   160     4     6    9  1\nx\n"
+    assert dropped(states) == {58864: 3, 2: 10}

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
+import pytest
+
+from casemate.host import nfqueue
 from casemate.host.nfqueue import DROP, REPEAT, Queued
 from casemate.hostd import protocol_firewall as wire
 from casemate.hostd.referrals import MAX_WAITING_OF_ONE, Referrals
@@ -17,6 +21,7 @@ class Queue:
     """A packet queue of the test's own: *waiting* are read, *given* are the verdicts in their order."""
 
     def __init__(self) -> None:
+        self.number = 0
         self.waiting: list[Queued] = []
         self.given: list[tuple[int, int, int]] = []
         self.calls = 0
@@ -136,5 +141,24 @@ def test_an_answer_that_holds_longer_is_given_at_once_to_the_next() -> None:
         desk.referrals.answer([wire.ReferralAnswer(asked.number, True, 300)])
         assert desk.come(syn(2, 80, source_port=40_001)) == []
         assert desk.queue.given == [(1, REPEAT, MARK_ANSWERED), (2, REPEAT, MARK_ANSWERED)]
+
+    play(scene)
+
+
+def test_what_the_kernel_had_no_room_for_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    states = tmp_path / "states"
+    monkeypatch.setattr(nfqueue, "STATES", str(states))
+
+    def scene(desk: Desk) -> None:
+        desk.queue.number = 5
+        desk.referrals._queues.append(desk.queue)  # type: ignore[arg-type]
+        desk.referrals._count_dropped(10.0)
+        states.write_text("5 1 0 2 160 4 3 99 1\n6 1 0 2 160 100 0 99 1\n")
+        desk.referrals._count_dropped(10.5)
+        assert desk.referrals.counted["queue"] == 0, "not looked at so soon"
+        for now in (20.0, 30.0):
+            desk.referrals._count_dropped(now)
+        assert desk.referrals.counted["queue"] == 7
+        assert desk.referrals._untold == {"queue": 7}
 
     play(scene)

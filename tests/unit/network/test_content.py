@@ -5,6 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from casemate.network.firewall import sets
 from casemate.network.firewall.content import Held, compare, cut, held
 from casemate.network.firewall.sets import Row, address_row, base_rows, source_rows, verdict_row
 
@@ -50,3 +51,10 @@ def test_any_bytes_end(data: bytes) -> None:
     pieces = list(cut(data))
     assert sum(map(len, pieces)) <= len(data)
     assert all(isinstance(one, Held) for one in held([*pieces, data]))
+
+
+@given(st.booleans(), st.sampled_from([1, 6, 17, 132]), st.integers(0, 255), st.integers(1, 1 << 40))
+def test_an_answer_by_its_mould_is_the_one_put_together(accept: bool, protocol: int, port: int, time_ms: int) -> None:
+    ends = bytes([10, 1, 2, 3]), bytes([10, 4, 5, 6])
+    row = sets.answer_row(*ends, protocol, port, accept=accept, lifetime_ms=time_ms)
+    assert row == ("answers4", sets._answer(*ends, protocol, port, accept=accept, lifetime_ms=time_ms))

@@ -36,7 +36,24 @@ def ls(arguments: Arguments, context: Context) -> int:
     if arguments.on("all"):
         rows += [_row(row, "remembered: ") for row in _rows(answer, "remembered")]
     show(context, _COLUMNS, rows, arguments.text("format"), "Number" if arguments.on("quiet") else "")
+    lost = _lost(object_of(answer.get("counters")))
+    if lost:
+        context.note(lost)
     return 0
+
+
+#: Counters of packets that have no row, and what each says.
+_LOST = (
+    ("lost_bound", "beyond the bound of what may wait"), ("lost_queue", "dropped by the kernel's full queue"),
+    ("lost_away", "while casemated was away"), ("lost_unreadable", "could not be read"),
+    ("rows_dropped", "decided, but more than could be written"),
+)  # fmt: skip
+
+
+def _lost(counters: dict[str, object]) -> str:
+    """What the list does not show, since casemated began; empty where there is nothing."""
+    found = [f"{count} {why}" for name, why in _LOST if isinstance(count := counters.get(name, 0), int) and count]
+    return f"Not in this list, since casemated began: {', '.join(found)}.\n" if found else ""
 
 
 def _rows(answer: dict[str, object], name: str) -> list[dict[str, object]]:

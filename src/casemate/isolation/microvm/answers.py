@@ -28,10 +28,10 @@ _MOST_ID = (1 << 32) - 2
 _LAST_TIME = 253_402_300_799.0
 
 
-def hooks_after(one: ContainerRecord, stage: Literal["poststart", "poststop"]) -> list[Field]:
-    """The hooks of a later stage, for casemate-vm. A bundle that is gone by now has none any more."""
+def hooks_after(folder: Path, one: ContainerRecord, stage: Literal["poststart", "poststop"]) -> list[Field]:
+    """The hooks of a later stage, for casemate-vm. A bundle of ours that is gone by now has none any more."""
     try:
-        wanted = bundles.read(Path(one.bundle))
+        wanted = bundles.of(folder, one.id, one.bundle)
         hooks = engines.check_hooks(wanted.hooks)
     except BundleUnsupported:
         return []
@@ -75,7 +75,8 @@ def process_table(rows: Sequence[InnerProcess]) -> str:
         began = time.strftime("%H:%M", time.gmtime(min(max(one.started_at, 0), _LAST_TIME)))
         seconds = one.cpu_ns // 1_000_000_000
         spent = f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}"
-        found.append((str(one.uid), str(one.pid), str(one.ppid), "0", began, one.tty, spent, one.command))
+        user = str(one.uid) if one.uid else "root"
+        found.append((user, str(one.pid), str(one.ppid), "0", began, one.tty, spent, one.command))
     return _table([("UID", "PID", "PPID", "C", "STIME", "TTY", "TIME", "CMD"), *found], least=4)
 
 

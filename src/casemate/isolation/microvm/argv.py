@@ -14,6 +14,8 @@ SCRATCH_FDSET = 900
 #: The guest's view of its block device is fixed at the template: larger than any image, read only where layers are.
 DISK_SECTORS = 1 << 31
 MIB = 1 << 20
+#: QEMU's microvm has eight places for devices; disk, scratch device, port and folders take four.
+MOST_CARDS = 4
 
 
 class Switch(Protocol):
@@ -144,17 +146,22 @@ class Port:
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """A network card, on *tap_fd* or on nothing. The guest sets its own address: the template's is a placeholder."""
+    """A network card, on *tap_fd* or on nothing. The guest sets its own address: the template's is a placeholder, by
+    which the agent tells the machine's cards apart; *number*: which of them."""
 
     tap_fd: int | None = None
+    number: int = 0
 
     def words(self) -> tuple[str, ...]:
         # Without offloads the device is the same whether a tap is behind it or not, as a clone's state demands.
         off = "csum guest_csum gso guest_tso4 guest_tso6 guest_ecn guest_ufo host_tso4 host_tso6 host_ecn host_ufo"
-        device = "virtio-net-device,mac=02:00:00:00:00:01," + ",".join(f"{name}=off" for name in off.split())
+        device = f"virtio-net-device,mac=02:00:00:00:00:{self.number + 1:02x}," + ",".join(
+            f"{name}=off" for name in off.split()
+        )
         if self.tap_fd is None:
             return ("-device", device)
-        return ("-netdev", f"tap,id=net,fd={self.tap_fd},vhost=off", "-device", f"{device},netdev=net")
+        name = f"net{self.number or ''}"
+        return ("-netdev", f"tap,id={name},fd={self.tap_fd},vhost=off", "-device", f"{device},netdev={name}")
 
 
 @dataclass(frozen=True, slots=True)

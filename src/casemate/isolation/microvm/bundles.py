@@ -56,12 +56,39 @@ MAX_MAP_ROWS = 16
 _COPIED = frozenset(("/etc/hosts", "/etc/resolv.conf", "/etc/hostname"))
 
 
-def read(bundle: Path) -> Config:
-    """The bundle's configuration. :class:`BundleUnsupported`."""
+def document(bundle: Path, name: str = "") -> bytes:
+    """The bundle's configuration as text: its file *name*, else ``config.json``. :class:`BundleUnsupported`."""
+    path = bundle / (name or "config.json")
     try:
-        return read_config(durable.read_bounded(bundle / "config.json", MAX_CONFIG_BYTES))
-    except (OSError, LimitExceeded) as error:
-        raise BundleUnsupported(f"{bundle}/config.json: {error}") from error
+        return durable.read_bounded(path, MAX_CONFIG_BYTES)
+    except (OSError, ValueError, LimitExceeded) as error:
+        raise BundleUnsupported(f"{path}: {error}") from error
+
+
+def read(bundle: Path, name: str = "") -> Config:
+    """The bundle's configuration. :class:`BundleUnsupported`."""
+    return read_config(document(bundle, name))
+
+
+def keep(folder: Path, container: str, text: bytes) -> None:
+    """Keep an engine's configuration in its machine's *folder*: what is changed after create changes nothing
+    (runtime.md, "Lifecycle")."""
+    durable.write_atomic(_kept(folder, container), text, sync=False)
+
+
+def forget(folder: Path, container: str) -> None:
+    """Of a container that is removed from a machine that goes on."""
+    _kept(folder, container).unlink(missing_ok=True)
+
+
+def of(folder: Path, container: str, bundle: str) -> Config:
+    """The configuration that *container* was made by; of our own, its bundle's file. :class:`BundleUnsupported`."""
+    kept = _kept(folder, container)
+    return read(folder, kept.name) if kept.exists() else read(Path(bundle))
+
+
+def _kept(folder: Path, container: str) -> Path:
+    return folder / f"config.{container}.json"
 
 
 def layers(config: Config) -> tuple[Path, ...]:
@@ -91,6 +118,9 @@ def ids(config: Config) -> Ids | None:
         if not rows or len(rows) > MAX_MAP_ROWS:
             raise BundleUnsupported(f"{len(rows)} id mappings; allowed are 1 to {MAX_MAP_ROWS}, for users and groups")
         found.append(tuple(sorted((row.container, row.host, row.size) for row in rows)))
+    if all(inside == outside for rows in found for inside, outside, _ in rows):
+        # Everybody is who they are, as without a map.
+        return None
     if found[0][0][0] or found[1][0][0] or not found[0][0][1]:
         raise BundleUnsupported("id mappings that leave out root, or make it root on the host")
     return Ids(found[0], found[1])

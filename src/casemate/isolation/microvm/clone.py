@@ -49,7 +49,7 @@ async def start(
     *,
     shim: str,
     qemu: str,
-    tap_fd: int | None = None,
+    tap_fds: Sequence[int] = (),
     waits: bool = False,
     more: bool = False,
     scratch_fd: int | None = None,
@@ -89,8 +89,12 @@ async def start(
             node = disks.layer_node(extents[0])
         else:
             node = disks.joined_node(first + 2)
-        if tap_fd is not None:
-            fds[first + 3] = tap_fd
+        # The first card's has a number of its own; those of further ones stand behind everything else.
+        behind = first + 5 + len(layers)
+        taps = dict(zip((first + 3, *range(behind + 1, behind + recipe.cards)), tap_fds, strict=False))
+        fds |= taps
+        cards = [argv.Network(fd, number) for number, fd in enumerate(taps)]
+        cards += [argv.Network(None, number) for number in range(len(cards), recipe.cards)]
         scratch = argv.Scratch(disks.no_scratch())
         if scratch_fd is not None:
             fds[first + 4 + len(layers)] = scratch_fd
@@ -102,8 +106,9 @@ async def start(
             disk or argv.Layers(node),
             scratch,
             argv.Port(),
-            argv.Network(None if tap_fd is None else first + 3),
+            cards[0],
             argv.Shares(),
+            *cards[1:],
             begins,
         )
         end = ending.open_file(place.folder)

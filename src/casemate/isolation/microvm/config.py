@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from casemate.isolation.microvm import frames, mountflags, seccomp_oci
+from casemate.isolation.microvm import devicerules, frames, mountflags, seccomp_oci
 from casemate.isolation.microvm.errors import BundleUnsupported
 from casemate.isolation.microvm.frames import Field, Tag
 from casemate.isolation.microvm.oci import Config, Device, Mount, Process
@@ -49,7 +49,10 @@ class Content:
 
 def check_id(text: str) -> str:
     if not _ID.match(text):
-        raise BundleUnsupported(f"container id {text[:80]!r}: letters, digits, '_', '.', '-', at most 64")
+        raise BundleUnsupported(
+            f"container ID {text[:80]!r}: invalid character, or too long; allowed are letters, digits, '_', '.', '-', "
+            "at most 64, with a letter or a digit first"
+        )
     return text
 
 
@@ -94,6 +97,7 @@ def create_fields(
     found.append(_device("/dev/tty", 0o20666, (5, 0)))
     found += [_wanted_device(device) for device in linux.devices]
     found += limit_fields(config)
+    found += devicerules.fields(linux.resources.devices)
     if seccomp:
         found += seccomp_fields(linux.seccomp, seccomp)
     return found
@@ -193,8 +197,8 @@ def _wanted_device(device: Device) -> Field:
     kinds = {"c": 0o020000, "u": 0o020000, "b": 0o060000, "p": 0o010000}
     if device.type not in kinds or "\0" in device.path:
         raise BundleUnsupported(f"device {device.path[:200]!r} of type {device.type[:10]!r}")
-    mode = kinds[device.type] | (device.mode or 0o666) & 0o7777
-    return _device(device.path, mode, (device.major, device.minor), (device.uid or 0, device.gid or 0))
+    mode = kinds[device.type] | (0o666 if device.mode is None else device.mode) & 0o7777
+    return _device(device.path.rstrip("/"), mode, (device.major, device.minor), (device.uid or 0, device.gid or 0))
 
 
 def cpu_weight(shares: int) -> int:

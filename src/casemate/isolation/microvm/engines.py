@@ -6,10 +6,14 @@ own environment, with the state document on standard input (runtime.md, "Lifecyc
 
 from __future__ import annotations
 
+import functools
 import json
+import operator
 import re
 import struct
 from collections.abc import Mapping, Sequence
+
+import msgspec
 
 from casemate.host.cgroups import check_path
 from casemate.isolation.microvm import bundles, frames
@@ -24,7 +28,16 @@ MAX_HOOKS = 64
 OCI_VERSION = "1.1.0"
 #: Those that the guest runs: as in guest/agent/agent.h.
 MAX_START_HOOKS = 16
+INHERITED = 0xFFFF_FFFF
+_CLONE = {"cgroup": 0x0200_0000, "uts": 0x0400_0000, "ipc": 0x0800_0000}
 _NAMESPACES = frozenset(("pid", "network", "mount", "ipc", "uts", "cgroup", "user"))
+#: sysctl names and the namespaces that they are of (ipc_namespaces(7), uts_namespaces(7), network_namespaces(7)).
+_SYSCTL_OF = {
+    "kernel.domainname": "uts",
+    **dict.fromkeys((f"kernel.{name}" for name in ("msgmax", "msgmnb", "msgmni", "sem")), "ipc"),
+    **dict.fromkeys((f"kernel.{name}" for name in ("shmall", "shmmax", "shmmni", "shm_rmid_forced")), "ipc"),
+}
+_SYSCTLS_BELOW = (("fs.mqueue.", "ipc"), ("net.", "network"))
 _OF_PROCESS = re.compile(r"/proc/(\d{1,10})/ns/\w{1,20}\Z")
 _DEFAULT_TIMEOUT_S = 120
 
@@ -69,17 +82,22 @@ def check_hooks(hooks: Hooks | None) -> Hooks:
             f"allowed are {MAX_HOOKS}, {MAX_START_HOOKS} of them startContainer"
         )
     for one in every:
-        if not one.path.startswith("/") or any("\0" in word for word in (one.path, *one.args, *one.env)):
+        if not one.path.startswith("/") or any("\0" in word for word in (one.path, *one.args, *(one.env or ()))):
             raise BundleUnsupported(f"hook {one.path[:200]!r} is no absolute path")
     return found
 
 
 def hook_fields(hooks: Sequence[Hook], tag: Tag = Tag.HOOK) -> list[Field]:
-    """u32 seconds, arguments, variables; then path, arguments, variables, each text ended by 0."""
+    """u32 seconds, arguments, variables; then path, arguments, variables, each text ended by 0.
+
+    :data:`INHERITED` as the number of variables: casemate-vm's own.
+    """
     found = []
     for one in hooks:
-        head = struct.pack("<III", one.timeout or _DEFAULT_TIMEOUT_S, len(one.args), len(one.env))
-        words = b"".join(word.encode("utf-8", "surrogateescape") + b"\0" for word in (one.path, *one.args, *one.env))
+        env = one.env or ()
+        count = INHERITED if one.env is None else len(env)
+        head = struct.pack("<III", one.timeout or _DEFAULT_TIMEOUT_S, len(one.args), count)
+        words = b"".join(word.encode("utf-8", "surrogateescape") + b"\0" for word in (one.path, *one.args, *env))
         found.append(Field(tag, head + words))
     return found
 
@@ -96,7 +114,9 @@ def start_hooks(name: str, bundle: str, config: Config, pid: int) -> list[Field]
     if not hooks:
         return []
     state = f'{state_head(name, bundle, config)}"pid": {pid}, "status": "created"}}'
-    return [frames.text(Tag.STATE, state), *hook_fields(hooks, Tag.START_HOOK)]
+    # The guest has no variables that an engine set.
+    known = [msgspec.structs.replace(one, env=one.env or ()) for one in hooks]
+    return [frames.text(Tag.STATE, state), *hook_fields(known, Tag.START_HOOK)]
 
 
 def check_namespaces(config: Config) -> dict[str, str]:
@@ -109,6 +129,29 @@ def check_namespaces(config: Config) -> dict[str, str]:
             raise BundleUnsupported(f"two namespaces of type {one.type}")
         found[one.type] = one.path
     return {kind: path for kind, path in found.items() if path and kind != "network"}
+
+
+def check_sysctls(config: Config) -> None:
+    """Kernel settings are of namespaces that the bundle asks for: those of another would change what it shares.
+    What belongs to no namespace is the guest's own. :class:`BundleUnsupported`."""
+    listed = {one.type for one in config.linux.namespaces}
+    for name in config.linux.sysctl:
+        dotted = name.replace("/", ".")
+        if dotted == "kernel.hostname":
+            raise BundleUnsupported(f"sysctl {name}: the host name is the bundle's `hostname`")
+        kind = _SYSCTL_OF.get(dotted) or next((of for head, of in _SYSCTLS_BELOW if dotted.startswith(head)), "")
+        if kind and kind not in listed:
+            raise BundleUnsupported(
+                f"sysctl {name[:80]} wants a namespace of type {kind}, which the bundle does not have"
+            )
+
+
+def check_resources(config: Config) -> None:
+    """What can be held nowhere, by name: a guest's packets bear no class and no priority of the host's, since no socket
+    of the host sends them. :class:`BundleUnsupported`."""
+    network = config.linux.resources.network
+    if network is not None and (network.class_id or network.priorities):
+        raise BundleUnsupported("resources.network: packets of a guest have no class and no priority of the host's")
 
 
 def shared_with(paths: Mapping[str, str], waiters: Mapping[int, str]) -> str:
@@ -132,14 +175,24 @@ def shared_with(paths: Mapping[str, str], waiters: Mapping[int, str]) -> str:
     return joined
 
 
+def _clone_flags(config: Config) -> int:
+    """Namespaces that the container has to itself: its waiter is in new ones on the host, too, where tools compare."""
+    own = (_CLONE.get(one.type, 0) for one in config.linux.namespaces if not one.path)
+    return functools.reduce(operator.or_, own, 0)
+
+
 def prepared(name: str, bundle: str, config: Config) -> list[Field]:
     """The answer to PREPARE: where the waiter belongs, and what runs before the container is made."""
     hooks = check_hooks(config.hooks)
     check_namespaces(config)
+    if netns(config) != NONE:
+        check_sysctls(config)
+        check_resources(config)
     return [
         frames.text(Tag.TEXT, state_head(name, bundle, config)),
         frames.text(Tag.NETNS, netns(config)),
         frames.u32(Tag.FLAGS, 4 if config.process.terminal else 0),
+        frames.u32(Tag.NAMESPACES, _clone_flags(config)),
         *hook_fields((*hooks.prestart, *hooks.create_runtime)),
         *hook_fields(hooks.create_container, Tag.START_HOOK),
     ]

@@ -126,6 +126,8 @@ class Tag(enum.IntEnum):
     STATE = 72
     JOIN_PIDS = 73
     PROPAGATION = 74
+    DEVICE_RULE = 75
+    CARD = 76
 
 
 #: What the guest may say.

@@ -92,9 +92,9 @@ class _Where:
     name: str
     cgroups: tuple[str, ...]
     ids: Ids | None
-    tap_fd: int | None
+    tap_fds: Sequence[int]
     scratch_fd: int | None = None
-    #: How *tap_fd*'s interface is called, where it is ours to close; an engine's goes with its network namespace.
+    #: How the first tap's interface is called, where it is ours to close; an engine's goes with its network namespace.
     tap: str = ""
 
 
@@ -194,6 +194,7 @@ class Machines:
         shared: Sequence[Share] = (),
         below: bool = False,
         netns_fd: int | None = None,
+        cards: int = 1,
         pod: str = "",
         more: bool = False,
         origin: origins.Origin = origins.Origin(),  # noqa: B008 - frozen
@@ -203,16 +204,17 @@ class Machines:
         """A configured clone (or cold boot, as *origin* says) over *layers*, or over the root among *shared*.
 
         *below*: that root lies under a writable layer. *ids*: the map of the guest's users, whose first is then QEMU's
-        user; *netns_fd*: an engine's network namespace (the caller's), for the card's other end. *pod*: the machine's
-        name, where it is not its container's; *more*: further containers may :meth:`join`; *scratch_fd*: the file of
-        its writable layer (the caller's), else that lies in memory, *upper_bytes* of it at most (0: half). Raises the
-        error of the step that failed, with nothing left behind.
+        user; *netns_fd*: an engine's network namespace (the caller's), for the other ends of its *cards*. *pod*: the
+        machine's name, where it is not its container's; *more*: further containers may :meth:`join`; *scratch_fd*: the
+        file of its writable layer (the caller's), else that lies in memory, *upper_bytes* of it at most (0: half).
+        Raises the error of the step that failed, with nothing left behind.
         """
         called = pod or name
         if not _NAME.match(called) or called in self._machines:
             raise MonitorFailed(f"a machine {called[:80]!r} exists, or the name is not valid")
         cold = origin.kind == "none"
-        source = self._recipe(memory_bytes) if cold else await self.template(memory_bytes, origin)
+        recipe = self._recipe(memory_bytes, "" if cold else origin.project, cards)
+        source = recipe if cold else await self.templates.get(recipe)
         opened = shares.open_all(shared)
         self.pool.busy += 1
         machine: Machine | None = None
@@ -220,7 +222,7 @@ class Machines:
         try:
             # One that waits has no room for layers of others, and is nobody's cold boot.
             waiting = None
-            if isinstance(source, Template) and not more:
+            if isinstance(source, Template) and not more and cards == 1:
                 interface = "" if network is None else network.tap
                 waiting = await self._waiting(source, interface, netns_fd, ids, shared=bool(shared))
             if waiting is not None:
@@ -229,8 +231,8 @@ class Machines:
                 moved = self._take(machine, called, cgroups)
                 extents = await swap.layers(machine.monitor, layers)
             else:
-                tap_fd = await _open_tap(network, netns_fd)
-                where = _Where(called, cgroups, ids, tap_fd, scratch_fd, "" if network is None else network.tap)
+                tap_fds = await _open_taps(network, netns_fd, cards)
+                where = _Where(called, cgroups, ids, tap_fds, scratch_fd, "" if network is None else network.tap)
                 machine, extents = await self._clone(source, where, layers, more=more)
                 if cold:
                     await clone.booted(machine.monitor)
@@ -344,7 +346,7 @@ class Machines:
                 layers,
                 shim=self.settings.shim,
                 qemu=self.settings.qemu,
-                tap_fd=where.tap_fd,
+                tap_fds=where.tap_fds,
                 scratch_fd=where.scratch_fd,
                 waits=waits,
                 more=more,
@@ -353,8 +355,7 @@ class Machines:
             shutil.rmtree(folder, ignore_errors=True)
             if uid is not None:
                 self._uids.discard(uid)
-            if where.tap_fd is not None:
-                os.close(where.tap_fd)
+            _close(where.tap_fds)
             raise
         pid = 0 if monitor.child is None else monitor.child.pid
         size = _recipe_of(source).memory_bytes
@@ -362,10 +363,10 @@ class Machines:
             where.name, uid, 1, cgroups=where.cgroups, pid=pid, memory_bytes=size, memory_kills=kills
         )
         machine = self._add(record, folder, monitor)
-        if where.tap and where.tap_fd is not None:
-            machine.tap, machine.tap_fd = where.tap, where.tap_fd
-        elif where.tap_fd is not None:
-            os.close(where.tap_fd)
+        if where.tap and where.tap_fds:
+            machine.tap, machine.tap_fd = where.tap, where.tap_fds[0]
+        else:
+            _close(where.tap_fds)
         records.write(folder, record)
         return machine, extents
 
@@ -392,7 +393,7 @@ class Machines:
         self._waiting_number += 1
         layer = await warming.make_layer(self.settings.state / "templates", Path(self.settings.shim))
         card = f"{self.settings.taps}{self._waiting_number % 10**6}" if self.settings.taps else ""
-        where = _Where(f"{_WAITS}{self._waiting_number}", (), None, tap.open_tap(card) if card else None, tap=card)
+        where = _Where(f"{_WAITS}{self._waiting_number}", (), None, [tap.open_tap(card)] if card else [], tap=card)
         machine, extents = await self._clone(template, where, [layer], waits=True)
         try:
             fields = _configuration("casemate", warming.NETWORK)
@@ -409,7 +410,7 @@ class Machines:
         """The template of a machine of this size, of everybody's or of *origin*'s project, made when there is none."""
         return await self.templates.get(self._recipe(memory_bytes, origin.project))
 
-    def _recipe(self, memory_bytes: int | None, owner: str = "") -> Recipe:
+    def _recipe(self, memory_bytes: int | None, owner: str = "", cards: int = 1) -> Recipe:
         settings = self.settings
         return Recipe(
             kernel.chosen(settings.state / "kernels"),
@@ -420,6 +421,7 @@ class Machines:
             # With KVM the guest has the host's own clock.
             settings.tsc_khz if settings.accelerator.kind == "tcg" else None,
             owner,
+            cards,
         )
 
     def _add(self, record: MachineRecord, folder: Path, monitor: Monitor) -> Machine:
@@ -489,11 +491,16 @@ def _recipe_of(source: Template | Recipe) -> Recipe:
     return source.recipe if isinstance(source, Template) else source
 
 
-async def _open_tap(network: GuestNetwork | None, netns_fd: int | None) -> int | None:
-    """A tap for a clone: of its pod's link, or in an engine's namespace."""
+def _close(numbers: Sequence[int]) -> None:
+    for number in numbers:
+        os.close(number)
+
+
+async def _open_taps(network: GuestNetwork | None, netns_fd: int | None, cards: int) -> list[int]:
+    """The taps of a clone: of its pod's link, or in an engine's namespace."""
     if netns_fd is not None:
-        return await takeover.open_tap(netns_fd)
-    return None if network is None else tap.open_tap(network.tap)
+        return await takeover.open_taps(netns_fd, cards)
+    return [] if network is None else [tap.open_tap(network.tap)]
 
 
 def _configuration(hostname: str, network: GuestNetwork | None, *, card: bool = True) -> list[Field]:

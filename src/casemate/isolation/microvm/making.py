@@ -31,7 +31,8 @@ from casemate.spec.errors import CasemateError
 @dataclass(frozen=True, slots=True)
 class Order:
     """What casemate-vm asked for: the container's *name*, its *bundle* and what that says, the *waiter*'s pid, the
-    standard files, seccomp's *program*, the engine's *cgroup* (empty for our own pods) and *root*."""
+    standard files, seccomp's *program*, the engine's *cgroup* (empty for our own pods) and *root*, and the
+    *document* that *wanted* was read from."""
 
     name: str
     bundle: Path
@@ -41,6 +42,7 @@ class Order:
     program: bytes
     cgroup: str
     root: str = ""
+    document: bytes = b""
 
 
 async def make(machines: Machines, order: Order) -> None:
@@ -73,6 +75,8 @@ async def make(machines: Machines, order: Order) -> None:
         if order.cgroup:
             # Not before: what is to be slow is the container, not the making of its machine.
             await limit_on_host(order.cgroup, wanted.linux.resources, wanted.annotations)
+        if engines.netns(wanted) != engines.NONE:
+            bundles.keep(machine.folder, name, order.document)
         created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         machine.put(
             ContainerRecord(
@@ -155,6 +159,7 @@ async def _new(
             shared=shared,
             below=bundles.root_is_below(wanted),
             netns_fd=netns_fd,
+            cards=1 if netns_fd is None else await takeover.cards(netns_fd),
             pod=wanted.annotations.get(bundles.POD, "") or _free_name(machines, name),
             more=wanted.annotations.get(bundles.MORE) == "1",
             origin=asked(wanted.annotations.get(bundles.TEMPLATE, ""), machines.settings.template),
@@ -264,4 +269,8 @@ async def take_network(machine: Machine, one: ContainerRecord) -> None:
     with contextlib.ExitStack() as stack:
         found = await takeover.take(netns_of(stack, one.pid))
     # Nothing found: the guest's card goes down, and only loopback is left.
-    await machine.monitor.ask(Kind.NETWORK, [] if found is None else found.fields(), error=NetworkFailed)
+    if not found:
+        await machine.monitor.ask(Kind.NETWORK, [], error=NetworkFailed)
+    for number, interface in enumerate(found):
+        fields = [frames.u32(Tag.CARD, number), *interface.fields()]
+        await machine.monitor.ask(Kind.NETWORK, fields, error=NetworkFailed)

@@ -114,7 +114,24 @@ class BlockIo(Struct, frozen=True):
     write_iops: tuple[ThrottleDevice, ...] = field(default=(), name="throttleWriteIOPSDevice")
 
 
+class DeviceRule(Struct, frozen=True):
+    """config-linux.md, "Device whitelist"; what is not there, and a number below 0, means every one."""
+
+    allow: bool
+    type: str = "a"
+    major: int | None = None
+    minor: int | None = None
+    access: str = "rwm"
+
+
+class NetworkClass(Struct, frozen=True):
+    class_id: U32 | None = field(default=None, name="classID")
+    priorities: tuple[dict[str, Any], ...] = ()
+
+
 class Resources(Struct, frozen=True):
+    network: NetworkClass | None = None
+    devices: tuple[DeviceRule, ...] = ()
     pids: Pids | None = None
     memory: MemoryLimit | None = None
     cpu: Cpu | None = None
@@ -144,7 +161,8 @@ class Linux(Struct, frozen=True):
 class Hook(Struct, frozen=True):
     path: str
     args: tuple[str, ...] = ()
-    env: tuple[str, ...] = ()
+    #: None: casemate-vm's own, as the field's runtimes understand what is not there.
+    env: tuple[str, ...] | None = None
     timeout: Annotated[int, Meta(ge=0, le=3600)] | None = None
 
 

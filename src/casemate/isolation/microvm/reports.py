@@ -9,7 +9,7 @@ import msgspec
 
 from casemate.isolation.level import InnerUsage
 from casemate.isolation.microvm.errors import BundleUnsupported
-from casemate.isolation.microvm.oci import Cpu, MemoryLimit, Pids, Resources
+from casemate.isolation.microvm.oci import BlockIo, Cpu, MemoryLimit, Pids, Resources
 from casemate.spec.workload import Resources as Wanted
 
 #: runc's flags of `update`, by the part of the resources and its member.
@@ -20,11 +20,16 @@ _NUMBERS = {
     "cpu-period": ("cpu", "period"),
     "cpu-share": ("cpu", "shares"),
     "pids-limit": ("pids", "limit"),
+    "blkio-weight": ("block_io", "weight"),
+    # A guest has no swap: whatever the limit is, it holds.
+    "memory-swap": ("swap", ""),
 }
 _SET = re.compile(r"[0-9][0-9,-]{0,400}\Z")
 _SETS = {"cpuset-cpus": "cpus", "cpuset-mems": "mems"}
 _DECODER = msgspec.json.Decoder(Resources)
 _DEFAULT_PERIOD_US = 100_000
+#: As of a bundle (:class:`~casemate.isolation.microvm.oci.BlockIo`).
+_MOST_WEIGHT = 1000
 
 
 def event(name: str, usage: InnerUsage) -> str:
@@ -69,9 +74,20 @@ def resources(document: str | bytes, words: list[str]) -> Resources:
                 memory = msgspec.structs.replace(memory, **{key: int(text)})
             case "cpu":
                 cpu = msgspec.structs.replace(cpu, **{key: int(text)})
+            case "block_io":
+                block_io = msgspec.structs.replace(found.block_io or BlockIo(), weight=_weight(text))
+                found = msgspec.structs.replace(found, block_io=block_io)
+            case "swap":
+                pass
             case _:
                 found = msgspec.structs.replace(found, pids=Pids(int(text)))
     return msgspec.structs.replace(found, memory=memory, cpu=cpu)
+
+
+def _weight(text: str) -> int:
+    if not 0 <= int(text) <= _MOST_WEIGHT:
+        raise BundleUnsupported(f"limit blkio-weight={text}; allowed are 0 to {_MOST_WEIGHT}")
+    return int(text)
 
 
 def in_guest(found: Resources) -> Wanted:

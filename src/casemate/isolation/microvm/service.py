@@ -6,7 +6,10 @@ import asyncio
 import contextlib
 import errno
 import json
+import logging
 import socket
+import traceback
+import uuid
 from collections.abc import Callable, Coroutine, Generator
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ from casemate.isolation.microvm import (
     answers,
     bundles,
     config,
+    devicerules,
     engines,
     frames,
     guestrows,
@@ -37,10 +41,12 @@ from casemate.isolation.microvm.inside import limit_fields
 from casemate.isolation.microvm.kernelsignals import number_of
 from casemate.isolation.microvm.machine import Machine
 from casemate.isolation.microvm.machines import Machines
-from casemate.isolation.microvm.oci import Config, read_process
+from casemate.isolation.microvm.oci import Config, read_config, read_process
 from casemate.isolation.microvm.records import ContainerRecord
 from casemate.isolation.seccomp_compile import Compiler
 from casemate.spec.errors import CasemateError, Conflict
+
+log = logging.getLogger("casemate.hostd")
 
 FORCE, ALL, TERMINAL = 1, 2, 4
 _MAX_CLIENTS = 64
@@ -100,6 +106,11 @@ class Service:
             words = " | ".join(f"{error.detail} ({error.code})".splitlines())
         except OSError as error:
             number, words = error.errno or errno.EIO, str(error)
+        except Exception as error:
+            # A bundle that nobody thought of is its own engine's trouble, and not that of every other container.
+            trace = uuid.uuid4().hex[:16]
+            log.error("casemate-vm was not served, trace %s\n%s", trace, "".join(traceback.format_exception(error)))
+            words = f"casemate-hostd failed; trace {trace} in its journal ({CasemateError.code})"
         text = words.encode("utf-8", "replace")[:_MAX_ANSWER_BYTES]
         return frames.encode(Kind.REPLY, 1, [frames.u32(Tag.ERRNO, number), *(more or [Field(Tag.TEXT, text)])])
 
@@ -114,14 +125,15 @@ class Service:
 
     async def _prepare(self, ask: Message, _fds: list[int]) -> list[Field]:
         name, bundle = config.check_id(ask.text(Tag.CONTAINER)), ask.text(Tag.CWD, 4096)
-        return engines.prepared(name, bundle, bundles.read(Path(bundle)))
+        return engines.prepared(name, bundle, bundles.read(Path(bundle), ask.text(Tag.TEXT, 4096)))
 
     async def _create(self, ask: Message, fds: list[int]) -> str:
         name = config.check_id(ask.text(Tag.CONTAINER))
         bundle = Path(ask.text(Tag.CWD, 4096))
         if self._machines.find(name) is not None:
             raise Conflict(f"container {name} exists: container with given ID already exists")
-        wanted = bundles.read(bundle)
+        document = bundles.document(bundle, ask.text(Tag.TEXT, 4096))
+        wanted = read_config(document)
         engines.check_hooks(wanted.hooks)
         cgroup = engines.cgroup_path(wanted)
         try:
@@ -129,7 +141,7 @@ class Service:
                 raise BundleUnsupported("process.terminal and the descriptors do not agree")
             waiter, program = ask.number_of(Tag.STATUS), self._seccomp(wanted)
             root = ask.text(Tag.ROOT, 4096)
-            order = making.Order(name, bundle, wanted, waiter, fds, program, cgroup, root)
+            order = making.Order(name, bundle, wanted, waiter, fds, program, cgroup, root, document)
             await making.make(self._machines, order)
         except BaseException:
             await making.end_cgroup(cgroup)
@@ -159,7 +171,7 @@ class Service:
             raise Conflict(f"container {one.id} is {one.status}, not created")
         if one.takes_network:
             await making.take_network(machine, one)
-            if resolver.is_asked(bundles.read(Path(one.bundle)), Path(one.bundle)):
+            if resolver.is_asked(bundles.of(machine.folder, one.id, one.bundle), Path(one.bundle)):
                 await resolver.begin(machine, one, self._machines.settings.shim)
         # Before: an end that is reported at once must find it running.
         machine.set_status(one.id, "running")
@@ -168,12 +180,12 @@ class Service:
         except AgentFailed as error:
             machine.set_status(one.id, "created")
             raise answers.command_error(error) from error
-        return answers.hooks_after(one, "poststart")
+        return answers.hooks_after(machine.folder, one, "poststart")
 
     async def _exec(self, ask: Message, fds: list[int]) -> str:
         machine, one = self._place(ask)
         answers.check_can_exec(one, ignore_paused=bool(ask.number_of(Tag.FLAGS) & answers.IGNORE_PAUSED))
-        wanted = bundles.read(Path(one.bundle))
+        wanted = bundles.of(machine.folder, one.id, one.bundle)
         document = next((field.value for field in ask.fields if field.tag == Tag.PROCESS), None)
         process = read_process(document) if document is not None else answers.plain_process(ask, wanted.process)
         terminal = bool(ask.number_of(Tag.FLAGS) & TERMINAL)
@@ -235,8 +247,9 @@ class Service:
             raise
         if one.status in ("running", "paused") and not force:
             raise Conflict(f"container {one.id} is {one.status}; stop it first, or use --force (not stopped)")
-        after = answers.hooks_after(one, "poststop")
+        after = answers.hooks_after(machine.folder, one, "poststop")
         machine.drop(one.id)
+        bundles.forget(machine.folder, one.id)
         if not machine.record.containers and not machine.starting:
             await self._machines.end(machine)
             await making.end_cgroup(machine.record.cgroup)
@@ -273,7 +286,7 @@ class Service:
         # As it came: what ask.text would replace (the end of a line) is part of JSON.
         document = next((field.value for field in ask.fields if field.tag == Tag.PROCESS), b"")
         wanted = reports.resources(document, ask.texts(Tag.LIMIT))
-        if limits := limit_fields(reports.in_guest(wanted)):
+        if limits := [*limit_fields(reports.in_guest(wanted)), *devicerules.fields(wanted.devices, replace=True)]:
             await machine.monitor.ask(Kind.LIMITS, [frames.text(Tag.CONTAINER, one.id), *limits])
         if one.cgroup:
             await making.limit_on_host(one.cgroup, wanted, one.annotations)

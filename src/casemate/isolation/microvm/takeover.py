@@ -9,6 +9,7 @@ Read when the container starts: some engines plumb the interface between create 
 
 from __future__ import annotations
 
+import operator
 import os
 import socket
 import struct
@@ -18,12 +19,13 @@ from dataclasses import dataclass
 from casemate.host import netns, trafficcontrol, tun
 from casemate.host.netlink import attributes
 from casemate.host.rtnetlink import Link, NetlinkFailed, RouteSocket
-from casemate.isolation.microvm import frames
+from casemate.isolation.microvm import argv, frames
 from casemate.isolation.microvm.errors import NetworkFailed
 from casemate.isolation.microvm.frames import Field, Tag
 from casemate.spec.errors import CasemateError
 
 TAP = "casemate0"
+_TAPS = (TAP, *(f"casemate{number}" for number in range(1, argv.MOST_CARDS)))
 _GETADDR, _GETROUTE, _GETNEIGH, _DUMP = 22, 26, 30, 0x300
 _MAIN_TABLE, _UNICAST, _PERMANENT, _LINK_SCOPE = 254, 1, 0x80, 253
 _PROTOCOL_KERNEL = 2
@@ -58,7 +60,7 @@ class Neighbour:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The one interface of a namespace, and what is set on it."""
+    """One interface of a namespace, and what is set on it."""
 
     link: Link
     addresses: tuple[Address, ...]
@@ -78,19 +80,46 @@ class Found:
         return found + [Field(Tag.NEIGHBOUR, one.packed + one.mac) for one in self.neighbours]
 
 
-async def open_tap(netns_fd: int) -> int:
-    """The guest's tap in the namespace, up, with nothing joined to it yet; the caller closes it."""
+async def cards(netns_fd: int) -> int:
+    """How many cards a guest wants for the namespace: one for each interface that is up, at least one.
 
-    def work() -> int:
-        number = tun.open_tap(TAP)
+    Raises :class:`NetworkFailed` for more than a machine has places for.
+    """
+
+    def work() -> list[str]:
+        with RouteSocket() as routes:
+            return [one.name for one in _interfaces(routes)]
+
+    names = await netns.inside(netns_fd, work)
+    if len(names) > argv.MOST_CARDS:
+        words = ", ".join(names)[:200]
+        raise NetworkFailed(
+            f"the network namespace has {len(names)} interfaces ({words}); a guest has {argv.MOST_CARDS}"
+        )
+    return max(1, len(names))
+
+
+def _interfaces(routes: RouteSocket) -> list[Link]:
+    found = [one for one in routes.links() if one.name not in ("lo", *_TAPS) and one.up]
+    return sorted(found, key=operator.attrgetter("index"))
+
+
+async def open_taps(netns_fd: int, count: int) -> list[int]:
+    """The guest's taps in the namespace, up, with nothing joined to them yet; the caller closes them."""
+
+    def work() -> list[int]:
+        opened: list[int] = []
         try:
             with RouteSocket() as routes:
-                link = routes.link(TAP)
-                if link is not None:
-                    routes.set_up(link.index)
-            return number
+                for name in _TAPS[:count]:
+                    opened.append(tun.open_tap(name))
+                    link = routes.link(name)
+                    if link is not None:
+                        routes.set_up(link.index)
+            return opened
         except BaseException:
-            os.close(number)
+            for number in opened:
+                os.close(number)
             raise
 
     try:
@@ -127,20 +156,22 @@ async def adopt_tap(name: str, netns_fd: int) -> None:
         ) from error
 
 
-async def take(netns_fd: int) -> Found | None:
-    """Join the namespace's interface to the tap; what the guest is to have. None: it has loopback alone."""
+async def take(netns_fd: int) -> list[Found]:
+    """Join the namespace's interfaces to the taps; what the guest is to have, one a card. Empty: loopback alone."""
 
-    def work() -> Found | None:
+    def work() -> list[Found]:
         with RouteSocket() as routes:
-            links = [one for one in routes.links() if one.name not in ("lo", TAP) and one.up]
-            tap = routes.link(TAP)
-            if not links or tap is None:
-                return None
-            if len(links) > 1:
+            links = _interfaces(routes)
+            taps = [link for name in _TAPS if (link := routes.link(name)) is not None]
+            if len(links) > len(taps) > 0:
                 names = ", ".join(one.name for one in links)
-                raise NetworkFailed(f"the network namespace has {len(links)} interfaces ({names}); a guest has one")
-            found = observe(routes, links[0])
-            trafficcontrol.join(routes, links[0].index, tap.index)
+                raise NetworkFailed(
+                    f"the network namespace has {len(links)} interfaces ({names}), and had {len(taps)} when the "
+                    "container was created: a guest has as many cards as there were then"
+                )
+            found = [observe(routes, link) for link, _ in zip(links, taps, strict=False)]
+            for link, tap in zip(links, taps, strict=False):
+                trafficcontrol.join(routes, link.index, tap.index)
             return found
 
     return await netns.inside(netns_fd, work)

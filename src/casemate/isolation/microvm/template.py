@@ -47,6 +47,8 @@ class Recipe:
     tsc_khz: int | None = None
     #: Whose it is, where each project has its own; empty: everybody's.
     owner: str = ""
+    #: Network cards: a clone has as many as its template.
+    cards: int = 1
 
     def key(self) -> str:
         """The template's name: a digest of all of it."""
@@ -62,6 +64,7 @@ class Recipe:
             argv.argv("qemu", self.switches(0)),
             argv.kernel_command_line(khz),
             *([self.owner] if self.owner else ()),
+            *([["cards", self.cards]] if self.cards > 1 else ()),
         ]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
@@ -182,6 +185,7 @@ class Templates:
             argv.Port(),
             argv.Network(),
             argv.Shares(),
+            *(argv.Network(number=number) for number in range(1, recipe.cards)),
         )
         launch = Launch(
             shim=self._shim,

@@ -31,6 +31,8 @@ _TURN = 4096
 _BATCH_ROWS = 5000
 #: A record is on its way for at most so long before it can be read.
 FLUSH_S = 0.05
+#: Between two looks at the kernel's events; its buffer holds those of a second.
+_PAUSE_S = 0.002
 _LOG_BYTES = 256 << 10
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
 
@@ -77,6 +79,8 @@ class Loop:
                 return
             if EVENTS in ready:
                 self._read_events(now)
+                # Meanwhile nobody is woken: some dozens are read in one turn, not each in a turn of its own.
+                time.sleep(_PAUSE_S)
             if VERDICTS in ready:
                 self._read_log(self._verdicts, self.recorder.verdicts, now)
             if HELLOS in ready:
@@ -92,16 +96,17 @@ class Loop:
                 self._tell()
 
     def _read_events(self, now: float) -> None:
-        receive, take = self._events.recv, self.recorder.connection
+        receive, messages = self._events.recv, []
         try:
             for _ in range(_TURN):
-                take(receive(8192), now)
+                messages.append(receive(8192))
         except BlockingIOError:
-            return
+            pass
         except OSError as error:
             if error.errno != errno.ENOBUFS:
                 raise
             self.recorder.overruns += 1
+        self.recorder.connections(messages, now)
 
     def _read_log(self, log: socket.socket, take: Callable[[bytes, float], None], now: float) -> None:
         try:

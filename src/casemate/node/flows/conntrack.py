@@ -21,6 +21,9 @@ _WITH_PORTS = frozenset((TCP, UDP, SCTP, 33, 136))
 _FAST = struct.Struct(">" + 2 * "I4x4x4s4x4s4x4xB3x4xH2x4xH2x")
 _FAST_ORIGINAL, _FAST_REPLY = 0x34000180, 0x34000280
 _TUPLE_BYTES = 52
+#: The same with the message's kind before it, for one look at an event; nearly every event is read so.
+_QUICK = struct.Struct(_FAST.format.replace(">", ">4x2s14x"))
+_QUICK_NEW, _QUICK_DESTROY = NEW.to_bytes(2, "little"), DESTROY.to_bytes(2, "little")
 #: What follows when a connection was counted: identifier, status, timeout; counters of both directions; times.
 _FAST_END = struct.Struct(">24x" + 3 * "I4xQ4xQ")
 _FAST_END_SHAPE = (0x1C000980, 0x1C000A80, 0x1C001480)
@@ -48,6 +51,12 @@ class Seen(NamedTuple):
     rest: int  #: where the attributes behind the tuples begin
 
 
+#: An event as :func:`quick` gives it: whether it is new, the key, then source, destination, protocol and ports of the
+#: original direction, and who answers from which port; the attributes behind the tuples begin at :data:`QUICK_END`.
+Quick = tuple[bool, bytes, bytes, bytes, int, int, int, bytes, int]
+QUICK_END = _QUICK.size
+
+
 class Ended(NamedTuple):
     """Counters of both directions, and when the connection began and ended (ns since the epoch; 0: not noted)."""
 
@@ -57,6 +66,20 @@ class Ended(NamedTuple):
     bytes_in: int = 0
     began_ns: int = 0
     ended_ns: int = 0
+
+
+def quick(data: bytes) -> Quick | None:
+    """The event in *data* where it is of the usual form; None: ask :func:`parse`."""
+    if len(data) < QUICK_END:
+        return None
+    (kind, one, source, destination, protocol, source_port, port, other, server, _, _, server_port, _) = (
+        _QUICK.unpack_from(data)
+    )
+    is_new = kind == _QUICK_NEW
+    if one != _FAST_ORIGINAL or other != _FAST_REPLY or not (is_new or kind == _QUICK_DESTROY):
+        return None
+    key = data[_HEADERS_BYTES : _HEADERS_BYTES + _TUPLE_BYTES]
+    return is_new, key, source, destination, protocol, source_port, port, server, server_port
 
 
 def parse(data: bytes) -> Seen | None:

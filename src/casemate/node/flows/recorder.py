@@ -10,11 +10,11 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from casemate.node.flows import conntrack, packetlog
 from casemate.node.flows.clienthello import server_name
-from casemate.node.flows.conntrack import ICMP, ICMPV6, Seen, Tuple
+from casemate.node.flows.conntrack import ICMP, ICMPV6, Ended, Seen, Tuple
 from casemate.node.flows.store import EndedFlow, NewFlow, Ring
 from casemate.node.flows.wire import (
     MAX_ITEMS,
@@ -53,30 +53,33 @@ _REFUSING = frozenset((b"deny", b"drop", b"refer", b"hold"))
 
 _Key = tuple[bytes, bytes, int, int]
 _Five = tuple[bytes, bytes, int, int, int]
+#: When it ended (seconds since the epoch), packets and bytes there, packets and bytes back.
+_Ending = tuple[float, int, int, int, int]
 
 
 class _Flow:
-    """A connection under way; *written* once its row is in the ring."""
+    """A connection under way; *written* once its row is among those of *batch*, at *place*."""
 
-    __slots__ = ("began", "destination", "ending", "ends", "number", "port", "protocol", "refused", "row", "source",
-                 "source_port", "tls", "via", "waits_since", "written")  # fmt: skip
+    __slots__ = ("batch", "began", "ending", "ends", "five", "number", "place", "refused", "tls", "via",
+                 "waits_since", "written")  # fmt: skip
 
     def __init__(self, number: int, began: float, five: _Five, via: str) -> None:
         self.number = number
         self.began = began
-        self.source, self.destination, self.protocol, self.source_port, self.port = five
+        self.five = five
         self.via = via
         self.tls = ""
         self.refused = ""
-        self.ending: tuple[float, int, int, int, int] | None = None
+        self.ending: _Ending | None = None
         self.waits_since = 0.0
         self.written = False
         self.ends: tuple[End | None, End | None] = (None, None)
-        self.row: tuple[int, int] = (-1, 0)
+        self.batch, self.place = -1, 0
 
     @property
     def key(self) -> _Key:
-        return (self.source, self.destination, self.protocol, self.port)
+        source, destination, protocol, _, port = self.five
+        return (source, destination, protocol, port)
 
 
 class Recorder:
@@ -89,6 +92,8 @@ class Recorder:
         self._ends: dict[bytes, End] = {}
         self._leaving: deque[tuple[float, bytes, End]] = deque()
         self._texts: dict[bytes, str] = {}
+        #: The ring's number of an end, by its address and identity, as long as the same end is there.
+        self._end_numbers: dict[tuple[bytes, int], tuple[End | None, int]] = {}
         self._names: OrderedDict[tuple[bytes, bytes], tuple[str, float]] = OrderedDict()
         self._rulings: OrderedDict[_Key, Ruling] = OrderedDict()
         self._open: dict[bytes, _Flow] = {}
@@ -100,79 +105,102 @@ class Recorder:
         self._unasked: list[_Key] = []
         self._asked: dict[int, tuple[_Key, ...]] = {}
         self._question = 0
-        self._new: list[NewFlow] = []
+        #: Rows in the order of :class:`NewFlow`; lists, since most connections end before theirs is written.
+        self._new: list[list[object]] = []
         self._batch = 0
         self._ended: list[EndedFlow] = []
         self._named: list[tuple[int, str, int]] = []
         self._again: list[tuple[int, float, int]] = []
+        self._swept = 0
         self._next_sequence: dict[str, int] = {}
         self.recorded = self.denied = self.audited = self.ended = 0
         self.lost_log = self.overruns = self.broken = self.unruled = self.names_seen = 0
         for number, source, destination, protocol, source_port, port in ring.still_open():
             known = _Flow(number, 0.0, (_packed(source), _packed(destination), protocol, source_port, port), "")
             known.written = True
-            self._by_five[known.source, known.destination, known.protocol, known.source_port, known.port] = known
+            self._by_five[known.five] = known
 
     # --- what the kernel tells -------------------------------------------------------------------------------------
 
-    def connection(self, data: bytes, now: float) -> None:
-        """One message of conntrack's."""
+    def connections(self, messages: Iterable[bytes], now: float) -> None:
+        """Messages of conntrack's, as they came."""
+        for data in messages:
+            seen = conntrack.quick(data)
+            if seen is None:
+                self._connection(data, now)
+                continue
+            is_new, key, source, destination, protocol, source_port, port, server, server_port = seen
+            if port == DNS_PORT and destination == GATEWAY:
+                continue
+            via = "" if server == destination else f"{self._text(destination)}:{port}"
+            five = (source, server, protocol, source_port, server_port)
+            if is_new:
+                self._opened(key, five, via, now)
+                continue
+            try:
+                self._closed(key, five, via, conntrack.ending(data, conntrack.QUICK_END), now)
+            except ValueError:
+                self.broken += 1
+
+    def _connection(self, data: bytes, now: float) -> None:
+        """One message of conntrack's, of whatever form."""
         try:
             seen = conntrack.parse(data)
             if seen is None or (seen.original.port == DNS_PORT and seen.original.destination == GATEWAY):
                 return
+            five, via = self._five(seen)
             if seen.is_new:
-                if len(self._open) < MAX_OPEN and seen.key not in self._open:
-                    flow = self._begin(seen, now)
-                    self._open[seen.key] = flow
-                    self._by_five[flow.source, flow.destination, flow.protocol, flow.source_port, flow.port] = flow
-                    self._settle(flow, now)
-                return
-            ended = conntrack.ending(data, seen.rest)
+                self._opened(seen.key, five, via, now)
+            else:
+                self._closed(seen.key, five, via, conntrack.ending(data, seen.rest), now)
         except ValueError:
             self.broken += 1
+
+    def _five(self, seen: Seen) -> tuple[_Five, str]:
+        """Who is really at both ends, and by which address the other end was meant."""
+        original, reply = seen.original, seen.reply
+        protocol, port, source_port = original.protocol, reply.source_port, original.source_port
+        if protocol in (ICMP, ICMPV6):
+            port, source_port = original.port >> 8, 0
+        via = "" if reply.source == original.destination else f"{self._text(original.destination)}:{original.port}"
+        return (original.source, reply.source, protocol, source_port, port), via
+
+    def _opened(self, key: bytes, five: _Five, via: str, now: float) -> None:
+        if len(self._open) >= MAX_OPEN or key in self._open:
             return
-        known = self._open.pop(seen.key, None)
-        at = max(ended.ended_ns / 1e9, ended.began_ns / 1e9) or now
-        counts = (at, ended.packets_out, ended.bytes_out, ended.packets_in, ended.bytes_in)
+        self._number += 1
+        self._open[key] = self._by_five[five] = flow = _Flow(self._number, now, five, via)
+        self._settle(flow, now)
+
+    def _closed(self, key: bytes, five: _Five, via: str, ended: Ended, now: float) -> None:
+        packets_out, bytes_out, packets_in, bytes_in, began_ns, ended_ns = ended
+        known = self._open.pop(key, None)
+        at = (ended_ns if ended_ns > began_ns else began_ns) / 1e9 or now
         self.ended += 1
         if known is None:
             # It began before we did (an earlier recorder may have written its beginning), or when too many were open.
-            flow = self._begin(seen, ended.began_ns / 1e9 or now)
-            known = self._by_five.get((flow.source, flow.destination, flow.protocol, flow.source_port, flow.port))
+            known = self._by_five.get(five)
             if known is None:
-                flow.ending = counts
+                self._number += 1
+                flow = _Flow(self._number, began_ns / 1e9 or now, five, via)
+                flow.ending = (at, packets_out, bytes_out, packets_in, bytes_in)
                 self._settle(flow, now)
                 return
-        if at < known.began:
-            counts = (known.began, *counts[1:])
-        self._by_five.pop((known.source, known.destination, known.protocol, known.source_port, known.port), None)
+        counts = (at if at > known.began else known.began, packets_out, bytes_out, packets_in, bytes_in)
+        self._by_five.pop(known.five, None)
         if known.written:
             self._finish(known, counts)
         else:
             known.ending = counts
 
-    def _finish(self, flow: _Flow, counts: tuple[float, int, int, int, int]) -> None:
+    def _finish(self, flow: _Flow, counts: _Ending) -> None:
         """The end of a record that was written: while its row waits to be written, into that row."""
-        batch, place = flow.row
-        if batch == self._batch:
-            self._new[place] = self._new[place]._replace(
-                ended=counts[0], packets_out=counts[1], bytes_out=counts[2], packets_in=counts[3], bytes_in=counts[4]
-            )
+        if flow.batch == self._batch:
+            row = self._new[flow.place]
+            row[_ENDED], *row[_COUNTS] = counts
             return
         self._ring.stamp += 1
         self._ended.append(EndedFlow(self._ring.stamp, *counts, flow.number))
-
-    def _begin(self, seen: Seen, began: float) -> _Flow:
-        original, reply = seen.original, seen.reply
-        self._number += 1
-        protocol, port, source_port = original.protocol, reply.source_port, original.source_port
-        if protocol in (ICMP, ICMPV6):
-            port, source_port = original.port >> 8, 0
-        via = ""
-        if reply.source != original.destination:
-            via = f"{self._text(original.destination)}:{original.port}"
-        return _Flow(self._number, began, (original.source, reply.source, protocol, source_port, port), via)
 
     def verdicts(self, data: bytes, now: float) -> None:
         """One datagram of the group that firewall rules log refused and audited packets to."""
@@ -207,7 +235,7 @@ class Recorder:
         while len(self._refused) > MAX_REFUSED:
             self._refused.popitem(last=False)
         if guard:
-            flow.ends = (self._ends.get(flow.source), self._ends.get(flow.destination))
+            flow.ends = (self._ends.get(five[0]), self._ends.get(five[1]))
             self._write(flow, Ruling("deny", guard))
         else:
             self._settle(flow, now)
@@ -292,12 +320,13 @@ class Recorder:
 
     def _settle(self, flow: _Flow, now: float) -> None:
         """Write *flow* when its ruling is known, otherwise let it wait for one. Who its ends are is known now."""
-        flow.ends = (self._ends.get(flow.source), self._ends.get(flow.destination))
+        five = flow.five
+        flow.ends = (self._ends.get(five[0]), self._ends.get(five[1]))
         if self._referred:
             # Who answered has said who the ends are: nobody need be asked.
-            told = self._referred.get((flow.source, flow.destination, flow.protocol, flow.source_port, flow.port))
+            told = self._referred.get(five)
             if told is not None:
-                self._write(flow, Ruling("refer", told.rule, told.source_identity, told.destination_identity), told)
+                self._write_answered(flow, told, told.source_identity, told.destination_identity)
                 return
         key = flow.key
         ruling = self._rulings.get(key)
@@ -352,43 +381,62 @@ class Recorder:
 
     # --- rows ------------------------------------------------------------------------------------------------------
 
-    def _write(self, flow: _Flow, ruling: Ruling, answer: ReferralTold | None = None) -> None:
+    def _write(self, flow: _Flow, ruling: Ruling) -> None:
         verdict, rule, note = ruling.verdict, ruling.rule, ruling.note
+        if self._referred:
+            told = self._referred.get(flow.five)
+            if told is not None:
+                self._write_answered(flow, told, ruling.source_identity, ruling.destination_identity)
+                return
         if flow.refused:
             verdict = flow.refused if flow.refused != "deny" or verdict in ("allow", "audit") else verdict
             verdict = "deny" if verdict in ("refer", "hold") else verdict
         elif verdict in ("deny", "hold"):
             # It passed: under the rules of that moment, which have changed since.
             verdict, note = "allow", note or f"now {ruling.verdict}"
-        if answer is None and self._referred:
-            answer = self._referred.get((flow.source, flow.destination, flow.protocol, flow.source_port, flow.port))
-        if answer is not None:
-            rule, note = answer.rule, answer.note
-            verdict = "referred" if answer.verdict == "allow" else "deny"
-        name = ""
-        if self._names:
-            name = self._names.get((flow.source, flow.destination), ("", 0.0))[0]
-        ring = self._ring
+        self._append(flow, verdict, rule, note, ruling.source_identity, ruling.destination_identity)
+
+    def _write_answered(self, flow: _Flow, told: ReferralTold, source_identity: int, destination_identity: int) -> None:
+        verdict = "referred" if told.verdict == "allow" else "deny"
+        self._append(flow, verdict, told.rule, told.note, source_identity, destination_identity)
+
+    def _append(  # noqa: PLR0917 - columns of one row, in their order
+        self, flow: _Flow, verdict: str, rule: str, note: str, source_identity: int, destination_identity: int
+    ) -> None:
+        source, destination, protocol, source_port, port = flow.five
+        name = self._names.get((source, destination), _NO_NAME)[0] if self._names else ""
+        ring, rows = self._ring, self._new
+        if not rows:
+            ring.begin()
         ring.stamp += 1
-        ended, *counts = flow.ending or (None, 0, 0, 0, 0)
-        ring.begin()
-        self._new.append(
-            NewFlow(
+        ended, *counts = flow.ending or _NOT_ENDED
+        one, other = flow.ends
+        flow.written, flow.batch, flow.place = True, self._batch, len(rows)
+        rows.append(
+            [
                 flow.number, ring.stamp, flow.began, ended,
-                self._end(flow.ends[0], ruling.source_identity), self._text(flow.source), flow.source_port,
-                self._end(flow.ends[1], ruling.destination_identity), self._text(flow.destination), flow.port,
-                flow.protocol, verdict, rule, note, flow.via, name, flow.tls, 1, *counts,
-            )
+                self._end(source, one, source_identity), self._text(source), source_port,
+                self._end(destination, other, destination_identity), self._text(destination), port,
+                protocol, verdict, rule, note, flow.via, name, flow.tls, 1, *counts,
+            ]
         )  # fmt: skip
-        flow.written = True
-        flow.row = (self._batch, len(self._new) - 1)
         self.recorded += 1
         ring.number = max(ring.number, flow.number)
 
-    def _end(self, end: End | None, identity: int) -> int:
+    def _end(self, address: bytes, end: End | None, identity: int) -> int:
+        held = self._end_numbers.get((address, identity))
+        if held is not None and held[0] is end:
+            return held[1]
         if end is None:
-            return self._ring.end_number(("world", "", "", "", identity, ""))
-        return self._ring.end_number((end.kind, end.project, end.name, end.pod, identity or end.identity, end.labels))
+            number = self._ring.end_number(("world", "", "", "", identity, ""))
+        else:
+            number = self._ring.end_number(
+                (end.kind, end.project, end.name, end.pod, identity or end.identity, end.labels)
+            )
+        if len(self._end_numbers) >= MAX_NAMES:
+            self._end_numbers.clear()
+        self._end_numbers[address, identity] = (end, number)
+        return number
 
     def _text(self, address: bytes) -> str:
         text = self._texts.get(address)
@@ -412,6 +460,10 @@ class Recorder:
         self._ring.write(self._new, self._ended, named=self._named, again=self._again)
         self._new, self._ended, self._again, self._named = [], [], [], []
         self._batch += 1
+        if self._ring.sweeps != self._swept:
+            # Ends without a record are gone from the ring, and may have another number when they come again.
+            self._swept = self._ring.sweeps
+            self._end_numbers.clear()
 
     def counters(self) -> Counters:
         return Counters(
@@ -421,6 +473,10 @@ class Recorder:
 
 
 _NO_RULING = Ruling(note="no ruling in time")
+_NO_NAME = ("", 0.0)
+_NOT_ENDED: tuple[float | None, int, int, int, int] = (None, 0, 0, 0, 0)
+#: Where the end is in a row, and its counters.
+_ENDED, _COUNTS = NewFlow._fields.index("ended"), slice(NewFlow._fields.index("packets_out"), None)
 
 
 def _packed(address: str) -> bytes:

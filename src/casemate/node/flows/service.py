@@ -135,26 +135,25 @@ class Flows:
         """The pod at *viewer* was told that *name* is at *addresses* (with lifetimes in seconds)."""
         self._send(Names(tuple((viewer, address, name, ttl_s) for address, ttl_s in addresses)))
 
-    def referred(self, told: Iterable[tuple[Five, ReferralTold]]) -> None:
+    def referred(self, told: Iterable[tuple[ReferralTold, Sequence[Five]]]) -> None:
         """Connections were referred, and answered; call it before the answers go to the kernel."""
         if self._sidecar is None:
             return
         places: dict[ReferralTold, int] = {}
         answers: list[ReferralTold] = []
         pending: list[tuple[Five, int]] = []
-        for five, answer in told:
-            place = places.get(answer)
-            if place is None:
-                if len(answers) >= MAX_ITEMS:
+        for answer, fives in told:
+            for start in range(0, len(fives), MAX_FIVES):
+                part = fives[start : start + MAX_FIVES]
+                if len(pending) + len(part) > MAX_FIVES or (answer not in places and len(answers) >= MAX_ITEMS):
                     self._send(Referred(tuple(answers), tuple(pending)))
                     answers, pending, places = [], [], {}
-                place = places[answer] = len(answers)
-                rule, note = bounded(answer.rule, MAX_RULE_BYTES), bounded(answer.note, MAX_NOTE_BYTES)
-                answers.append(msgspec.structs.replace(answer, rule=rule, note=note))
-            pending.append((five, place))
-            if len(pending) >= MAX_FIVES:
-                self._send(Referred(tuple(answers), tuple(pending)))
-                answers, pending, places = [], [], {}
+                place = places.get(answer)
+                if place is None:
+                    place = places[answer] = len(answers)
+                    rule, note = bounded(answer.rule, MAX_RULE_BYTES), bounded(answer.note, MAX_NOTE_BYTES)
+                    answers.append(msgspec.structs.replace(answer, rule=rule, note=note))
+                pending += [(five, place) for five in part]
         if pending:
             self._send(Referred(tuple(answers), tuple(pending)))
 

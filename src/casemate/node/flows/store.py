@@ -100,6 +100,8 @@ class Ring:
     def __init__(self, path: str, capacity: int) -> None:
         self._path = path
         self._capacity = capacity
+        #: How often numbers of ends were given up.
+        self.sweeps = 0
         self._connection = _open(path)
         row = self._connection.execute("SELECT coalesce(max(number), 0), coalesce(max(stamp), 0) FROM flows").fetchone()
         self.number, self.stamp = int(row[0]), int(row[1])
@@ -134,14 +136,14 @@ class Ring:
 
     def write(
         self,
-        new: Sequence[NewFlow],
+        new: Sequence[Sequence[object]],
         ended: Sequence[EndedFlow] = (),
         *,
         named: Iterable[tuple[int, str, int]] = (),
         again: Iterable[tuple[int, float, int]] = (),
         judged: Iterable[tuple[int, str, str, str, int]] = (),
     ) -> None:
-        """One batch, in one transaction: new records, then what became of records."""
+        """One batch, in one transaction: *new* records (as :class:`NewFlow`), then what became of records."""
         self.begin()
         execute = self._connection.executemany
         execute(_INSERT, new)
@@ -167,6 +169,7 @@ class Ring:
             "AND number NOT IN (SELECT destination FROM flows)"
         )
         self._ends = {tuple(rest): number for number, *rest in self._connection.execute("SELECT * FROM ends")}
+        self.sweeps += 1
 
 
 def _open(path: str) -> sqlite3.Connection:

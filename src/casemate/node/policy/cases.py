@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from casemate.hostd.protocol_firewall import ReferredPacket
-from casemate.policy.identity import Connection, Endpoint
+from casemate.policy.identity import Connection
 from casemate.policy.ports import Protocol
 
 WORDS = {protocol: protocol.name.lower() for protocol in Protocol}
@@ -55,14 +55,6 @@ class Settled(NamedTuple):
     answer: Answer
     waited_s: float
     number: int
-
-
-class Pair(NamedTuple):
-    """Both ends of a packet; *clear*: no wall has anything to say or to write about them."""
-
-    source: Endpoint
-    destination: Endpoint
-    clear: bool
 
 
 def key_of(asked: Connection) -> str:

@@ -43,7 +43,7 @@ class Relevant:
 
 
 @dataclass(frozen=True, slots=True)
-class _Pair:
+class Paths:
     """The rules about two ends, whatever the port. Between two of *cuts* every port is in the same rules; *by_port*:
     a condition names the port or the protocol, so that each may have another answer.
     """
@@ -51,6 +51,10 @@ class _Pair:
     rules: tuple[Rule, ...]
     cuts: tuple[int, ...]
     by_port: bool
+
+    def place(self, port: int) -> int:
+        """Of the ports with the same place the rules say the same, facts aside; for one protocol."""
+        return port if self.by_port else bisect_right(self.cuts, port)
 
 
 class Decider:
@@ -64,14 +68,13 @@ class Decider:
         self._held: dict[tuple[int, Endpoint, Endpoint, Protocol | None, int], bool] = {}
         self._bare: dict[int, Rule] = {}
         self._segments: list[tuple[str, Workloads]] = [pair for one in documents for pair in one.parsed.segments]
-        self._pairs: dict[tuple[Endpoint, Endpoint], _Pair] = {}
+        self._pairs: dict[tuple[Endpoint, Endpoint], Paths] = {}
         self._relevant: dict[tuple[Endpoint, Endpoint, object, int], Relevant] = {}
         self._shown: dict[Endpoint, Mapping[str, Any]] = {}
 
     def relevant(self, asked: Connection) -> Relevant:
         pair = self._pairs.get((asked.source, asked.destination)) or self._paired(asked)
-        place = asked.port if pair.by_port else bisect_right(pair.cuts, asked.port)
-        key = (asked.source, asked.destination, asked.protocol, place)
+        key = (asked.source, asked.destination, asked.protocol, pair.place(asked.port))
         found = self._relevant.get(key)
         if found is None:
             if len(self._relevant) >= MAX_KEPT:
@@ -79,7 +82,11 @@ class Decider:
             found = self._relevant[key] = self._worked_out(pair, asked)
         return found
 
-    def _paired(self, asked: Connection) -> _Pair:
+    def paths(self, source: Endpoint, destination: Endpoint) -> Paths:
+        found = self._pairs.get((source, destination))
+        return found or self._paired(Connection(source, destination, Protocol.OTHER, 0))
+
+    def _paired(self, asked: Connection) -> Paths:
         """The rules about both ends, without a look at the port; a scan of a pod goes through them once."""
         if len(self._pairs) >= MAX_KEPT:
             self._pairs.clear()
@@ -95,10 +102,10 @@ class Decider:
             else:
                 cuts.update((one.first, one.last + 1))
         by_port = any(rule.condition is not None and _PLACE.search(rule.condition.source) for rule in rules)
-        pair = self._pairs[asked.source, asked.destination] = _Pair(rules, tuple(sorted(cuts)), by_port)
+        pair = self._pairs[asked.source, asked.destination] = Paths(rules, tuple(sorted(cuts)), by_port)
         return pair
 
-    def _worked_out(self, pair: _Pair, asked: Connection) -> Relevant:
+    def _worked_out(self, pair: Paths, asked: Connection) -> Relevant:
         rules = [rule for rule in pair.rules if matches(rule, asked)]
         sources = [rule.condition.source for rule in rules if rule.condition is not None]
         known = tuple(one for rule in rules if (one := self._answered(rule, asked)) is not None)
@@ -194,8 +201,8 @@ class Rates:
         #: By source: the second of the last one, how many in all, and how many in each second.
         self._counts: dict[str, list[int]] = {}
 
-    def count(self, source: str, now: float) -> int:
-        """One more of *source*; how many with it."""
+    def count(self, source: str, now: float, more: int = 1) -> int:
+        """*more* of *source*; how many with them."""
         second = int(now)
         held = self._counts.get(source)
         if held is None:
@@ -210,6 +217,6 @@ class Rates:
                 held[1] -= held[2 + gone % self.SECONDS]
                 held[2 + gone % self.SECONDS] = 0
             held[0] = second
-        held[2 + second % self.SECONDS] += 1
-        held[1] += 1
+        held[2 + second % self.SECONDS] += more
+        held[1] += more
         return held[1]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 from collections.abc import Sequence
 
 from casemate.hostd.protocol import AnyEvent
@@ -15,6 +14,7 @@ from casemate.node.flows.service import Flows
 from casemate.node.flows.wire import Five, ReferralTold
 from casemate.node.policy import passages, quarantine, wallpaths
 from casemate.node.policy.cases import Answer
+from casemate.node.policy.ends import unpacked
 from casemate.node.policy.referrals import Referrals
 from casemate.node.policy.wallstate import read_bound
 from casemate.node.policy.watching import Watch
@@ -106,27 +106,24 @@ class Desk:
         wanted = Wanted(source=_shown(source), destination=_shown(destination), verdict=("allow", "audit", "referred"))
         return bool((await self.flows.last(wanted, 1)).flows)
 
-    def _told(self, answered: Sequence[tuple[ReferredPacket, Answer]]) -> None:
+    def _told(self, answered: Sequence[tuple[Answer, Sequence[ReferredPacket]]]) -> None:
+        """The recorder hears who answered; packets that share an answer are of the same two addresses."""
         planner = self.core.policy.planner
         pairs: dict[tuple[bytes, bytes], tuple[int, int]] = {}
-        words: dict[tuple[Answer, tuple[int, int]], ReferralTold] = {}
-        told: list[tuple[Five, ReferralTold]] = []
-        for packet, answer in answered:
-            both = (packet.source, packet.destination)
+        told: list[tuple[ReferralTold, list[Five]]] = []
+        for answer, packets in answered:
+            both = (packets[0].source, packets[0].destination)
             pair = pairs.get(both)
             if pair is None:
                 pair = pairs[both] = _numbers(planner, *both) if planner is not None else (0, 0)
-            word = words.get((answer, pair))
-            if word is None:
-                verdict = "allow" if answer.allow else "deny"
-                word = words[answer, pair] = ReferralTold(verdict, answer.by, answer.reason, *pair)
-            told.append(((*both, packet.protocol, packet.source_port, packet.port), word))
+            word = ReferralTold("allow" if answer.allow else "deny", answer.by, answer.reason, *pair)
+            told.append((word, [(*both, one.protocol, one.source_port, one.port) for one in packets]))
         self.flows.referred(told)
 
 
 def _numbers(planner: Planner, source: bytes, destination: bytes) -> tuple[int, int]:
     """The identities of both ends; 0 where the rules in force know none."""
-    one, other = ipaddress.ip_address(source), ipaddress.ip_address(destination)
+    one, other = unpacked(source), unpacked(destination)
     try:
         return planner.number_at(one), planner.number_at(other, str(one))
     except KeyError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import sqlite3
+from functools import lru_cache
 
 from casemate.node import lookup
 from casemate.node.core import Core
@@ -23,6 +24,12 @@ _DOMAIN = re.compile(r"[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})+\.?\Z")
 def outside(address: Address, names: frozenset[str] = frozenset()) -> Endpoint:
     """An address that is no pod's."""
     return Endpoint(str(address), addresses=(address,), kind=Kind.WORLD, dns=names)
+
+
+@lru_cache(maxsize=65_536)
+def unpacked(packed: bytes) -> Address:
+    """The address in 4 or 16 bytes; kept, since the same ones come in every packet of a pod."""
+    return ipaddress.IPv4Address(packed) if len(packed) == 4 else ipaddress.IPv6Address(packed)
 
 
 def at_address(policy: Policy, address: Address) -> Endpoint:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
+from itertools import islice
 
 from casemate.node.core import Core
 from casemate.node.errors import TooMany
-from casemate.node.policy import store
+from casemate.node.policy import referral_packs, store
+from casemate.node.policy.referral_packs import Run
 from casemate.spec.api.policy import ReferralRow
 
 #: Rows that wait to be written; more in one moment are counted, not kept.
-MAX_UNWRITTEN = 20_000
+MAX_UNWRITTEN = 50_000
 MAX_WATCHERS = 64
 #: Rows that wait for one watcher; one that falls behind by more loses the oldest, and is told so by their numbers.
 MAX_BEHIND = 1_000
@@ -26,42 +28,61 @@ class Rows:
         self._core = core
         self._counters = counters
         self._unwritten: list[ReferralRow] = []
+        self._runs: list[Run] = []
+        self._count = 0
         #: Those that are being written.
-        self._under_way: list[ReferralRow] = []
+        self._under_way: tuple[list[ReferralRow], list[Run]] = ([], [])
         self._writing = False
         self._watchers: set[asyncio.Queue[tuple[ReferralRow, bool]]] = set()
 
     def keep(self, row: ReferralRow, *, prompted: bool) -> None:
         """Tell watchers of a decided row, and write it with the others of this moment."""
         self.tell(row, prompted=prompted)
-        if len(self._unwritten) >= MAX_UNWRITTEN:
-            self._counters["rows_dropped"] += 1
-            return
-        self._unwritten.append(row)
+        if self._has_room(1):
+            self._unwritten.append(row)
+
+    def keep_runs(self, runs: Iterable[Run]) -> None:
+        """The same with many that rules decided."""
+        for run in runs:
+            if self._watchers:
+                for row in reversed(list(referral_packs.rows(run))):
+                    self.tell(row, prompted=False)
+            if self._has_room(len(run.ports)):
+                self._runs.append(run)
+
+    def _has_room(self, count: int) -> bool:
+        """Whether *count* more can wait to be written; then somebody will write them."""
+        if self._count + count > MAX_UNWRITTEN:
+            self._counters["rows_dropped"] += count
+            return False
+        self._count += count
         if not self._writing:
             self._writing = True
             self._core.spawn(self._write(), "rows of referrals")
+        return True
 
     async def _write(self) -> None:
         try:
-            while self._unwritten:
+            while self._count:
                 await asyncio.sleep(FLUSH_S)
-                rows, self._unwritten = self._unwritten, []
-                self._under_way = rows
-                last = max(row.number for row in rows)
-                await self._core.db.write(lambda db, rows=rows, last=last: store.add_referrals(db, rows, last))  # type: ignore[misc]
-                self._under_way = []
+                rows, runs = self._under_way = self._unwritten, self._runs
+                self._unwritten, self._runs, self._count = [], [], 0
+                await self._core.db.write(lambda db, rows=rows, runs=runs: store.add_referrals(db, rows, runs))  # type: ignore[misc]
+                self._under_way = ([], [])
         finally:
             self._writing = False
-            self._under_way = []
+            self._under_way = ([], [])
 
     async def newest(self, limit: int, project: str) -> Iterable[ReferralRow]:
         """The newest decided rows, the newest first: those that wait to be written, and *limit* of the store's."""
         # Before the store is read: meanwhile they may be written.
-        unwritten = tuple(reversed([*self._under_way, *self._unwritten][-limit:]))
+        runs = reversed([*self._under_way[1], *self._runs])
+        unwritten = [*self._under_way[0], *self._unwritten]
+        unwritten += islice((row for run in runs for row in referral_packs.rows(run)), limit)
+        unwritten.sort(key=lambda row: -row.number)
         decided = await self._core.db.read(lambda db: store.referrals(db, limit, project))
         known = {row.number for row in unwritten}
-        return (*unwritten, *(row for row in decided if row.number not in known))
+        return (*unwritten[:limit], *(row for row in decided if row.number not in known))
 
     def tell(self, row: ReferralRow, *, prompted: bool) -> None:
         for queue in self._watchers:

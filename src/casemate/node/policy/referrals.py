@@ -20,9 +20,10 @@ from casemate.node import audit, events
 from casemate.node.clock import rfc3339
 from casemate.node.core import Caller, Core, report
 from casemate.node.policy import ends, rights, store, walling
-from casemate.node.policy.cases import WORDS, Answer, Case, Pair, Prompt, Settled, key_of
+from casemate.node.policy.cases import WORDS, Answer, Case, Prompt, Settled, key_of
 from casemate.node.policy.deciding import Decider, Rates
 from casemate.node.policy.errors import PromptsFull, ReferralNotFound
+from casemate.node.policy.lanes import PROTOCOLS, Lane, Pair, Spoken, used
 from casemate.node.policy.referral_rows import Rows
 from casemate.node.policy.ruleset import asked as asked_of
 from casemate.policy.addresses import Address
@@ -35,11 +36,8 @@ from casemate.spec.errors import CasemateError
 
 #: Connections being judged at a time; more are denied.
 MAX_AT_ONCE = 8_192
-#: How long the kernel keeps a refusal: long enough against a flood, short enough for a rule that is just being written.
-DENY_LIFETIME_S = 5
 #: Answers that are looked at again when the rules change; older ones end by their lifetime.
 MAX_GRANTED = 32_768
-_PROTOCOLS = {protocol.value: protocol for protocol in Protocol}
 
 
 def concerns(row: ReferralRow, project: str) -> bool:
@@ -70,14 +68,13 @@ class Referrals:
         self._judging = 0
         self._rates = Rates()
         self._decider: Decider | None = None
-        #: Answers of rules, by what the rules said: made once.
-        self._spoken: dict[tuple[Verdict, str, bool], Answer] = {}
-        #: What rules let pass, with the addresses, so that it can be taken back when they say otherwise.
-        self._granted: OrderedDict[tuple[bytes, bytes, int, int], Connection] = OrderedDict()
+        self._spoken = Spoken(self._lifetime_s)
+        #: What rules let pass, by addresses, protocol and port, so that it can be taken back when they say otherwise.
+        self._granted: OrderedDict[tuple[bytes, bytes, int, int], None] = OrderedDict()
         self._reviewing = False
         self._seen: OrderedDict[tuple[str, str], None] = OrderedDict()
         self.met: Callable[[Endpoint, Endpoint], object] | None = None
-        self.told: Callable[[Sequence[tuple[ReferredPacket, Answer]]], None] | None = None
+        self.told: Callable[[Sequence[tuple[Answer, Sequence[ReferredPacket]]]], None] | None = None
         core.policy.changed.append(self._changed)
 
     async def load(self) -> None:
@@ -99,10 +96,9 @@ class Referrals:
         keys: list[AnswerKey] = []
         asked_anew: list[AnswerKey] = []
         try:
-            for place, (key, old) in enumerate(list(self._granted.items()), 1):
-                asked = Connection(
-                    ends.at_address(self._core.policy, _address(key[0])), self._destination(key), old.protocol, old.port
-                )
+            for place, key in enumerate(list(self._granted), 1):
+                source, destination = self._ends(*key[:2])
+                asked = Connection(source, destination, PROTOCOLS.get(key[2], Protocol.OTHER), key[3])
                 decision = self.decider.decide(asked, now, first_contact=False, rate=0)
                 if decision.verdict > Verdict.AUDIT:
                     keys.append(AnswerKey(*key))
@@ -140,34 +136,48 @@ class Referrals:
     def on_referred(self, event: Referred) -> None:
         """Packets wait; called on the loop, and never blocks it: what takes longer goes into the background.
 
-        All that is decided here is answered in one message. Ends are looked for once for all packets of a pair:
-        nothing can change between them.
+        All that is decided here is answered in one message.
         """
         self.counters["referred"] += len(event.packets)
         now = self._core.clock()
         pairs: dict[tuple[bytes, bytes], Pair] = {}
-        slow: list[Case] = []
+        alone: list[tuple[ReferredPacket, Pair]] = []
         for packet in event.packets:
+            both = (packet.source, packet.destination)
             try:
-                case = self._take(packet, now, pairs)
-            except CasemateError as error:
-                self._settle([packet], None, Answer(False, error.detail, "error"), 0.0)
-            except Exception:
-                report("a referral failed; it is denied")
-                self._settle([packet], None, Answer(False, "an error of Casemate's own", "error"), 0.0)
+                pair = pairs.get(both)
+                if pair is None:
+                    pair = pairs[both] = self._pair(*both)
+                if not pair.takes(packet, self.decider, self._spoken):
+                    alone.append((packet, pair))
+            except Exception as error:
+                self._fail(packet, error)
+        lanes = used(pairs.values())
+        for lane in lanes:
+            self._rates.count(lane.asked.source.name, now, len(lane.packets))
+        slow: list[Case] = []
+        for packet, pair in alone:
+            try:
+                case = self._take(packet, now, pair)
+            except Exception as error:
+                self._fail(packet, error)
             else:
                 if case is not None:
                     slow.append(case)
-        self._flush()
+        self._flush(lanes)
         self._judge_later(slow)
 
-    def _take(self, packet: ReferredPacket, now: float, pairs: dict[tuple[bytes, bytes], Pair]) -> Case | None:
+    def _fail(self, packet: ReferredPacket, error: Exception) -> None:
+        if isinstance(error, CasemateError):
+            why = error.detail
+        else:
+            report("a referral failed; it is denied")
+            why = "an error of Casemate's own"
+        self._settle([packet], None, Answer(False, why, "error"), 0.0)
+
+    def _take(self, packet: ReferredPacket, now: float, pair: Pair) -> Case | None:
         """Decide at once, or give what needs the store."""
-        both = (packet.source, packet.destination)
-        pair = pairs.get(both)
-        if pair is None:
-            pair = pairs[both] = self._pair(*both)
-        asked = Connection(pair.source, pair.destination, _PROTOCOLS.get(packet.protocol, Protocol.OTHER), packet.port)
+        asked = pair.asked(packet)
         if self._asked:
             waiting = self._asked.get(key_of(asked))
             if waiting is not None:
@@ -187,10 +197,10 @@ class Referrals:
         return Case(packet, asked, rate)
 
     def _pair(self, source: bytes, destination: bytes) -> Pair:
-        one = ends.at_address(self._core.policy, _address(source))
-        other = self._destination((source, destination, 0, 0))
+        one, other = self._ends(source, destination)
         wall = walling.touched(self._core.policy.walls, one, other)
-        return Pair(one, other, not wall or walling.known(self._core, one, other) is True)
+        clear = not wall or walling.known(self._core, one, other) is True
+        return Pair(one, other, clear, one.name not in self._prompts_of, self.decider.paths(one, other))
 
     def _judge_later(self, cases: Iterable[Case]) -> None:
         """Walls are asked for all at once; whether two have met for each by itself, since that takes long."""
@@ -203,20 +213,16 @@ class Referrals:
         if together:
             self._core.spawn(self._judge(together), f"{len(together)} referrals")
 
-    def connection(self, packet: ReferredPacket) -> Connection:
-        """Who is at both ends of *packet*, by address."""
-        source = ends.at_address(self._core.policy, _address(packet.source))
-        destination = self._destination((packet.source, packet.destination, 0, 0))
-        return Connection(source, destination, _PROTOCOLS.get(packet.protocol, Protocol.OTHER), packet.port)
-
-    def _destination(self, key: tuple[bytes, bytes, int, int]) -> Endpoint:
-        policy, address = self._core.policy, _address(key[1])
-        found = ends.at_address(policy, address)
+    def _ends(self, source: bytes, destination: bytes) -> tuple[Endpoint, Endpoint]:
+        """Who is at both ends, by address."""
+        policy, one, other = self._core.policy, ends.unpacked(source), ends.unpacked(destination)
+        found = ends.at_address(policy, other)
         if found.kind is not Kind.POD and policy.planner is not None:
             # Names hold for the pod whose own answers led there.
-            named = policy.planner.owner(address, str(_address(key[0])))
-            return ends.outside(address, named.dns) if named is not None else found
-        return found
+            named = policy.planner.owner(other, str(one))
+            if named is not None:
+                found = ends.outside(other, named.dns)
+        return ends.at_address(policy, one), found
 
     async def _judge(self, cases: Sequence[Case]) -> None:
         """What needs the store: walls, and whether these two have met."""
@@ -280,17 +286,11 @@ class Referrals:
             self._seen.popitem(last=False)
 
     def _decided(self, packet: ReferredPacket, asked: Connection, verdict: Verdict, rule: str, lasting: bool) -> None:
-        if verdict is Verdict.REFER:
-            self._ask(packet, asked, rule)
-            return
-        answer = self._spoken.get((verdict, rule, lasting))
+        answer = self._spoken.answer(verdict, rule, lasting=lasting)
         if answer is None:
-            if verdict <= Verdict.AUDIT:
-                answer = Answer(True, f"{verdict.word} by {rule}", rule, self._lifetime_s if lasting else 0)
-            else:
-                answer = Answer(False, f"deny by {rule}", rule, DENY_LIFETIME_S if lasting else 0)
-            self._spoken[verdict, rule, lasting] = answer
-        self._settle([packet], asked, answer, 0.0)
+            self._ask(packet, asked, rule)
+        else:
+            self._settle([packet], asked, answer, 0.0)
 
     def _allowed_before(self, key: str, now: float) -> bool:
         until, row = self._remembered.get(key, (-1.0, None))
@@ -447,22 +447,37 @@ class Referrals:
         if asked is None:
             return
         if answer.allow:
-            for packet in packets if not number else ():
-                self._granted[packet.source, packet.destination, packet.protocol, packet.port] = asked
-                if len(self._granted) > MAX_GRANTED:
-                    self._granted.popitem(last=False)
+            if not number:
+                self._grant(packets)
             self._note_met((asked.source.name, asked.destination.name))
         self._settled.append(Settled(packets, asked, answer, waited_s, number))
 
-    def _flush(self) -> None:
+    def _grant(self, packets: Iterable[ReferredPacket]) -> None:
+        granted = self._granted
+        for packet in packets:
+            granted[packet.source, packet.destination, packet.protocol, packet.port] = None
+        while len(granted) > MAX_GRANTED:
+            granted.popitem(last=False)
+
+    def _flush(self, lanes: Sequence[Lane] = ()) -> None:
         """Send every answer in one message, and leave a row for each.
 
         The recorder of flows is told before: the kernel tells it of the connection as soon as the packet goes on.
         """
         settled, self._settled = self._settled, []
-        answers, self._answers = self._answers, []
-        if settled and self.told is not None:
-            self.told([(packet, one.answer) for one in settled for packet in one.packets])
+        answers: list[ToHostd] = []
+        for lane in lanes:
+            allow, lifetime_s = lane.answer.allow, lane.answer.lifetime_s
+            answers += [ToHostd(packet.number, allow, lifetime_s) for packet in lane.packets]
+            self.counters["allowed" if allow else "denied"] += len(lane.packets)
+            if allow:
+                self._grant(lane.packets)
+                self._note_met((lane.asked.source.name, lane.asked.destination.name))
+        answers += self._answers
+        self._answers = []
+        if self.told is not None and (settled or lanes):
+            told = [(one.answer, [packet]) for one in settled for packet in one.packets]
+            self.told([*told, *((lane.answer, lane.packets) for lane in lanes)])
         if answers:
             try:
                 self._core.policy.firewall.answer(answers)
@@ -471,6 +486,15 @@ class Referrals:
                 self.counters["unanswered"] += len(answers)
         if settled:
             self._book(settled)
+        if lanes:
+            self._book_lanes(lanes)
+
+    def _book_lanes(self, lanes: Iterable[Lane]) -> None:
+        now, runs = self._core.clock(), []
+        for lane in lanes:
+            runs.append(lane.run(self._next + 1, now))
+            self._next += len(lane.packets)
+        self._rows.keep_runs(runs)
 
     def _book(self, settled: Iterable[Settled]) -> None:
         now = self._core.clock()
@@ -519,10 +543,6 @@ class Referrals:
         return self._rows.watch(
             lambda: [self._row(prompt, None) for prompt in prompts.values()], waiting_only=waiting_only
         )
-
-
-def _address(packed: bytes) -> Address:
-    return ipaddress.IPv4Address(packed) if len(packed) == 4 else ipaddress.IPv6Address(packed)
 
 
 def _addresses(workload: object, text: str) -> tuple[Address, ...]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 import msgspec
 
 from casemate.node.clock import rfc3339
+from casemate.node.policy.referral_packs import Run, packed, read
 from casemate.policy.identity import FIRST_NUMBER, Allocation, Identity, Kind
 from casemate.policy.parse import Document
 from casemate.policy.ports import NamedPort, Protocol
@@ -16,7 +18,7 @@ from casemate.spec.api.policy import PolicyRow, QuarantineAllow, QuarantineRow, 
 
 _NEXT = "policy.next_number"
 #: Decided referrals that are kept; the ring may be longer by TRIM_EVERY between two trims.
-REFERRAL_ROWS = 10_000
+REFERRAL_ROWS = 50_000
 TRIM_EVERY = 256
 _ALLOWS = msgspec.json.Decoder(tuple[QuarantineAllow, ...])
 _TEXTS = msgspec.json.Decoder(tuple[str, ...])
@@ -149,26 +151,36 @@ def end_quarantine(db: sqlite3.Connection, number: int, at: float, who: str, rea
 # --- referrals --------------------------------------------------------------------------------------------------
 
 
-def add_referrals(db: sqlite3.Connection, rows: Sequence[ReferralRow], last_number: int) -> None:
-    """Keep decided referrals; *last_number* is the newest one's, by which the ring is cut."""
+def add_referrals(db: sqlite3.Connection, rows: Sequence[ReferralRow], runs: Sequence[Run] = ()) -> None:
+    """Keep decided referrals: *rows* each by itself, *runs* (in the order of their numbers) packed."""
+    packs = packed(runs)
     db.executemany("INSERT OR REPLACE INTO referrals VALUES (?, ?)", [(row.number, _encode(row)) for row in rows])
-    if last_number // TRIM_EVERY != (last_number - len(rows)) // TRIM_EVERY:
-        db.execute("DELETE FROM referrals WHERE number<=?", (last_number - REFERRAL_ROWS,))
+    db.executemany("INSERT OR REPLACE INTO referral_packs VALUES (?, ?, ?)", packs)
+    last = max([*(row.number for row in rows), *(pack.last for pack in packs)])
+    if last // TRIM_EVERY != (last - len(rows) - sum(len(run.ports) for run in runs)) // TRIM_EVERY:
+        db.execute("DELETE FROM referrals WHERE number<=?", (last - REFERRAL_ROWS,))
+        db.execute("DELETE FROM referral_packs WHERE last<=?", (last - REFERRAL_ROWS,))
 
 
 def referrals(db: sqlite3.Connection, limit: int, project: str = "") -> list[ReferralRow]:
     """The newest decided ones, the newest first; with an end in *project*, if given."""
-    query = "SELECT row FROM referrals"
+    query, packs = "SELECT row FROM referrals", "SELECT pack FROM referral_packs"
     if project:
         ends = (f"json_extract(CAST(row AS TEXT), '$.{end}') GLOB ?" for end in ("source", "destination"))
         query += f" WHERE {' OR '.join(ends)}"
+        packs += " WHERE instr(projects, ?)"
     values = (f"{project}/*",) * 2 if project else ()
     rows = db.execute(f"{query} ORDER BY number DESC LIMIT ?", (*values, limit))
-    return [_REFERRAL.decode(row) for (row,) in rows]
+    found = [_REFERRAL.decode(row) for (row,) in rows]
+    held = db.execute(f"{packs} ORDER BY last DESC", (f" {project} ",) if project else ())
+    found += islice((row for (pack,) in held for row in read(pack, project)), limit)
+    found.sort(key=lambda row: -row.number)
+    return found[:limit]
 
 
 def last_referral(db: sqlite3.Connection) -> int:
-    return int(db.execute("SELECT coalesce(max(number), 0) FROM referrals").fetchone()[0])
+    query = "SELECT max(coalesce(max(number), 0), (SELECT coalesce(max(last), 0) FROM referral_packs)) FROM referrals"
+    return int(db.execute(query).fetchone()[0])
 
 
 def remember(db: sqlite3.Connection, key: str, row: ReferralRow, until: float) -> None:

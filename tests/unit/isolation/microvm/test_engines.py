@@ -16,7 +16,19 @@ from casemate.isolation.level import InnerUsage
 from casemate.isolation.microvm import answers, bundles, engines, frames, mountflags, reports, takeover
 from casemate.isolation.microvm.errors import BundleUnsupported, NetworkFailed
 from casemate.isolation.microvm.frames import Tag
-from casemate.isolation.microvm.oci import Config, Hook, Hooks, Linux, MemoryLimit, Namespace, Process, Resources, User
+from casemate.isolation.microvm.oci import (
+    BlockIo,
+    Config,
+    Hook,
+    Hooks,
+    Linux,
+    MemoryLimit,
+    Namespace,
+    NetworkClass,
+    Process,
+    Resources,
+    User,
+)
 from casemate.isolation.microvm.records import ContainerRecord
 from casemate.spec.errors import Conflict
 from casemate.spec.workload import Resources as Wanted
@@ -73,7 +85,7 @@ def test_hooks_for_casemate_vm() -> None:
     }
     found = [one.value for one in fields if one.tag == Tag.HOOK]
     assert found[0] == struct.pack("<III", 7, 2, 1) + b"/bin/h\0h\0a b\0A=1\0"
-    assert found[1] == struct.pack("<III", 120, 0, 0) + b"/bin/i\0"
+    assert found[1] == struct.pack("<III", 120, 0, engines.INHERITED) + b"/bin/i\0"
 
 
 @pytest.mark.parametrize(
@@ -323,3 +335,27 @@ def test_what_is_paused_or_stopped_takes_no_exec() -> None:
     for one in (paused, msgspec.structs.replace(RECORD, status="stopped")):
         with pytest.raises(Conflict):
             answers.check_can_exec(one, ignore_paused=False)
+
+
+def test_limits_of_update_that_the_guest_need_not_hold() -> None:
+    found = reports.resources("", ["memory=100", "memory-swap=-1", "blkio-weight=500"])
+    assert (found.memory, found.block_io) == (MemoryLimit(100), BlockIo(500))
+    with pytest.raises(BundleUnsupported, match="allowed are 0 to 1000"):
+        reports.resources("", ["blkio-weight=1001"])
+
+
+def test_namespaces_that_the_waiter_has_on_the_host() -> None:
+    listed = config(Namespace("network"), Namespace("ipc"), Namespace("uts", "/proc/7/ns/uts"), Namespace("cgroup"))
+    fields = engines.prepared("c", "/b", listed)
+    assert [one.value for one in fields if one.tag == Tag.NAMESPACES] == [struct.pack("<I", 0x0A00_0000)]
+
+
+def test_a_class_of_packets_is_refused() -> None:
+    network = NetworkClass(class_id=1048577)
+    wanted = Config(
+        process=PLAIN, linux=Linux(namespaces=(Namespace("network"),), resources=Resources(network=network))
+    )
+    with pytest.raises(BundleUnsupported, match="no class"):
+        engines.prepared("c", "/b", wanted)
+    # What engines write that say nothing of it.
+    engines.check_resources(Config(process=PLAIN, linux=Linux(resources=Resources(network=NetworkClass()))))

@@ -7,6 +7,8 @@ import struct
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.fuzz.packets import EVENT, LOGGED, client_hello
 
 from casemate.node.flows import conntrack, packetlog, query
@@ -124,15 +126,45 @@ def test_the_kernels_own_bytes_are_read() -> None:
     assert (header[0].port, one.packet[header[1] :]) == (9, b"hello")
 
 
+@given(place=st.integers(0, 140), bits=st.integers(1, 255), ended=st.booleans(), port=st.integers(0, 65_535))
+def test_the_short_way_reads_what_the_long_one_does(place: int, bits: int, ended: bool, port: int) -> None:
+    data = bytearray(event(WEB, DB, 40_000, port, ended=(1, 2, 3, 4) if ended else ()))
+    assert conntrack.quick(bytes(data)) is not None
+    data[place] ^= bits
+    found = conntrack.quick(bytes(data))
+    if found is None:
+        return
+    seen = conntrack.parse(bytes(data))
+    assert seen is not None
+    assert found == (seen.is_new, seen.key, *seen.original, seen.reply.source, seen.reply.source_port)
+    assert seen.rest == conntrack.QUICK_END
+
+
+def test_connections_that_begin_and_end_in_one_batch(tmp_path: Path) -> None:
+    table = Table(tmp_path)
+    table.recorder.connections([event(WEB, DB, 1, 80)], 1.0)
+    table.settle()
+    both = [
+        event(WEB, DB, 2, 80), event(WEB, "203.0.113.9", 3, 80), event(WEB, DB, 2, 80, ended=(1, 2, 3, 4)),
+        event(WEB, DB, 1, 80, ended=(5, 6, 7, 8)), b"", event("fd00::1", "fd00::2", 4, 80), event(WEB, DB, 5, 80),
+    ]  # fmt: skip
+    table.recorder.connections(both, 2.0)
+    found = {row.source.port: (row.bytes_in, bool(row.ended), row.rule) for row in table.settle()}
+    assert found == {
+        1: (8, True, "front"), 2: (4, True, "front"), 3: (0, False, "front"), 4: (0, False, "front"),
+        5: (0, False, "front"),
+    }  # fmt: skip
+
+
 def test_a_connection_is_one_record_with_names_rule_and_counters(tmp_path: Path) -> None:
     table = Table(tmp_path)
     table.recorder.told(Names(((WEB, DB, "db.shop.casemate", 5),)), 1.0)
-    table.recorder.connection(event(WEB, DB, 40000, 5432), 1.5)
+    table.recorder.connections([event(WEB, DB, 40000, 5432)], 1.5)
     (row,) = table.settle()
     assert (row.source.name, row.destination.name, row.destination.port, row.protocol) == ("web", "db", 5432, "tcp")
     assert (row.verdict, row.rule, row.dns, row.ended) == ("allow", "front", "db.shop.casemate", "")
     assert (row.source.identity, row.destination.identity) == (300, 301)
-    table.recorder.connection(event(WEB, DB, 40000, 5432, ended=(10, 1000, 8, 90000)), 4.0)
+    table.recorder.connections([event(WEB, DB, 40000, 5432, ended=(10, 1000, 8, 90000))], 4.0)
     (row,) = table.settle()
     assert (row.packets_out, row.bytes_out, row.packets_in, row.bytes_in) == (10, 1000, 8, 90000)
     assert row.ended == "1970-01-01T00:00:03.000000Z"
@@ -141,29 +173,29 @@ def test_a_connection_is_one_record_with_names_rule_and_counters(tmp_path: Path)
 
 def test_the_end_comes_before_the_ruling(tmp_path: Path) -> None:
     table = Table(tmp_path)
-    table.recorder.connection(event(WEB, DB, 1, 2), 1.0)
-    table.recorder.connection(event(WEB, DB, 1, 2, ended=(1, 2, 3, 4)), 1.1)
+    table.recorder.connections([event(WEB, DB, 1, 2)], 1.0)
+    table.recorder.connections([event(WEB, DB, 1, 2, ended=(1, 2, 3, 4))], 1.1)
     (row,) = table.settle()
     assert (row.bytes_in, row.rule) == (4, "front")
 
 
 def test_a_published_port_shows_where_the_connection_really_went(tmp_path: Path) -> None:
     table = Table(tmp_path)
-    table.recorder.connection(event("203.0.113.9", "10.0.0.1", 5000, 80, translated=WEB), 1.0)
+    table.recorder.connections([event("203.0.113.9", "10.0.0.1", 5000, 80, translated=WEB)], 1.0)
     (row,) = table.settle()
     assert (row.destination.name, row.via, row.source.kind) == ("web", "10.0.0.1:80", "world")
 
 
 def test_ipv6_and_its_counters(tmp_path: Path) -> None:
     table = Table(tmp_path)
-    table.recorder.connection(event("fd00::1", "2001:db8::2", 1, 443, ended=(1, 2, 3, 4)), 1.0)
+    table.recorder.connections([event("fd00::1", "2001:db8::2", 1, 443, ended=(1, 2, 3, 4))], 1.0)
     (row,) = table.settle()
     assert (row.source.address, row.destination.address, row.bytes_in) == ("fd00::1", "2001:db8::2", 4)
 
 
 def test_without_a_ruling_it_is_written_late_and_counted(tmp_path: Path) -> None:
     table = Table(tmp_path)
-    table.recorder.connection(event(WEB, DB, 1, 2), 1.0)
+    table.recorder.connections([event(WEB, DB, 1, 2)], 1.0)
     table.recorder.ask()
     table.recorder.expire(1.0 + RULING_WAIT_S / 2)
     assert table.recorder.pending == 0
@@ -188,7 +220,7 @@ def test_refused_packets_are_one_record_for_each_attempt(tmp_path: Path) -> None
 def test_what_passed_is_never_called_denied(tmp_path: Path) -> None:
     table = Table(tmp_path)
     table.rule = Ruling("deny", "newer")
-    table.recorder.connection(event(WEB, DB, 1, 2), 1.0)
+    table.recorder.connections([event(WEB, DB, 1, 2)], 1.0)
     (row,) = table.settle()
     assert (row.verdict, row.note) == ("allow", "now deny")
 
@@ -196,17 +228,17 @@ def test_what_passed_is_never_called_denied(tmp_path: Path) -> None:
 def test_audited_is_audited(tmp_path: Path) -> None:
     table = Table(tmp_path)
     table.rule = Ruling("audit", "soon")
-    table.recorder.connection(event(WEB, DB, 1, 2), 1.0)
+    table.recorder.connections([event(WEB, DB, 1, 2)], 1.0)
     assert [row.verdict for row in table.settle()] == ["audit"]
 
 
 def test_other_rules_ask_anew(tmp_path: Path) -> None:
     table = Table(tmp_path)
-    table.recorder.connection(event(WEB, DB, 1, 2), 1.0)
+    table.recorder.connections([event(WEB, DB, 1, 2)], 1.0)
     table.settle()
     table.recorder.told(RulesChanged(), 2.0)
     table.rule = Ruling("allow", "second")
-    table.recorder.connection(event(WEB, DB, 3, 2), 2.5)
+    table.recorder.connections([event(WEB, DB, 3, 2)], 2.5)
     assert [row.rule for row in table.settle()] == ["front", "second"]
 
 
@@ -219,7 +251,7 @@ def test_lost_packets_of_the_log_are_counted_by_their_numbers(tmp_path: Path) ->
 
 def test_the_servers_name_of_a_handshake(tmp_path: Path) -> None:
     table = Table(tmp_path)
-    table.recorder.connection(event(WEB, "192.0.2.7", 40000, 443), 1.0)
+    table.recorder.connections([event(WEB, "192.0.2.7", 40000, 443)], 1.0)
     table.settle()
     hello = packet(WEB, "192.0.2.7", 40000, 443, client_hello(b"API.example.org"))
     table.recorder.hellos(logged(hello, b""), 1.1)
@@ -245,7 +277,7 @@ def test_a_name_behind_many_extensions_is_found_within_the_bound() -> None:
 
 def test_questions_to_the_resolver_are_no_flows(tmp_path: Path) -> None:
     table = Table(tmp_path)
-    table.recorder.connection(event(WEB, "169.254.1.1", 40000, 53, protocol=17), 1.0)
+    table.recorder.connections([event(WEB, "169.254.1.1", 40000, 53, protocol=17)], 1.0)
     assert table.settle() == []
 
 
@@ -262,19 +294,19 @@ def test_a_pod_that_is_gone_is_known_a_while(tmp_path: Path) -> None:
 def test_the_ring_keeps_its_size_and_the_newest(tmp_path: Path) -> None:
     table = Table(tmp_path, capacity=10)
     for port in range(1, 31):
-        table.recorder.connection(event(WEB, DB, port, 80), 1.0)
+        table.recorder.connections([event(WEB, DB, port, 80)], 1.0)
     rows = table.settle()
     assert [row.source.port for row in rows] == list(range(21, 31))
 
 
 def test_a_recorder_that_was_killed_goes_on_where_it_was(tmp_path: Path) -> None:
     table = Table(tmp_path)
-    table.recorder.connection(event(WEB, DB, 7, 80), 1.0)
+    table.recorder.connections([event(WEB, DB, 7, 80)], 1.0)
     table.settle()
     table.ring.close()
     again = Table(tmp_path)
-    again.recorder.connection(event(WEB, DB, 7, 80, ended=(1, 2, 3, 4)), 5.0)
-    again.recorder.connection(event(WEB, DB, 8, 80), 6.0)
+    again.recorder.connections([event(WEB, DB, 7, 80, ended=(1, 2, 3, 4))], 5.0)
+    again.recorder.connections([event(WEB, DB, 8, 80)], 6.0)
     rows = again.settle()
     assert [(row.source.port, row.bytes_in) for row in rows] == [(7, 4), (8, 0)]
 
@@ -282,7 +314,7 @@ def test_a_recorder_that_was_killed_goes_on_where_it_was(tmp_path: Path) -> None
 def test_a_store_that_cannot_be_read_is_made_anew_and_says_so(tmp_path: Path) -> None:
     (tmp_path / "flows.db").write_bytes(b"no database" * 1000)
     table = Table(tmp_path)
-    table.recorder.connection(event(WEB, DB, 7, 80), 1.0)
+    table.recorder.connections([event(WEB, DB, 7, 80)], 1.0)
     assert len(table.settle()) == 1
     connection = query.connect(table.path)
     (gap,) = query.gaps(connection, 0.0, float("inf"))
@@ -294,7 +326,7 @@ def test_broken_messages_are_counted(tmp_path: Path) -> None:
     table = Table(tmp_path)
     whole = event(WEB, DB, 1, 2)
     for end in range(124):  # up to the end of both tuples
-        table.recorder.connection(whole[:end], 1.0)
+        table.recorder.connections([whole[:end]], 1.0)
     table.recorder.verdicts(b"\x01\0\0\0" + bytes(40), 1.0)
     assert table.settle() == []
     assert table.recorder.counters().broken > 0
@@ -302,8 +334,8 @@ def test_broken_messages_are_counted(tmp_path: Path) -> None:
 
 def test_questions_to_the_ring(tmp_path: Path) -> None:
     table = Table(tmp_path)
-    table.recorder.connection(event(WEB, DB, 1, 5432), 100.0)
-    table.recorder.connection(event(WEB, "203.0.113.5", 2, 443), 200.0)
+    table.recorder.connections([event(WEB, DB, 1, 5432)], 100.0)
+    table.recorder.connections([event(WEB, "203.0.113.5", 2, 443)], 200.0)
     table.recorder.verdicts(logged(packet("203.0.113.9", WEB, 3, 22)), 300.0)
     table.settle()
 
@@ -328,9 +360,9 @@ def test_questions_to_the_ring(tmp_path: Path) -> None:
 def test_the_service_map_folds_what_is_too_much(tmp_path: Path) -> None:
     table = Table(tmp_path, capacity=1000)
     for number in range(100):
-        table.recorder.connection(event(WEB, f"203.0.113.{number}", number + 1, 443), 1.0)
+        table.recorder.connections([event(WEB, f"203.0.113.{number}", number + 1, 443)], 1.0)
     for number in range(5):
-        table.recorder.connection(event(WEB, DB, 1000 + number, 5432), 1.0)
+        table.recorder.connections([event(WEB, DB, 1000 + number, 5432)], 1.0)
     table.settle()
     connection = query.connect(table.path)
     found = query.service_map(connection, Wanted(), 10.0)
@@ -349,7 +381,7 @@ def test_what_was_referred_says_who_answered(tmp_path: Path) -> None:
     five = (ipaddress.ip_address(WEB).packed, ipaddress.ip_address(DB).packed, 6, 7, 80)
     table.recorder.told(Referred(answers, ((five, 0), ((*five[:3], 9, 80), 5))), 1.0)
     assert table.recorder.broken == 1, "a place that no answer has"
-    table.recorder.connection(event(WEB, DB, 7, 80), 1.1)
+    table.recorder.connections([event(WEB, DB, 7, 80)], 1.1)
     table.recorder.told(Referred(answers, (((*five[:3], 8, 80), 1),)), 1.2)
     table.recorder.verdicts(logged(packet(WEB, DB, 8, 80)), 1.3)
     rows = table.settle()

@@ -177,7 +177,7 @@ def test_referrals_of_a_project(play: Callable[..., None]) -> None:
         await referrals.answer(row.number, ReferralAnswer(allow=False), ROOT)
         assert len((await referrals.listing(10, "shop")).decided) == 1
         assert (await referrals.listing(10, "lab")).decided == ()
-        await site.db.write(lambda db: store.add_referrals(db, [row], row.number))
+        await site.db.write(lambda db: store.add_referrals(db, [row]))
         found = [
             await site.db.read(lambda db, name=name: store.referrals(db, 10, name)) for name in ("shop", "lab", "")
         ]

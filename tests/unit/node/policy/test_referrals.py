@@ -47,7 +47,9 @@ def test_rules_decide_first_and_last_as_long_as_their_facts(play: Callable[..., 
     async def scene(site: Site) -> None:
         referrals = await _referring(site)
         told: list[tuple[int, bool]] = []
-        referrals.told = lambda answered: told.extend((one.number, answer.allow) for one, answer in answered)
+        referrals.told = lambda answered: told.extend(
+            (one.number, answer.allow) for answer, packets in answered for one in packets
+        )
         referrals.on_referred(wire.Referred((packet(1, 1, 2, 80),)))
         assert await _settled(site, 1) == [wire.ReferralAnswer(1, True, 300)]
         referrals.on_referred(wire.Referred(tuple(packet(number, 1, 3, 81) for number in (2, 3))))
@@ -214,7 +216,9 @@ def test_a_batch_is_answered_in_one_message_and_each_has_its_row(play: Callable[
     async def scene(site: Site) -> None:
         referrals = await _referring(site)
         order: list[str] = []
-        referrals.told = lambda answered: order.append(f"{len(answered)} told, {len(site.notes.answers())} sent")
+        referrals.told = lambda answered: order.append(
+            f"{sum(len(packets) for _, packets in answered)} told, {len(site.notes.answers())} sent"
+        )
         # To web: allowed by the condition; to db at 80: a person is asked, and too many of them are denied.
         waiting = [packet(number, 1, 2, 80) for number in range(1, 301)]
         waiting += [packet(number, 1, 3, number) for number in range(1000, 1003)]
