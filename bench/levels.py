@@ -1,10 +1,11 @@
 """``run --rm IMAGE true`` at the levels microvm and gvisor, against Docker on runc and on runsc, in turn.
 
-sudo make start && sudo /opt/casemate/venv/bin/python bench/levels.py [rounds] [pause in seconds] [machines]
+sudo make start && sudo /opt/casemate/venv/bin/python bench/levels.py [rounds] [pause in seconds] [machines] [level]
 
 With ``microvm.pool = 0`` (or a pause of 0) a machine is cloned for each start; with a pool and a pause of 2 s one
-waits. *machines* at the end, 4 at a time, against as many of Docker's plain containers. Docker's runsc has no network
-here: on a kernel since 6.13 Debian's takes every network namespace for the host's (decision 0062).
+waits. *machines* (0: none) at the end, 4 at a time, against as many of Docker's plain containers. *level*: ``microvm``
+or ``gvisor`` alone. Docker's runsc has no network here: on a kernel since 6.13 Debian's takes every network namespace
+for the host's (decision 0062).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ def main() -> None:
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 9
     pause_s = float(sys.argv[2]) if len(sys.argv) > 2 else 0.0
     machines = int(sys.argv[3]) if len(sys.argv) > 3 else 50
+    levels = sys.argv[4:5] or ["microvm", "gvisor"]
     with scratch() as folder:
         archive = busybox_root(folder)
         import_ours(archive)
@@ -33,11 +35,11 @@ def main() -> None:
         config.write_text(json.dumps({"runtimes": runtimes}))
         more = ("--config-file", str(config))
         with docker(folder / "docker", archive, *more) as dock:
-            subjects: dict[str, Callable[[], object]] = {
-                "docker": lambda: run([*dock, "run", "--rm", "bench:1", "true"]),
-                "microvm": lambda: ours("microvm"),
-            }
-            if runsc:
+            subjects: dict[str, Callable[[], object]] = {}
+            if "microvm" in levels:
+                subjects["docker"] = lambda: run([*dock, "run", "--rm", "bench:1", "true"])
+                subjects["microvm"] = lambda: ours("microvm")
+            if runsc and "gvisor" in levels:
                 subjects["gvisor"] = lambda: ours("gvisor", "--network", "none")
                 words = [*dock, "run", "--rm", "--runtime", "runsc", "--network", "none", "bench:1", "true"]
                 subjects["docker runsc"] = lambda: run(words)
@@ -51,9 +53,11 @@ def main() -> None:
             print(machine())
             figures = {name: median(found) for name, found in times.items()}
             budget = "0.5 of docker, a machine waits" if pause_s else "1.0 of docker, no machine waits"
-            report(f"microvm, median of {rounds}", figures["microvm"], {"docker": figures["docker"]}, "s", budget)
-            if runsc:
-                report("gvisor", figures["gvisor"], {"docker runsc": figures["docker runsc"]}, "s", "0.5")
+            if "microvm" in figures:
+                report(f"microvm, median of {rounds}", figures["microvm"], {"docker": figures["docker"]}, "s", budget)
+            if "gvisor" in figures:
+                runsc_s = {"docker runsc": figures["docker runsc"]}
+                report(f"gvisor, median of {rounds}", figures["gvisor"], runsc_s, "s", "0.5")
             if machines:
                 peer = many(machines, lambda: run([*dock, "run", "--rm", "bench:1", "true"]))
                 mine = many(machines, lambda: ours("microvm"))

@@ -1,6 +1,6 @@
 /* `casemate-vm runsc [--join SANDBOX] PROGRAM ARGUMENTS`: runsc as conmon wants an OCI runtime. conmon says `exec --tty`
  * beside a process document that says the same; runsc takes the document alone and ends at the flag. For --join and what
- * follows from it see join.c. */
+ * follows from it see join.c; for what is kept from runsc, grace.c. */
 #include <errno.h>
 #include <string.h>
 #include <unistd.h>
@@ -26,6 +26,11 @@ void runsc_main(char **argv)
 	if (!strcmp(*argv, "--join") && argv[1] && argv[2]) {
 		sandbox = argv[1];
 		argv += 2;
+	}
+	spare_registration(argv);
+	if (!sandbox && is_command(argv, "create")) {
+		spare_larger_table();
+		spare_first_change();
 	}
 	if (sandbox && is_command(argv, "create"))
 		join_create(sandbox, argv);

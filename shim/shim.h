@@ -179,6 +179,10 @@ int jail_add_map(struct id_map *map, const char *text);
 int jail_inner(struct jail *jail);
 /* In the parent, before it drops anything: writes the child's maps. NULL, or the step that failed. */
 const char *jail_map(const struct jail *jail, pid_t child, int maps);
+/* grace.c */
+void spare_registration(char **argv);
+void spare_larger_table(void);
+void spare_first_change(void);
 /* seccomp.c */
 int seccomp_enter(void);
 /* seccomp_monitor.c */

@@ -161,9 +161,9 @@ async def _add_gvisor(context: Context, first_id: int) -> None:
     started = one
     if os.access(shim, os.X_OK):
         started = driver.wrapped(one, shim)
-        launch = functools.partial(context.launcher, one)
+        launch = functools.partial(context.launcher, started)
         rest = Rest(context.folders.run / "gvisor", Path(shim), launch, settings.number("limits.pids"))
-    inside = GvisorInside(one, context.cgroups, settings.text("cgroup.parent"), rest)
+    inside = GvisorInside(started, context.cgroups, settings.text("cgroup.parent"), rest)
     context.levels.add(GvisorLevel(started, f"runsc {found.runtime.version}: {found.why}", inside))
 
 

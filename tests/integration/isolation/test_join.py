@@ -9,7 +9,6 @@ import contextlib
 import ctypes
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -20,7 +19,6 @@ from pathlib import Path
 
 import pytest
 
-SHIM = Path(__file__).parents[3] / "shim"
 #: Notes what it was asked for; `start` copies a line from its standard input, `wait` tells an end when there is one.
 RUNSC = """#!/bin/sh
 echo "$@" >> {folder}/asked
@@ -32,17 +30,6 @@ case "$*" in
 *" wait "*) while ! test -s {folder}/end; do sleep 0.02; done; cat {folder}/end ;;
 esac
 """
-
-
-@pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    for one in ("gcc", "make"):
-        if shutil.which(one) is None:
-            pytest.skip(f"missing: {one}")
-    folder = tmp_path_factory.mktemp("shim")
-    flags = "FLAGS=-O1 -g -D_GNU_SOURCE -fsanitize=address,undefined -fno-sanitize-recover=all"
-    subprocess.run(["make", "-s", "-C", str(SHIM), f"BUILD={folder}", flags, "LINK="], check=True, timeout=180)
-    return folder / "casemate-vm"
 
 
 class Joined:

@@ -9,7 +9,7 @@ from tests.integration.daemons import Daemons
 from tests.integration.keeping.kept import Kept
 from tests.integration.keeping.service import import_service
 from tests.integration.levels.conftest import Run
-from tests.integration.levels.test_microvm import machines
+from tests.integration.levels.test_microvm import machines, monitor_of
 
 pytestmark = pytest.mark.root
 PATIENCE_S = 60.0
@@ -36,12 +36,13 @@ def test_open_connections_go_on_in_the_next_machine(pair: Daemons, kept: Kept) -
         for line in (one, other):
             line.socket.settimeout(PATIENCE_S)
         (machine,) = machines(pair)
+        monitor = monitor_of(pair, machine)
         before = one.ask("a")
         assert before.peer == one.name, "the service sees the client's own address and port"
         other.send("slow 10000")
         kept.until(lambda: bool(kept.holds().ports[0].kept_bytes), "it is asked", PATIENCE_S)
         kept.restart("web", hold_for_s=120, hold_drain_s=0, timeout=0)
-        assert machines(pair) != [machine]
+        assert monitor_of(pair, machine) != monitor, "another machine runs, under the pod's name"
         after, again = one.ask("b"), other.receive()
         assert (after.peer, again.peer, again.line) == (one.name, other.name, "slow 10000")
         assert after.start == again.start > before.start

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import tempfile
@@ -44,7 +45,7 @@ def base_layer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def host(built: tuple[Path, Path], kernel_state: Path) -> Iterator[harness.Host]:
     folder = Path(tempfile.mkdtemp(prefix="cm-vr-"))
-    one = harness.Host(kernel_state, folder, built[1])
+    one = harness.Host(kernel_state, folder, built[1], taps=f"wh{os.getpid() % 250}-")
     one.start()
     try:
         yield one

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -176,6 +177,25 @@ class Host:
             self._thread.join(20)
             assert not self._thread.is_alive()
         self._thread = None
+
+    @contextmanager
+    def waiting(self) -> Iterator[int]:
+        """QEMU's pid of a machine that waits, of the kind that was started last; no other is made, nor later."""
+        assert self._loop is not None
+        assert self.machines is not None
+        pool = self.machines.pool
+        pool.most = 1
+        making = asyncio.run_coroutine_threadsafe(pool.run(), self._loop)
+        limit = time.monotonic() + 60
+        while not pool.count():
+            assert time.monotonic() < limit, "no machine was made ready"
+            time.sleep(0.05)
+        pool.most = 0
+        making.cancel()
+        try:
+            yield pool._ready[0].machine.record.qemu_pid
+        finally:
+            asyncio.run_coroutine_threadsafe(pool.close(), self._loop).result(30)
 
     def vm(self, *words: str, **options: object) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

@@ -1,7 +1,8 @@
 """casemate-vm below Debian's Podman, Docker and containerd, and below Kubernetes' CRI: not one of them is changed.
 
 The four are asked the same things: output, exit codes, standard input, a terminal, exec, a volume both ways, a
-published port, stop and kill, and that nothing is left. Each test has its engine for itself.
+published port, stop and kill, and that nothing is left; all that with clones, and then once with a machine that waits.
+Each test has its engine for itself.
 """
 
 from __future__ import annotations
@@ -102,6 +103,23 @@ def judge(at: engines.Place, run: Callable[..., object], flags: list[str], netwo
     assert ask("rm", "life")[0] == 0
 
 
+def with_one_that_waits(at: engines.Place, run: Callable[..., object], *flags: str) -> None:
+    """A container of Podman's or Docker's in the very machine that waited, its network taken over."""
+    with at.host.waiting() as qemu:
+        start = ["run", "-d", "--name", "waited", "-p", "127.0.0.1:18090:8080", "--hostname", "waited", *flags]
+        made = run(*start, engines.IMAGE, "sh", "-c", SERVE)
+        assert made.returncode == 0, made  # type: ignore[attr-defined]
+        assert machines_of(at) == [qemu]
+        assert at.fetch(18090) == "served by waited\n"
+        assert run("rm", "--force", "waited").returncode == 0  # type: ignore[attr-defined]
+
+
+def machines_of(at: engines.Place) -> list[int]:
+    """The QEMU of each machine that is somebody's."""
+    assert at.host.machines is not None
+    return [one.record.qemu_pid for one in at.host.machines.all()]
+
+
 def test_podman(at: engines.Place) -> None:
     need("podman", "conmon", "/usr/lib/cni/bridge")
     with engines.podman(at) as run:
@@ -140,6 +158,7 @@ def test_podman(at: engines.Place) -> None:
         )
         assert made.stdout == "0\n", made.stderr
         assert (volume / "x").stat().st_uid == 700_000
+        with_one_that_waits(at, run)
 
 
 def test_docker(at: engines.Place) -> None:
@@ -166,6 +185,7 @@ def test_docker(at: engines.Place) -> None:
         assert run("update", "--memory", "100m", "--memory-swap", "100m", "--pids-limit", "40", "stays").returncode == 0
         assert run("rm", "--force", "stays").returncode == 0
         names_by_the_engine(at, run)
+        with_one_that_waits(at, run, "--runtime", "casemate", "--network", "cmt")
 
 
 def names_by_the_engine(at: engines.Place, run: engines.Run) -> None:
@@ -219,6 +239,12 @@ def test_containerd(at: engines.Place) -> None:
         engines.until(lambda: "STOPPED" in at.run(*task, "ls").stdout, "the task does not stop")
         assert at.run(*task, "rm", "life").returncode in (0, 137)
         assert at.run(*ctr, "container", "rm", "life").returncode == 0
+        with at.host.waiting() as qemu:
+            assert at.run(*start, "-d", engines.IMAGE, "waited", "sleep", "1000").returncode == 0
+            assert machines_of(at) == [qemu]
+            assert at.run(*task, "exec", "--exec-id", "y", "waited", "cat", "/etc/kept").stdout == "of the image\n"
+            assert at.run(*task, "rm", "--force", "waited").returncode in (0, 137)
+            assert at.run(*ctr, "container", "rm", "waited").returncode == 0
 
 
 def test_kubernetes_cri(at: engines.Place) -> None:
@@ -232,7 +258,13 @@ def test_kubernetes_cri(at: engines.Place) -> None:
         port = f(2, 8080) + f(3, 18091) + f(4, "127.0.0.1")
         meta = f(1, "pod") + f(2, "uid") + f(3, "default")
         sandbox = f(1, meta) + f(2, "pod-host") + f(3, str(own / "logs")) + f(5, port)
-        pod = cri.text(cri.call(socket, "RuntimeService/RunPodSandbox", f(1, sandbox) + f(2, "casemate")), 1)
+
+        def sandboxed() -> str:
+            return cri.text(cri.call(socket, "RuntimeService/RunPodSandbox", f(1, sandbox) + f(2, "casemate")), 1)
+
+        def removed() -> None:
+            cri.call(socket, "RuntimeService/StopPodSandbox", f(1, pod))
+            cri.call(socket, "RuntimeService/RemovePodSandbox", f(1, pod))
 
         def container(name: str, *command: str) -> str:
             config = f(1, f(1, name)) + f(2, f(1, engines.IMAGE)) + b"".join(f(3, word) for word in command)
@@ -241,6 +273,7 @@ def test_kubernetes_cri(at: engines.Place) -> None:
             cri.call(socket, "RuntimeService/StartContainer", f(1, cri.text(made, 1)))
             return cri.text(made, 1)
 
+        pod = sandboxed()
         first, second = container("first", "sh", "-c", SERVE), container("second", "sleep", "1000")
         assert at.host.machines is not None
         assert len(at.host.machines.all()) == 1
@@ -256,5 +289,10 @@ def test_kubernetes_cri(at: engines.Place) -> None:
             # CONTAINER_EXITED, and its code.
             assert (status[3], status[7]) == ([2], [137])
             cri.call(socket, "RuntimeService/RemoveContainer", f(1, one))
-        cri.call(socket, "RuntimeService/StopPodSandbox", f(1, pod))
-        cri.call(socket, "RuntimeService/RemovePodSandbox", f(1, pod))
+        removed()
+        with at.host.waiting() as qemu:
+            pod = sandboxed()
+            container("third", "sh", "-c", SERVE)
+            assert machines_of(at) == [qemu]
+            assert at.fetch(18091) == "served by pod-host\n"
+            removed()
