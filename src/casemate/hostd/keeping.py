@@ -20,6 +20,7 @@ from ipaddress import IPv4Address
 from casemate.host import nft, nft_netlink, policyroutes
 from casemate.host.nft_netlink import DELETE_ELEMENTS, NEW_ELEMENTS, Batch, NftSocket
 from casemate.host.rtnetlink import NetlinkFailed
+from casemate.hostd.protocol import Finding
 from casemate.hostd.protocol_keeping import GIVEN_LISTENER, PodProbe, Probed
 from casemate.hostd.relaying import RelayProcess
 from casemate.hostd.state import State
@@ -168,6 +169,16 @@ class Keeping:
                 except (nft.NftFailed, nft.NftMissing, NetlinkFailed, OSError) as error:
                     log.error("the table of kept connections: %s", error)
             await asyncio.sleep(_PERIOD_S)
+
+    def findings(self) -> list[Finding]:
+        """The doctor's line, where something is kept."""
+        if not self._kept:
+            return []
+        ports = f"{len(self._kept)} kept port{'s' if len(self._kept) > 1 else ''}"
+        if self.relay.is_connected:
+            return [Finding("kept connections", "ok", f"the relay serves {ports}")]
+        said = f"the relay does not run: connections to {ports} go straight, and end with their container"
+        return [Finding("kept connections", "warning", said, "See casemated's journal: it asks for another.")]
 
     async def probe(self, operation: PodProbe) -> Probed:
         """Whether the pod takes connections at the port now."""

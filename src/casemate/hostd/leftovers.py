@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -19,6 +19,7 @@ from casemate.hostd.context import Context
 from casemate.hostd.processes import conmons, kill_conmon
 from casemate.hostd.protocol import Finding, Prune
 from casemate.hostd.records import folder_names, remove_small
+from casemate.hostd.state import Pod
 from casemate.isolation.namespace import sandbox
 from casemate.network import links, plan
 from casemate.spec.errors import CasemateError
@@ -174,8 +175,23 @@ def _plain(kind: str, which: str, function: Callable[[], object]) -> Leftover:
     return Leftover(kind, which, remove)
 
 
-async def doctor(context: Context) -> list[Finding]:
-    """Checks of the host, the levels, and every leftover."""
+def _strangers(context: Context, known: Sequence[str] | None) -> list[Pod]:
+    """Pods that casemated does not know, where it has named those that it knows."""
+    if known is None:
+        return []
+    ids = set(known)
+    # One that is being made is locked and not yet known upstairs.
+    return [
+        one
+        for one in context.state.pods.values()
+        if one.id not in ids and not one.lock.locked() and one.record.phase == "ready"
+    ]
+
+
+async def doctor(context: Context, known: Sequence[str] | None = None) -> list[Finding]:
+    """Checks of the host, the levels, and every leftover; with *known*, casemated's pods, also those of nobody's."""
+    # First: casemated's word is of this moment.
+    strangers = _strangers(context, known)
     found = [await asyncio.to_thread(_probe, probe) for probe in probes.all_probes(context.folders.state)]
     found.append(await asyncio.to_thread(_probe, lambda: probes.idmapped_squashfs(context.folders.run)))
     found.append(_ranges(context))
@@ -187,9 +203,13 @@ async def doctor(context: Context) -> list[Finding]:
         remedy = f"Let {context.settings.text('network.link_prefix')}* pass in that chain."
         found.append(Finding("forwarding", "warning", f"{obstacle} drops what pods send", remedy))
     found.append(context.firewall.finding())
+    found.extend(context.keeping.findings())
     waiting = len(context.trash.waiting())
     if waiting:
         found.append(Finding("trash", "note", f"{waiting} folders are being deleted"))
+    for pod in strangers:
+        said = f"{pod.record.spec.name} ({pod.id[:12]}) is not known to casemated"
+        found.append(Finding("pod", "warning", said, f"`{PRUNE}`", left_over=True))
     for one in await find_settled(context):
         found.append(Finding(one.kind, "warning", f"{one.which} belongs to nobody", f"`{PRUNE}`", left_over=True))
     if not any(one.left_over for one in found):
@@ -216,19 +236,14 @@ def _probe(probe: Callable[[], probes.Probe]) -> Finding:
 async def prune(context: Context, operation: Prune) -> list[Finding]:
     """Remove every leftover and, when casemated names all pods that it knows, the pods that it does not know."""
     found: list[Finding] = []
-    if operation.pods is not None:
-        known = set(operation.pods)
-        for pod in [one for one in context.state.pods.values() if one.id not in known]:
-            # One that is being made is locked and not yet known upstairs.
-            if pod.lock.locked() or pod.record.phase != "ready":
-                continue
-            if not operation.dry_run:
-                async with pod.lock:
-                    for container in list(pod.containers.values()):
-                        await containers.remove(context, pod, container, force=True)
-                    if pod.id in context.state.pods:
-                        await pods.remove(context, pod)
-            found.append(_done("pod", f"{pod.record.spec.name} ({pod.id[:12]})", operation.dry_run))
+    for pod in _strangers(context, operation.pods):
+        if not operation.dry_run:
+            async with pod.lock:
+                for container in list(pod.containers.values()):
+                    await containers.remove(context, pod, container, force=True)
+                if pod.id in context.state.pods:
+                    await pods.remove(context, pod)
+        found.append(_done("pod", f"{pod.record.spec.name} ({pod.id[:12]})", operation.dry_run))
     for one in await find_settled(context):
         try:
             if not operation.dry_run:

@@ -54,7 +54,7 @@ class Operations:
             case protocol.Observe():
                 return observing.observe(context, operation.after_pod, operation.limit), []
             case protocol.Doctor():
-                return protocol.Findings(tuple(await leftovers.doctor(context))), []
+                return protocol.Findings(tuple(await leftovers.doctor(context, operation.pods))), []
             case protocol.Prune():
                 return protocol.Findings(tuple(await leftovers.prune(context, operation))), []
             case (

@@ -95,7 +95,12 @@ class Observe(Operation, frozen=True, tag="observe"):
 
 
 class Doctor(Operation, frozen=True, tag="doctor"):
-    """Answers :class:`Findings`: checks of the host, and what a crash left."""
+    """Answers :class:`Findings`: checks of the host, and what a crash left.
+
+    *pods* are all pods that casemated knows, so that others are named; None: they are not.
+    """
+
+    pods: Annotated[tuple[Id, ...], Meta(max_length=2000)] | None = None
 
 
 class Prune(Operation, frozen=True, tag="prune"):

@@ -158,8 +158,8 @@ async def remove_empty(core: Core, pod: str, caller: Caller) -> None:
 
     await core.db.write(begin)
     row = (await core.db.read(lambda db: select(db, PodRow, "WHERE id=?", pod)))[0]
-    if row.made:
-        await ask(core.hostd, PodRemove(pod), Done)
+    # An interrupted start may have left it at hostd without our knowing: removing what is not there is Done.
+    await ask(core.hostd, PodRemove(pod), Done)
     await core.policy.pod_gone(pod)
     await core.db.write(lambda db: finish_remove(db, core, row, caller))
     core.events.wake()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 from typing import assert_never
 
 from casemate.hostd.client import ask
-from casemate.hostd.protocol import Done, Observe, Observed, ObservedContainer, PodRemove
+from casemate.hostd.protocol import ContainerRemove, Done, Observe, Observed, ObservedPod, PodRemove
 from casemate.node import exits, journal, lifecycle, pods, reconcile, removal
 from casemate.node.core import SELF, Core, report
 from casemate.node.rows import ContainerRow, PodRow, select, update
@@ -19,7 +20,8 @@ MAX_PAGES = 1000
 
 async def reconcile_all(core: Core) -> list[reconcile.Operation]:
     """Observe, plan, apply; the operations that were done. One that fails is reported and does not stop the rest."""
-    observed = await observe(core)
+    found = await observe(core)
+    observed = {container.id: container for pod in found for container in pod.containers}
     welcome = core.hostd.welcome
     boot_id = welcome.boot_id if welcome is not None else ""
     wanted, pods_to_remove, last_boot = await core.db.read(_desired)
@@ -30,18 +32,47 @@ async def reconcile_all(core: Core) -> list[reconcile.Operation]:
             await apply(core, operation)
         except CasemateError:
             report(f"could not {operation.describe()}")
+    never_made = await core.db.read(_never_made)
+    for pod in [one for one in found if one.id in never_made]:
+        try:
+            await _unmake(core, pod)
+        except CasemateError:
+            report(f"could not take away what an interrupted start left of pod {pod.id[:12]}")
     await core.db.write(lambda db: _settle(db, boot_id))
     return operations
 
 
-async def observe(core: Core) -> dict[str, ObservedContainer]:
-    """Every container that hostd has, by id."""
-    found: dict[str, ObservedContainer] = {}
+def _never_made(db: sqlite3.Connection) -> set[str]:
+    """Pods of which the store says that they, or a container in them, were never made at hostd."""
+    return {
+        id_ for (id_,) in db.execute("SELECT id FROM pods WHERE made=0 UNION SELECT pod FROM containers WHERE made=0")
+    }
+
+
+async def _unmake(core: Core, pod: ObservedPod) -> None:
+    """Take away at hostd what it made for a start that was interrupted, and of which the store says that it was never
+    made: the next start makes it, and hostd would refuse what it has already. What runs, or ran, is never that.
+    """
+    async with contextlib.AsyncExitStack() as locks:
+        for id_ in await core.db.read(lambda db: sorted(one.id for one in pods.members(db, pod.id))):
+            await locks.enter_async_context(core.lock(id_))
+        rows = await core.db.read(lambda db: select(db, PodRow, "WHERE id=?", pod.id))
+        inside = {one.id: one for one in await core.db.read(lambda db: pods.members(db, pod.id))}
+        left = [one for one in pod.containers if one.state == "created" and one.id in inside]
+        left = [one for one in left if not inside[one.id].made and inside[one.id].status == "created"]
+        for one in left:
+            await ask(core.hostd, ContainerRemove(one.id, force=True), Done)
+        if rows and not rows[0].made and len(left) == len(pod.containers):
+            await ask(core.hostd, PodRemove(pod.id), Done)
+
+
+async def observe(core: Core) -> list[ObservedPod]:
+    """Every pod that hostd has, with its containers."""
+    found: list[ObservedPod] = []
     after = ""
     for _ in range(MAX_PAGES):
         page = await ask(core.hostd, Observe(after), Observed)
-        for pod in page.pods:
-            found.update((container.id, container) for container in pod.containers)
+        found += page.pods
         after = page.next_after
         if not after:
             break
@@ -73,6 +104,9 @@ async def apply(core: Core, operation: reconcile.Operation) -> None:
             await core.db.write(lambda db: _record_running(db, operation))
         case reconcile.RecordExit():
             finished_at = operation.finished_at or core.clock()
+            if operation.finished_at:
+                # hostd told: it has it.
+                await core.db.write(lambda db: _record_made(db, operation.id))
             await exits.exited(
                 core, operation.id, operation.exit_code, oom_killed=operation.oom_killed, finished_at=finished_at,
                 reason="" if operation.reason == reconcile.ENDED else operation.reason,
@@ -110,6 +144,11 @@ def _record_running(db: sqlite3.Connection, operation: reconcile.RecordRunning) 
     if row.status == "starting":
         update(db, ContainerRow, row.id, finished_at=0.0, exit_code=None)
     db.execute("UPDATE pods SET made=1 WHERE id=?", (pod.id,))
+
+
+def _record_made(db: sqlite3.Connection, id_: str) -> None:
+    db.execute("UPDATE containers SET made=1 WHERE id=?", (id_,))
+    db.execute("UPDATE pods SET made=1 WHERE id=(SELECT pod FROM containers WHERE id=?)", (id_,))
 
 
 def _record_unstarted(db: sqlite3.Connection, operation: reconcile.RecordUnstarted) -> None:

@@ -77,7 +77,7 @@ async def doctor(core: Core) -> DoctorAnswer:
     """The checks of hostd, and our own: database, audit chain, store, space, interrupted work."""
     found: list[FindingRow] = []
     try:
-        answer = await ask(core.hostd, Doctor(), Findings, timeout_s=120.0)
+        answer = await ask(core.hostd, Doctor(await _known_pods(core)), Findings, timeout_s=120.0)
         found += [FindingRow(f.check, f.severity, f.detail, f.remedy, f.left_over) for f in answer.findings]
     except HostdAway as error:
         found.append(FindingRow("hostd", "error", error.detail, error.remedy))
@@ -86,6 +86,12 @@ async def doctor(core: Core) -> DoctorAnswer:
     found += await _store(core)
     found += await checkup.findings(core)
     return DoctorAnswer(tuple(found), all(row.severity != "error" for row in found))
+
+
+async def _known_pods(core: Core) -> tuple[str, ...] | None:
+    """Every pod of the store, for hostd to tell those of nobody's; None where they are too many for one message."""
+    found = tuple(row.id for row in await core.db.read(lambda db: select(db, PodRow, "")))
+    return found if len(found) <= MAX_PRUNE_PODS else None
 
 
 def _database(db: sqlite3.Connection, at: float) -> list[FindingRow]:
@@ -183,11 +189,9 @@ async def prune(core: Core, request: PruneRequest, caller: Caller) -> Removed:
             if not request.dry_run:
                 await removal.remove(core, id_, project, caller, force=False, volumes=False)
             removed.append(f"container {id_}")
-    pods = tuple(row.id for row in await core.db.read(lambda db: select(db, PodRow, "")))
-    known = pods if len(pods) <= MAX_PRUNE_PODS else None
     answer = await ask(
         core.hostd,
-        Prune(known, dry_run=request.dry_run, templates=not request.left_overs_only),
+        Prune(await _known_pods(core), dry_run=request.dry_run, templates=not request.left_overs_only),
         Findings,
         timeout_s=120.0,
     )

@@ -89,9 +89,12 @@ def met(door):
     channel.setblocking(False)
     return socket.socket(fileno=array.array("i", content)[0]), channel
 
+def told():
+    return [one.severity for one in k.findings()]
+
 async def main():
     k.put(spec)
-    print("made", there())
+    print("made", there(), told())
     keeper = asyncio.ensure_future(k.keep())
     for harm in ("nft flush ruleset", f"ip rule del table {kept.routing_table('casetest_k')}",
                  "ip rule del iif lo table main"):
@@ -116,6 +119,7 @@ async def main():
         for one in (*fds, listener, channel):
             one.close()
     listener, channel = met(door)
+    print("reached", told())
     print("listens at", listener.getsockname()[0], listener.getsockopt(socket.SOL_SOCKET, 36) == mark.down)
     cases = (
         ("file", lambda: open("/dev/null")), ("datagrams", lambda: socket.socket(type=socket.SOCK_DGRAM)),
@@ -132,7 +136,7 @@ async def main():
     listener.close(); channel.close(); k.relay.hang_up()
     print("left", len(os.listdir("/proc/self/fd")) - before)
     k.take(spec)
-    print("gone", there())
+    print("gone", there(), told())
 
 asyncio.run(main())
 """
@@ -144,9 +148,9 @@ def test_the_table_and_whom_it_connects_for() -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     refused = [f"{name} True EPERM" for name in ("datagrams", "unix", "alone", "six", "unmarked", "marked")]
     assert done.stdout.splitlines() == [
-        "made (True, True, True)", *["again (True, True, True)"] * 3,
+        "made (True, True, True) ['warning']", *["again (True, True, True)"] * 3,
         "short closed", "long closed", "none closed", "took nothing closed", "two closed",
-        "listens at 192.0.0.8 True",
+        "reached ['ok']", "listens at 192.0.0.8 True",
         "file True ENOTSOCK", *refused, "elsewhere True EPERM", "listener True EPERM",
-        "left 0", "gone (False, False, False)",
+        "left 0", "gone (False, False, False) []",
     ]  # fmt: skip

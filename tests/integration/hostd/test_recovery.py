@@ -231,6 +231,8 @@ def test_a_pod_that_casemated_does_not_know_goes_only_when_asked() -> None:
         known, unknown = run(hostd, client, "sleep", "60"), run(hostd, client, "sleep", "60")
         client.call(protocol.Prune())
         assert set(observed(client)) == {known.id, unknown.id}
+        (named,) = [one for one in client.call(protocol.Doctor((known.pod,))).findings if one.left_over]
+        assert unknown.pod[:12] in named.detail
         client.call(protocol.Prune(pods=(known.pod,)))
         assert set(observed(client)) == {known.id}
         client.close()

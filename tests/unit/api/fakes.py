@@ -75,7 +75,9 @@ class FakeHostd:
                 assert self.welcome is not None
                 return self.welcome
             case p.ContainerRun(pod=pod, container=container):
-                assert pod is not None or container.pod in self.pods
+                # It has none that it is to make, and those that it is not.
+                assert (pod is not None) == (container.pod not in self.pods)
+                assert container.id not in self.states
                 self.pods.setdefault(container.pod, set()).add(container.id)
                 self.states[container.id] = p.ObservedContainer(container.id, "running", 42)
                 return p.Created(42, 41, 1_000_000_000)
@@ -88,8 +90,17 @@ class FakeHostd:
                 if self.obeys or number == 9:
                     self.end(id_, 128 + number)
                 return p.Done()
-            case p.ContainerRemove(container=id_):
+            case p.ContainerRemove(container=id_, pod=with_pod):
                 self.states.pop(id_, None)
+                for pod in [one for one, inside in self.pods.items() if id_ in inside]:
+                    self.pods[pod].discard(id_)
+                    if with_pod and not self.pods[pod]:
+                        del self.pods[pod]
+                return p.Done()
+            case p.PodRemove(pod=pod, force=force):
+                assert force or not self.pods.get(pod)
+                for id_ in self.pods.pop(pod, ()):
+                    self.states.pop(id_, None)
                 return p.Done()
             case p.Observe():
                 return p.Observed(

@@ -278,6 +278,44 @@ def test_a_crash_during_a_start_converges(tmp_path: Path, step: str) -> None:
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("made", ["pod", "created", "exited"])
+def test_what_an_interrupted_start_left_at_hostd_is_no_obstacle(tmp_path: Path, made: str) -> None:
+    """Both daemons died: hostd has the pod, or the container too, or that has run and ended; we know of none."""
+
+    async def scenario() -> None:
+        hostd = FakeHostd()
+        async with running_api(tmp_path, hostd) as api:
+            id_ = await api.create()
+            hostd.fail[p.ContainerRun] = HostdAway("gone")
+            await api.send("POST", f"/v1/containers/{id_}/start")
+            pod = (await api.send("GET", f"/v1/containers/{id_}"))[2]["summary"]["pod"]
+        hostd.pods[pod] = set() if made == "pod" else {id_}
+        if made != "pod":
+            code, ended = (None, 0.0) if made == "created" else (0, 4e9)
+            hostd.states[id_] = p.ObservedContainer(id_, made, 0, code, False, 0.0, ended)  # type: ignore[arg-type]
+        async with running_api(tmp_path, hostd) as api:
+            await recovery.reconcile_all(api.node.core)
+            assert await api.status(id_) == ("exited" if made == "exited" else "created")
+            assert (await api.send("POST", f"/v1/containers/{id_}/start"))[0] == 204
+            assert (await api.send("DELETE", f"/v1/containers/{id_}?force=true"))[0] == 204
+            assert (hostd.states, hostd.pods) == ({}, {})
+
+    asyncio.run(scenario())
+
+
+def test_a_pod_that_hostd_alone_has_goes_with_it(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        hostd = FakeHostd()
+        async with running_api(tmp_path, hostd) as api:
+            status, _, pod = await api.send("POST", "/v1/pods", {"name": "p"})
+            assert status == 201
+            hostd.pods[pod["id"]] = set()
+            assert (await api.send("DELETE", "/v1/pods/p"))[0] == 204
+            assert hostd.pods == {}
+
+    asyncio.run(scenario())
+
+
 def test_a_crash_during_a_removal_converges(tmp_path: Path) -> None:
     async def scenario() -> None:
         hostd = FakeHostd()

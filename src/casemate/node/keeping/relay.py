@@ -126,7 +126,7 @@ class Relay:
                 handler(number, what)
             except OSError:
                 # A connection that nobody foresaw costs itself.
-                traceback.print_exc(limit=5)
+                note(traceback.format_exc(limit=5))
                 for pair in [one for one in self.pairs if number in {one.client.fileno(), _fileno(one.pod)}]:
                     pair.reset()
         if self.now >= self._next_timers:
@@ -492,6 +492,7 @@ def _fileno(one: socket.socket | None) -> int:
 
 
 def note(text: str) -> None:
-    """A line to the journal."""
-    sys.stderr.write(f"the relay of kept connections: {text}\n")
-    sys.stderr.flush()
+    """A line to the journal, which may have ended with the daemon that began it."""
+    with contextlib.suppress(OSError):
+        sys.stderr.write(f"the relay of kept connections: {text}\n")
+        sys.stderr.flush()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import contextlib
 import os
 import socket
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 import pytest
 from tests.unit.node.keeping.relay_site import Site, gone, is_reset, passes
 
+from casemate.hostd.protocol_keeping import GIVEN_LISTENER, RELAY_ANSWER
 from casemate.node.keeping import relay as relay_module
 from casemate.node.keeping import wire
 from casemate.node.keeping.pair import (
@@ -207,7 +209,7 @@ def test_nobody_waits_for_a_fault_of_the_relays_own(site: Site) -> None:
     assert is_reset(client)
 
 
-@pytest.mark.parametrize("data", [b"", b"x", bytes(9), bytes(64)])
+@pytest.mark.parametrize("data", [b"", b"x", bytes(9), bytes(64), RELAY_ANSWER.pack(0, GIVEN_LISTENER)])
 def test_a_hostd_that_says_nonsense_is_not_listened_to(site: Site, data: bytes) -> None:
     site.hostd.send(data) if data else site.hostd.close()
     site.turn()
@@ -224,6 +226,36 @@ def test_an_answer_that_nobody_waits_for_leaks_nothing(site: Site) -> None:
     assert len(os.listdir("/proc/self/fd")) == before
     assert [pair.state for pair in site.relay.pairs] != [OPEN]
     client.close()
+
+
+def test_it_goes_on_without_daemons_as_long_as_something_is_open(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(site.relay, "_is_heard", lambda: False)
+    client, pod = site.connected()
+    site.hostd.close()
+    site.turn()
+    site.later(10 * relay_module.LINGER_S)
+    passes(site, client, pod, b"alone")
+    assert not site.relay.ended
+    client.close()
+    pod.close()
+    site.turn()
+    site.later(relay_module.LINGER_S - 0.1)
+    assert not site.relay.ended, "a daemon may be about to come back"
+    site.later(1.2)
+    assert site.relay.ended
+
+
+def test_who_is_in_the_backlog_of_the_last_listener_is_served(site: Site) -> None:
+    client = site.client()
+    given = socket.create_server(("127.0.0.1", 0))
+    beside = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [given.fileno()]))]
+    site.hostd.sendmsg([RELAY_ANSWER.pack(0, GIVEN_LISTENER)], beside)
+    given.close()
+    site.turn()
+    site.answer()
+    site.turn()
+    with site.accept() as pod:
+        passes(site, client, pod, b"served")
 
 
 def test_a_pod_that_is_gone_ends_its_connections(site: Site) -> None:
