@@ -36,7 +36,7 @@ def ls(arguments: Arguments, context: Context) -> int:
     if arguments.on("all"):
         rows += [_row(row, "remembered: ") for row in _rows(answer, "remembered")]
     show(context, _COLUMNS, rows, arguments.text("format"), "Number" if arguments.on("quiet") else "")
-    lost = _lost(object_of(answer.get("counters")))
+    lost = _lost(object_of(answer.get("counters", {})))
     if lost:
         context.note(lost)
     return 0
