@@ -1,9 +1,7 @@
-/* Load for bench/firewall.py: connections opened and closed, one stream, requests on a kept connection.
+/* Load for bench/firewall.py: connections opened and closed.
  *
- *   connections serve PORT            accepts; what is sent is read, and answered where a message has 64 bytes
+ *   connections serve PORT            accepts; what is sent is read
  *   connections open ADDRESS PORT S   opens and closes for S seconds; prints how many, and seconds of cpu
- *   connections send ADDRESS PORT S   one stream for S seconds; prints bytes
- *   connections ask ADDRESS PORT S    64 bytes there and back for S seconds; prints how many
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -20,7 +18,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { MESSAGE = 64, BLOCK = 1 << 17, EVENTS = 256 };
+enum { BLOCK = 1 << 12, EVENTS = 256 };
 
 static double now(void)
 {
@@ -62,21 +60,18 @@ static void serve(int port)
             ssize_t got = read(fd, block, sizeof block);
             if (got <= 0 && errno != EAGAIN)
                 close(fd);
-            else if (got == MESSAGE && write(fd, block, MESSAGE) != MESSAGE)
-                close(fd);
         }
     }
 }
 
-static int reach(const struct sockaddr_in *to, int reset)
+static int reach(const struct sockaddr_in *to)
 {
     struct linger gone = {.l_onoff = 1, .l_linger = 0};
     int on = 1, fd = socket(AF_INET, SOCK_STREAM, 0);
 
     if (fd < 0)
         die("socket");
-    if (reset)
-        setsockopt(fd, SOL_SOCKET, SO_LINGER, &gone, sizeof gone);
+    setsockopt(fd, SOL_SOCKET, SO_LINGER, &gone, sizeof gone);
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
     if (connect(fd, (const struct sockaddr *)to, sizeof *to))
         die("connect");
@@ -85,32 +80,19 @@ static int reach(const struct sockaddr_in *to, int reset)
 
 int main(int argc, char **argv)
 {
-    static char block[BLOCK];
     struct rusage used;
     struct sockaddr_in to = {.sin_family = AF_INET};
     long count = 0;
-    int fd;
 
     signal(SIGPIPE, SIG_IGN);
     if (argc == 3 && !strcmp(argv[1], "serve"))
         serve(atoi(argv[2]));
-    if (argc != 5 || inet_pton(AF_INET, argv[2], &to.sin_addr) != 1)
+    if (argc != 5 || strcmp(argv[1], "open") || inet_pton(AF_INET, argv[2], &to.sin_addr) != 1)
         return 2;
     to.sin_port = htons((uint16_t)atoi(argv[3]));
     double end = now() + atof(argv[4]);
-    if (!strcmp(argv[1], "open")) {
-        for (; now() < end; count++)
-            close(reach(&to, 1));
-    } else if (!strcmp(argv[1], "send")) {
-        for (fd = reach(&to, 1); now() < end; count += BLOCK)
-            for (ssize_t left = BLOCK, sent; left > 0; left -= sent)
-                if ((sent = write(fd, block, (size_t)left)) <= 0)
-                    die("write");
-    } else {
-        for (fd = reach(&to, 1); now() < end; count++)
-            if (write(fd, block, MESSAGE) != MESSAGE || read(fd, block, MESSAGE) != MESSAGE)
-                die("ask");
-    }
+    for (; now() < end; count++)
+        close(reach(&to));
     getrusage(RUSAGE_SELF, &used);
     printf("%ld %.6f\n", count,
            (double)(used.ru_utime.tv_sec + used.ru_stime.tv_sec)

@@ -1,8 +1,9 @@
-"""The firewall in the kernel: against connection tracking alone, and what a change takes.
+"""The firewall in the kernel: new connections against connection tracking alone, and what a change takes.
 
 sudo PYTHONPATH=src:. python bench/firewall.py [rounds]    (in a checkout, with gcc and nftables; needs no daemon)
 
-Namespaces of its own stand for pods; the load is bench/connections.c.
+Namespaces of its own stand for pods; the load is bench/connections.c. What open connections' packets take is
+bench/established.py's.
 """
 
 from __future__ import annotations
@@ -66,13 +67,13 @@ def within(end: int, argv: list[str], **more: object) -> subprocess.Popen[bytes]
     return subprocess.Popen(["nsenter", net, *argv], stdout=subprocess.PIPE, **more)  # type: ignore[call-overload, no-any-return]
 
 
-def load(end: int, program: str, what: str, server: int) -> tuple[float, float]:
+def load(end: int, program: str, server: int) -> tuple[float, float]:
     """Per second, and per second of processor time of both ends: that says more on a machine that does other work."""
     before = cpu_s(server)
-    done = within(end, [*PINNED, program, what, SERVER, str(PORT), str(LOAD_S)])
+    done = within(end, [*PINNED, program, "open", SERVER, str(PORT), str(LOAD_S)])
     out, _ = done.communicate(timeout=60)
     if done.returncode:
-        raise SystemExit(f"{what} ended with {done.returncode}")
+        raise SystemExit(f"the load ended with {done.returncode}")
     count, used_s = out.split()
     return int(count) / LOAD_S, int(count) / (float(used_s) + cpu_s(server) - before)
 
@@ -108,9 +109,7 @@ def compare(lab: Lab, program: str, rounds: int) -> None:
     ends = lab.fds[1], lab.fds[2]
     serve = [*PINNED, program, "serve", str(PORT)]
     sides = [("firewall", ours), ("conntrack alone", alone)]
-    figures: dict[str, dict[str, list[tuple[float, float]]]] = {
-        what: {"firewall": [], "conntrack alone": []} for what in ("open", "send", "ask")
-    }
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name, _ in sides}
     with contextlib.closing(_Process(within(ends[1], serve))) as server:
         time.sleep(0.2)
         for _ in range(rounds):
@@ -118,19 +117,14 @@ def compare(lab: Lab, program: str, rounds: int) -> None:
             for name, prepare in sides:
                 prepare()
                 time.sleep(SETTLE_S)
-                for what, found in figures.items():
-                    found[name].append(load(ends[0], program, what, server.process.pid))
-    budgets = {"open": ("new connections", 0.97), "send": ("one stream, bytes", 0.98),
-               "ask": ("requests on a kept connection", 0.98)}  # fmt: skip
-    for what, found in figures.items():
-        words, budget = budgets[what]
-        for at, unit in enumerate(("second", "second of processor time")):
-            ours_all, alone_all = ([figure[at] for figure in found[name]] for name in found)
-            pairs = [a / b for a, b in zip(ours_all, alone_all, strict=True)]
-            print(
-                f"{words} a {unit}: {median(ours_all):,.0f} against {median(alone_all):,.0f}; ratio of pairs "
-                f"{median(pairs):.3f} ({min(pairs):.3f} to {max(pairs):.3f})   (budget {budget})"
-            )
+                found[name].append(load(ends[0], program, server.process.pid))
+    for at, unit in enumerate(("second", "second of processor time")):
+        ours_all, alone_all = ([figure[at] for figure in found[name]] for name in found)
+        pairs = [a / b for a, b in zip(ours_all, alone_all, strict=True)]
+        print(
+            f"new connections a {unit}: {median(ours_all):,.0f} against {median(alone_all):,.0f}; ratio of pairs "
+            f"{median(pairs):.3f} ({min(pairs):.3f} to {max(pairs):.3f})   (budget 0.97)"
+        )
 
 
 class _Process:

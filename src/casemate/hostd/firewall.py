@@ -21,7 +21,7 @@ from itertools import chain
 from casemate.host import conntrack
 from casemate.host.nft import Followed, NftFailed
 from casemate.host.nft_netlink import INET
-from casemate.hostd import crowding, firewall_body
+from casemate.hostd import crowding, firewall_body, straining
 from casemate.hostd import protocol_firewall as wire
 from casemate.hostd.errors import FirewallConflict, ProtocolViolated
 from casemate.hostd.firewall_body import Body
@@ -97,6 +97,8 @@ class Firewall:
     _elements: Counter[str] = field(default_factory=Counter)
     #: Pods whose elements are gone while they are still on record.
     _leaving: set[str] = field(default_factory=set)
+    #: Of each pod's interface; by that number its packets are known.
+    _indexes: dict[str, int] = field(default_factory=dict)
     #: When every element was looked at last, and how long it took, in seconds; and after how many times as long they
     #: are to be looked at again (0: need not).
     _looked: tuple[float, float] = (0.0, 0.0)
@@ -158,9 +160,16 @@ class Firewall:
                 self.unsure()
                 return []
             self.repaired += 1
-            body, _ = self.record.read() or (_EMPTY, self.now)
-            await self._make(body)
-            return [f"made the firewall's table inet {self.kernel.spec.table} again: {', '.join(lost)[:300]} was gone"]
+            if all("chain " in one for one in lost):
+                await self.kernel.rewrite(self.now.rules)
+                # Whoever changed a rule may have changed elements.
+                self._unlooked = _PACE_TOLD
+            else:
+                body, _ = self.record.read() or (_EMPTY, self.now)
+                await self._make(body)
+            changed = any("rule of" in one or "sleeps" in one for one in lost)
+            words = f"{', '.join(lost)[:300]} was {'changed' if changed else 'gone'}"
+            return [f"made the firewall's table inet {self.kernel.spec.table} again: {words}"]
 
     async def look(self) -> list[str]:
         """Compare every element with the record, and repair; what was done, in lines."""
@@ -169,6 +178,9 @@ class Firewall:
 
     async def _restore(self) -> list[str]:
         body, _ = self.record.read() or (_EMPTY, self.now)
+        if not self.kernel.knows_rules:
+            # Written so lately that nobody knows whether somebody changed them since.
+            await self.kernel.rewrite(self.now.rules)
         done = await self.kernel.restore(lambda: self._rows(body))
         self._unlooked = 0.0
         self._looked = time.monotonic(), self.kernel.compared_s
@@ -201,6 +213,8 @@ class Firewall:
         """All is as it was left: remember how much there is of everything."""
         if self._opened.is_set():
             self.kernel.note_sizes()
+            if not self._unlooked:
+                self.kernel.note_rules()
 
     def finding(self) -> Finding:
         """The doctor's line."""
@@ -230,7 +244,9 @@ class Firewall:
         self._elements = body.counts()
         made: list[str] = []
         if self.kernel.is_there() and self.kernel.stamp() == self.now.generation & 0xFFFFFFFF:
-            await self.kernel.change(Change(flush=("own4",), adds=self._hardware()))
+            # Nobody looked after the rules meanwhile, and they may be an earlier version's.
+            await self.kernel.rewrite(self.now.rules)
+            await self.kernel.change(Change(flush=("from4", "own4"), adds=self._hardware()))
         else:
             await self._make(body)
             made.append(f"made the firewall's table inet {self.kernel.spec.table}")
@@ -258,9 +274,16 @@ class Firewall:
         )
 
     def _hardware(self) -> Iterator[Row]:
-        links = list(self.links())
-        self._leaving &= {link.pod for link in links}
-        return (hardware(link) for link in links if link.pod not in self._leaving)
+        found = list(self.links())
+        self._leaving &= {link.pod for link in found}
+        for link in found:
+            if link.pod not in self._leaving:
+                yield from self._source(link)
+
+    def _source(self, link: plan.PodLink) -> tuple[Row, ...]:
+        """From which interface the pod may send what; nothing while it has none."""
+        self._indexes[link.pod] = index = links.index(link.interface) or self._indexes.get(link.pod, 0)
+        return _source_rows(link, index) if index else ()
 
     async def run(self) -> None:
         """What goes on while hostd serves; begins with the first pod or the first policy."""
@@ -269,6 +292,7 @@ class Firewall:
             group.create_task(self.referrals.run(), name="referrals")
             group.create_task(self.holds.run(self.on_hold_ended), name="holds")
             group.create_task(crowding.run(self.kernel, self.state.addresses), name="crowding")
+            group.create_task(straining.run(self.kernel), name="straining")
 
     def peer_gone(self) -> None:
         """casemated went away: nobody answers what waits."""
@@ -283,15 +307,20 @@ class Firewall:
     # --- pods -----------------------------------------------------------------------------------------------------
 
     async def add_pod(self, link: plan.PodLink) -> None:
-        """Let the pod's packets in from its interface: its hardware address and address, together, and no other."""
+        """Let the pod's packets in from its interface, which is there: its address and hardware address, and no
+        other."""
         await self.ensure_open()
         self._leaving.discard(link.pod)
-        await self.kernel.put([hardware(link)])
+        before, rows = self._indexes.get(link.pod, 0), self._source(link)
+        if before and before != self._indexes[link.pod]:
+            await self.kernel.take(_source_rows(link, before))
+        await self.kernel.put(rows)
 
     async def remove_pod(self, link: plan.PodLink) -> None:
         if self._opened.is_set():
             self._leaving.add(link.pod)
-            await self.kernel.take([hardware(link)])
+            await self.kernel.take(self._source(link))
+            self._indexes.pop(link.pod, None)
             if self._holds is not None:
                 await self._holds.release(link.pod, accept=False)
 
@@ -419,5 +448,6 @@ class Firewall:
         return wire.FirewallState(self.now.generation, self.now.rules > 0, elements, counters, waiting, holding)
 
 
-def hardware(link: plan.PodLink) -> Row:
-    return sets.hardware_row(bytes.fromhex(link.pod_mac.replace(":", "")), ipaddress.IPv4Address(link.address).packed)
+def _source_rows(link: plan.PodLink, index: int) -> tuple[Row, ...]:
+    mac, address = bytes.fromhex(link.pod_mac.replace(":", "")), ipaddress.IPv4Address(link.address).packed
+    return sets.source_rows(index, mac, address)

@@ -161,9 +161,10 @@ async def build(context: Context, pod: Pod, container: ContainerSpec | None = No
     if spec.network.mode == "pod":
         await ensure_firewall(context)
         waiting = await _reserve(context, spec, container)
-        await context.firewall.add_pod(link(context, pod))
         context.keeping.put(spec)
         await links.apply(link(context, pod), waiting)
+        # Until then nothing from the interface is let in.
+        await context.firewall.add_pod(link(context, pod))
         context.step("pod.link")
     elif spec.network.mode == "none" and pins:
         await links.apply_loopback_only(pins["network"])

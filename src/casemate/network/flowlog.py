@@ -19,7 +19,7 @@ HELLO_COPY_BYTES = 1600
 #: What a firewall's rule writes before the verdict's word: ``casemate:deny``.
 PREFIX = "casemate:"
 #: The same before what is dropped whatever the policy is: ``casemate:guard:metadata``.
-GUARD_WORDS = frozenset(("options", "metadata", "link_local", "multicast", "crowded"))
+GUARD_WORDS = frozenset(("options", "metadata", "link_local", "multicast", "crowded", "parts"))
 #: The connection's own packets among which the handshake's first is looked for: SYN, ACK, data (and one sent again).
 _FIRST_PACKETS = 8
 
@@ -45,16 +45,17 @@ def script(table: str, prefix: str, *, brief: bool = True) -> str:
     with that, and the kernel's table of connections holds fewer that are over. Not every kernel can.
     """
     name, ours = table_name(table), f'"{check_prefix(prefix)}*"'
-    first = f"ct direction original ct original packets <= {_FIRST_PACKETS} meta l4proto tcp"
     # 0x16: a handshake record; 0x03: the major version that every TLS has had (RFC 8446, 5.1).
-    hello = f"{first} @ih,0,16 0x1603 log group {hello_group(table)} snaplen {HELLO_COPY_BYTES}"
+    hello = f"meta l4proto tcp @ih,0,16 0x1603 log group {hello_group(table)} snaplen {HELLO_COPY_BYTES}"
     return f"""\
 add table inet {name}
 delete table inet {name}
 add table inet {name}
+add chain inet {name} first
 add chain inet {name} see {{ type filter hook forward priority filter + 20; policy accept; }}
-add rule inet {name} see iifname {ours} {hello}
-add rule inet {name} see iifname != {ours} oifname {ours} {hello}
+add rule inet {name} see ct direction original ct original packets <= {_FIRST_PACKETS} goto first
+add rule inet {name} first iifname {ours} {hello}
+add rule inet {name} first iifname != {ours} oifname {ours} {hello}
 {_brief(name, ours) if brief else ""}"""
 
 
@@ -62,14 +63,15 @@ def _brief(name: str, ours: str) -> str:
     new = "ct state new meta l4proto tcp"
     return f"""\
 add ct timeout inet {name} closed {{ protocol tcp; l3proto ip; policy = {{ time_wait : 10, close : 5 }}; }}
-add rule inet {name} see iifname {ours} {new} ct timeout set "closed"
-add rule inet {name} see iifname != {ours} oifname {ours} {new} ct timeout set "closed"
+add rule inet {name} first iifname {ours} {new} ct timeout set "closed"
+add rule inet {name} first iifname != {ours} oifname {ours} {new} ct timeout set "closed"
 """
 
 
 def is_whole(table: str) -> bool:
     """By a look of our own, below 1 ms: the library reads every table of the host, however large, to list one."""
-    return nft_netlink.rules(table_name(table), nft_netlink.INET).get("see") in (2, 4)
+    found = nft_netlink.rules(table_name(table), nft_netlink.INET)
+    return found.get("see") == 1 and found.get("first") in (2, 4)
 
 
 def ensure(context: nft.Nft, table: str, prefix: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +36,7 @@ _HOST_CONF = {
 }
 #: A guest asks for the gateway by ARP, and is answered for the one address that is on its tap.
 _TAP_CONF = _HOST_CONF | {"arp_ignore": 1}
-#: Lets a connection from the host's own 127.0.0.1 leave to a pod with published ports; the raw chain of our table
+#: Lets a connection from the host's own 127.0.0.1 leave to a pod with published ports; the firewall's table
 #: drops whatever comes from a pod *to* 127.0.0.0/8.
 _PUBLISH_CONF = {"route_localnet": 1}
 
@@ -269,6 +270,14 @@ def exists(interface: str) -> bool:
     """Whether the interface is in the kernel."""
     with rtnetlink.RouteSocket() as host:
         return host.link(interface) is not None
+
+
+def index(interface: str) -> int:
+    """The kernel's number of an interface, never given twice; 0 where it is not there."""
+    try:
+        return socket.if_nametoindex(interface)
+    except OSError:
+        return 0
 
 
 def dropped_ipv6(prefix: str) -> int:

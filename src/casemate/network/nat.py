@@ -1,15 +1,12 @@
-"""One nftables table for all pods: anti-spoofing, address translation, published ports.
+"""One nftables table for all pods: address translation, published ports.
 
 A pod without published ports changes nothing here: its rules match by the interfaces' prefix and the pool. A
 published port is one element of a map. The table is made in one transaction, checked by the ruleset's generation
 number, and made anew when somebody flushed the ruleset.
 
-What it holds, in words:
-
-- from a pod's interface comes only what would be routed back to it (fib), and nothing to the host's 127.0.0.0/8;
-- into a pod come answers, other pods' connections, and connections from elsewhere only to published ports: a
-  neighbour on the wire that adds a route to the pool gets nowhere;
-- what leaves the pool for elsewhere bears the host's address.
+It lets through and drops nothing, since each chain more costs every packet something; who may send what, and that
+only published ports are reached from elsewhere, is the other table's (:mod:`casemate.network.firewall.rules`). What
+leaves the pool for elsewhere bears the host's address.
 
 Other firewalls: an accept in one table does not overrule a drop in another. Where the ``filter FORWARD`` chain of
 iptables drops (Docker and ufw set that policy), two accept rules for our interfaces are inserted *there*; a
@@ -39,7 +36,7 @@ _IPTABLES_TIMEOUT_S = 15.0
 _MAX_RULES = 64
 _FORWARD_SYSCTL = "/proc/sys/net/ipv4/ip_forward"
 #: Base chains that must be there for the table to be whole.
-_CHAINS = {"raw", "pre", "out", "post", "forward"}
+_CHAINS = {"pre", "out", "post"}
 _DROP, _FORWARD_HOOK = 0, 2
 #: Others change rules faster than they can be read.
 _UNREAD = (-2, -2)
@@ -75,9 +72,6 @@ add table ip {table}
 add map ip {table} published {{ type inet_proto . inet_service : ipv4_addr . inet_service; }}
 add map ip {table} published_at {{ type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service; }}
 add set ip {table} hairpin {{ type ipv4_addr . ipv4_addr; }}
-add chain ip {table} raw {{ type filter hook prerouting priority raw; policy accept; }}
-add rule ip {table} raw iifname {ours} fib saddr . iif oif 0 counter drop
-add rule ip {table} raw iifname {ours} ip daddr 127.0.0.0/8 counter drop
 add chain ip {table} pre {{ type nat hook prerouting priority dstnat; policy accept; }}
 add rule ip {table} pre fib daddr type local dnat ip to ip daddr . meta l4proto . th dport map @published_at
 add rule ip {table} pre fib daddr type local dnat ip to meta l4proto . th dport map @published
@@ -88,9 +82,6 @@ add chain ip {table} post {{ type nat hook postrouting priority srcnat; policy a
 add rule ip {table} post ip saddr . ip daddr @hairpin masquerade
 add rule ip {table} post ip saddr 127.0.0.0/8 oifname {ours} masquerade
 add rule ip {table} post ip saddr {network} oifname != {ours} masquerade
-add chain ip {table} forward {{ type filter hook forward priority filter; policy accept; }}
-add rule ip {table} forward oifname {ours} ct state established,related accept
-add rule ip {table} forward iifname != {ours} oifname {ours} ct status ! dnat counter drop
 """
 
 
@@ -104,6 +95,8 @@ class Nat:
         self._nft: nft.Nft | None = None
         self._socket: NftSocket | None = None
         self._generation = -1
+        #: Of our rules, when the table was seen to be whole last.
+        self._fingerprints: dict[str, tuple[int, ...]] = {}
         #: What iptables' FORWARD was like when it was last seen to let our packets through.
         self._open_at: tuple[int, int] | None = None
         self._generations = nft.Generations()
@@ -137,19 +130,24 @@ class Nat:
             self._socket = None
 
     def is_whole(self) -> bool:
-        """Whether the table with all its chains is there; 20 us while nobody changed any rule."""
+        """Whether the table is there with all its chains, and their rules as they were; 20 us while nobody changed any
+        rule."""
         if self._generations.now() == self._generation:
             return True
         # Not through the library, which would be loaded for it.
         try:
-            found = nft_netlink.rules(self.table, nft_netlink.IPV4)
+            found = self.socket.fingerprints(self.table, nft_netlink.IPV4)
+            asleep = self.socket.is_dormant(self.table, nft_netlink.IPV4)
         except nft.NftFailed as error:
             # Others change rules faster than they can be read: it was whole, and is looked at again soon.
             if self._generation >= 0 and error.facts.get("errno") == "EINTR":
                 return True
             raise
-        if not {name for name, count in found.items() if count} >= _CHAINS:
+        if asleep or {name for name, ours in found.items() if ours} != _CHAINS:
             return False
+        if self._fingerprints and found != self._fingerprints:
+            return False
+        self._fingerprints = found
         self._generation = self._generations.now()
         return True
 
@@ -182,6 +180,7 @@ class Nat:
         for name, elements in _elements(links).items():
             script.extend(f"add element ip {self.table} {name} {{ {_text(element)} }}" for element in elements)
         self.nft.run("\n".join(script) + "\n")
+        self._fingerprints = self.socket.fingerprints(self.table, nft_netlink.IPV4)
         self._generation = self._generations.now()
 
     def publish(self, link: PodLink) -> None:

@@ -43,7 +43,10 @@ def table_name(table: str) -> str:
 
 
 def script(table: str, prefix: str, port: int) -> str:
-    """The table as nft(8) text, in place of what there is of it."""
+    """The table as nft(8) text, in place of what there is of it.
+
+    What is bounded is looked at where packets come to the host itself: those that are forwarded do not meet it.
+    """
     name, ours = table_name(table), f'"{check_prefix(prefix)}*"'
     asked = f"iifname {ours} ip daddr {GATEWAY}"
     return f"""\
@@ -51,8 +54,8 @@ add table ip {name}
 delete table ip {name}
 add table ip {name}
 add set ip {name} asking {{ type ipv4_addr; size 65535; flags dynamic,timeout; timeout 10s; }}
-add chain ip {name} bound {{ type filter hook prerouting priority mangle; policy accept; }}
-add rule ip {name} bound {asked} udp dport 53 update @asking \
+add chain ip {name} bound {{ type filter hook input priority filter; policy accept; }}
+add rule ip {name} bound {asked} udp dport {port} update @asking \
 {{ ip saddr limit rate over {QUERIES_A_SECOND}/second burst {QUERIES_BURST} packets }} counter drop
 add chain ip {name} lead {{ type nat hook prerouting priority dstnat - 10; policy accept; }}
 add rule ip {name} lead {asked} udp dport 53 dnat to {GATEWAY}:{port}

@@ -120,6 +120,10 @@ class Compiler:
         own = self.particular.get((source, destination))
         return own or self._bases.pairs[self.based[source].egress, self.based[destination].ingress]
 
+    def rules_of(self, number: int, direction: Direction) -> list[Rule]:
+        """The rules of *direction* that are about *number*, as they are evaluated."""
+        return self._book.in_order(self._book.subject(number, int(direction is Direction.INGRESS)))
+
     def neighbours(self, number: int, among: Mapping[Based, set[int]]) -> Iterator[int]:
         """Who of *among* (by their bases) may be reached from *number*, or may reach it, at some place."""
         own = self.based[number]

@@ -154,6 +154,7 @@ class Lab:
     w: Wire
     kernel: Kernel
     fds: list[int] = field(default_factory=list)
+    indexes: dict[str, int] = field(default_factory=dict)
     last_number: int = 0
 
     def close(self) -> None:
@@ -184,8 +185,15 @@ class Lab:
         inside(self.router, body)
 
     def hardware(self, addresses: Iterable[str]) -> list[Row]:
-        macs = [rtnetlink.mac_bytes(one) for one in (MAC_A, MAC_B)]
-        return [sets.hardware_row(mac, socket.inet_aton(address)) for address in addresses for mac in macs]
+        """Each of *addresses* may send from A and from B."""
+        rows: list[Row] = []
+        for one in addresses:
+            rows += [*self.source("cm-a", MAC_A, one), *self.source("cm-b", MAC_B, one)]
+        return rows
+
+    def source(self, interface: str, mac: str, address: str) -> tuple[Row, ...]:
+        """*address* may send from *interface*, with the hardware address *mac*."""
+        return sets.source_rows(self.indexes[interface], rtnetlink.mac_bytes(mac), socket.inet_aton(address))
 
     def passes(self, packets: list[Packet], *, at: Wire | None = None, via: Wire | None = None) -> list[bool]:
         """Which of *packets* from A (or *via*) came out at B (or *at*)."""
@@ -222,7 +230,9 @@ class Lab:
         return inside(self.router, lambda: PacketQueue(self.kernel.spec.queue + offset, 1024))
 
 
-def new_lab() -> Lab:
+def new_lab(*, only_published: bool = False) -> Lab:
+    """*only_published*: W reaches no pod, as it is where pods run; there is no translation here."""
+
     router, *ends = (new_namespace() for _ in range(4))
     fds = [router, *ends]
 
@@ -267,12 +277,13 @@ def new_lab() -> Lab:
     wires = [inside(one, end(mac)) for one, mac in zip(ends, (MAC_A, MAC_B, MAC_W), strict=True)]
 
     def table() -> Kernel:
-        spec = TableSpec("casemate", "cm-", POOL, GATEWAY, 20_000, 209)
+        spec = TableSpec("casemate", "cm-", POOL, GATEWAY, 20_000, 209, only_published=only_published)
         kernel = Kernel(spec)
         kernel.probe()
         return kernel
 
-    lab = Lab(router, *wires, inside(router, table), fds)
+    indexes = inside(router, lambda: {name: socket.if_nametoindex(name) for name in ("cm-a", "cm-b", "out0")})
+    lab = Lab(router, *wires, inside(router, table), fds, indexes)
     # The links are up when the kernel has said so at both ends.
     deadline = time.monotonic() + 5.0
     lab.route(["192.168.255.254"])

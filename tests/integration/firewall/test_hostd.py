@@ -410,6 +410,46 @@ def test_an_element_taken_put_or_changed_by_hand_is_put_right(
         assert connect(hostd, a, b) == "open"
 
 
+def test_a_rule_that_somebody_replaced_is_put_right(
+    hostd: Hostd, client: Client, pods: tuple[PodSpec, PodSpec]
+) -> None:
+    """By another in its place, so that every number stays as it was; and a table whose hooks were taken away."""
+    a, b = pods
+    client.call(wire.FirewallReplace(whole(pods, between(Verdict.ALLOW))))
+    table = hostd.scope.table
+
+    def last_rule(family: str, chain: str) -> tuple[str, str]:
+        """The chain's last rule, and its handle."""
+        argv = ["nft", "-a", "list", "chain", family, table, chain]
+        done = subprocess.run(argv, check=True, capture_output=True, text=True)
+        rule, _, handle = [line for line in done.stdout.splitlines() if "# handle" in line][-1].partition(" # handle ")
+        return rule.strip(), handle
+
+    def put_right(family: str, chain: str) -> None:
+        """Somebody replaces the chain's last rule; until it is there again."""
+        before, handle = last_rule(family, chain)
+        subprocess.run(["nft", f"replace rule {family} {table} {chain} handle {handle} accept"], check=True)
+        deadline = time.monotonic() + patience_s(30.0)
+        while last_rule(family, chain)[0] != before:
+            assert time.monotonic() < deadline, last_rule(family, chain)
+            time.sleep(0.05)
+
+    with listen(hostd, b), listen(hostd, b, PORT + 1):
+        assert connect(hostd, a, b) == "open"
+        assert connect(hostd, a, b, PORT + 1) == "refused"
+        # At once after a change of our own, in a chain that changes with the policy, and one after the other.
+        for chain in ("port_verdict", "decide", "again_port", "port_verdict"):
+            put_right("inet", chain)
+            assert connect(hostd, a, b, PORT + 1) == "refused"
+            assert connect(hostd, a, b) == "open"
+        put_right("ip", "post")
+        subprocess.run(["nft", f"add table inet {table} {{ flags dormant; }}"], check=True)
+        while not any("which sleeps" in line for line in client.event(wire.FirewallRepaired).what):
+            pass
+        assert connect(hostd, a, b, PORT + 1) == "refused"
+        assert connect(hostd, a, b) == "open"
+
+
 def listed(table: str) -> list[str]:
     """The elements of the map of addresses."""
     done = subprocess.run(["nft", "list", "map", "inet", table, "exact4"], check=True, capture_output=True, text=True)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
+import itertools
 import socket
 import struct
+import subprocess
 import time
 from pathlib import Path
 
@@ -29,10 +32,11 @@ from tests.integration.firewall.lab import (
     world,
 )
 
-from casemate.host import conntrack, nfqueue, rtnetlink
-from casemate.hostd.crowding import crowding, is_worth_a_count
+from casemate.host import conntrack, fragments, nfqueue, rtnetlink
+from casemate.hostd import straining
+from casemate.hostd.crowding import crowding, is_due, is_worth_a_count
 from casemate.hostd.firewall import METADATA
-from casemate.network.firewall import sets
+from casemate.network.firewall import kept, sets
 from casemate.network.firewall.kernel import Change
 from casemate.network.firewall.sets import ALLOW, DENY, REFER, verdict_row
 
@@ -135,7 +139,7 @@ def test_a_part_with_anothers_address_is_not_joined_to_its_packets(lab: Lab) -> 
     """A sends the first part of a datagram to C; the second comes from B, and bears A's address."""
     lab.route(IDS)
     macs = {A: rtnetlink.mac_bytes(MAC_A), B: rtnetlink.mac_bytes(MAC_B)}
-    rows = [sets.hardware_row(mac, address(one)) for one, mac in macs.items()]
+    rows = [*lab.source("cm-a", MAC_A, A), *lab.source("cm-b", MAC_B, B)]
     rows += [endpoint(one, number) for one, number in IDS.items()]
     lab.make([*rows, verdict_row(2, IDS[A], IDS[C], 0, 0, 0, ALLOW)])
     lab.flush_connections()
@@ -152,6 +156,56 @@ def test_a_part_with_anothers_address_is_not_joined_to_its_packets(lab: Lab) -> 
     before = counted(lab, "spoofed")
     assert not arrives(602, lab.b, macs[B])
     assert counted(lab, "spoofed") == before + 1
+
+
+def test_beginnings_alone_do_not_take_the_memory_for_parts_from_others(open_lab: Lab) -> None:
+    """A sends thousands of first parts and never the rest; what B sends in parts arrives, before and after hostd has
+    seen the memory fill, and whoever sent a few in the meantime is not hurt. When they are forgotten, all is as before.
+    """
+    lab = open_lab
+    lab.route([A], "cm-a", MAC_A)
+    frame = rtnetlink.mac_bytes(ROUTER_MAC) + rtnetlink.mac_bytes(MAC_A) + b"\x08\0"
+    whole = Packet(A, C, UDP, 53, payload=bytes(1200)).bytes()
+
+    numbers = itertools.cycle(range(1000, 60_000))
+
+    def flood(count: int) -> None:
+        for number in itertools.islice(numbers, count):
+            lab.a.raw.send(frame + part_of(whole, number, 0, whole[20:1220], more=True))
+
+    def arrives(number: int) -> bool:
+        said = Packet(B, A, UDP, 53, payload=b"B's own datagram, in three parts".ljust(64)).bytes()
+        to_router = rtnetlink.mac_bytes(ROUTER_MAC) + lab.b.mac + b"\x08\0"
+        for at in (0, 24, 48):
+            piece = part_of(said, number, at, said[20 + at : 44 + at], more=at < 48)
+            lab.b.raw.send(to_router + piece)
+        return address(B) in [packet[12:16] for packet in lab.a.frames()]
+
+    def held() -> tuple[int, int]:
+        return inside(lab.router, fragments.fill)
+
+    def look() -> bool:
+        inside(lab.router, lambda: asyncio.run(straining.look(lab.kernel)))
+        return lab.kernel.strained
+
+    # The kernel keeps them 30 s as it is.
+    inside(lab.router, lambda: Path("/proc/sys/net/ipv4/ipfrag_time").write_text("5"))
+    assert arrives(1)
+    assert not look()
+    before = counted(lab, "parts")
+    deadline = time.monotonic() + 60
+    while not look():
+        assert time.monotonic() < deadline, held()
+        flood(200)
+    assert arrives(2)
+    flood(10_000)
+    assert held()[0] < held()[1] // 2
+    assert counted(lab, "parts") > before
+    assert arrives(3)
+    while look():
+        assert time.monotonic() < deadline, held()
+        time.sleep(0.2)
+    assert arrives(4)
 
 
 def test_ipv6_is_refused_as_a_whole(open_lab: Lab) -> None:
@@ -184,7 +238,7 @@ def test_an_icmp_error_is_of_who_got_the_packet(lab: Lab) -> None:
     """C says of A's connection with B that it goes another way, that B is not there; B itself may say so."""
     macs = {A: MAC_A, B: MAC_B, C: "0e:01:00:00:00:0d"}
     lab.route(IDS)
-    rows = [sets.hardware_row(rtnetlink.mac_bytes(mac), address(one)) for one, mac in macs.items()]
+    rows = [row for one, mac in macs.items() for row in lab.source("cm-a" if one == A else "cm-b", mac, one)]
     rows += [endpoint(one, number) for one, number in IDS.items()]
     lab.make([*rows, verdict_row(2, IDS[A], IDS[B], 0, 0, 0, ALLOW)])
     lab.flush_connections()
@@ -275,6 +329,33 @@ def test_shares_of_tracked_connections() -> None:
     assert crowding({b"a": 13, b"b": 12}, 60, 100) == []
     assert is_worth_a_count(26, 100)
     assert not is_worth_a_count(25, 100)
+    assert [is_due(0.3, 100, 1600), is_due(0.3, 101, 1600), is_due(1.0, -5, 1600)] == [False, True, True]
+
+
+def test_one_callers_direct_connections_leave_the_others_theirs(open_lab: Lab) -> None:
+    """A begins thousands of connections to a kept port of B while no relay listens: they are remembered up to its
+    part, and what another begins is remembered as well, as long as it is open."""
+    lab = open_lab
+    table = kept.table_name("casemate")
+
+    def nft(*words: str) -> bytes:
+        return inside(lab.router, lambda: subprocess.run(["nft", *words], check=True, capture_output=True).stdout)
+
+    def direct(source: str) -> list[str]:
+        listed = nft("list", "set", "inet", table, "direct").decode().partition("elements = {")[2]
+        return [one for one in listed.split(",") if one.split()[0] == source]
+
+    nft(kept.script("casemate", "cm-", 0, 0, 64))
+    nft(f"add element inet {table} kept {{ {B} . 80 }}")
+    begun = [Packet(A, B, source_port=1024 + n) for n in range(3000)]
+    lab.a.send(begun)
+    assert kept.DIRECT_BURST <= len(direct(A)) < len(begun) // 2
+    assert lab.connect(C, B)
+    (found,) = direct(C)
+    assert "expires 1h59m" in found, "open: remembered long"
+    lab.passes([Packet(C, B, flags=ACK | 4, sequence=1001, acknowledged=5001)])
+    (found,) = direct(C)
+    assert "expires 1m" in found, "over"
 
 
 def test_one_pods_flood_of_referrals_leaves_the_others_theirs(lab: Lab) -> None:

@@ -95,6 +95,42 @@ def test_the_number_of_rules_that_is_noted_is_the_kernels(lab: Lab) -> None:
         assert inside(lab.router, lab.kernel.what_lacks) == []
 
 
+def test_a_rule_in_anothers_place_is_told(lab: Lab) -> None:
+    """Once the kernel's words for the rules are known; and what is written anew is as it was."""
+    lab.make(base(lab), generation=1)
+    kernel = lab.kernel
+
+    def nft(script: str) -> None:
+        inside(lab.router, lambda: subprocess.run(["nft", script], check=True))
+
+    def note() -> None:
+        # Others may change rules of the host in between.
+        for _ in range(1000):
+            kernel.followed.at = kernel.followed.now()
+            kernel.note_rules()
+            if kernel.knows_rules:
+                return
+
+    assert not kernel.knows_rules
+    inside(lab.router, note)
+    assert kernel.knows_rules
+    assert inside(lab.router, kernel.what_lacks) == []
+    listed = inside(
+        lab.router, lambda: subprocess.check_output(["nft", "-a", "list", "chain", "inet", "casemate", "pod"])
+    )
+    handle = listed.decode().rpartition("# handle ")[2].split()[0]
+    nft(f"replace rule inet casemate pod handle {handle} accept")
+    assert inside(lab.router, kernel.what_lacks) == ["a rule of chain pod"]
+    asyncio.run(kernel.rewrite(1))
+    inside(lab.router, note)
+    assert lab.passes([Packet(A, B)]) == [False]
+    nft("chain inet casemate forward { policy drop; }")
+    assert inside(lab.router, kernel.what_lacks) == ["chain forward"]
+    asyncio.run(kernel.rewrite(1))
+    nft("add table inet casemate { flags dormant; }")
+    assert inside(lab.router, kernel.what_lacks) == ["table inet casemate, which sleeps,"]
+
+
 def test_with_a_policy_nothing_passes_that_no_element_lets(lab: Lab) -> None:
     lab.make(base(lab), generation=1)
     lab.flush_connections()

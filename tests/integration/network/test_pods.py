@@ -19,6 +19,9 @@ from tests.integration.leaks import Scope
 from casemate.host import conntrack, netns, nft, nft_netlink, rtnetlink, sysctls
 from casemate.host.route_messages import Message
 from casemate.network import links, nat
+from casemate.network.firewall import sets
+from casemate.network.firewall.kernel import Change, Kernel
+from casemate.network.firewall.rules import TableSpec
 from casemate.network.plan import GATEWAY, PodLink, Publish, pod_link
 
 pytestmark = pytest.mark.root
@@ -26,11 +29,13 @@ T = TypeVar("T")
 
 
 class Pods:
-    """Some pods of one test, with our table."""
+    """Some pods of one test, with our tables; no policy is in force."""
 
     def __init__(self, scope: Scope) -> None:
         self.scope = scope
         self.nat = nat.Nat(scope.table, scope.link_prefix, scope.pool)
+        pool, gateway = IPv4Network(scope.pool), socket.inet_aton(GATEWAY)
+        self.kernel = Kernel(TableSpec(scope.table, scope.link_prefix, pool, gateway, 20_000, 209))
         self.links: list[PodLink] = []
         self.servers: list[subprocess.Popen[bytes]] = []
 
@@ -46,9 +51,17 @@ class Pods:
             ports=ports,
         )
         asyncio.run(links.apply(link))
+        self.know(link)
         self.links.append(link)
         self.nat.publish(link)
         return link
+
+    def know(self, link: PodLink) -> None:
+        """Let the pod's packets in from the interface that it has now."""
+        rows = sets.source_rows(
+            links.index(link.interface), rtnetlink.mac_bytes(link.pod_mac), socket.inet_aton(link.address)
+        )
+        asyncio.run(self.kernel.change(Change(adds=rows)))
 
     def inside(self, link: PodLink, function: Callable[[], T]) -> T:
         async def body() -> T:
@@ -88,12 +101,16 @@ class Pods:
             asyncio.run(links.remove(link.pin, link.interface, wait=True))
         asyncio.run(self.nat.remove())
         self.nat.close()
+        self.kernel.close()
+        self.kernel.followed.close()
 
 
 @pytest.fixture
 def pods(scope: Scope) -> Iterator[Pods]:
     some = Pods(scope)
     asyncio.run(some.nat.ensure())
+    some.kernel.probe()
+    asyncio.run(some.kernel.make((), 0))
     yield some
     some.close()
 
@@ -236,11 +253,38 @@ def test_a_pod_cannot_speak_with_anothers_address(pods: Pods) -> None:
     assert pods.inside(one, lambda: spoof(spoofed)) == "dropped"
     # With the address of a pod that exists the answer would go there anyway; that the question is dropped is counted.
     assert pods.inside(one, lambda: ask(other.address, 53, "udp")) == one.address
-    rules = [row["rule"] for row in pods.nat.nft.table("ip", pods.scope.table) or () if "rule" in row]
-    counters = [e["counter"]["packets"] for r in rules if r["chain"] == "raw" for e in r["expr"] if "counter" in e]
     dropped_by_filter = Path(f"/proc/sys/net/ipv4/conf/{one.interface}/rp_filter").read_text().strip()
-    assert counters[0] >= 1
+    assert pods.kernel.counters()["spoofed"] == 1
     assert dropped_by_filter == "1"
+
+
+def test_an_address_belongs_to_an_interface(pods: Pods) -> None:
+    """A pod that takes another's hardware address and address both has nothing of it: also where the host looks at no
+    way back (rp_filter 2, as systemd sets for all interfaces)."""
+    one, other, asked = pods.add(), pods.add(), pods.add()
+    for link in (one, other):
+        Path(f"/proc/sys/net/ipv4/conf/{link.interface}/rp_filter").write_text("2")
+    listener = pods.inside(asked, lambda: socket.socket(type=socket.SOCK_DGRAM))
+    with listener:
+        listener.bind(("0.0.0.0", 53))
+        listener.settimeout(30)
+
+        def say(link: PodLink, word: bytes, gateway: str) -> None:
+            script = f"""
+                ip link set eth0 address {link.pod_mac}
+                ip addr replace {link.address}/32 dev eth0
+                ip neigh replace {GATEWAY} lladdr {gateway} dev eth0 nud permanent
+            """
+            subprocess.run(["sh", "-ec", script], check=True, timeout=30)
+            with socket.socket(type=socket.SOCK_DGRAM) as sender:
+                sender.bind((link.address, 0))
+                sender.sendto(word, (asked.address, 53))
+
+        before = pods.kernel.counters()["spoofed"]
+        pods.inside(one, lambda: say(other, b"not the other", one.host_mac))
+        assert pods.kernel.counters()["spoofed"] == before + 1
+        pods.inside(other, lambda: say(other, b"the other", other.host_mac))
+        assert listener.recv(99) == b"the other"
 
 
 def test_withdrawn_is_only_what_is_ones_own(pods: Pods) -> None:
@@ -313,6 +357,7 @@ def test_a_pod_does_not_reach_the_hosts_loopback(pods: Pods) -> None:
         return ask("127.9.9.9", port)
 
     assert pods.inside(one, reach) in ("TimeoutError", "OSError")
+    assert pods.kernel.counters()["loopback"] >= 1
 
 
 def test_a_neighbour_on_the_wire_reaches_published_ports_only(pods: Pods) -> None:
@@ -338,6 +383,7 @@ def test_a_neighbour_on_the_wire_reaches_published_ports_only(pods: Pods) -> Non
         assert pods.inside(neighbour, lambda: ask("203.0.113.1", port)) == "203.0.113.2"
         assert pods.inside(neighbour, lambda: ask(one.address, 81)) == "TimeoutError"
         assert pods.inside(neighbour, lambda: ask(one.address, 80)) == "TimeoutError"
+        assert pods.kernel.counters()["unpublished"] >= 2
         # What leaves the pool bears the host's address.
         subprocess.run(["ip", "link", "set", name, "up"], check=True)
         server = dataclasses.replace(one, pin=pin)
@@ -412,6 +458,8 @@ def test_a_pod_is_made_twice_and_removed_twice(pods: Pods) -> None:
     # Made anew at once, while the kernel still takes the old pair away.
     asyncio.run(links.apply(link))
     pods.serve(link, 80)
+    assert ask(link.address, 80) == "TimeoutError", "another interface, that nobody has let in"
+    pods.know(link)
     assert ask(link.address, 80) == GATEWAY
 
 

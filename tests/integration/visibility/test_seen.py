@@ -314,6 +314,47 @@ def test_a_quarantine_leaves_no_way_out_by_names(site: Site, outside: Outside) -
     assert until(lambda: "198.51.100.21" in inside(site, "other", "nslookup tunnel.example.net"), 30.0)
 
 
+CLOSED = """
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: closed}
+spec: {podSelector: {matchLabels: {app: other}}, policyTypes: [Egress]%s}
+"""
+
+
+def test_rules_that_let_nothing_out_let_no_names_out(site: Site, outside: Outside) -> None:
+    """Rules by names leave these names; no egress at all leaves those of the node; a way out to any address, all."""
+    outside.held |= {"tunnel.example.net": "198.51.100.21", "api.example.org": "198.51.100.77"}
+    asks, answer = "nslookup tunnel.example.net", "198.51.100.21"
+    files = [site.folder / name for name in ("front.yaml", "closed.yaml")]
+    files[0].write_text(POLICY)
+    files[1].write_text(CLOSED % "")
+    closed = "NetworkPolicy/default/closed"
+    try:
+        assert site("policy", "apply", "-f", str(files[0])).returncode == 0
+        assert site("policy", "apply", "-f", str(files[1])).returncode == 0
+        for pod in ("web", "other"):
+            assert until(lambda pod=pod: answer not in inside(site, pod, asks), 30.0)  # type: ignore[misc]
+        asked = len(outside.asked)
+        for pod in ("web", "other"):
+            inside(site, pod, "nslookup secret.tunnel.example.net")
+        assert not [name for name in outside.asked[asked:] if "tunnel" in name]
+        assert "198.51.100.77" in inside(site, "web", "nslookup api.example.org")
+        assert answer in inside(site, "db", asks)
+        assert address(site, "db") in inside(site, "other", "nslookup db")
+        said = site("policy", "explain", "web", "198.51.100.77", "tcp/443").stdout.decode()
+        assert "these names outside: api.example.org" in said
+        said = site("policy", "explain", "other", "198.51.100.77", "tcp/443").stdout.decode()
+        assert "no name outside" in said
+        files[1].write_text(CLOSED % ", egress: [{ports: [{port: 53, protocol: UDP}]}]")
+        assert site("policy", "apply", "-f", str(files[1])).returncode == 0
+        assert until(lambda: answer in inside(site, "other", asks), 30.0)
+    finally:
+        site("policy", "rm", closed)
+        site("policy", "rm", "shop")
+    assert until(lambda: answer in inside(site, "web", asks), 30.0)
+
+
 def test_a_map_of_it_all(site: Site) -> None:
     page = site.folder / "map.html"
     assert site("flows", "map", "--html", str(page)).returncode == 0
@@ -364,11 +405,13 @@ def test_names_outlive_a_restart_of_casemated(site: Site, outside: Outside, numb
     file = site.folder / "shop.yaml"
     file.write_text(POLICY)
     assert site("policy", "apply", "-f", str(file)).returncode == 0
-    network = site("inspect", "--format", "{{.State.Pid}}", "web").stdout.decode().strip()
+    inits = {
+        pod: site("inspect", "--format", "{{.State.Pid}}", pod).stdout.decode().strip() for pod in ("web", "other")
+    }
 
-    def web(script: str) -> str:
+    def web(script: str, pod: str = "web") -> str:
         # Not by casemated, which is away.
-        done = subprocess.run(["nsenter", "-t", network, "-n", "-m", "-r", "sh", "-c", script], capture_output=True,
+        done = subprocess.run(["nsenter", "-t", inits[pod], "-n", "-m", "-r", "sh", "-c", script], capture_output=True,
                               text=True, check=False, timeout=30)  # fmt: skip
         return done.stdout + done.stderr
 
@@ -376,13 +419,14 @@ def test_names_outlive_a_restart_of_casemated(site: Site, outside: Outside, numb
     try:
         assert "refused" not in web(f"nslookup api.example.org >/dev/null; {refused}")
         site.daemons.kill("casemated", number)
-        assert "192.0.2.9" in web("nslookup calm.example.org")
+        assert "192.0.2.9" not in web("nslookup calm.example.org"), "no rule leads web there"
+        assert "192.0.2.9" in web("nslookup calm.example.org", "other")
         assert web("nc db 5432 </dev/null") == "hello\n", "a pod's name"
         assert "refused" not in web(refused), "the kernel holds what the pod was told"
         site.daemons.start()
         for _ in range(30):
             assert "refused" not in web(refused.replace("-w 1", "-w 0.1")), "nor is it forgotten at the start"
-            assert "192.0.2.9" in web("nslookup calm.example.org")
+            assert "192.0.2.9" in web("nslookup calm.example.org", "other")
     finally:
         site.daemons.start()
         assert until(lambda: site("policy", "rm", "shop").returncode == 0)

@@ -7,14 +7,14 @@ from hypothesis import strategies as st
 
 from casemate.network.firewall import sets
 from casemate.network.firewall.content import Held, compare, cut, held
-from casemate.network.firewall.sets import Row, address_row, base_rows, hardware_row, verdict_row
+from casemate.network.firewall.sets import Row, address_row, base_rows, source_rows, verdict_row
 
 ROWS = [
     address_row(True, bytes([10, 0, 0, 1]), bytes([10, 0, 0, 1]), viewer=b"", number=300),
     address_row(False, bytes(16), b"\xff" * 16, viewer=b"", number=301),
     verdict_row(0, 300, 301, 6, 80, 80, 0),
     verdict_row(1, 300, 301, 6, 80, 90, 4),
-    hardware_row(bytes(range(6)), bytes([10, 0, 0, 1])),
+    source_rows(7, bytes(range(6)), bytes([10, 0, 0, 1]))[1],
     *base_rows(300, 1 << 23, 1 << 24),
 ]
 

@@ -4,7 +4,7 @@ One rule asks all that the long way asks (:mod:`casemate.network.firewall.rules`
 it does not say yes to goes the long way. So it can be left out at any place and nothing changes but the time:
 
 - it is a first packet of TCP by its flags, or one of UDP, that bears no mark (answers to referrals and kept
-  connections do);
+  connections do), and comes from a pod with its own hardware address;
 - its connection's opener has not too many of them; where it leads (after translation) is in the pool of pods, so
   neither multicast, nor link-local, nor a metadata service;
 - both ends of the tracked connection are endpoints, and for their identities, protocol and port the verdict is ALLOW.
@@ -18,7 +18,7 @@ import ipaddress
 import struct
 
 from casemate.host import nft_expressions as e
-from casemate.network.firewall.sets import ALLOW
+from casemate.network.firewall.sets import ALLOW, PLAIN4
 
 _TCP, _UDP = 6, 17
 #: IANA's protocol assignments (RFC 6890): one cloud's metadata service is there.
@@ -50,4 +50,10 @@ def _allowed(protocol: int, pool: ipaddress.IPv4Network) -> bytes:
     port = e.tracked(e.CT_PROTO_SRC, _PORT, e.REPLY)
     allow = e.lookup("port", _KEY, into=1) + e.compare(1, struct.pack("=I", ALLOW))
     crowded = e.lookup("crowded4", _ADDRESS, absent=True)
-    return unmarked + destination + inside + source + crowded + key + both + port + allow
+    own = (
+        e.meta(e.META_IIF, _ADDRESS - 1)
+        + e.payload(e.LINK, 6, 6, _ADDRESS)
+        + e.immediate(_ADDRESS + 2, PLAIN4 + bytes(3))
+    )
+    own += e.payload(e.NETWORK, 12, 4, _ADDRESS + 3) + e.lookup("own4", _ADDRESS - 1)
+    return unmarked + destination + inside + source + crowded + key + both + port + allow + own

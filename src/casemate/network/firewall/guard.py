@@ -1,11 +1,17 @@
 """What a packet from a pod must be before any policy is asked: its own addresses, no options, nowhere forbidden. Pure.
 
-Every packet that comes in meets one rule, before connection tracking: hardware address, the first byte of the IP
-header (version 4, no options) and source address are one key of ``own4``, and the destination is no multicast. What
-this rule does not let on is looked at closely where it came from a pod, to be counted by its reason.
+Every packet that comes in meets one rule, before parts are joined and connections tracked: the interface, the first
+byte of the IP header (version 4, no options) and the source address are one key of ``from4``, the destination is no
+multicast, and it is no part of a packet. What this rule does not let on is looked at closely where it came from a
+pod, to be counted by its reason.
 
-Where a pod's packet may not go is looked at where a connection begins, after translation (a published port may lead
-anywhere): see *fresh4*.
+Where a connection begins, after translation (a published port may lead anywhere), is looked at where the packet may
+not go, and whether it bears the pod's hardware address: see *fresh4*. Nobody reads that address in later packets, and
+to look at it costs as much as the rest of the rule.
+
+*Parts* of packets wait in a memory of the host's until the rest is there, and that is bounded for all together: one
+who sends beginnings alone would fill it. So a pod may send so many, and when the memory fills (*strained*) so few
+that what it can hold there until they are forgotten is a part of it.
 """
 
 from __future__ import annotations
@@ -17,7 +23,12 @@ from casemate.network.flowlog import GUARD_WORDS, PREFIX, VERDICT_COPY_BYTES
 #: What is dropped before any policy and told to who watches, so many times a second at most. Not what bears another's
 #: address: who sent it cannot be read off it.
 GUARDS, GUARDS_TOLD = tuple(sorted(GUARD_WORDS)), 200
-CHAINS = ("fresh4", "guard4", "odd4", *(f"drop_{name}" for name in GUARDS))
+CHAINS = ("fresh4", "guard4", "odd4", "parts", *(f"drop_{name}" for name in GUARDS))
+#: Parts of packets that a pod may send in a second, and at once: 256 and what comes in 0.3 s, until hostd sees it,
+#: take some 1.2 MiB of the 4 that Linux has for it. Strained: 64 KiB in parts, and 500 parts in the 30 s that the
+#: kernel keeps them.
+PARTS, PARTS_STRAINED = (1000, 256), (16, 64)
+_PARTS_FORGET_MS = 60_000
 _V4, _ICMP = 2, 1
 
 
@@ -34,32 +45,46 @@ def dropped(name: str) -> bytes:
     return e.verdict(e.GOTO, f"drop_{name}")
 
 
+def parts(*, strained: bool) -> list[bytes]:
+    """The rules of *parts*."""
+    rate = e.limit_over(*(PARTS_STRAINED if strained else PARTS))
+    source = e.payload(e.NETWORK, 12, 4, 0)
+    return [source + e.for_each("parts4", 0, _PARTS_FORGET_MS, rate) + dropped("parts"), e.verdict(e.ACCEPT)]
+
+
 def chains(prefix: str, gateway: bytes, log_group: int) -> dict[str, list[bytes]]:
-    v4 = bytes([_V4])
-    hardware, source = e.payload(e.LINK, 6, 6, 0), e.payload(e.NETWORK, 12, 4, 3)
-    first, destination = e.payload(e.NETWORK, 0, 1, 2), e.payload(e.NETWORK, 16, 4, 0)
+    v4, plain = bytes([_V4]), PLAIN4 + bytes(3)
+    interface, hardware = e.meta(e.META_IIF, 0), e.payload(e.LINK, 6, 6, 1)
+    first, destination = e.payload(e.NETWORK, 0, 1, 1), e.payload(e.NETWORK, 16, 4, 0)
     several = destination + e.mask(0, b"\xe0\0\0\0")
+    # Number, flags and place of a part, together: four bytes are masked at once. Neither "more" nor a place.
+    part = e.payload(e.NETWORK, 4, 4, 0) + e.mask(0, b"\0\0\x3f\xff")
     return {
         "guard": [
-            hardware + first + source + e.lookup("own4", 0) + several + e.compare(0, b"\xe0\0\0\0", e.NEQ)
-            + e.verdict(e.ACCEPT),
+            interface + first + e.payload(e.NETWORK, 12, 4, 2) + e.lookup("from4", 0)
+            + several + e.compare(0, b"\xe0\0\0\0", e.NEQ) + part + e.compare(0, bytes(4)) + e.verdict(e.ACCEPT),
             ours(e.META_IIFNAME, prefix) + e.verdict(e.GOTO, "guard4"),
         ],
         "guard4": [
             e.meta(e.META_NFPROTO, 0) + e.compare(0, v4, e.NEQ) + counted("ipv6", e.DROP),
-            hardware + e.immediate(2, PLAIN4 + bytes(3)) + source + e.lookup("own4", 0) + e.verdict(e.GOTO, "odd4"),
+            interface + hardware + e.immediate(3, plain) + e.payload(e.NETWORK, 12, 4, 4) + e.lookup("own4", 0)
+            + e.verdict(e.GOTO, "odd4"),
             counted("spoofed", e.DROP),
         ],
         "odd4": [
             # 224.0.0.0/3: multicast, reserved, broadcast.
-            first + e.compare(2, PLAIN4) + several + e.compare(0, b"\xe0\0\0\0") + dropped("multicast"),
+            first + e.compare(1, PLAIN4) + several + e.compare(0, b"\xe0\0\0\0") + dropped("multicast"),
+            first + e.compare(1, PLAIN4) + e.verdict(e.GOTO, "parts"),
             dropped("options"),
         ],
+        "parts": parts(strained=False),
         "fresh4": [
+            interface + hardware + e.immediate(3, plain) + e.payload(e.NETWORK, 12, 4, 4)
+            + e.lookup("own4", 0, absent=True) + counted("spoofed", e.DROP),
             # An ICMP error is let through as part of the connection that it is about: a pod may say one of what was
             # sent to itself, and not of others' connections. Inside it is that packet, from its 8th byte on.
-            e.state(e.STATE_RELATED) + e.protocol(_ICMP) + hardware + e.immediate(2, PLAIN4 + bytes(3))
-            + e.payload(e.TRANSPORT, 8 + 16, 4, 3) + e.lookup("own4", 0, absent=True) + counted("spoofed", e.DROP),
+            e.state(e.STATE_RELATED) + e.protocol(_ICMP) + interface + hardware + e.immediate(3, plain)
+            + e.payload(e.TRANSPORT, 8 + 16, 4, 4) + e.lookup("own4", 0, absent=True) + counted("spoofed", e.DROP),
             destination + e.lookup("metadata4", 0) + dropped("metadata"),
             destination + e.compare(0, gateway, e.NEQ)
             + e.masked(0, b"\xff\xff\0\0", bytes([169, 254, 0, 0])) + dropped("link_local"),

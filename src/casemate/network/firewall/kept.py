@@ -14,7 +14,8 @@ A *kept* port of a pod is served through a relay on this host, so that its open 
   (decision 0136).
 
 Where nobody listens (the relay died) a first packet goes to the pod as to any other, judged as ever; such connections
-are remembered, so that a relay that starts does not take them for its own.
+are remembered, so that a relay that starts does not take them for its own. The memory is everybody's, so that a caller
+begins so many in a second and has so many open, and what was never answered or is over is soon forgotten.
 """
 
 from __future__ import annotations
@@ -29,11 +30,16 @@ from casemate.host.nft_netlink import element
 LISTENER = "192.0.0.8"
 #: Connections that began while nobody listened, and how long one of them may say nothing.
 MAX_DIRECT, DIRECT_FORGET_S = 65_535, 7_200
+#: One caller's: begun in a second, at once, and open; and how long one is remembered that is not open (any more). So
+#: one holds some 9,000 at most.
+DIRECT_RATE, DIRECT_BURST, DIRECT_OPEN, DIRECT_OVER_S = 50, 500, 2_000, 120
+#: What connection tracking still grants a connection: more, and it is open (TCP's other states have 120 s).
+_OPEN_S = 125
 #: After defragmentation (-400), before connection tracking (-200).
 _EARLY = -305
 #: After translation (-100) and the queue of held pods (-90).
 _LEAD = -80
-RULES = {"back": 1, "answer": 4, "lead": 2, "led": 6, "out": 1, "see": 1}
+RULES = {"back": 1, "answer": 4, "lead": 2, "led": 10, "out": 1, "see": 1}
 
 
 class Marks(NamedTuple):
@@ -75,6 +81,7 @@ def script(table: str, prefix: str, port: int, log_group: int, log_bytes: int) -
     """
     name, ours, mark = table_name(table), f'"{prefix}*"', marks(table)
     flow = "ip saddr . tcp sport . ip daddr . tcp dport"
+    first = "tcp flags & (fin|syn|rst|ack) == syn"
     go = f"meta l4proto tcp tproxy ip to {LISTENER}:{port or 1} meta mark set {mark.kept:#x} accept"
     return f"""\
 add table inet {name}
@@ -82,6 +89,8 @@ add set inet {name} kept {{ type ipv4_addr . inet_service; }}
 add set inet {name} itself {{ type ipv4_addr . ipv4_addr; }}
 add set inet {name} direct {{ type ipv4_addr . inet_service . ipv4_addr . inet_service; size {MAX_DIRECT}; \
 flags dynamic,timeout; timeout {DIRECT_FORGET_S}s; }}
+add set inet {name} callers {{ type ipv4_addr; size {MAX_DIRECT}; flags dynamic,timeout; timeout 60s; }}
+add set inet {name} open {{ type ipv4_addr; size {MAX_DIRECT}; flags dynamic; }}
 add chain inet {name} led
 add chain inet {name} answer
 add chain inet {name} back {{ type filter hook prerouting priority {_EARLY}; policy accept; }}
@@ -97,10 +106,16 @@ add rule inet {name} answer drop
 add rule inet {name} lead meta mark {mark.back:#x} accept
 add rule inet {name} lead ip protocol tcp ip daddr . tcp dport @kept jump led
 add rule inet {name} led ip saddr . ip daddr @itself return
-add rule inet {name} led tcp flags & (fin|syn|rst|ack) == syn {go}
-add rule inet {name} led tcp flags & (fin|syn|rst|ack) == syn update @direct {{ {flow} }} return
+add rule inet {name} led {first} {go}
+add rule inet {name} led {first} update @callers \
+{{ ip saddr limit rate over {DIRECT_RATE}/second burst {DIRECT_BURST} packets }} drop
+add rule inet {name} led {first} add @open {{ ip saddr ct count over {DIRECT_OPEN} }} drop
+add rule inet {name} led {first} update @direct {{ {flow} timeout {DIRECT_OVER_S}s }} return
 add rule inet {name} led socket transparent 1 meta mark set {mark.kept:#x} accept
-add rule inet {name} led {flow} @direct update @direct {{ {flow} }} return
+add rule inet {name} led tcp flags & (fin|rst) != 0 {flow} @direct update @direct \
+{{ {flow} timeout {DIRECT_OVER_S}s }} return
+add rule inet {name} led {flow} @direct ct expiration > {_OPEN_S}s update @direct {{ {flow} }} return
+add rule inet {name} led {flow} @direct return
 add rule inet {name} led {go}
 add rule inet {name} out meta mark {mark.up:#x} notrack
 add rule inet {name} see meta mark {mark.kept:#x} ct direction original ct original packets <= 8 \

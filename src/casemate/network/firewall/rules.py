@@ -2,14 +2,16 @@
 
 What a packet meets, in words:
 
-- *guard*, before connection tracking: what a pod sends bears its own hardware address and address, no IP options,
-  and is for nobody's multicast (:mod:`casemate.network.firewall.guard`);
+- *guard*, before connection tracking: what a pod sends comes from its own interface and bears its own address, no IP
+  options, and is for nobody's multicast; its parts of packets are bounded (:mod:`casemate.network.firewall.guard`);
 - *hold*, after published ports are translated, while a pod is held: the first packets to it wait in a queue;
 - *forward*, where packets are forwarded: a connection that was judged under the present generation passes, and so do
   first packets that an exact port allows (:mod:`casemate.network.firewall.fast`); others go on where a pod's interface
-  is at one end. *switch*: the same where they come to the host itself;
-- *leaving*, what begins in a pod: not to link-local addresses (but the gateway) or a cloud's metadata service; and no
-  ICMP error about a packet that was not sent to this pod;
+  is at one end. What begins elsewhere and was not translated on its way to a pod is dropped: a neighbour on the wire
+  that adds a route to the pool gets nowhere. *switch*: the same where packets come to the host itself;
+- *leaving*, what begins in a pod: with its own hardware address; not to link-local addresses (but the gateway) or a
+  cloud's metadata service; and no ICMP error about a packet that was not sent to this pod. *to_host*: the same, and
+  nothing at all to the host's 127.0.0.0/8, which is routed where a pod has published ports;
 - *pod*: what is no valid packet of a connection is dropped; every other is judged;
 - *judge*: both ends' identities are looked up (by the tracked connection, so that answers and translated packets are
   judged as their first packet was) and kept in the connection's label; then the verdict, by exact port, interval of
@@ -41,6 +43,7 @@ from casemate.network.flowlog import PREFIX, VERDICT_COPY_BYTES
 MARK_ANSWERED, MARK_REFUSED, MARK_DENIED = 0x0CA5E001, 0x0CA5E002, 0x0CA5E003
 COUNTERS = (
     "spoofed", "options", "link_local", "multicast", "metadata", "ipv6", "invalid", "stale", "crowded",
+    "parts", "loopback", "unpublished",
     "allowed", "audited", "referred", "referral_rate", "answered", "denied", "held", "refused",
 )  # fmt: skip
 #: In a log group a packet bears this: what became of it.
@@ -57,6 +60,8 @@ _POD_PRIORITY = -5
 _RATE_FORGET_MS = 60_000
 #: Of a connection's mark: it was let through. Generations have the 28 bits below it.
 _LET, LAST_GENERATION = 1 << 31, (1 << 28) - 1
+#: linux/netfilter/nf_conntrack_common.h: IPS_DST_NAT
+_TRANSLATED = 1 << 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +69,8 @@ class TableSpec:
     """What the rules depend on. *queue*: number of the packet queue of referrals; the next is that of holds, and the
     one after it that of referred packets on the way back.
 
-    *queue_target*: the kernel has no expression for queues, xtables' target serves.
+    *queue_target*: the kernel has no expression for queues, xtables' target serves. *only_published*: from elsewhere
+    pods are reached by published ports alone.
     """
 
     table: str
@@ -76,6 +82,7 @@ class TableSpec:
     queue_target: bool = False
     referrals_per_second: int = 2000
     referral_burst: int = 512
+    only_published: bool = True
 
     @property
     def kept(self) -> Marks:
@@ -88,7 +95,8 @@ class TableSpec:
 
 
 def add_table(batch: Batch, spec: TableSpec) -> None:
-    """Chains, counters and rules, without any policy in force; the sets must be in the batch before."""
+    """Chains, counters and rules, without any policy in force; what is there of them is written over. The sets must be
+    there, or in the batch before."""
     for counter in COUNTERS:
         batch.new_counter(counter)
     for name in PLAIN_CHAINS:
@@ -97,6 +105,8 @@ def add_table(batch: Batch, spec: TableSpec) -> None:
     batch.new_chain("forward", kind="filter", hook=_FORWARD, priority=_POD_PRIORITY)
     batch.new_chain("input", kind="filter", hook=_INPUT, priority=_POD_PRIORITY)
     batch.new_chain("relayed", kind="filter", hook=_OUTPUT, priority=_POD_PRIORITY)
+    for name in (*PLAIN_CHAINS, *BASE_CHAINS):
+        batch.flush_chain(name)
     for chain, rules in (
         guard.chains(spec.prefix, spec.gateway, spec.log_group)
         | _hold(spec)
@@ -132,6 +142,8 @@ def add_switch(batch: Batch, spec: TableSpec, generation: int) -> None:
     # ICMP errors have the mark of the connection that they are about; what a pod says so is looked at first.
     batch.new_rule("forward", _not_about_another() + known + e.verdict(e.ACCEPT))
     batch.new_rule("switch", known + e.verdict(e.ACCEPT))
+    if spec.only_published:
+        batch.new_rule("forward", _unpublished(spec.prefix))
     batch.new_rule("forward", e.verdict(e.GOTO, "unknown" if generation and fast.serves(spec.pool) else "new"))
     batch.new_rule("switch", e.verdict(e.GOTO, "pod"))
     batch.new_rule("decide", e.verdict(e.GOTO, "judge") if generation else e.verdict(e.ACCEPT))
@@ -151,6 +163,13 @@ def _let_through(generation: int) -> bytes:
 def _not_about_another() -> bytes:
     """Goes on where the packet is its connection's own, and not one about it."""
     return e.tracked(e.CT_STATE, 0) + e.compare(0, struct.pack("=I", e.STATE_RELATED), e.NEQ)
+
+
+def _unpublished(prefix: str) -> bytes:
+    """Drops what begins elsewhere and leads to a pod otherwise than by a published port."""
+    elsewhere = e.meta(e.META_IIFNAME, 0) + e.compare(0, prefix.encode(), e.NEQ)
+    status = e.tracked(e.CT_STATUS, 0) + e.masked(0, struct.pack("=I", _TRANSLATED), bytes(4))
+    return elsewhere + ours(e.META_OIFNAME, prefix) + e.state(e.STATE_NEW) + status + counted("unpublished", e.DROP)
 
 
 def _let_by(verdict: int) -> bytes:
@@ -221,6 +240,10 @@ def _pod(spec: TableSpec) -> dict[str, list[bytes]]:
             *(_marked(one) + e.verdict(e.GOTO, "switch") for one in (spec.kept.down, MARK_ANSWERED, MARK_DENIED)),
         ],
         "to_host": [
+            # Answers to what began at 127.0.0.1 and was translated have it back by now.
+            e.payload(e.NETWORK, 16, 1, 0) + e.compare(0, b"\x7f") + e.tracked(e.CT_STATE, 0)
+            + e.masked(0, struct.pack("=I", e.STATE_ESTABLISHED | e.STATE_RELATED), bytes(4))
+            + counted("loopback", e.DROP),
             fresh + e.verdict(e.JUMP, "fresh4"),
             to_gateway + e.protocol(_UDP) + names,
             to_gateway + e.protocol(_TCP) + names,

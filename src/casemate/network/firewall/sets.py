@@ -15,7 +15,9 @@ answers4, answers6    addresses . protocol . port (timed)         answers to ref
 verdicts, given       0 . verdict, by number                      the chain of that verdict (of an answer)
 held4, held6          addresses whose new connections wait
 crowded4, crowded6    pods with too many connections (timed)
-own4                  a pod's hardware address . first byte of the IP header . the pod's address
+from4                 a pod's interface . first byte of the IP header . the pod's address
+own4                  the same with the pod's hardware address behind the interface
+parts4                a pod's address, with the rate of parts of packets (timed)
 stamp                 number of the state in force
 ====================  ==========================================  =====================================================
 
@@ -33,7 +35,7 @@ from casemate.host.nft_expressions import GOTO
 from casemate.host.nft_netlink import SetSpec, element, goes_to, value
 
 #: nft(8)'s numbers of types.
-_IPV4, _IPV6, _ETHER, _PROTOCOL, _SERVICE, _MARK = 7, 8, 9, 12, 13, 19
+_IPV4, _IPV6, _ETHER, _PROTOCOL, _SERVICE, _MARK, _INTERFACE = 7, 8, 9, 12, 13, 19, 20
 _IDENTITY = (_MARK, 4)
 #: Of the keys that begin with a 0; why they do stands in :mod:`casemate.network.firewall.rules`.
 _PLACE = (_IDENTITY, _IDENTITY, _IDENTITY, (_PROTOCOL, 1), (_SERVICE, 2))
@@ -78,7 +80,9 @@ OTHER_SETS: tuple[SetSpec, ...] = (
     SetSpec("held6", ((_IPV6, 16),)),
     SetSpec("crowded4", ((_IPV4, 4),), timed=True),
     SetSpec("crowded6", ((_IPV6, 16),), timed=True),
-    SetSpec("own4", ((_ETHER, 6), (_PROTOCOL, 1), (_IPV4, 4)), size=_PODS),
+    SetSpec("from4", ((_INTERFACE, 4), (_PROTOCOL, 1), (_IPV4, 4)), size=_PODS),
+    SetSpec("own4", ((_INTERFACE, 4), (_ETHER, 6), (_PROTOCOL, 1), (_IPV4, 4)), size=_PODS),
+    SetSpec("parts4", ((_IPV4, 4),), timed=True, dynamic=True, size=_RATES),
     SetSpec("metadata4", ((_IPV4, 4),)),
     SetSpec("verdicts", (_IDENTITY, _IDENTITY), verdicts=True),
     SetSpec("stamp", (_IDENTITY,)),
@@ -171,9 +175,10 @@ def address_set_row(name: str, address: bytes, lifetime_ms: int = 0) -> Row:
     return Row(f"{name}{'4' if len(address) == 4 else '6'}", element(address, timeout_ms=lifetime_ms))
 
 
-def hardware_row(mac: bytes, address: bytes) -> Row:
-    """A pod's hardware address and the one address that it may send from."""
-    return Row("own4", element(mac + bytes(2) + PLAIN4 + bytes(3) + address))
+def source_rows(index: int, mac: bytes, address: bytes) -> tuple[Row, Row]:
+    """A pod's interface by its *index*, and the hardware address and the address that it may send from."""
+    interface, plain = struct.pack("=I", index), PLAIN4 + bytes(3) + address
+    return Row("from4", element(interface + plain)), Row("own4", element(interface + mac + bytes(2) + plain))
 
 
 def metadata_row(address: bytes) -> Row:

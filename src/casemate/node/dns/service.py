@@ -13,6 +13,7 @@ from casemate.hostd.protocol_visibility import ResolverListen
 from casemate.node import events
 from casemate.node.core import Core, report
 from casemate.node.directory import Directory, Entry
+from casemate.node.dns.closing import Closing
 from casemate.node.dns.named import Named
 from casemate.node.dns.wire import (
     ENCODER,
@@ -39,6 +40,8 @@ MODULE = "casemate.node.dns.child"
 MAX_REBIND_ALLOWED = 100
 #: How often the host's resolv.conf is looked at.
 _LOOK_S = 5.0
+#: How often at most rules are asked what each pod may ask for.
+_CLOSE_S = 0.1
 #: One event for a refused answer in so long for each pod and name: a program asks again and again.
 _QUIET_S, _MAX_QUIET = 60.0, 1000
 
@@ -59,9 +62,11 @@ class Names:
         self._told: OrderedDict[tuple[str, str], float] = OrderedDict()
         self.counters = Counters()
         directory.listeners.append(self._changed)
-        #: What the child knows of pods in quarantine.
+        #: What the child knows of pods that may not ask for any name.
         self._held: dict[str, tuple[str, ...]] = {}
-        core.policy.changed.append(self._give_orders)
+        self._closing = Closing(core.policy)
+        self._policy_changed = asyncio.Event()
+        core.policy.changed.append(self._policy_changes)
 
     def hostd_changed(self, up: bool) -> None:
         """The connection to hostd came or went; the sockets live on either way."""
@@ -80,6 +85,7 @@ class Names:
         """Keep a resolver at work; never returns. Pods that were told of it need it also where it is switched off."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._look_after_servers())
+            tasks.create_task(self._close_for_ever())
             tasks.create_task(self.named.expire_for_ever())
             await keep_alive("the pods' resolver", self._hostd_up, self._one_life)
 
@@ -89,6 +95,8 @@ class Names:
         self._sidecar = sidecar
         try:
             self._held = {}
+            await self._core.policy.load()
+            await self._closing.look(self._directory.pods.values())
             self._give_held()
             self._send(Pods(replace=True))
             everybody = [_row(entry) for entry in self._directory.pods.values()]
@@ -128,13 +136,30 @@ class Names:
             await asyncio.sleep(_LOOK_S)
             self._give_orders()
 
+    def _policy_changes(self) -> None:
+        self._policy_changed.set()
+        self._give_orders()
+
+    async def _close_for_ever(self) -> None:
+        """What the rules leave each pod to ask for; never returns. Some 1 us for each pod, so not with each change."""
+        while True:
+            await self._policy_changed.wait()
+            self._policy_changed.clear()
+            await self._closing.look(self._directory.pods.values())
+            self._give_held()
+            await asyncio.sleep(_CLOSE_S)
+
     def _give_held(self) -> None:
-        """Tell of pods that came into quarantine, or out of it, since it was told last."""
-        policy, now = self._core.policy, dict[str, tuple[str, ...]]()
+        """Tell of pods that may ask for less, or for more, since it was told last: by their rules, or since they came
+        into quarantine or out of it."""
+        policy, now = self._core.policy, dict(self._closing.pods)
         for name, row in policy.quarantines.items():
             entry = self._directory.pods.get(policy.names.get(name, ""))
             allowed = names_outside(policy.passages.get(row.number, ()))
-            if entry is not None and allowed is not None:
+            if entry is None:
+                continue
+            now.pop(entry.address, None)
+            if allowed is not None:
                 now[entry.address] = allowed
         for address in self._held.keys() - now.keys():
             self._send(Held(address))
@@ -161,6 +186,7 @@ class Names:
         if gone:
             self.named.viewer_gone(gone[0])
         # Before the resolver knows it: until then it answers nothing to it.
+        self._closing.one(old, new)
         self._give_held()
         self._send(Pods((_row(new),) if new is not None else (), gone))
 

@@ -16,6 +16,7 @@ from casemate.node.policy import ends, walling
 from casemate.node.policy.documents import text_of
 from casemate.node.policy.errors import ExpectationsInvalid, FlowsAbsent
 from casemate.node.policy.reading import read_text
+from casemate.policy.askable import words
 from casemate.policy.explain import explain
 from casemate.policy.flows import simulate as replayed
 from casemate.policy.flows import suggest as suggested
@@ -58,6 +59,9 @@ async def explained(core: Core, request: ExplainRequest) -> ExplainAnswer:
     found = await asyncio.to_thread(explain, rules, asked)
     wall = await walling.said(core, source, destination)
     lines = tuple(found.lines()) + ((wall,) if wall else ())
+    number = policy.number_of(source.name)
+    if destination.kind is Kind.WORLD and number and core.settings.flag("network.resolver"):
+        lines += (words(source.name, policy.askable(number)),)
     return ExplainAnswer(
         verdict=_word(found.decision.verdict.word), rule=found.decision.rule, lines=lines,
         egress_rule=found.decision.egress.rule, ingress_rule=found.decision.ingress.rule, source=source.name,

@@ -20,6 +20,7 @@ from casemate.node.policy.bulk import bulk
 from casemate.node.policy.endpoints import Workload
 from casemate.node.policy.ruleset import Passage, effective, patched, wall_labels
 from casemate.policy.addresses import Address
+from casemate.policy.askable import askable
 from casemate.policy.errors import PolicyInvalid
 from casemate.policy.identity import NOBODY, Allocation, Endpoint
 from casemate.policy.parse import Document, Policies, read_documents, together
@@ -118,6 +119,14 @@ class Policy:
         if workload is None or self.planner is None or self.planner.end(workload.name) is None:
             return 0
         return self.planner.number(workload.name)
+
+    def number_of(self, name: str) -> int:
+        """The same of a workload."""
+        return self.number(self.names.get(name, ""))
+
+    def askable(self, number: int) -> tuple[str, ...] | None:
+        """The names of the outside that pods of the identity *number* may ask for; None: any."""
+        return None if self.planner is None else askable(self.planner.compiler, number)
 
     def state(self) -> PolicyState:
         planner = self.planner

@@ -1,0 +1,47 @@
+"""The host's memory for parts of packets, bounded for each pod when it fills.
+
+Parts wait up to 30 s for the rest, in one memory of 4 MiB for everybody; when it is full, everybody's are dropped. The
+firewall's table lets a pod send so many parts in a second as well-behaved programs do; when a quarter of the memory is
+taken, so few that one who never sends the rest holds no more than a part of it (decision 0148).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from casemate.host import fragments
+from casemate.network.firewall.kernel import Kernel
+from casemate.spec.errors import CasemateError
+
+log = logging.getLogger("casemate.hostd")
+
+#: Of the memory: above this part pods are held short, below the other no more.
+STRAINED, RELAXED = 4, 8
+_PERIOD_S = 0.25
+
+
+def is_strained(held: int, maximum: int, before: bool) -> bool:
+    """Whether pods are to be held short, who were so *before* or not. Pure."""
+    return held > maximum // (RELAXED if before else STRAINED)
+
+
+async def look(kernel: Kernel) -> None:
+    """Hold pods short, or no more, where the memory asks for it."""
+    held, maximum = fragments.fill()
+    strained = is_strained(held, maximum, kernel.strained)
+    if maximum and strained != kernel.strained:
+        await kernel.set_strained(strained)
+        if strained:
+            log.warning("parts of packets hold %d of %d bytes: pods may send few of them for a while", held, maximum)
+
+
+async def run(kernel: Kernel) -> None:
+    """For ever. Whether an earlier hostd left pods held short is not known."""
+    kernel.strained = True
+    while True:
+        try:
+            await look(kernel)
+        except (CasemateError, OSError) as error:
+            log.warning("the memory for parts of packets was not looked after: %s", error)
+        await asyncio.sleep(_PERIOD_S)
