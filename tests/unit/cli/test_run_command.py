@@ -9,22 +9,6 @@ import pytest
 from peer import Peer, Reply, events, problem
 
 ID = "ab" * 32
-MISSING = problem(404, "container.not_found", "no container 'nope'", remedy="List them with `casemate ps -a`.")
-SUMMARY = {
-    "id": ID,
-    "name": "web",
-    "project": "default",
-    "pod": "cd" * 32,
-    "pod_name": "web",
-    "image": "docker.io/library/debian:12",
-    "image_digest": "sha256:" + "1" * 64,
-    "command": "sleep 9",
-    "level": "namespace",
-    "status": "running",
-    "created_at": "2026-01-01T00:00:00Z",
-    "started_at": "2026-01-01T00:00:00Z",
-    "ports": [{"container_port": 80, "host_port": 8080}],
-}
 
 
 def test_run_creates_and_attaches_on_one_connection(cm, peer: Peer) -> None:
