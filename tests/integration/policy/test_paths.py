@@ -294,7 +294,8 @@ def test_a_port_scan_ends_in_quarantine(world: World) -> None:
     assert row.workload == "default/scanner"
     assert row.cause == "rule Policy/scans:quarantine[port-scan]"
     assert "ports 2" in row.reason
-    assert world.dial("scanner", db, PORT, 2.0) in ("refused", "silent")
+    # It is on record before it is in the kernel, a moment later.
+    world.until(lambda: world.dial("scanner", db, PORT, 2.0) in ("refused", "silent"), "the kernel has it", 5.0)
     assert world.dial("quiet", db, PORT) == "yes"
 
 
