@@ -2,7 +2,7 @@
 
 Parts wait up to 30 s for the rest, in one memory of 4 MiB for everybody; when it is full, everybody's are dropped. The
 firewall's table lets a pod send so many parts in a second as well-behaved programs do; when a quarter of the memory is
-taken, so few that one who never sends the rest holds no more than a part of it (decision 0148).
+taken, so few that one who never sends the rest holds no more than a part of it (decision 0149).
 """
 
 from __future__ import annotations

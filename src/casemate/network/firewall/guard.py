@@ -25,7 +25,7 @@ from casemate.network.flowlog import GUARD_WORDS, PREFIX, VERDICT_COPY_BYTES
 GUARDS, GUARDS_TOLD = tuple(sorted(GUARD_WORDS)), 200
 CHAINS = ("fresh4", "guard4", "odd4", "parts", *(f"drop_{name}" for name in GUARDS))
 #: Parts of packets that a pod may send in a second, and at once: 256 and what comes in 0.3 s, until hostd sees it,
-#: take some 1.2 MiB of the 4 that Linux has for it. Strained: 64 KiB in parts, and 500 parts in the 30 s that the
+#: take some 1.2 MiB of the 4 that Linux has for it. Strained: 64 KiB in parts, and 544 parts in the 30 s that the
 #: kernel keeps them.
 PARTS, PARTS_STRAINED = (1000, 256), (16, 64)
 _PARTS_FORGET_MS = 60_000
