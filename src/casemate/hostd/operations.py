@@ -37,6 +37,8 @@ from casemate.spec.errors import ProgramFailed
 Answered = tuple[AnyAnswer, list[int]]
 #: The name that casemated gives its API's socket below ``paths.run``.
 API_SOCKET = "api.sock"
+#: How runtimes say that who is to get a signal has ended, which its conmon has perhaps not told yet.
+_GONE = ("no such process", "container not running")
 
 
 class Operations:
@@ -262,7 +264,7 @@ class Operations:
             try:
                 await context.launcher(level.runtime).run(argv)
             except ProgramFailed as error:
-                if "no such process" in error.detail:
+                if any(words in error.detail for words in _GONE):
                     raise WrongState(f"container {container.record.spec.name} has ended", phase="exited") from error
                 raise
             return Done()

@@ -13,6 +13,7 @@ import pytest
 from tests.integration.hostd.driver import Client, Hostd, running
 
 from casemate.hostd import protocol
+from casemate.isolation.microvm.template import SOCKETS
 from casemate.spec.workload import NetworkSpec
 
 pytestmark = pytest.mark.root
@@ -100,6 +101,31 @@ def remove_all(client: Client, pod: str) -> None:
         assert one.id == pod
         assert all(container.state in ("created", "running", "exited") for container in one.containers)
         client.call(protocol.PodRemove(one.id, force=True))
+
+
+def test_killed_while_a_template_is_made_it_leaves_no_machine(hostd: Hostd) -> None:
+    """The guest that is to become one is nobody's container: only its monitor's socket says that it is there."""
+    hostd.start()
+    client = hostd.wait_ready()
+    pod = hostd.pod(level="microvm", network=NetworkSpec(address=hostd.address()))
+    client.send(protocol.ContainerRun(pod, hostd.container(pod, "true")))
+    end = time.monotonic() + 60
+    while not [one for one in of_machines(hostd).values() if "monitor" in one]:
+        assert time.monotonic() < end, "a template is begun"
+        time.sleep(0.05)
+    client.close()
+    hostd.kill()
+    ran = {pid: words for pid, words in of_machines(hostd).items() if "monitor" in words or "child" in words}
+    assert ran
+    assert not list((hostd.state / "templates").glob("*/manifest.json"))
+    hostd.start()
+    client = hostd.wait_ready()
+    assert all(gone(pid) for pid in ran), ran
+    assert not list(hostd.run.glob(SOCKETS))
+    remove_all(client, pod.id)
+    client.close()
+    assert hostd.stop() == 0
+    assert of_machines(hostd) == {}
 
 
 def test_killed_at_each_step_it_converges_and_leaves_no_machine(hostd: Hostd) -> None:

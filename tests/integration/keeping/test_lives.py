@@ -6,6 +6,7 @@ import asyncio
 import concurrent.futures
 import os
 import pwd
+import shutil
 import signal
 import socket
 import threading
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.integration.daemons import USER, ensure_user
+from tests.integration.daemons import SOURCE, USER, ensure_user
 from tests.integration.keeping.kept import PORT, Kept, Lines
 from tests.integration.policy.world import SHOP
 
@@ -106,6 +107,42 @@ def test_a_casemated_that_is_killed_in_the_middle_of_a_hold(kept: Kept) -> None:
             "nothing is held any more",
             PATIENCE_S,
         )
+
+
+def test_a_relay_of_another_version_is_replaced(kept: Kept) -> None:
+    """An upgrade that changes the messages: what was open is reset and not left in silence, what follows is kept."""
+    daemons = kept.daemons
+    other = daemons.scope.folder / "other"
+    shutil.copytree(SOURCE, other, ignore=shutil.ignore_patterns("__pycache__"))
+    words = other / "casemate/node/keeping/wire.py"
+    words.write_text(words.read_text().replace(f"\nVERSION = {wire.VERSION}\n", f"\nVERSION = {wire.VERSION + 1}\n"))
+    environment = dict(daemons.environment)
+    try:
+        daemons.kill("casemated")
+        daemons.kill("casemate-hostd")
+        daemons.environment["PYTHONPATH"] = str(other)
+        daemons.start()
+        address = kept.keep("web")
+        kept.run("one")
+        kept.ready("one", address)
+        relay = kept.relay_pid()
+        with kept.lines("one", address) as open_:
+            open_.ask("before")
+            daemons.kill("casemated")
+            daemons.kill("casemate-hostd")
+            daemons.environment["PYTHONPATH"] = environment["PYTHONPATH"]
+            daemons.start()
+            assert open_.is_reset(PATIENCE_S)
+        kept.until(lambda: kept.holds().relaying, "there is a relay again", PATIENCE_S)
+        assert kept.relay_pid() != relay
+        kept.ready("one", address)
+        with kept.lines("one", address) as open_:
+            before = open_.ask("before")
+            kept.restart("web")
+            assert open_.ask("after").start > before.start
+    finally:
+        daemons.environment |= environment
+        shutil.rmtree(other)
 
 
 # --- the process ----------------------------------------------------------------------------------------------------

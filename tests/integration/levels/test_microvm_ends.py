@@ -5,10 +5,13 @@ QEMU is made to ask for memory without end, as one that leaks or was broken into
 
 from __future__ import annotations
 
+import concurrent.futures
+import contextlib
 import json
 import os
 import signal
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,8 +19,11 @@ from tests.integration.daemons import Daemons
 from tests.integration.levels.conftest import Run, environment, words_of_cli
 from tests.integration.levels.test_microvm import container, machines, monitor_of, until
 
+from casemate.hostd.processes import conmons
 from casemate.isolation.microvm import hostlimits
 from casemate.isolation.microvm.argv import Accelerator
+from casemate.sdk import ApiError
+from casemate.spec.workload import Level
 
 pytestmark = pytest.mark.root
 
@@ -126,3 +132,41 @@ def test_an_end_that_no_hostd_saw_has_its_reason(pair: Daemons, vm: Run) -> None
         assert state(vm, "unseen")["code"] == "137"
         assert state(vm, "unseen")["reason"] == "the machine's QEMU was killed by SIGKILL (microvm.machine_lost)"
         assert machines(pair) == []
+
+
+@pytest.mark.parametrize("level", ["namespace", "gvisor", "microvm"])
+def test_a_signal_in_the_moment_of_the_end(pair: Daemons, vm: Run, level: Level) -> None:
+    """It has ended and nobody has been told yet: who sends a signal hears that, and who stops it has what was wanted."""
+    del vm  # the level is there
+    client, script = pair.client, "while [ ! -e /tmp/end ]; do sleep 0.05; done; exit 7"
+    made = client.create("busybox", ("sh", "-c", script), name="ending", level=level).id
+    try:
+        client.start(made)
+        conmon = conmons(pair.scope.folder / "host-run")[made]
+        os.kill(conmon, signal.SIGSTOP)
+        try:
+            assert client.exec(made, ("touch", "/tmp/end")).exit_code == 0
+            if level != "namespace":  # there whoever is not reaped yet takes every signal
+                until(lambda: _refusal(lambda: client.kill(made, "SIGWINCH")))
+                assert _refusal(lambda: client.kill(made, "SIGWINCH")) == 409
+            with concurrent.futures.ThreadPoolExecutor() as pool:
+                stopping = pool.submit(client.stop, made, 60)
+                until(lambda: client.inspect(made).summary.status == "stopping")
+                os.kill(conmon, signal.SIGCONT)
+                stopping.result()
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(conmon, signal.SIGCONT)
+        ended = client.inspect(made).summary
+        assert (ended.status, ended.exit_code) == ("exited", 7)
+    finally:
+        client.remove(made, force=True)
+
+
+def _refusal(call: Callable[[], None]) -> int:
+    """The status with which *call* is refused; 0: it is not."""
+    try:
+        call()
+    except ApiError as error:
+        return int(error.problem["status"])
+    return 0

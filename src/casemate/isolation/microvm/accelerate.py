@@ -22,6 +22,8 @@ from casemate.isolation.microvm.monitor import Launch, Monitor
 from casemate.spec.errors import CasemateError
 
 DEVICE = Path("/dev/kvm")
+#: Of the probe's monitor, below the run folder.
+SOCKET = "kvm-probe.sock"
 #: A guest boots with working KVM in 0.3 s.
 PROBE_TIMEOUT_S, _END_WAIT_S = 3.0, 1.0
 _KEPT_BYTES = 16 << 10
@@ -141,7 +143,7 @@ def _launch(probe: Probe, opened: list[int]) -> Launch:
             argv.Network(),
         ),
         fds={first + index: number for index, number in enumerate(opened)},
-        socket=probe.run / "kvm-probe.sock",
+        socket=probe.run / SOCKET,
         uid=probe.uid,
         gid=probe.uid,
         jail=jail,

@@ -11,6 +11,7 @@ import contextlib
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
+from casemate.isolation.microvm.errors import MachineMissing
 from casemate.isolation.microvm.machine import Machine
 from casemate.spec.errors import CasemateError
 
@@ -48,13 +49,16 @@ class Early:
     async def take(self, container: str) -> Machine | None:
         """The machine that was begun for *container*, which is the caller's from now on; None: none was.
 
-        Raises what its making raised.
+        Raises what its making raised; MachineMissing where it was abandoned meanwhile.
         """
         done = self._begun.get(container)
         if done is None:
             return None
         # Who is cancelled while waiting leaves it to be abandoned.
         machine = await asyncio.shield(done)
+        if self._begun.get(container) is not done:
+            # Its start failed elsewhere: the machine is being ended.
+            raise MachineMissing(f"container {container} was deleted while its machine was begun")
         del self._begun[container]
         return machine
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from casemate.host import pidfd
 from casemate.isolation.microvm import (
+    accelerate,
     argv,
     clone,
     disks,
@@ -45,7 +46,7 @@ from casemate.isolation.microvm.pool import Pool, Waiting
 from casemate.isolation.microvm.records import SAME_IDS, Ids, MachineRecord
 from casemate.isolation.microvm.shares import Share
 from casemate.isolation.microvm.tap import GuestNetwork
-from casemate.isolation.microvm.template import Recipe, Template, Templates
+from casemate.isolation.microvm.template import SOCKETS, Recipe, Template, Templates
 from casemate.spec.errors import CasemateError, LimitExceeded
 
 log = logging.getLogger("casemate.hostd")
@@ -137,6 +138,7 @@ class Machines:
 
     async def recover(self) -> list[str]:
         """Connect to the monitors that an earlier hostd left; remove what is left of those that are gone."""
+        await self._end_own()
         found = []
         for folder in sorted(self.folder.iterdir()):
             try:
@@ -157,6 +159,15 @@ class Machines:
             except CasemateError:
                 await self.end(machine)
         return found
+
+    async def _end_own(self) -> None:
+        """End the machines that an earlier hostd had for itself when it was killed: a template's, a probe's."""
+        for path in (*self.settings.run.glob(SOCKETS), self.settings.run / accelerate.SOCKET):
+            with contextlib.suppress(CasemateError):
+                monitor = await Monitor.find(path)
+                monitor.quit()
+                monitor.leave()
+            path.unlink(missing_ok=True)
 
     def _remember_end(self, folder: Path) -> None:
         with contextlib.suppress(CasemateError):

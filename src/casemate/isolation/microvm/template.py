@@ -31,6 +31,8 @@ FORMAT = 4
 #: 7 s under emulation on an idle host, several times that on a loaded one.
 BOOT_TIMEOUT_S, SAVE_TIMEOUT_S = 90.0, 30.0
 _SETTLE_S = 0.5
+#: Below the run folder, the sockets of monitors whose guest becomes a template.
+SOCKETS = "template-*.sock"
 #: Of a manifest (300 bytes), and of a machine's state without its memory (100 kB).
 _MANIFEST_BYTES, _STATE_BYTES = 64 << 10, 64 << 20
 
@@ -192,7 +194,7 @@ class Templates:
             qemu=self._qemu,
             switches=switches,
             fds={first: memory, first + 1: kernel, first + 2: initramfs},
-            socket=self._run / f"template-{key[:8]}.sock",
+            socket=self._run / SOCKETS.replace("*", key[:8]),
             uid=self._uid,
             gid=self._uid,
             jail=jail,

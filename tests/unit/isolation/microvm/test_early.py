@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from casemate.isolation.microvm.early import Early
-from casemate.isolation.microvm.errors import MonitorFailed
+from casemate.isolation.microvm.errors import MachineMissing, MonitorFailed
 
 MACHINE = cast(Any, object())
 
@@ -91,6 +91,32 @@ def test_who_is_cancelled_while_waiting_leaves_the_machine_to_be_ended() -> None
                 await early.take("one")
         gate.set()
         await early.abandon("one")
+        assert ended == [MACHINE]
+
+    within(work)
+
+
+def test_what_is_deleted_while_it_is_asked_for_is_ended_once_and_nobodys() -> None:
+    """conmon was killed: its request waits for the machine while the start's failure takes everything away."""
+
+    async def work(early: Early, ended: list[Any]) -> None:
+        gate = asyncio.Event()
+
+        async def slow() -> Any:
+            await gate.wait()
+            return MACHINE
+
+        async def refused() -> None:
+            with pytest.raises(MachineMissing):
+                await early.take("one")
+
+        early.begin("one", slow)
+        async with asyncio.TaskGroup() as group:
+            asked = group.create_task(refused())
+            await asyncio.sleep(0)
+            gate.set()
+            await early.abandon("one")
+            await asked
         assert ended == [MACHINE]
 
     within(work)
