@@ -37,8 +37,9 @@ from casemate.spec.errors import ProgramFailed
 Answered = tuple[AnyAnswer, list[int]]
 #: The name that casemated gives its API's socket below ``paths.run``.
 API_SOCKET = "api.sock"
-#: How runtimes say that who is to get a signal has ended, which its conmon has perhaps not told yet.
-_GONE = ("no such process", "container not running")
+#: How runtimes (runsc of a process and of its sandbox, casemate-vm) say that who is to get a signal has ended, which
+#: its conmon has perhaps not told yet.
+_GONE = ("no such process", "sandbox is not running", "connecting to control server", "container not running")
 
 
 class Operations:

@@ -356,6 +356,31 @@ def test_rules_that_let_nothing_out_let_no_names_out(site: Site, outside: Outsid
     assert until(lambda: answer in inside(site, "web", asks), 30.0)
 
 
+REFERRED = """
+apiVersion: casemate/v1
+kind: Policy
+metadata: {name: referred}
+spec:
+  segments: {front: {select: {matchLabels: {app: web}}, default: deny}}
+  rules:
+    - {from: [{segment: front}], to: [{names: [api.example.org]}], ports: [tcp/443], action: refer}
+"""
+
+
+def test_referred_by_name_only_these_names_are_asked_and_each_connection_waits(site: Site, outside: Outside) -> None:
+    outside.held |= {"tunnel.example.net": "198.51.100.21", "api.example.org": "198.51.100.77"}
+    file = site.folder / "referred.yaml"
+    file.write_text(REFERRED)
+    assert site("policy", "apply", "-f", str(file)).returncode == 0
+    try:
+        assert until(lambda: "198.51.100.21" not in inside(site, "web", "nslookup tunnel.example.net"))
+        script = "nslookup api.example.org; nc -w 60 198.51.100.77 443 </dev/null >/dev/null 2>&1 &"
+        assert "198.51.100.77" in inside(site, "web", script)
+        assert until(lambda: "198.51.100.77" in site("referral", "ls").stdout.decode())
+    finally:
+        assert site("policy", "rm", "referred").returncode == 0
+
+
 def test_a_map_of_it_all(site: Site) -> None:
     page = site.folder / "map.html"
     assert site("flows", "map", "--html", str(page)).returncode == 0
