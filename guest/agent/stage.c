@@ -54,7 +54,7 @@ static void own_standard_files(const struct request *r)
 
 	/* So that the process may open /dev/stdout again; pipes only, never /dev/null. */
 	for (int i = 0; i < 3; i++)
-		if (fstat(i, &status) == 0 && S_ISFIFO(status.st_mode) && fchown(i, r->uid, (gid_t)-1) < 0)
+		if (fstat(i, &status) == 0 && S_ISFIFO(status.st_mode) && fchown(i, r->uid, r->gid) < 0)
 			continue;
 }
 
