@@ -220,8 +220,8 @@ def cpu_weight(shares: int) -> int:
 
 
 def unified(wanted: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Files of cgroup v2, which the guest's kernel has, whatever the host has. :class:`BundleUnsupported` for what is no
-    controller's."""
+    """Files of cgroup v2, which the guest's kernel has, whatever the host has. :class:`BundleUnsupported` for what is
+    no controller's."""
     for name, value in wanted.items():
         if not _UNIFIED.match(name) or name.startswith("cgroup.") or "\0" in value:
             raise BundleUnsupported(f"unified: {name[:80]!r} is no controller's file of cgroup v2")

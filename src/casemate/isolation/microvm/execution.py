@@ -23,7 +23,8 @@ _CLASS_SHIFT = 13
 #: linux/personality.h: a machine of 64 bits that says it had 32.
 _DOMAINS = {"LINUX": 0, "LINUX32": 8}
 _DEADLINE = 6
-_MOST_NS = (1 << 63) - 1
+#: What kernel/sched/deadline.c takes: the resolution of its clock, and times without the highest bit.
+_LEAST_NS, _MOST_NS = 1 << 10, (1 << 63) - 1
 
 
 def fields(process: Process) -> list[Field]:
@@ -59,7 +60,7 @@ def _scheduler(wanted: Scheduler) -> Field:
                 f"scheduler flag {name[:40]!r}; allowed are SCHED_FLAG_{', SCHED_FLAG_'.join(_FLAGS)}"
             )
         flags |= bit
-    times = (wanted.runtime, wanted.deadline, wanted.period)
+    times = (wanted.runtime or 0, wanted.deadline or 0, wanted.period or 0)
     if policy == _DEADLINE:
         _check_deadline(wanted)
     elif any(times):
@@ -68,16 +69,23 @@ def _scheduler(wanted: Scheduler) -> Field:
 
 
 def _check_deadline(wanted: Scheduler) -> None:
-    """The kernel's own conditions (sched(7), "SCHED_DEADLINE"), in words."""
-    if wanted.runtime == 0 or wanted.deadline == 0:
-        missing = "deadline" if wanted.runtime else "runtime"
-        raise BundleUnsupported(f"scheduler: `SCHED_DEADLINE` requires `{missing}`")
-    period = wanted.period or wanted.deadline
-    if not wanted.runtime <= wanted.deadline <= period <= _MOST_NS:
-        raise BundleUnsupported(
-            f"scheduler: runtime {wanted.runtime}, deadline {wanted.deadline} and period {period} ns: "
-            "each may be as long as the next at most"
-        )
+    """The kernel's own conditions (sched(7), "SCHED_DEADLINE"), in words: it says EINVAL to each."""
+    what = "sched_setattr: `SCHED_DEADLINE`"
+    for name, value in (("runtime", wanted.runtime), ("deadline", wanted.deadline)):
+        if value is None:
+            raise BundleUnsupported(f"{what} requires `{name}`")
+        if value == 0:
+            raise BundleUnsupported(f"{what} {name} must be greater than 0")
+    runtime, deadline = wanted.runtime or 0, wanted.deadline or 0
+    period = wanted.period or deadline
+    if not _LEAST_NS <= runtime <= _MOST_NS:
+        raise BundleUnsupported(f"{what} runtime {runtime} must be between {_LEAST_NS} and {_MOST_NS} ns")
+    if runtime > deadline:
+        raise BundleUnsupported(f"{what} runtime {runtime} must be <= deadline {deadline}")
+    if deadline > period:
+        raise BundleUnsupported(f"{what} deadline {deadline} must be <= period {period}")
+    if period > _MOST_NS:
+        raise BundleUnsupported(f"{what} period {period} must be <= {_MOST_NS}")
 
 
 def _io_priority(wanted: IoPriority) -> Field:

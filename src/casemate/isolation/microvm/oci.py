@@ -45,9 +45,9 @@ class Scheduler(Struct, frozen=True):
     nice: Annotated[int, Meta(ge=-20, le=19)] = 0
     priority: U32 = 0
     flags: tuple[str, ...] = ()
-    runtime: U64 = 0
-    deadline: U64 = 0
-    period: U64 = 0
+    runtime: U64 | None = None
+    deadline: U64 | None = None
+    period: U64 | None = None
 
 
 class IoPriority(Struct, frozen=True):
