@@ -138,7 +138,7 @@ def test_an_end_that_no_hostd_saw_has_its_reason(pair: Daemons, vm: Run) -> None
 
 @pytest.mark.parametrize("level", ["namespace", "gvisor", "microvm"])
 def test_a_signal_in_the_moment_of_the_end(pair: Daemons, vm: Run, level: Level) -> None:
-    """It has ended and nobody has been told yet: who sends a signal hears that, and who stops it has what was wanted."""
+    """It has ended and nobody was told yet: who sends a signal hears that, and who stops it has what was wanted."""
     del vm  # the level is there
     client, script = pair.client, "while [ ! -e /tmp/end ]; do sleep 0.05; done; exit 7"
     made = client.create("busybox", ("sh", "-c", script), name="ending", level=level).id
