@@ -96,6 +96,28 @@ def test_a_document_that_is_refused_changes_no_packet(world: World, text: str) -
         living.send(b"x")
 
 
+def test_what_is_hardly_meant_is_said_and_packets_follow_the_first_of_two_rules(world: World) -> None:
+    """A contradiction, a selector that picks nobody: taken with a warning each, and neither opens anything."""
+    db = world.serve("db", PORT, app="db")
+    world.run("web", app="web")
+    rules = "  rules:\n" + "".join(
+        f"    - {{from: [{{select: {{matchLabels: {{app: {app}}}}}}}], to: [{{segment: db}}], ports: [{ports}],"
+        f" action: {action}}}\n"
+        for app, ports, action in (
+            ("web", "tcp/7100", "deny"),
+            ("web", "tcp/7100", "allow"),
+            ("nobody", "tcp/7100", "allow"),
+        )
+    )
+    told = "\n".join(world.apply(CLOSED + rules).warnings)
+    assert "rules[1]:egress[0] contradicts Policy/default/closed:rules[0]:egress[0]" in told, told
+    assert "no 'app' has that value" in told, told
+    assert world.dial("web", db, PORT, 0.5) in NO
+    told = "\n".join(world.apply(CLOSED + rules.replace("action: deny", "action: allow")).warnings)
+    assert "contradicts" not in told, told
+    assert world.dial("web", db, PORT) == "yes"
+
+
 def test_a_flood_of_first_packets_leaves_the_others_their_way(world: World) -> None:
     """SYNs from one pod to a port that is open, and to one that is not: the others are served throughout."""
     db = world.serve("db", PORT, app="db")
