@@ -23,8 +23,9 @@ from casemate.host.nft_netlink import (
     NftSocket,
     destroys_elements,
     has_queue,
+    takes_rule,
 )
-from casemate.network.firewall import content, guard, rules
+from casemate.network.firewall import content, guard, rules, young
 from casemate.network.firewall.sets import ALL_SETS, TIMED, Row, verdict_rows
 from casemate.spec.errors import HostLacks
 
@@ -69,7 +70,7 @@ class Kernel:
     _sizes: tuple[int, dict[str, int]] = field(default_factory=lambda: (-1, {}))
 
     def probe(self) -> None:
-        """Find out what the kernel knows. Raises :class:`HostLacks` where it has no packet queue."""
+        """Find out what the kernel can. Raises :class:`HostLacks` where it has no packet queue."""
         self._destroys = destroys_elements(self._socket)
         if has_queue(self._socket, [e.queue(self.spec.queue)]) is None:
             if has_queue(self._socket, [e.queue_by_target(self.spec.queue)]) is None:
@@ -77,7 +78,11 @@ class Kernel:
                     "the kernel has neither nftables' queue nor xtables' NFQUEUE: nothing can be referred or held",
                     remedy="Use a kernel with CONFIG_NFT_QUEUE, or CONFIG_NETFILTER_XT_TARGET_NFQUEUE and NFT_COMPAT.",
                 )
-            self.spec = _with_target(self.spec)
+            self.spec = replace(self.spec, queue_target=True)
+        group, timeouts = self.spec.hello_group, young.begins(brief=True)
+        tells_hellos = group and takes_rule(self._socket, young.hello(group))
+        brief = takes_rule(self._socket, timeouts, young.add_timeouts)
+        self.spec = replace(self.spec, hello_group=group if tells_hellos else 0, brief=brief)
 
     def close(self) -> None:
         self._socket.close()
@@ -346,10 +351,6 @@ class Kernel:
         batch.delete_table()
         self._socket.commit(batch)
         return True
-
-
-def _with_target(spec: rules.TableSpec) -> rules.TableSpec:
-    return replace(spec, queue_target=True)
 
 
 def _flush_generation(batch: Batch) -> None:
