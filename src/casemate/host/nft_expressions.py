@@ -177,10 +177,10 @@ def reject_prohibited() -> bytes:
     return expression("reject", u32(1, 2), attribute(2, bytes([ICMPX_ADMIN_PROHIBITED])))
 
 
-def limit_over(per_second: int, burst: int) -> bytes:
-    """A limit that goes on only beyond *per_second* packets."""
+def limit_over(count: int, burst: int, *, unit_s: int = 1) -> bytes:
+    """A limit that goes on only beyond *count* packets in a second (or *unit_s*)."""
     return expression(
-        "limit", attribute(1, struct.pack("!Q", per_second)), attribute(2, struct.pack("!Q", 1)), u32(3, burst),
+        "limit", attribute(1, struct.pack("!Q", count)), attribute(2, struct.pack("!Q", unit_s)), u32(3, burst),
         u32(4, 0), u32(5, 1),
     )  # fmt: skip
 

@@ -58,8 +58,9 @@ class Kernel:
     _socket: NftSocket = field(default_factory=NftSocket)
     followed: Followed = field(default_factory=Followed)
     holding: bool = False
-    #: Pods may send few parts of packets: see :mod:`casemate.network.firewall.guard`.
-    strained: bool = False
+    #: Among so many pods the memory for parts of packets is divided, see :mod:`casemate.network.firewall.guard`; 0: it
+    #: is not.
+    strained: int = 0
     #: Processor time that the last look at every element took.
     compared_s: float = 0.0
     _destroys: bool = False
@@ -97,7 +98,7 @@ class Kernel:
             for one in ALL_SETS:
                 batch.new_set(one)
             rules.add_table(batch, self.spec)
-            self.strained = False
+            self.strained = 0
             rules.add_switch(batch, self.spec, generation)
             if self.holding:
                 rules.add_holds(batch, self.spec, self.holding)
@@ -112,7 +113,8 @@ class Kernel:
             batch = Batch(self.spec.table)
             rules.add_table(batch, self.spec)
             rules.add_switch(batch, self.spec, generation)
-            self.strained = False
+            batch.flush_set("parts4")
+            self.strained = 0
             if self.holding:
                 rules.add_holds(batch, self.spec, self.holding)
             self._rewrite_verdicts(batch)
@@ -151,17 +153,22 @@ class Kernel:
             self.holding = holding
             self._wrote(batch)
 
-    async def set_strained(self, strained: bool) -> None:
-        """Have pods send few parts of packets, or as many as they may."""
+    async def senders_of_parts(self) -> int:
+        """Pods that have sent parts of packets within a minute."""
+        async with self.lock:
+            return sum(1 for _ in self._socket.elements(self.spec.table, "parts4"))
+
+    async def set_strained(self, pods: int, memory_bytes: int) -> None:
+        """Have pods send few parts of packets, such as *pods* may; or (0) as many as they may."""
         async with self.lock:
             batch = Batch(self.spec.table)
             batch.flush_chain("parts")
             # An element keeps the rate with which it was made.
             batch.flush_set("parts4")
-            for rule in guard.parts(strained=strained):
+            for rule in guard.parts(guard.share(memory_bytes, pods) if pods else None):
                 batch.new_rule("parts", rule)
             await self._commit(batch, 0)
-            self.strained = strained
+            self.strained = pods
             self._wrote(batch)
 
     async def put(self, rows: Sequence[Row]) -> None:
