@@ -1,5 +1,5 @@
 /* What QEMU is shut into: user and groups of its own, no capability, new namespaces for network, ipc, names, processes
- * and mounts, a root that holds read-only programs and a /proc of its own alone. */
+ * and mounts, a root that holds read-only programs, a /proc of its own alone, and how large the host's pages are. */
 #include <errno.h>
 #include <fcntl.h>
 #include <grp.h>
