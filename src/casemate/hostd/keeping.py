@@ -39,7 +39,7 @@ _PRIORITY, _MASK = 90, 0xFFFFFFFE
 
 @dataclass(slots=True)
 class Keeping:
-    """*library* gives the nftables context of the loop's thread; *followed* is told of our own changes."""
+    """*library* gives libnftables; *followed* is told of our own changes."""
 
     settings: Settings
     state: State

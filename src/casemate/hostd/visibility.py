@@ -27,7 +27,7 @@ _PERIOD_S = 0.5
 
 @dataclass(slots=True)
 class Visibility:
-    """What was opened. *library* gives the nftables context of the loop's thread."""
+    """What was opened. *library* gives libnftables."""
 
     settings: Settings
     library: Callable[[], nft.Nft]

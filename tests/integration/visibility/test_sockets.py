@@ -87,7 +87,6 @@ def test_a_log_group_has_one_reader_and_its_holder_no_rights() -> None:
         asyncio.run(body())
         assert flowlog.is_whole(settings.text("network.table"))
     finally:
-        library.close()
         connection, batch = NftSocket(), Batch(flowlog.table_name(settings.text("network.table")))
         batch.delete_table()
         connection.commit(batch)
