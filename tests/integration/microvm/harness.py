@@ -147,6 +147,8 @@ class Host:
                 pool=self.pool,
                 taps=self.taps,
                 template=self.template,
+                # Of this run alone: two at a time have containers of the same names.
+                cgroup_parent=f"casetest-{os.getpid()}-vm",
             )
             async with asyncio.TaskGroup() as group:
                 self.machines = Machines(settings, group)

@@ -83,6 +83,8 @@ class Settings:
     taps: str = ""
     #: How far apart machines are at least, whatever a bundle asks for.
     template: origins.Kind = "shared"
+    #: Of containers whose engine names no cgroup on the host: each has one of its name below this one.
+    cgroup_parent: str = "casemate-vm"
 
 
 @dataclass(frozen=True, slots=True)
