@@ -184,7 +184,7 @@ static int one_mount(int root, const struct mount_request *m, int early)
 	}
 	unsigned long copied_read_only = m->flags & MOUNT_COPY_UP ? MS_RDONLY : 0;
 	/* What is not in the image has neither content nor a mode of its own to be copied. */
-	int there = is_bind ? -1 : open_inside(root, m->target, O_PATH);
+	int there = !is_bind && !strcmp(m->type, "tmpfs") ? open_inside(root, m->target, O_PATH) : -1;
 	if (there >= 0)
 		close(there);
 	int error = target_inside(root, m->target, is_file, target, sizeof target, &fd);

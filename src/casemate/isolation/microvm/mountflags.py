@@ -49,8 +49,6 @@ PROPAGATION = {
 }
 _ANY_PROPAGATION = 1 << 20 | 1 << 17 | _BELOW
 _NOTHING = frozenset(("defaults", "notmpcopyup", *IDMAPS))
-
-
 #: All that is known, which ``casemate-vm features`` tells engines: shim/report.c.
 KNOWN = frozenset((*_SET, *_CLEAR, *PROPAGATION, *_RECURSIVE, *_NOTHING))
 
