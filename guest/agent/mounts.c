@@ -12,6 +12,7 @@
 
 #include "agent.h"
 
+enum { MAX_LINKS = 40 }; /* as many as the kernel follows */
 enum { PROPAGATION = MS_SHARED | MS_PRIVATE | MS_SLAVE | MS_UNBINDABLE };
 
 static int open_inside(int root, const char *path, int flags)
@@ -21,14 +22,39 @@ static int open_inside(int root, const char *path, int flags)
 	return (int)syscall(SYS_openat2, root, path, &how, sizeof how);
 }
 
-/* Makes the folders of `path` (and a file at its end, when asked) that are missing, resolving in `root`. */
-static int make_inside(int root, const char *path, int is_file)
+/* Where `part`, the beginning of `path`, is a link to what is not there: `path` with the link's own words in its place.
+ * 1, or 0 for anything else. */
+static int through_link(int root, const char *part, const char *rest, char *path, size_t size)
 {
-	char part[4096];
-	size_t length = strlen(path);
+	char to[2048], whole[4096];
+	int fd = open_inside(root, part, O_PATH | O_NOFOLLOW);
+	ssize_t length = fd < 0 ? -1 : readlinkat(fd, "", to, sizeof to - 1);
+	const char *name = strrchr(part, '/');
+
+	if (fd >= 0)
+		close(fd);
+	if (length <= 0 || !name)
+		return 0;
+	to[length] = 0;
+	int folder = *to == '/' ? 0 : (int)(name - part);
+	int written = snprintf(whole, sizeof whole, "%.*s/%s%s", folder, part, to, rest);
+	if (written < 0 || (size_t)written >= sizeof whole || (size_t)written >= size)
+		return 0;
+	memcpy(path, whole, (size_t)written + 1);
+	return 1;
+}
+
+/* Makes the folders of `asked` (and a file at its end, when asked) that are missing, resolving in `root`: also those that
+ * links lead to, as the field's runtimes do. */
+static int make_inside(int root, const char *asked, int is_file)
+{
+	char part[4096], path[4096];
+	size_t length = strlen(asked);
+	int links = 0;
 
 	if (length >= sizeof part)
 		return ENAMETOOLONG;
+	memcpy(path, asked, length + 1);
 	for (size_t i = 1; i <= length; i++) {
 		if (path[i] != '/' && path[i] != 0)
 			continue;
@@ -37,6 +63,12 @@ static int make_inside(int root, const char *path, int is_file)
 		int fd = open_inside(root, part, O_PATH);
 		if (fd >= 0) {
 			close(fd);
+			continue;
+		}
+		if (links < MAX_LINKS && through_link(root, part, path + i, path, sizeof path)) {
+			links++;
+			length = strlen(path);
+			i = 0;
 			continue;
 		}
 		char *name = strrchr(part, '/');
@@ -92,6 +124,19 @@ static int bind(int root, const struct mount_request *m, const char *target)
 	return 0;
 }
 
+/* A tmpfs has the mode of the folder that it covers, unless the bundle names one, or there was no folder. */
+static int mount_fresh(const struct mount_request *m, const char *target, int covers, unsigned long flags)
+{
+	char data[4096];
+	struct stat status;
+
+	if (covers < 0 || strcmp(m->type, "tmpfs") || strstr(m->data, "mode=") || fstat(covers, &status) < 0)
+		snprintf(data, sizeof data, "%s", m->data);
+	else
+		snprintf(data, sizeof data, "%s%smode=%o", m->data, *m->data ? "," : "", (unsigned)status.st_mode & 07777);
+	return mount(m->source, target, m->type, flags, *data ? data : NULL) < 0 ? errno : 0;
+}
+
 static int copy_below(int root, const struct mount_request *m, int below, unsigned long flags)
 {
 	char target[64];
@@ -139,7 +184,7 @@ static int one_mount(int root, const struct mount_request *m, int early)
 	}
 	unsigned long copied_read_only = m->flags & MOUNT_COPY_UP ? MS_RDONLY : 0;
 	/* What is not in the image has neither content nor a mode of its own to be copied. */
-	int there = m->flags & MOUNT_COPY_UP ? open_inside(root, m->target, O_PATH) : -1;
+	int there = !is_bind && !strcmp(m->type, "tmpfs") ? open_inside(root, m->target, O_PATH) : -1;
 	if (there >= 0)
 		close(there);
 	int error = target_inside(root, m->target, is_file, target, sizeof target, &fd);
@@ -149,10 +194,10 @@ static int one_mount(int root, const struct mount_request *m, int early)
 		error = 0;
 	else if (is_bind)
 		error = bind(root, m, target);
-	else if (mount(m->source, target, m->type, flags & ~copied_read_only, *m->data ? m->data : NULL) < 0)
-		error = errno;
+	else
+		error = mount_fresh(m, target, there < 0 ? -1 : fd, flags & ~copied_read_only);
 	/* `fd` is what lies below the new mount; the path leads to the mount. */
-	if (!error && there >= 0)
+	if (!error && there >= 0 && m->flags & MOUNT_COPY_UP)
 		error = copy_below(root, m, fd, flags);
 	close(fd);
 	/* Flags of a bind are taken only by a remount; the path is resolved anew, now to what was mounted. */

@@ -14,6 +14,7 @@ import harness
 import pytest
 
 from casemate.host import hierarchy
+from casemate.isolation.microvm import mountflags
 from casemate.spec import capabilities
 
 pytestmark = pytest.mark.root
@@ -64,7 +65,7 @@ def test_features_are_json(host: harness.Host) -> None:
         *("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")
     ]
     assert "SCMP_ACT_KILL_PROCESS" in found["linux"]["seccomp"]["actions"]
-    assert "rbind" in found["mountOptions"]
+    assert found["mountOptions"] == sorted(mountflags.KNOWN)
     assert found["linux"]["capabilities"] == sorted(capabilities.ALL)
     assert found["potentiallyUnsafeConfigAnnotations"] == ["org.casemate."]
     # Members that a version after ociVersionMax has added must not be there.
@@ -248,6 +249,26 @@ def test_mountinfo_lists_the_bundles_mounts_in_order(host: harness.Host, base_la
         shown = [line.split()[4] for line in run(host, "mounts", one).stdout.splitlines()]
         wanted = [mount["destination"] for mount in one["mounts"]]
         assert [place for place in shown if place in wanted] == wanted
+
+
+def test_where_a_mount_goes(host: harness.Host, tmp_path: Path) -> None:
+    """To what a link leads to, made when it is not there; a tmpfs has the mode of the folder that it covers."""
+    for name in ("covered", "way"):
+        (tmp_path / "links" / name).mkdir(parents=True)
+    (tmp_path / "links/covered").chmod(0o750)
+    (tmp_path / "links/way/link").symlink_to("made/deep/file")
+    (tmp_path / "links/way/out").symlink_to("../../../../../way/elsewhere")
+    layer = harness.layer(tmp_path, "links")
+    source = tmp_path / "source"
+    source.write_text("host\n")
+    script = "cat /way/made/deep/file /way/elsewhere; readlink /way/link; stat -c %a /covered /named /absent"
+    config: Any = harness.configuration([layer], "sh", "-c", script)
+    for target, options in (("/covered", []), ("/named", ["mode=0711"]), ("/absent", ["ro"])):
+        config["mounts"].append({"destination": target, "type": "tmpfs", "source": "tmpfs", "options": options})
+    for target in ("/way/link", "/way/out"):
+        config["mounts"].append({"destination": target, "type": "bind", "source": str(source), "options": ["bind"]})
+    done = run(host, "linked", config)
+    assert done.stdout.split() == ["host", "host", "made/deep/file", "750", "711", "1777"], done
 
 
 def test_copy_up_keeps_what_the_image_has(host: harness.Host, tmp_path: Path) -> None:

@@ -79,6 +79,51 @@ def test_a_folder_both_ways(host: harness.Host, base_layer: Path, tmp_path: Path
     process.wait(20)
 
 
+def test_a_folder_that_is_read_only_with_all_below_it(host: harness.Host, base_layer: Path, tmp_path: Path) -> None:
+    """As Kubernetes and Docker ask for it. By the guest, and by the host, whatever the guest does."""
+    data = folder_with(tmp_path, "data")
+    (data / "below").mkdir()
+    mount("tmpfs", data / "below", "tmpfs", 0)
+    try:
+        script = "for at in /data /data/below; do mount -o remount,bind,rw /data; echo x > $at/file || echo no; done"
+        config: Any = harness.configuration(
+            [base_layer], "sh", "-c", f"{script} 2>/dev/null; grep -c ' /data 9p ro' /proc/mounts"
+        )
+        # Beside "rbind" as engines write it.
+        config["mounts"].append(bind(data, "/data", "bind", "rprivate", "rro"))
+        assert run(host, "rro", config) == "no\nno\n1"
+        config["process"]["capabilities"] = capabilities("CAP_SYS_ADMIN")
+        config["process"]["args"][-1] = f"{script} 2>/dev/null"
+        assert run(host, "rro2", config) == "no\nno"
+        assert (data / "file").read_text() == "host\n"
+    finally:
+        unmount(data / "below")
+
+
+def test_a_mounts_own_map_of_owners(host: harness.Host, base_layer: Path, tmp_path: Path) -> None:
+    """As Kubernetes asks for it where pods have a user namespace: the container sees the owners on the disk."""
+    data = folder_with(tmp_path, "data")
+    data.chmod(0o777)
+    script = "stat -c %u:%g /plain/file /own/file; echo x > /own/made"
+    config: Any = harness.configuration([base_layer], "sh", "-c", script, user={"uid": 3, "gid": 4})
+    config["mounts"] += [bind(data, "/plain"), bind(data, "/own", "idmap")]
+    config["linux"] |= maps()
+    assert run(host, "mapped", config) == "65534:65534\n0:0"
+    assert ((data / "made").stat().st_uid, (data / "made").stat().st_gid) == (3, 4)
+
+
+def test_a_map_of_owners_that_a_mount_brings(host: harness.Host, base_layer: Path, tmp_path: Path) -> None:
+    data = folder_with(tmp_path, "data")
+    row = [{"containerID": 0, "hostID": 1000, "size": 10}]
+    config: Any = harness.configuration([base_layer], "stat", "-c", "%u:%g", "/own/file")
+    config["mounts"].append(bind(data, "/own") | {"uidMappings": row, "gidMappings": row})
+    assert run(host, "brought", config) == "1000:1000"
+    # Without one it would be the container's, which has none.
+    config["mounts"][-1] = bind(data, "/own", "ridmap")
+    refused = host.vm("run", "--bundle", str(host.bundle("unmapped", config)), "unmapped", stdin=subprocess.DEVNULL)
+    assert (refused.returncode, "0 and 0 id mappings" in refused.stderr) == (1, True), refused
+
+
 def test_owners_and_modes_are_those_of_the_pods_range(host: harness.Host, base_layer: Path, tmp_path: Path) -> None:
     data = folder_with(tmp_path, "data", FIRST)
     script = "umask 22; echo guest > /data/made; mkdir /data/folder; chown 7:8 /data/made; chmod 4750 /data/made"

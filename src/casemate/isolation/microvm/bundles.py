@@ -7,12 +7,12 @@ import stat
 from pathlib import Path
 
 from casemate.host import durable
-from casemate.isolation.microvm import tap
+from casemate.isolation.microvm import mountflags, tap
 from casemate.isolation.microvm.config import MAX_FILE_BYTES, Content
 from casemate.isolation.microvm.errors import BundleUnsupported
 from casemate.isolation.microvm.oci import MAX_CONFIG_BYTES, Config, Mount, read_config
 from casemate.isolation.microvm.records import Ids
-from casemate.isolation.microvm.shares import MAX_SHARES, Share, root_name
+from casemate.isolation.microvm.shares import MAX_SHARES, Rows, Share, root_name
 from casemate.isolation.microvm.tap import GuestNetwork
 from casemate.spec.errors import LimitExceeded
 
@@ -205,12 +205,27 @@ def shared(config: Config, bundle: Path, container: str) -> tuple[list[Share], d
         if is_bind(mount) and mount.destination not in copied:
             source = bundle / mount.source
             names[index] = f"{container}.{index}/{source.name}".rstrip("/")
-            found.append(Share(names[index], source, mount.options))
+            found.append(Share(names[index], source, mount.options, _idmap(config, mount)))
     if not config.annotations.get(LAYERS):
         found.append(Share(root_name(container), bundle / config.root.path, ("rbind",)))
     if len(found) > MAX_SHARES:
         raise BundleUnsupported(f"{len(found)} bind mounts; allowed are {MAX_SHARES}")
     return found, names
+
+
+def _idmap(config: Config, mount: Mount) -> tuple[Rows, Rows] | None:
+    """The map of the owners of what *mount* shows: its own, else the container's. :class:`BundleUnsupported`."""
+    given = (mount.uid_mappings, mount.gid_mappings)
+    if not any(given) and mountflags.IDMAPS.isdisjoint(mount.options):
+        return None
+    maps = given if any(given) else (config.linux.uid_mappings, config.linux.gid_mappings)
+    if not all(0 < len(rows) <= MAX_MAP_ROWS for rows in maps):
+        raise BundleUnsupported(
+            f"mount at {mount.destination[:200]}: {len(maps[0])} and {len(maps[1])} id mappings; allowed are 1 to "
+            f"{MAX_MAP_ROWS}, for users and groups"
+        )
+    users, groups = (tuple((row.container, row.host, row.size) for row in rows) for rows in maps)
+    return users, groups
 
 
 def _content(source: Path, target: str) -> Content:

@@ -75,13 +75,6 @@ class Root(Struct, frozen=True):
     readonly: bool = False
 
 
-class Mount(Struct, frozen=True):
-    destination: str
-    type: str = "bind"
-    source: str = ""
-    options: tuple[str, ...] = ()
-
-
 class Namespace(Struct, frozen=True):
     type: str
     path: str = ""
@@ -169,6 +162,15 @@ class IdMapping(Struct, frozen=True):
     container: U32 = field(name="containerID")
     host: U32 = field(name="hostID")
     size: U32
+
+
+class Mount(Struct, frozen=True):
+    destination: str
+    type: str = "bind"
+    source: str = ""
+    options: tuple[str, ...] = ()
+    uid_mappings: tuple[IdMapping, ...] = field(default=(), name="uidMappings")
+    gid_mappings: tuple[IdMapping, ...] = field(default=(), name="gidMappings")
 
 
 class Linux(Struct, frozen=True):

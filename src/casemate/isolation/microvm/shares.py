@@ -17,8 +17,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from casemate.host import pidfd, syscalls
+from casemate.host import pidfd, syscalls, userns
 from casemate.host.netns import in_own_thread
+from casemate.isolation.microvm import mountflags
 from casemate.isolation.microvm.errors import MonitorFailed, ShareFailed
 from casemate.spec.errors import CasemateError
 
@@ -27,6 +28,7 @@ FOLDER = "/share"
 #: Bound on one machine's: the jail's tmpfs has 1,024 entries.
 MAX_SHARES = 500
 _CLONE_FS = 0x200
+Rows = tuple[tuple[int, int, int], ...]
 _TIMEOUT_S = 10.0
 _ATTRIBUTES = {
     "ro": syscalls.MOUNT_ATTR_RDONLY,
@@ -50,10 +52,8 @@ class Share:
     name: str
     source: Path
     options: tuple[str, ...] = ()
-
-    @property
-    def read_only(self) -> bool:
-        return "ro" in self.options
+    #: The mount's own map of owners: rows of (id on disk, id on the host, count), for users and for groups.
+    idmap: tuple[Rows, Rows] | None = None
 
 
 @dataclass(slots=True)
@@ -83,7 +83,7 @@ def close(opened: Sequence[Opened]) -> None:
 
 
 def _open(share: Share) -> Opened:
-    recursive = "bind" not in share.options
+    recursive = "rbind" in share.options or "bind" not in share.options
     flags = syscalls.OPEN_TREE_CLONE | (syscalls.AT_RECURSIVE if recursive else 0)
     try:
         number = syscalls.open_tree(share.source, flags)
@@ -96,11 +96,14 @@ def _open(share: Share) -> Opened:
             raise ShareFailed(f"{share.source} is {what}; only folders and regular files can be shared with a guest")
         # The host's device nodes stay the host's: in the guest they are numbers of its own kernel.
         wanted = syscalls.MOUNT_ATTR_NODEV
+        plain = [mountflags.plain(option) for option in share.options]
         for option, attribute in _ATTRIBUTES.items():
-            wanted |= attribute if option in share.options else 0
+            wanted |= attribute if option in plain else 0
         follow = any(option in share.options for option in ("rslave", "slave", "rshared", "shared"))
         propagation = syscalls.MS_SLAVE if follow else syscalls.MS_PRIVATE
         syscalls.mount_setattr(number, set_attributes=wanted, propagation=propagation, recursive=recursive)
+        if share.idmap is not None:
+            _map_owners(number, share.idmap, recursive="ridmap" in share.options)
         return Opened(share.name, number, stat.S_ISDIR(mode))
     except OSError as error:
         os.close(number)
@@ -108,6 +111,18 @@ def _open(share: Share) -> Opened:
     except CasemateError:
         os.close(number)
         raise
+
+
+def _map_owners(number: int, idmap: tuple[Rows, Rows], *, recursive: bool) -> None:
+    try:
+        userns_fd = userns.mapped_fd(*idmap)
+    except ValueError as error:
+        raise ShareFailed(f"the map of a mount's owners: {error}") from error
+    try:
+        attributes = syscalls.MOUNT_ATTR_IDMAP
+        syscalls.mount_setattr(number, set_attributes=attributes, userns_fd=userns_fd, recursive=recursive)
+    finally:
+        os.close(userns_fd)
 
 
 async def attach(qemu: pidfd.ProcessIdentity, opened: Sequence[Opened]) -> None:

@@ -154,7 +154,7 @@ def test_our_own_files_over_layers_are_copied_and_the_rest_is_shared(tmp_path: P
     layered = config(Mount("/proc", "proc"), hosts, other, **{bundles.LAYERS: "/a"})
     assert [one.data for one in bundles.contents(layered, tmp_path)] == [b"127.0.0.1 x\n"]
     shares, names = bundles.shared(layered, tmp_path, "c")
-    assert [(one.name, str(one.source), one.read_only) for one in shares] == [("c.2/srv", "/srv", True)]
+    assert [(one.name, str(one.source), one.options) for one in shares] == [("c.2/srv", "/srv", ("bind", "ro"))]
     assert names == {2: "c.2/srv"}
     for source in ("big", "missing", str(tmp_path)):
         with pytest.raises(BundleUnsupported):

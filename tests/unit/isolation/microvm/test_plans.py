@@ -91,6 +91,8 @@ def test_an_archive_is_what_cpio_reads() -> None:
         (["ro", "rw"], 0, ""),
         (["rbind", "rprivate"], 4096 | 16384, ""),
         (["nosuid", "mode=755", "size=64k"], 2, "mode=755,size=64k"),
+        (["rbind", "rro", "rnosuid", "nosymfollow"], 4096 | 16384 | 1 | 2 | 256, ""),
+        (["bind", "rro", "rrw", "idmap"], 4096, ""),
     ],
 )
 def test_mount_options(options: list[str], flags: int, data: str) -> None:
