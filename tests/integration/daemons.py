@@ -92,7 +92,7 @@ class Daemons:
     def _spawn(self, name: str) -> subprocess.Popen[bytes]:
         python = [sys.executable, "-m"]
         # pdeathsig: they end when the test run is killed.
-        command = ["setpriv", "--pdeathsig=TERM", *python, "casemate.hostd.daemon"]
+        command = ["setpriv", "--pdeathsig=TERM", *python, "casemate.hostd.entry"]
         if name == "casemated":
             command = ["setpriv", "--pdeathsig=TERM", f"--reuid={USER}", f"--regid={USER}", "--init-groups",
                        "--inh-caps=-all",

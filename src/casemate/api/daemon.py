@@ -15,7 +15,7 @@ from casemate.api.errors import StartRefused
 from casemate.api.routes import ROUTES, SOCKETS
 from casemate.api.routing import application
 from casemate.api.server import make_server, unix_listener
-from casemate.host import operators
+from casemate.host import heap, operators
 from casemate.host.settings_file import read_settings
 from casemate.node.node import running_node
 from casemate.spec.errors import CasemateError
@@ -37,6 +37,7 @@ def main(argv: list[str]) -> int:
         settings = read_settings(path)
         operators.check(settings)
         _check_identity()
+        heap.keep_one()
         # What was imported stays: the collector need not look at it again, and need not look after each 700 values.
         gc.freeze()
         gc.set_threshold(20_000, 20, 50)

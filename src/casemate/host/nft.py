@@ -1,8 +1,8 @@
 """nftables through libnftables, in process, loaded when first needed.
 
 Measured (decision 0022): 0.19 ms for an element against 3.6 ms with the `nft` program; the library costs 4 MiB.
-One call is one transaction: all of it holds afterwards, or nothing. The library's context is not for two
-threads; everything here runs on the loop's thread, which a change blocks for that long.
+One call is one transaction: all of it holds afterwards, or nothing. Everything here runs on the loop's thread, which a
+change blocks for that long.
 """
 
 from __future__ import annotations
@@ -49,7 +49,11 @@ def check_table_name(name: str) -> str:
 
 
 class Nft:
-    """A libnftables context."""
+    """libnftables, with a context for each transaction.
+
+    A context keeps what it read of the host's tables, all of them and not ours alone: 10 MiB for 20 tables. It reads
+    them anew after each transaction (6 ms there), so that one kept spares 0.2 ms.
+    """
 
     def __init__(self) -> None:
         try:
@@ -60,24 +64,29 @@ class Nft:
         for name in ("nft_ctx_get_output_buffer", "nft_ctx_get_error_buffer"):
             getattr(library, name).restype = ctypes.c_char_p
         self._library = library
-        self._context = ctypes.c_void_p(library.nft_ctx_new(0))
-        if not self._context:
-            raise NftMissing("nft_ctx_new failed")
-        library.nft_ctx_output_set_flags(self._context, _JSON_OUTPUT)
-        library.nft_ctx_buffer_output(self._context)
-        library.nft_ctx_buffer_error(self._context)
+        with self._context():
+            pass
 
-    def close(self) -> None:
-        if self._context:
-            self._library.nft_ctx_free(self._context)
-            self._context = ctypes.c_void_p(None)
+    @contextlib.contextmanager
+    def _context(self) -> Generator[ctypes.c_void_p]:
+        library = self._library
+        context = ctypes.c_void_p(library.nft_ctx_new(0))
+        if not context:
+            raise NftMissing("nft_ctx_new failed")
+        try:
+            library.nft_ctx_output_set_flags(context, _JSON_OUTPUT)
+            library.nft_ctx_buffer_output(context)
+            library.nft_ctx_buffer_error(context)
+            yield context
+        finally:
+            library.nft_ctx_free(context)
 
     def run(self, script: str) -> str:
         """Run nft(8) *script* as one transaction; its (JSON) output. Raises :class:`NftFailed`."""
-        result = self._library.nft_run_cmd_from_buffer(self._context, script.encode())
-        # Both buffers are emptied by being read.
-        output = (self._library.nft_ctx_get_output_buffer(self._context) or b"").decode("utf-8", "replace")
-        error = (self._library.nft_ctx_get_error_buffer(self._context) or b"").decode("utf-8", "replace")
+        with self._context() as context:
+            result = self._library.nft_run_cmd_from_buffer(context, script.encode())
+            output = (self._library.nft_ctx_get_output_buffer(context) or b"").decode("utf-8", "replace")
+            error = (self._library.nft_ctx_get_error_buffer(context) or b"").decode("utf-8", "replace")
         if result != 0:
             words = error.strip().splitlines()
             raise NftFailed(words[0][:500] if words else "no reason was given", words=error[:2000])

@@ -146,7 +146,7 @@ def nftables() -> Probe:
     try:
         value = f"generation {nft.generation()}"
         # Nothing is listed: the library begins anew each time that somebody changes a rule meanwhile.
-        nft.Nft().close()
+        nft.Nft()
     except (CasemateError, OSError) as error:
         return Probe("nftables", False, str(error), "apt-get install nftables")
     return Probe("nftables", True, value)

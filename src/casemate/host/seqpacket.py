@@ -10,6 +10,7 @@ import array
 import asyncio
 import contextlib
 import errno
+import mmap
 import os
 import socket
 from collections import deque
@@ -71,8 +72,8 @@ class Channel:
         self._drained.set()
         self.closed = False
         self._wake: Callable[[], None] = lambda: None
-        #: A new one for each message would cost more than reading it.
-        self._buffer = bytearray(MAX_MESSAGE_BYTES)
+        #: A new one for each message would cost more than reading it. Only what messages have filled takes memory.
+        self._buffer = mmap.mmap(-1, MAX_MESSAGE_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
     @property
     def peer(self) -> Peer:

@@ -1,4 +1,4 @@
-"""casemate-hostd: ``python -m casemate.hostd.daemon``. Reads the settings, recovers, and serves."""
+"""casemate-hostd, started by :mod:`casemate.hostd.entry`. Reads the settings, recovers, and serves."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from casemate.host import hierarchy, mountinfo, pidfd, probes, programs, syscalls
+from casemate.host import heap, hierarchy, mountinfo, pidfd, probes, programs, syscalls
 from casemate.host.peer import Peer
 from casemate.host.seqpacket import listen
 from casemate.host.settings_file import read_settings
@@ -45,7 +45,6 @@ from casemate.storage.volumes import Volumes
 
 log = logging.getLogger("casemate.hostd")
 
-_M_ARENA_MAX = -8  # malloc.h
 #: How long operations that run may take to end when the daemon is asked to.
 STOP_GRACE_S = 10.0
 
@@ -56,8 +55,7 @@ def harden() -> None:
     syscalls.seal_inherited()
     # Modes are given where things are made; nothing becomes writable for others by omission.
     os.umask(0o022)
-    # One heap: short-lived threads would get one each, and what they touched would stay (20 MiB after 100 starts).
-    syscalls.libc_function("mallopt")(_M_ARENA_MAX, 1)
+    heap.keep_one()
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

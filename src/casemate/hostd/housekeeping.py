@@ -13,7 +13,7 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 
-from casemate.host import conntrack, syscalls
+from casemate.host import conntrack, heap
 from casemate.hostd import inputs, pods
 from casemate.hostd.context import Context
 from casemate.hostd.protocol import ContainerOom
@@ -28,7 +28,7 @@ _PERIOD_S = 1.0
 #: To know that nobody changed a rule takes 20 us; a repair is to be done within a second.
 _FIREWALL_PERIOD_S = 0.3
 #: A trim takes 1 ms.
-_TRIM_PERIOD_S = 10.0
+_FIRST_TRIM_S, _TRIM_PERIOD_S = 2.0, 10.0
 #: A process that was killed is dead within milliseconds of the end of its connections.
 _DEATH_LOOKS, _DEATH_LOOK_S = 10, 0.05
 #: One look at a container is about 5 us; with thousands the looks are spread so that they cost 1 % of a cpu.
@@ -48,7 +48,7 @@ async def run(context: Context, retire: Callable[[Context, Pod, Container], Awai
         group.create_task(_keep_firewall(context), name="firewall")
         group.create_task(context.firewall.run(), name="referrals")
         group.create_task(_keep_inputs(context), name="inputs")
-        group.create_task(_give_memory_back(context), name="memory")
+        group.create_task(_give_memory_back(), name="memory")
         group.create_task(context.visibility.keep(), name="visibility")
         group.create_task(context.keeping.keep(), name="kept connections")
 
@@ -130,14 +130,13 @@ async def _keep_inputs(context: Context) -> None:
                 await asyncio.sleep(_DEATH_LOOK_S)
 
 
-async def _give_memory_back(context: Context) -> None:
-    """Let go of libnftables (24 MiB once it has listed anything; it is loaded again when needed), and return freed
-    pages to the kernel, which malloc keeps."""
-    trim = syscalls.libc_function("malloc_trim")
+async def _give_memory_back() -> None:
+    """First when the start is done: what the library held of the host's firewall is free by then."""
+    pause_s = _FIRST_TRIM_S
     while True:
-        await asyncio.sleep(_TRIM_PERIOD_S)
-        context.nat.unload()
-        trim(0)
+        await asyncio.sleep(pause_s)
+        heap.give_back()
+        pause_s = _TRIM_PERIOD_S
 
 
 async def _keep_firewall(context: Context) -> None:

@@ -41,8 +41,8 @@ _PRIORITY, _MASK = 90, 0xFFFFFFFE
 
 @dataclass(slots=True)
 class Keeping:
-    """*library* gives the nftables context of the loop's thread; *followed* is told of our own changes; *emit* sends
-    an event to the peer."""
+    """*library* gives libnftables; *followed* is told of our own changes; *emit* sends an event to
+    the peer."""
 
     settings: Settings
     state: State

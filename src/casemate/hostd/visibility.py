@@ -29,7 +29,7 @@ _PERIOD_S = 0.5
 
 @dataclass(slots=True)
 class Visibility:
-    """What was opened. *library* gives the nftables context of the loop's thread; *emit* sends an event to the peer."""
+    """What was opened. *library* gives libnftables; *emit* sends an event to the peer."""
 
     settings: Settings
     library: Callable[[], nft.Nft]

@@ -7,6 +7,8 @@ libseccomp does not know is passed over by the runtime.
 
 from __future__ import annotations
 
+import sys
+
 ALWAYS: dict[str, tuple[str, str]] = {
     "files": (
         "opening, reading, writing, naming and removing files: bounded by the mounts and the owner ids",
@@ -150,5 +152,5 @@ NEVER: dict[str, tuple[str, str]] = {
 
 
 def names(text: str) -> tuple[str, ...]:
-    """The names in one group's text."""
-    return tuple(text.split())
+    """The names in one group's text, each name once for all who ask."""
+    return tuple(map(sys.intern, text.split()))

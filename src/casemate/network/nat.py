@@ -110,7 +110,7 @@ class Nat:
 
     @property
     def nft(self) -> nft.Nft:
-        """The library's context, loaded when first needed."""
+        """The library, loaded when first needed."""
         if self._nft is None:
             self._nft = nft.Nft()
         return self._nft
@@ -122,14 +122,7 @@ class Nat:
             self._socket = NftSocket()
         return self._socket
 
-    def unload(self) -> None:
-        """Let go of the library, which is loaded again when needed."""
-        if self._nft is not None:
-            self._nft.close()
-            self._nft = None
-
     def close(self) -> None:
-        self.unload()
         self._generations.close()
         if self._socket is not None:
             self._socket.close()

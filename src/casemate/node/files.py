@@ -6,8 +6,8 @@ import asyncio
 import io
 import os
 import posixpath
-import tarfile
 from collections.abc import AsyncIterable
+from typing import TYPE_CHECKING
 
 from casemate.hostd.client import ask
 from casemate.hostd.protocol import AnyOperation, ContainerArchive, ContainerDiff, ContainerExtract, Done
@@ -18,6 +18,9 @@ from casemate.node.piped import Piped
 from casemate.node.rows import ContainerRow
 from casemate.spec.api import Change, ChangesAnswer, PathStat
 from casemate.spec.errors import Corrupt, InvalidArgument, LimitExceeded
+
+if TYPE_CHECKING:
+    import tarfile
 
 #: A copy of a large tree takes its time; one that hangs ends all the same.
 TIMEOUT_S = 6 * 3600.0
@@ -82,6 +85,8 @@ async def first_member(output: Piped, path: str) -> PathStat:
 
     Bounded by what the entry's extended headers may take.
     """
+    import tarfile  # noqa: PLC0415 - for copies alone
+
     data = b""
     while len(data) < 1 << 20:
         piece = await output.read()
@@ -108,6 +113,8 @@ async def first_member(output: Piped, path: str) -> PathStat:
 
 def _mode(member: tarfile.TarInfo) -> int:
     """st_mode of a tar member: type and permission bits."""
+    import tarfile  # noqa: PLC0415 - for copies alone
+
     kinds = {
         tarfile.DIRTYPE: 0o040000, tarfile.SYMTYPE: 0o120000, tarfile.CHRTYPE: 0o020000, tarfile.BLKTYPE: 0o060000,
         tarfile.FIFOTYPE: 0o010000,

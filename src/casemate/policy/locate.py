@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from casemate.policy.source import Loader
+from casemate.policy.yaml_values import Loader
 
 _PATH = re.compile(r"(?P<origin>.*?)\[(?P<number>\d+)\](?P<rest>.*)\Z", re.DOTALL)
 _STEP = re.compile(r"\.(?P<key>[^.\[\]]+)|\[(?P<index>\d+)\]")

@@ -81,7 +81,4 @@ def test_a_log_group_has_one_reader_and_its_holder_no_rights() -> None:
             for number in sockets:
                 socket.socket(fileno=number).close()
 
-    try:
-        asyncio.run(body())
-    finally:
-        library.close()
+    asyncio.run(body())

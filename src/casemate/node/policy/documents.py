@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import difflib
 import sqlite3
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
-
-import yaml
 
 from casemate.node import audit, events
 from casemate.node.clock import rfc3339
@@ -35,20 +32,11 @@ MAX_DIFF_LINES = 2000
 MAX_LOOK = 20_000
 
 
-#: libyaml's, where PyYAML was built with it: the same text in a fifteenth of the time (thousands of documents at once).
-_Dumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
-
-
-class _Plain(_Dumper):  # type: ignore[misc]
-    """Without anchors: what stands twice is written twice, as documents are read."""
-
-    def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002 - PyYAML's hook
-        return True
-
-
 def text_of(value: object) -> str:
     """*value* as YAML, keys in the order in which they were written."""
-    return yaml.dump(value, Dumper=_Plain, sort_keys=False, allow_unicode=True, width=100)
+    from casemate.node.policy import yaml_text  # noqa: PLC0415 - there
+
+    return yaml_text.dumped(value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +166,8 @@ def _diff(key: str, old: Document | None, new: Document | None) -> str:
     before, after = (text_of(one.value).splitlines() if one else [] for one in (old, new))
     if len(before) + len(after) > MAX_DIFF_LINES:
         return f"{len(before)} lines before, {len(after)} now: too long to show"
+    import difflib  # noqa: PLC0415 - only `policy diff` needs it
+
     return "\n".join(difflib.unified_diff(before, after, f"in force: {key}", f"given: {key}", lineterm=""))
 
 

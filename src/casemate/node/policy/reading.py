@@ -15,7 +15,6 @@ import msgspec
 from casemate.host.programs import run
 from casemate.node.policy.bulk import bulk
 from casemate.policy.errors import PolicyInvalid, PolicyTooLarge
-from casemate.policy.locate import line_of
 from casemate.policy.parse import Document, read_documents
 from casemate.policy.source import MAX_BYTES, load_documents
 from casemate.spec.errors import ProgramFailed, RemoteError, TimedOut
@@ -53,6 +52,8 @@ def _read(data: bytes, values: list[object] | None, origin: str) -> list[Documen
     try:
         return read_documents(load_documents(data, origin) if values is None else values, origin)
     except PolicyInvalid as error:
+        from casemate.policy.locate import line_of  # noqa: PLC0415 - with it comes the parser of YAML
+
         # A message begins with the path of the field, where it is about one.
         path = error.facts.get("path") or error.detail.partition(": ")[0]
         line = line_of(data.decode(errors="replace"), path) if isinstance(path, str) else None
