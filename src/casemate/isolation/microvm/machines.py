@@ -12,7 +12,7 @@ import shutil
 import struct
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from casemate.host import pidfd
@@ -58,7 +58,7 @@ CLONE_TIMEOUT_S = 30.0
 _QUIT_WAIT_S = 5.0
 #: What a waiting machine may take for its answer: beyond, a clone is there sooner.
 _ANSWER_TIMEOUT_S = 2.0
-_NO_CARD = 128  # wire.h, FLAG_NO_CARD
+_NO_CARD, _REHEARSE = 128, 2048  # wire.h, FLAG_NO_CARD, FLAG_REHEARSE
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")
 #: What the names of machines begin with that wait: nobody's machine can be called so.
 _WAITS = "+"
@@ -109,7 +109,12 @@ class Machines:
         self._jail = settings.run / "jail"
         self._jail.mkdir(exist_ok=True, mode=0o700)
         self.templates = Templates(
-            settings.state / "templates", settings.run, shim=settings.shim, qemu=settings.qemu, uid=FIRST_UID
+            settings.state / "templates",
+            settings.run,
+            shim=settings.shim,
+            qemu=settings.qemu,
+            uid=FIRST_UID,
+            rehearsal=lambda: warming.rehearsal(self.filter(warming.WANTED)),
         )
         self._machines: dict[str, Machine] = {}
         #: Of containers that ended with their machine while no hostd ran; read by the one that finds them.
@@ -214,6 +219,8 @@ class Machines:
             raise MonitorFailed(f"a machine {called[:80]!r} exists, or the name is not valid")
         cold = origin.kind == "none"
         recipe = self._recipe(memory_bytes, "" if cold else origin.project, cards)
+        if cold:
+            recipe = replace(recipe, cpus=1)
         source = recipe if cold else await self.templates.get(recipe)
         opened = shares.open_all(shared)
         self.pool.busy += 1
@@ -238,7 +245,12 @@ class Machines:
                     await clone.booted(machine.monitor)
             await machine.monitor.ask(
                 Kind.CONFIGURE,
-                _configuration(hostname, network, card=network is not None or netns_fd is not None),
+                _configuration(
+                    hostname,
+                    network,
+                    card=network is not None or netns_fd is not None,
+                    rehearse=waiting is None and self._has_room_to_rehearse(),
+                ),
                 error=NetworkFailed,
                 timeout_s=CLONE_TIMEOUT_S,
             )
@@ -410,6 +422,10 @@ class Machines:
         """The template of a machine of this size, of everybody's or of *origin*'s project, made when there is none."""
         return await self.templates.get(self._recipe(memory_bytes, origin.project))
 
+    def _has_room_to_rehearse(self) -> bool:
+        """Whether a processor of the host's is free for a second one of the guest's: this start is counted."""
+        return self.pool.busy <= len(os.sched_getaffinity(0)) // 2
+
     def _recipe(self, memory_bytes: int | None, owner: str = "", cards: int = 1) -> Recipe:
         settings = self.settings
         return Recipe(
@@ -417,7 +433,8 @@ class Machines:
             settings.qemu_version,
             settings.accelerator,
             memory_bytes or settings.memory_bytes,
-            1,
+            # The second one is a rehearsal's; where nothing is translated there is none.
+            2 if settings.accelerator.kind == "tcg" else 1,
             # With KVM the guest has the host's own clock.
             settings.tsc_khz if settings.accelerator.kind == "tcg" else None,
             owner,
@@ -503,12 +520,15 @@ async def _open_taps(network: GuestNetwork | None, netns_fd: int | None, cards: 
     return [] if network is None else [tap.open_tap(network.tap)]
 
 
-def _configuration(hostname: str, network: GuestNetwork | None, *, card: bool = True) -> list[Field]:
-    """Randomness first: nothing of the user's has run, and nothing before this drew any that it keeps."""
+def _configuration(
+    hostname: str, network: GuestNetwork | None, *, card: bool = True, rehearse: bool = False
+) -> list[Field]:
+    """The rehearsal runs beside all that follows. Randomness before all that is the user's: nothing of the user's has
+    run, and nothing before this drew any that it keeps."""
     return [
+        frames.u32(Tag.FLAGS, (0 if card else _NO_CARD) | (_REHEARSE if rehearse else 0)),
         Field(Tag.SEED, secrets.token_bytes(SEED_BYTES)),
         frames.u64(Tag.CLOCK, time.time_ns()),
         frames.text(Tag.HOSTNAME, (hostname or "casemate")[:64]),
         *(network.fields() if network is not None else ()),
-        *(() if card else (frames.u32(Tag.FLAGS, _NO_CARD),)),
     ]

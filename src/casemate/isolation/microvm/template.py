@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from casemate.host import durable
 from casemate.host.netns import in_own_thread
 from casemate.isolation.microvm import argv, disks, sparse
 from casemate.isolation.microvm.errors import TemplateFailed
+from casemate.isolation.microvm.frames import Field, Kind
 from casemate.isolation.microvm.kernel import GuestKernel
 from casemate.isolation.microvm.monitor import Launch, Monitor
 from casemate.isolation.microvm.sparse import TemplateDamaged
@@ -62,7 +63,7 @@ class Recipe:
             self.cpus,
             khz,
             argv.argv("qemu", self.switches(0)),
-            argv.kernel_command_line(khz),
+            argv.kernel_command_line(khz, self.cpus),
             *([self.owner] if self.owner else ()),
             *([["cards", self.cards]] if self.cards > 1 else ()),
         ]
@@ -90,8 +91,18 @@ class Template:
 class Templates:
     """The templates of one host, below *folder*. Made on first need, one at a time."""
 
-    def __init__(self, folder: Path, run: Path, *, shim: str, qemu: str, uid: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        run: Path,
+        *,
+        shim: str,
+        qemu: str,
+        uid: int,
+        rehearsal: Callable[[], Sequence[Field]] = tuple,
+    ) -> None:
         self._folder, self._run, self._shim, self._qemu, self._uid = folder, run, shim, qemu, uid
+        self._rehearsal = rehearsal
         self._lock = asyncio.Lock()
         self._loaded: dict[str, Template] = {}
 
@@ -179,7 +190,7 @@ class Templates:
         jail.mkdir(parents=True, exist_ok=True, mode=0o700)
         switches = (
             *recipe.switches(first),
-            argv.Kernel(first + 1, first + 2, argv.kernel_command_line(recipe.tsc_khz)),
+            argv.Kernel(first + 1, first + 2, argv.kernel_command_line(recipe.tsc_khz, recipe.cpus)),
             argv.Layers(disks.null_node()),
             argv.Scratch(disks.no_scratch()),
             argv.Port(),
@@ -209,6 +220,8 @@ class Templates:
                 group.create_task(monitor.serve())
                 try:
                     await _until_ready(monitor)
+                    if recipe.cpus > 1:
+                        await monitor.ask(Kind.REHEARSE, self._rehearsal(), error=TemplateFailed)
                     await asyncio.sleep(_SETTLE_S)
                     await _save(monitor, state)
                 finally:
