@@ -170,17 +170,17 @@ int rootfs_rehearse(const char *container, const char **why)
 	char path[128], options[256];
 
 	for (size_t i = 0; i < sizeof folders / sizeof *folders; i++) {
-		snprintf(path, sizeof path, "/layers/r%s", folders[i]);
+		snprintf(path, sizeof path, "/c/+layer%s", folders[i]);
 		mkdir(path, 0755);
 	}
 	*why = "the program of a rehearsal";
-	int error = copy_agent("/layers/r/bin/agent");
-	if (error || (symlink("agent", "/layers/r/bin/warm") < 0 && (error = errno)))
+	int error = copy_agent("/c/+layer/bin/agent");
+	if (error || (symlink("agent", "/c/+layer/bin/warm") < 0 && (error = errno)))
 		return error;
 	memcpy(first, container, strlen(container) + 1);
 	rootfs_path(container, path, sizeof path);
 	*why = "mount of a rehearsal's root";
-	snprintf(options, sizeof options, "upperdir=/c/+first/upper,workdir=/c/+first/work,lowerdir=/layers/r");
+	snprintf(options, sizeof options, "upperdir=/c/+first/upper,workdir=/c/+first/work,lowerdir=/c/+layer");
 	return mount("overlay", path, "overlay", 0, options) < 0 ? errno : 0;
 }
 

@@ -12,7 +12,7 @@ import shutil
 import struct
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from casemate.host import pidfd
@@ -27,6 +27,7 @@ from casemate.isolation.microvm import (
     kernel,
     priority,
     records,
+    rehearsals,
     shares,
     swap,
     takeover,
@@ -83,6 +84,8 @@ class Settings:
     taps: str = ""
     #: How far apart machines are at least, whatever a bundle asks for.
     template: origins.Kind = "shared"
+    #: Whether starts with a processor to spare run a rehearsal on it.
+    rehearsal: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +131,10 @@ class Machines:
         self.filter: Callable[[Config], bytes] = lambda _config: b""
         self.pool = Pool(settings.pool, self._make_waiting, self.end, _is_alive, _answers)
         group.create_task(self.pool.run())
+        most = rehearsals.half_of_host() if settings.rehearsal else 0
+        self.rehearsals = rehearsals.Rehearsals(
+            self.templates, group, most, busy=lambda: self.pool.busy, has_memory=self.pool.has_memory
+        )
 
     def all(self) -> list[Machine]:
         """Those that are somebody's."""
@@ -205,6 +212,7 @@ class Machines:
         origin: origins.Origin = origins.Origin(),  # noqa: B008 - frozen
         scratch_fd: int | None = None,
         upper_bytes: int = 0,
+        cpu_limited: bool = False,
     ) -> Machine:
         """A configured clone (or cold boot, as *origin* says) over *layers*, or over the root among *shared*.
 
@@ -212,6 +220,7 @@ class Machines:
         user; *netns_fd*: an engine's network namespace (the caller's), for the other ends of its *cards*. *pod*: the
         machine's name, where it is not its container's; *more*: further containers may :meth:`join`; *scratch_fd*: the
         file of its writable layer (the caller's), else that lies in memory, *upper_bytes* of it at most (0: half).
+        *cpu_limited*: the pod has less than the host's processors, so that a second one of the guest's gains nothing.
         Raises the error of the step that failed, with nothing left behind.
         """
         called = pod or name
@@ -219,8 +228,6 @@ class Machines:
             raise MonitorFailed(f"a machine {called[:80]!r} exists, or the name is not valid")
         cold = origin.kind == "none"
         recipe = self._recipe(memory_bytes, "" if cold else origin.project, cards)
-        if cold:
-            recipe = replace(recipe, cpus=1)
         source = recipe if cold else await self.templates.get(recipe)
         opened = shares.open_all(shared)
         self.pool.busy += 1
@@ -238,6 +245,7 @@ class Machines:
                 moved = self._take(machine, called, cgroups)
                 extents = await swap.layers(machine.monitor, layers)
             else:
+                source = (None if cold or cpu_limited else self.rehearsals.of(recipe)) or source
                 tap_fds = await _open_taps(network, netns_fd, cards)
                 where = _Where(called, cgroups, ids, tap_fds, scratch_fd, "" if network is None else network.tap)
                 machine, extents = await self._clone(source, where, layers, more=more)
@@ -249,7 +257,7 @@ class Machines:
                     hostname,
                     network,
                     card=network is not None or netns_fd is not None,
-                    rehearse=waiting is None and self._has_room_to_rehearse(),
+                    rehearse=waiting is None and _recipe_of(source).cpus > 1,
                 ),
                 error=NetworkFailed,
                 timeout_s=CLONE_TIMEOUT_S,
@@ -422,10 +430,6 @@ class Machines:
         """The template of a machine of this size, of everybody's or of *origin*'s project, made when there is none."""
         return await self.templates.get(self._recipe(memory_bytes, origin.project))
 
-    def _has_room_to_rehearse(self) -> bool:
-        """Whether a processor of the host's is free for a second one of the guest's: this start is counted."""
-        return self.pool.busy <= len(os.sched_getaffinity(0)) // 2
-
     def _recipe(self, memory_bytes: int | None, owner: str = "", cards: int = 1) -> Recipe:
         settings = self.settings
         return Recipe(
@@ -433,8 +437,7 @@ class Machines:
             settings.qemu_version,
             settings.accelerator,
             memory_bytes or settings.memory_bytes,
-            # The second one is a rehearsal's; where nothing is translated there is none.
-            2 if settings.accelerator.kind == "tcg" else 1,
+            1,
             # With KVM the guest has the host's own clock.
             settings.tsc_khz if settings.accelerator.kind == "tcg" else None,
             owner,

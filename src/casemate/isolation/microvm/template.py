@@ -20,7 +20,7 @@ from pathlib import Path
 
 from casemate.host import durable
 from casemate.host.netns import in_own_thread
-from casemate.isolation.microvm import argv, disks, sparse
+from casemate.isolation.microvm import argv, disks, priority, sparse
 from casemate.isolation.microvm.errors import TemplateFailed
 from casemate.isolation.microvm.frames import Field, Kind
 from casemate.isolation.microvm.kernel import GuestKernel
@@ -109,6 +109,9 @@ class Templates:
     async def get(self, recipe: Recipe) -> Template:
         """The template of *recipe*, made when there is none. Raises :class:`TemplateFailed`, :class:`DiskFull`."""
         key = recipe.key()
+        if key in self._loaded:
+            # Whoever has its template does not wait for another one to be made.
+            return self._loaded[key]
         async with self._lock:
             if key in self._loaded:
                 return self._loaded[key]
@@ -122,6 +125,10 @@ class Templates:
                     template = await in_own_thread(lambda: self._load(recipe, key), timeout_s=SAVE_TIMEOUT_S)
             self._loaded[key] = template
             return template
+
+    def ready(self, recipe: Recipe) -> Template | None:
+        """The template of *recipe* if it is in memory."""
+        return self._loaded.get(recipe.key())
 
     def names(self) -> list[str]:
         """The keys of the templates on disk."""
@@ -219,9 +226,13 @@ class Templates:
             async with asyncio.TaskGroup() as group:
                 group.create_task(monitor.serve())
                 try:
-                    await _until_ready(monitor)
                     if recipe.cpus > 1:
-                        await monitor.ask(Kind.REHEARSE, self._rehearsal(), error=TemplateFailed)
+                        # Nobody waits for it.
+                        with priority.idle(await monitor.qemu_pid()):
+                            await _until_ready(monitor)
+                            await monitor.ask(Kind.REHEARSE, self._rehearsal(), error=TemplateFailed)
+                    else:
+                        await _until_ready(monitor)
                     await asyncio.sleep(_SETTLE_S)
                     await _save(monitor, state)
                 finally:
