@@ -63,12 +63,20 @@ struct hook_request {
 	const char **args, **env; /* each ends with NULL */
 };
 
+struct scheduler_request {
+	uint32_t policy, priority;
+	int32_t nice;
+	uint64_t flags, runtime, deadline, period; /* nanoseconds */
+};
+
 struct request {
 	char container[ID_BYTES], process[ID_BYTES], root[128]; /* the container's root, as the agent names it */
 	char join_pids[ID_BYTES];
 	uint32_t channel, flags, namespaces, uid, gid, umask, signal, seccomp_flags, propagation;
 	uint16_t rows, columns;
-	int has_capabilities, has_oom_adj, oom_adj;
+	int has_capabilities, has_oom_adj, oom_adj, has_scheduler;
+	uint32_t io_priority, personality; /* 0: as they are */
+	struct scheduler_request scheduler;
 	uint64_t capabilities[5]; /* bounding, effective, inheritable, permitted, ambient */
 	const char *cwd, *hostname, *copying; /* copying: FILES' work and path (tar.h) */
 	const char *state;                    /* for the hooks */

@@ -7,6 +7,7 @@
 #include <linux/seccomp.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/personality.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -75,10 +76,40 @@ static int set_oom_adj(int value)
 	return write_file("/proc/self/oom_score_adj", text, (size_t)length);
 }
 
+/* The structure of sched_setattr(2) in its first form, which every kernel takes. */
+static int set_scheduler(const struct scheduler_request *s)
+{
+	struct {
+		uint32_t size, policy;
+		uint64_t flags;
+		int32_t nice;
+		uint32_t priority;
+		uint64_t runtime, deadline, period;
+	} wanted = { sizeof wanted, s->policy, s->flags, s->nice, s->priority, s->runtime, s->deadline, s->period };
+
+	return syscall(SYS_sched_setattr, 0, &wanted, 0) < 0 ? errno : 0;
+}
+
+/* How it is scheduled, its input and output, and what machine it believes to be on. */
+static int set_execution(const struct request *r, const char **why)
+{
+	*why = "scheduler";
+	int error = r->has_scheduler ? set_scheduler(&r->scheduler) : 0;
+	if (error)
+		return error;
+	*why = "ioPriority";
+	if (r->io_priority && syscall(SYS_ioprio_set, 1 /* IOPRIO_WHO_PROCESS */, 0, r->io_priority) < 0)
+		return errno;
+	*why = "personality";
+	return r->personality && personality(r->personality) < 0 ? errno : 0;
+}
+
 int identity_apply(const struct request *r, const char **why)
 {
-	int error = 0;
+	int error = set_execution(r, why);
 
+	if (error)
+		return error;
 	*why = "rlimits";
 	if ((error = set_rlimits(r)))
 		return error;

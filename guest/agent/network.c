@@ -189,29 +189,60 @@ static void allow_ipv6(const struct wire_message *frame, const char *name)
 			write_file(path, "0", 1);
 }
 
-/* The card that the message is about: the first, unless it names another. */
-static int name_of(const struct wire_message *frame, char *name, size_t size)
+/* What the cards are called: as at boot, until NETWORK calls them as the engine does. */
+static char cards[MOST_CARDS][IFNAMSIZ] = { "eth0", "eth1", "eth2", "eth3" };
+
+/* The card that the message is about: the first, unless it names another; and what it is to be called. */
+static int card_of(const struct wire_message *frame, uint32_t *number, char *name)
 {
 	struct wire_field f;
 	size_t offset = 0;
-	uint32_t number = 0;
 
+	*number = 0;
 	while (wire_next(frame->payload, frame->length, &offset, &f) == 1) {
-		if (f.tag == TAG_CARD && (f.length != 4 || (number = wire_u32(f.bytes)) >= MOST_CARDS))
+		if (f.tag == TAG_CARD && (f.length != 4 || (*number = wire_u32(f.bytes)) >= MOST_CARDS))
 			return EINVAL;
+		if (f.tag == TAG_CARD_NAME && (!f.length || f.length >= IFNAMSIZ || memchr(f.bytes, 0, f.length)))
+			return EINVAL;
+		if (f.tag == TAG_CARD_NAME)
+			snprintf(name, IFNAMSIZ, "%.*s", (int)f.length, (const char *)f.bytes);
 	}
-	snprintf(name, size, "eth%u", number);
 	return 0;
 }
 
-static void rename_card(int fd, const char *from, const char *to)
+static int rename_card(int fd, const char *from, const char *to)
 {
 	struct ifreq request = { 0 };
 
 	strncpy(request.ifr_name, from, sizeof request.ifr_name - 1);
 	strncpy(request.ifr_newname, to, sizeof request.ifr_newname - 1);
-	if (strcmp(from, to) && ioctl(fd, SIOCSIFNAME, &request) < 0)
-		say("casemate: %s as %s: %s", from, to, strerror(errno));
+	if (!strcmp(from, to) || ioctl(fd, SIOCSIFNAME, &request) == 0)
+		return 0;
+	say("casemate: %s as %s: %s", from, to, strerror(errno));
+	return errno;
+}
+
+/* A card that is down gets the engine's name for it. Another that has the name by its place alone makes room: its own
+ * message is still to come. */
+static int call_card(int fd, uint32_t number, const char *name)
+{
+	char aside[IFNAMSIZ];
+	int error = 0;
+
+	if (!*name || !strcmp(cards[number], name))
+		return 0;
+	for (uint32_t i = 0; i < MOST_CARDS && !error; i++) {
+		int index = strcmp(cards[i], name) ? 0 : (int)if_nametoindex(name);
+		if (!index)
+			continue;
+		snprintf(aside, sizeof aside, "card%u", i);
+		error = set_down(fd, index);
+		if (!error && !(error = rename_card(fd, name, aside)))
+			memcpy(cards[i], aside, sizeof aside);
+	}
+	if (!error && !(error = rename_card(fd, cards[number], name)))
+		snprintf(cards[number], sizeof cards[number], "%s", name);
+	return error;
 }
 
 /* At boot, where there are several: each is called after the number in its placeholder of an address, in whatever order the
@@ -268,14 +299,15 @@ int network_set(const struct wire_message *frame, const char **why)
 	uint32_t mtu = 0;
 
 	*why = "a field of the network is not valid";
-	char name[IFNAMSIZ];
-	int error = name_of(frame, name, sizeof name);
+	char name[IFNAMSIZ] = "";
+	uint32_t number;
+	int error = card_of(frame, &number, name);
 	if (!error)
 		error = link_of(frame, &mac, &mtu, &any);
 	int taken_over = frame->kind == KIND_NETWORK;
 	if (error || !(any || taken_over))
 		return error;
-	int index = (int)if_nametoindex(name);
+	int index = (int)if_nametoindex(cards[number]);
 	*why = "the network device is missing";
 	if (!index)
 		return ENODEV;
@@ -285,8 +317,12 @@ int network_set(const struct wire_message *frame, const char **why)
 	*why = "the link does not come up";
 	/* Down first: the address that IPv6 made of the template's hardware address goes with that. */
 	error = taken_over ? set_down(fd, index) : 0;
-	if (taken_over)
-		allow_ipv6(frame, name);
+	if (!error && taken_over) {
+		*why = "the card cannot be called as the engine's interface";
+		error = call_card(fd, number, name);
+		allow_ipv6(frame, cards[number]);
+	}
+	*why = "the link does not come up";
 	if (!error && any)
 		error = set_link(fd, index, mac, mtu);
 	while (!error && wire_next(frame->payload, frame->length, &offset, &f) == 1)

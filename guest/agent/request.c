@@ -232,6 +232,19 @@ static int oom_adj(const struct wire_field *field, struct request *r)
 	return 1;
 }
 
+static int scheduler(const struct wire_field *field, struct request *r)
+{
+	const uint8_t *b = field->bytes;
+
+	if (field->length != 44)
+		return 0;
+	r->scheduler = (struct scheduler_request){ .policy = wire_u32(b), .nice = (int32_t)wire_u32(b + 4),
+		.priority = wire_u32(b + 8), .flags = wire_u64(b + 12), .runtime = wire_u64(b + 20),
+		.deadline = wire_u64(b + 28), .period = wire_u64(b + 36) };
+	r->has_scheduler = 1;
+	return 1;
+}
+
 static int one(const struct wire_field *f, struct request *r)
 {
 	switch (f->tag) {
@@ -261,6 +274,9 @@ static int one(const struct wire_field *f, struct request *r)
 	case TAG_FILE: return add_file(f, r);
 	case TAG_OOM_ADJ: return oom_adj(f, r);
 	case TAG_WINDOW: return window(f, r);
+	case TAG_SCHEDULER: return scheduler(f, r);
+	case TAG_IO_PRIORITY: return number(f, &r->io_priority);
+	case TAG_PERSONALITY: return number(f, &r->personality);
 	case TAG_LIMIT: return add_limit(f, r);
 	case TAG_SECCOMP_FLAGS: return number(f, &r->seccomp_flags);
 	case TAG_START_HOOK: return add_hook(f, r);

@@ -10,6 +10,7 @@
 #include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/sysmacros.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -48,13 +49,30 @@ static int open_terminal(const struct request *r, int *master)
 	return 0;
 }
 
+/* Standard input that nobody writes to is the container's own /dev/null, and not that of a file system that it left. */
+static void reopen_null(const struct request *r)
+{
+	struct stat status;
+
+	if (r->flags & (FLAG_STDIN | FLAG_TERMINAL))
+		return;
+	int fd = open("/dev/null", O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+	if (fd < 0)
+		return;
+	if (fstat(fd, &status) == 0 && S_ISCHR(status.st_mode) && status.st_rdev == makedev(1, 3) &&
+	    fcntl(fd, F_SETFL, 0) == 0)
+		dup2(fd, 0);
+	close(fd);
+}
+
 static void own_standard_files(const struct request *r)
 {
 	struct stat status;
 
+	reopen_null(r);
 	/* So that the process may open /dev/stdout again; pipes only, never /dev/null. */
 	for (int i = 0; i < 3; i++)
-		if (fstat(i, &status) == 0 && S_ISFIFO(status.st_mode) && fchown(i, r->uid, (gid_t)-1) < 0)
+		if (fstat(i, &status) == 0 && S_ISFIFO(status.st_mode) && fchown(i, r->uid, r->gid) < 0)
 			continue;
 }
 

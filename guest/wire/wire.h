@@ -125,6 +125,10 @@ enum wire_tag {
 	TAG_JOIN_PIDS = 73,     /* of CREATE: the container whose process namespace this one shares */
 	TAG_PROPAGATION = 74,   /* of CREATE: the root's, as a flag of mount(2) */
 	TAG_CARD = 76,          /* of NETWORK: which of the machine's cards, from 0 */
+	TAG_CARD_NAME = 77,     /* of NETWORK: what that card is called from now on */
+	TAG_SCHEDULER = 78,     /* of CREATE and EXEC: u32 policy, i32 nice, u32 priority, u64 flags, runtime, deadline, period */
+	TAG_IO_PRIORITY = 79,   /* of CREATE and EXEC, as ioprio_set(2) has it */
+	TAG_PERSONALITY = 80,   /* of CREATE and EXEC, as personality(2) has it */
 	TAG_DEVICE_RULE = 75,   /* of CREATE and LIMITS: u8 allow, u8 type, u8 access, u8 zero, i32 major, i32 minor */
 };
 

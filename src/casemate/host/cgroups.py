@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -191,6 +192,13 @@ def remove_tree(folder: Path) -> None:
             continue
         except OSError as error:
             raise CgroupBusy(f"cgroup {one} cannot be removed: {error.strerror}", path=str(one)) from error
+
+
+def remove_empty(folders: Iterable[str]) -> None:
+    """rmdir those of *folders* that hold no process and no cgroup."""
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            Path(folder).rmdir()
 
 
 def pids_in(folder: Path) -> list[int]:

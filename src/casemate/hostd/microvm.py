@@ -89,6 +89,8 @@ async def _life(context: Context, host: Host, ready: asyncio.Event) -> None:
         taps=f"w{context.settings.text('network.link_prefix')}",
         template=origin.policy(context.settings.text("microvm.template")),
         rehearsal=context.settings.flag("microvm.rehearsal"),
+        # Not below the pods' own: what is there and no pod's is taken for a leftover.
+        cgroup_parent=f"{context.settings.text('cgroup.parent')}-vm",
     )
     socket = context.folders.run / "vm.sock"
     async with asyncio.TaskGroup() as group:

@@ -65,21 +65,21 @@ async def _install(core: Core, package: Path | None, running: Running) -> dict[s
     agent = Path(core.settings.text("microvm.agent"))
     with _workspace(core) as folder:
         if package is None:
-            running.tell(Progress(_ITEM, "downloading", 0, 3))
+            running.tell(Progress(_ITEM, "downloading"))
             package = await guestkernel.fetch(folder)
-        running.tell(Progress(_ITEM, "unpacking", 1, 3))
+        running.tell(Progress(_ITEM, "unpacking"))
         tree = folder / "tree"
         tree.mkdir()
         version, image, modules = await guestkernel.unpack(package, tree)
         made = await asyncio.to_thread(guestkernel.prepare, version, image, modules, agent, folder)
-        running.tell(Progress(_ITEM, "installing", 2, 3))
+        running.tell(Progress(_ITEM, "installing"))
         with contextlib.ExitStack() as stack:
             numbers = [os.open(one, os.O_RDONLY | os.O_CLOEXEC) for one in (made.kernel, made.initramfs)]
             for number in numbers:
                 stack.callback(os.close, number)
             operation = KernelAdopt(made.version, made.agent, made.lacks)
             await ask(core.hostd, operation, Kernels, descriptors=numbers, timeout_s=_ADOPT_TIMEOUT_S)
-        running.tell(Progress(_ITEM, "done", 3, 3))
+        running.tell(Progress(_ITEM, "done"))
         return {"version": made.version, "lacks": list(made.lacks)}
 
 

@@ -156,6 +156,8 @@ class Host:
                 taps=self.taps,
                 template=self.template,
                 rehearsal=self.rehearsal,
+                # Of this run alone: two at a time have containers of the same names.
+                cgroup_parent=f"casetest-{os.getpid()}-vm",
             )
             async with asyncio.TaskGroup() as group:
                 self.machines = Machines(settings, group)

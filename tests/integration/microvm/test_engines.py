@@ -185,7 +185,27 @@ def test_docker(at: engines.Place) -> None:
         assert run("update", "--memory", "100m", "--memory-swap", "100m", "--pids-limit", "40", "stays").returncode == 0
         assert run("rm", "--force", "stays").returncode == 0
         names_by_the_engine(at, run)
+        on_two_networks(at, run)
         with_one_that_waits(at, run, "--runtime", "casemate", "--network", "cmt")
+
+
+def on_two_networks(at: engines.Place, run: engines.Run) -> None:
+    """A network that is connected before the start is a card of the guest's, by its name and address there."""
+    made = run("create", "--name", "both", "--runtime", "casemate", "--network", "cmt", engines.IMAGE, "sleep", "1000")
+    assert made.returncode == 0, made
+    assert run("network", "create", "--subnet", f"{at.subnet}.128/25", "cmt2").returncode == 0
+    try:
+        assert run("network", "connect", "cmt2", "both").returncode == 0
+        started = run("start", "both")
+        assert started.returncode == 0, started
+        form = "{{range .NetworkSettings.Networks}}{{.IPAddress}} {{end}}"
+        addresses = run("inspect", "--format", form, "both").stdout.split()
+        shown = [run("exec", "both", "ip", "addr", "show", name).stdout for name in ("eth0", "eth1")]
+        found = [any(f"inet {one}/" in text for text in shown) for one in addresses]
+        assert found == [True, True], (addresses, shown)
+    finally:
+        assert run("rm", "--force", "both").returncode == 0
+        assert run("network", "rm", "cmt2").returncode == 0
 
 
 def names_by_the_engine(at: engines.Place, run: engines.Run) -> None:

@@ -134,6 +134,48 @@ def test_an_engines_limits_are_on_the_host(host: harness.Host, base_layer: Path)
         found.remove(path.partition("/")[0])
 
 
+def test_a_bundle_without_a_cgroup_gets_one(host: harness.Host, base_layer: Path) -> None:
+    """Of its name, with the machine in it, as long as the container is there."""
+    assert host.machines is not None
+    found, parent = hierarchy.detect(), host.machines.settings.cgroup_parent
+    config: Any = harness.configuration([base_layer], "sleep", "1000")
+    config["linux"]["resources"] = {"cpu": {"shares": 2048}}
+    assert run(host, "placed", config, "--detach", capture_output=False).returncode == 0
+    try:
+        path = f"{parent}/placed"
+        shown = Path(f"/proc/{host.state_of('placed')['pid']}/cgroup").read_text()
+        assert f":/{path}\n" in shown
+        assert len(found.pids(path)) == 3, "waiter, monitor, QEMU"
+        files = [Path(folder, name) for folder in found.folders(path) for name in ("cpu.shares", "cpu.weight")]
+        assert [file.read_text().strip() for file in files if file.exists()] in (["2048"], ["79"])
+    finally:
+        assert host.vm("delete", "--force", "placed").returncode == 0
+    assert not found.exists(parent)
+
+
+def test_a_cgroup_of_others_is_refused_and_left_alone(host: harness.Host, base_layer: Path) -> None:
+    path, found = f"casetest-{uuid.uuid4().hex[:8]}", hierarchy.detect()
+    config: Any = harness.configuration([base_layer], "true")
+    config["linux"]["cgroupsPath"] = f"/{path}"
+    found.create(path)
+    try:
+        with subprocess.Popen(["sleep", "1000"]) as other:
+            found.join(path, other.pid)
+            refused = run(host, "intruder", config)
+            assert (refused.returncode, "is not empty: 1 process(es)" in refused.stderr) == (1, True), refused
+            assert other.poll() is None
+            other.kill()
+    finally:
+        found.remove(path)
+
+
+def test_standard_input_of_nobody_is_the_guests_null(host: harness.Host, base_layer: Path) -> None:
+    config = harness.configuration([base_layer], "readlink", "/proc/self/fd/0")
+    bundle = host.bundle("silent", config)
+    done = host.vm("run", "--bundle", str(bundle), "silent", stdin=subprocess.DEVNULL)
+    assert done.stdout == "/dev/null\n", done.stderr
+
+
 def test_exec_as_a_user_with_variables(host: harness.Host, base_layer: Path) -> None:
     config = harness.configuration([base_layer], "sleep", "1000", noNewPrivileges=False)
     assert run(host, "users", config, "-d", capture_output=False).returncode == 0
@@ -248,13 +290,47 @@ def test_copy_up_keeps_what_the_image_has(host: harness.Host, tmp_path: Path) ->
             "ls /c/cgroup.events",
             ["/c/cgroup.events"],
         ),
+        ({"domainname": "named.example"}, "cat /proc/sys/kernel/domainname", ["named.example"]),
+        (
+            {
+                "process": {
+                    "scheduler": {"policy": "SCHED_RR", "priority": 7},
+                    "ioPriority": {"class": "IOPRIO_CLASS_BE", "priority": 6},
+                }
+            },
+            "cut -d' ' -f40,41 /proc/self/stat; busybox ionice -p $$",
+            ["7", "2", "best-effort:", "prio", "6"],
+        ),
+        ({"linux": {"personality": {"domain": "LINUX32"}}}, "uname -m", ["i686"]),
+        (
+            {
+                "linux": {"resources": {"unified": {"memory.high": "52428800", "pids.max": "33"}}},
+                "mounts+": {"destination": "/c", "type": "cgroup", "source": "x", "options": ["ro"]},
+            },
+            "cat /c/memory.high /c/pids.max",
+            ["52428800", "33"],
+        ),
         (
             {"linux": {"namespaces": [{"type": "mount"}, {"type": "network"}]}},
             "[ $$ -gt 1 ] && echo the pod\\'s",
             ["the", "pod's"],
         ),
     ],
-    ids=["sysctl", "device", "oom", "user", "cwd", "hostname", "tmpfs", "cgroup", "no pid namespace"],
+    ids=[
+        "sysctl",
+        "device",
+        "oom",
+        "user",
+        "cwd",
+        "hostname",
+        "tmpfs",
+        "cgroup",
+        "domain",
+        "execution",
+        "personality",
+        "unified",
+        "no pid namespace",
+    ],
 )
 def test_fields_of_a_bundle(
     host: harness.Host, base_layer: Path, change: dict[str, Any], script: str, shown: list[str]

@@ -100,13 +100,10 @@ def test_everything_that_is_set_is_the_guests(host: harness.Host, base_layer: An
 
 
 @contextmanager
-def further(number: int) -> Iterator[tuple[str, str]]:
+def further(number: int, name: str = "") -> Iterator[tuple[str, str]]:
     """One more interface of the namespace, with an address; that address, and the one of its other end here."""
-    guest, here, name = (
-        f"198.19.{NUMBER}.{100 + 4 * number + 2}",
-        f"198.19.{NUMBER}.{100 + 4 * number + 1}",
-        f"eth{number}",
-    )
+    guest, here = f"198.19.{NUMBER}.{100 + 4 * number + 2}", f"198.19.{NUMBER}.{100 + 4 * number + 1}"
+    name = name or f"eth{number}"
     ip("link", "add", f"{HERE}x{number}", "type", "veth", "peer", "name", name, "netns", NETNS)
     try:
         ip("addr", "add", f"{here}/30", "dev", f"{HERE}x{number}")
@@ -122,23 +119,31 @@ def links() -> str:
     return subprocess.run(["ip", "-n", NETNS, "-br", "link"], capture_output=True, text=True, check=True).stdout
 
 
+def rename(name: str, to: str) -> None:
+    """In the namespace; addresses of IPv4 stay."""
+    for words in (["down"], ["name", to]):
+        ip("link", "set", name, *words, inside=True)
+    ip("link", "set", to, "up", inside=True)
+
+
 def test_every_interface_is_the_guests(host: harness.Host, base_layer: Any, prepared: None) -> None:
+    """By its name in the namespace, whatever its place there: the first is called as the second would be."""
     quiet: Any = {"capture_output": False, "stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
     bundle = host.bundle("many", configuration(host, base_layer))
-    with further(1) as (guest, here):
+    rename("eth0", "eth1")
+    with further(1, "eth0") as (guest, here):
         # One more than there were when the machine was made is refused, and taking it away again lets it start.
         assert host.vm("create", "--bundle", str(bundle), "many", **quiet).returncode == 0
         try:
-            with further(2):
+            with further(2, "eth2"):
                 started = host.vm("start", "many")
-                words = "has 3 interfaces (eth0, eth1, eth2), and had 2 when the container was created"
+                words = "has 3 interfaces (eth1, eth0, eth2), and had 2 when the container was created"
                 assert (started.returncode, words in started.stderr) == (1, True), started
                 assert "microvm.network" in started.stderr
             assert host.vm("start", "many").returncode == 0
-            shown = host.vm("exec", "many", "ip", "addr", "show").stdout
-            first, second = shown.split("eth1:")
+            first, second = (host.vm("exec", "many", "ip", "addr", "show", name).stdout for name in ("eth1", "eth0"))
             found = (f"{GUEST}/24" in first, f"{guest}/30" in second, "mtu 1399" in second)
-            assert found == (True, True, True), shown
+            assert found == (True, True, True), (first, second)
             for to, at in ((GATEWAY, GUEST), (here, guest)):
                 with socket.create_server((to, 0)) as server:
                     server.settimeout(60)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import stat
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -133,6 +134,12 @@ def plain_process(ask: Message, first: Process) -> Process:
         terminal=False,
         no_new_privileges=first.no_new_privileges or bool(ask.number_of(Tag.FLAGS) & NO_NEW_PRIVS),
     )
+
+
+def is_null(number: int) -> bool:
+    """Whether the descriptor is ``/dev/null``, of which the guest has one of its own."""
+    status = os.fstat(number)
+    return stat.S_ISCHR(status.st_mode) and status.st_rdev == os.makedev(1, 3)
 
 
 def _is_id(word: str) -> bool:

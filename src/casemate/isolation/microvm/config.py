@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from casemate.isolation.microvm import devicerules, frames, mountflags, seccomp_oci
+from casemate.isolation.microvm import devicerules, execution, frames, mountflags, seccomp_oci
 from casemate.isolation.microvm.errors import BundleUnsupported
 from casemate.isolation.microvm.frames import Field, Tag
 from casemate.isolation.microvm.oci import Config, Device, Mount, Process
@@ -33,6 +33,7 @@ _UNLIMITED = (1 << 64) - 1
 _MS_REC = 16384
 _TYPES = frozenset(("proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2"))
 _DEVICES = (("null", 3), ("zero", 5), ("full", 7), ("random", 8), ("urandom", 9))
+_UNIFIED = re.compile(r"[a-z]{2,20}(\.[A-Za-z0-9_]{1,40}){1,3}\Z")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")
 #: A small file of the host (resolv.conf, hosts) is copied into the guest at the start.
 MAX_FILE_BYTES = 64 << 10
@@ -65,11 +66,13 @@ def create_fields(
     seccomp: bytes,
     shared: Mapping[int, str] | None = None,
     join_pids: str = "",
+    stdin: bool = True,
 ) -> list[Field]:
     """The fields of CREATE. *contents* stand for bind mounts of files, which the caller has read; *shared* names the
     share that stands for the bind mount of this index; *join_pids* the container of the machine whose processes it
-    shares."""
-    found = process_fields(config.process, channel, read_only=config.root.readonly)
+    shares; without *stdin* it has ``/dev/null`` there."""
+    found = process_fields(config.process, channel, read_only=config.root.readonly, stdin=stdin)
+    found += execution.personality(config.linux.personality)
     found.append(frames.text(Tag.CONTAINER, check_id(container)))
     copied = {one.path for one in contents}
     for index, mount in enumerate(config.mounts):
@@ -92,7 +95,7 @@ def create_fields(
     found.append(frames.u32(Tag.NAMESPACES, flags | _CLONE["mount"]))
     found += frames.texts(Tag.MASKED, linux.masked)
     found += frames.texts(Tag.READ_ONLY, linux.read_only)
-    found += [frames.text(Tag.SYSCTL, f"{name}={value}") for name, value in linux.sysctl.items()]
+    found += [frames.text(Tag.SYSCTL, f"{name}={value}") for name, value in _sysctls(config).items()]
     found += [_device(f"/dev/{name}", 0o20666, (1, minor)) for name, minor in _DEVICES]
     found.append(_device("/dev/tty", 0o20666, (5, 0)))
     found += [_wanted_device(device) for device in linux.devices]
@@ -101,6 +104,15 @@ def create_fields(
     if seccomp:
         found += seccomp_fields(linux.seccomp, seccomp)
     return found
+
+
+def _sysctls(config: Config) -> dict[str, str]:
+    """Kernel settings, and the domain name. :class:`BundleUnsupported` when that is said twice, and not alike."""
+    named = {"kernel.domainname": config.domainname} if config.domainname else {}
+    given = {name.replace("/", "."): value for name, value in config.linux.sysctl.items()}
+    if named and given.get("kernel.domainname", config.domainname) != config.domainname:
+        raise BundleUnsupported("the sysctl kernel.domainname and the bundle's `domainname` do not agree")
+    return dict(config.linux.sysctl) | named
 
 
 def seccomp_fields(profile: Mapping[str, Any] | None, program: bytes) -> list[Field]:
@@ -144,6 +156,7 @@ def process_fields(process: Process, channel: int, *, read_only: bool = False, s
         )
     if process.oom_score_adj is not None:
         found.append(frames.u32(Tag.OOM_ADJ, process.oom_score_adj))
+    found += execution.fields(process)
     if process.console_size is not None:
         found.append(Field(Tag.WINDOW, struct.pack("<HH", process.console_size.height, process.console_size.width)))
     return found
@@ -206,6 +219,15 @@ def cpu_weight(shares: int) -> int:
     return 1 + (min(max(shares, 2), 262_144) - 2) * 9999 // 262_142
 
 
+def unified(wanted: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Files of cgroup v2, which the guest's kernel has, whatever the host has. :class:`BundleUnsupported` for what is
+    no controller's."""
+    for name, value in wanted.items():
+        if not _UNIFIED.match(name) or name.startswith("cgroup.") or "\0" in value:
+            raise BundleUnsupported(f"unified: {name[:80]!r} is no controller's file of cgroup v2")
+    return list(wanted.items())
+
+
 def limit_fields(config: Config) -> list[Field]:
     """The limits of cgroup v2 inside the guest, one (file, value) each."""
     found: list[tuple[str, str]] = []
@@ -221,4 +243,9 @@ def limit_fields(config: Config) -> list[Field]:
         found.append(("cpu.weight", str(cpu_weight(cpu.shares))))
     if cpu is not None and cpu.quota is not None and cpu.quota > 0:
         found.append(("cpu.max", f"{cpu.quota} {cpu.period or 100_000}"))
-    return [Field(Tag.LIMIT, f"{name}\0{value}".encode()) for name, value in found]
+    return file_fields([*found, *unified(resources.unified)])
+
+
+def file_fields(files: Sequence[tuple[str, str]]) -> list[Field]:
+    """Files of cgroup v2 and their values as limits of the guest's."""
+    return [Field(Tag.LIMIT, f"{name}\0{value}".encode()) for name, value in files]

@@ -55,14 +55,17 @@ def netns(config: Config) -> str:
     )
 
 
-def cgroup_path(config: Config) -> str:
+def cgroup_path(config: Config, default: str = "") -> str:
     """The container's cgroup on the host, below the hierarchy's root; empty for our own pods, which name folders.
 
-    A systemd driver writes ``slice:prefix:name``, which stands for a scope in that slice (runc's systemd driver).
+    *default*: for a bundle that names none. A systemd driver writes ``slice:prefix:name``, which stands for a scope in
+    that slice (runc's systemd driver).
     """
     text = config.linux.cgroups_path
-    if config.annotations.get(bundles.POD) or not text:
+    if config.annotations.get(bundles.POD):
         return ""
+    if not text:
+        return check_path(default) if default and netns(config) != NONE else ""
     parts = text.split(":")
     if len(parts) == 3:
         slices = parts[0].removesuffix(".slice").split("-") if parts[0] else ["system"]
@@ -148,7 +151,15 @@ def check_sysctls(config: Config) -> None:
 
 def check_resources(config: Config) -> None:
     """What can be held nowhere, by name: a guest's packets bear no class and no priority of the host's, since no socket
-    of the host sends them. :class:`BundleUnsupported`."""
+    of the host sends them; it has one node of memory, and none of the host's devices. :class:`BundleUnsupported`."""
+    linux = config.linux
+    for name, wanted in (
+        ("netDevices", linux.net_devices),
+        ("memoryPolicy", linux.memory_policy),
+        ("intelRdt", linux.intel_rdt),
+    ):
+        if wanted:
+            raise BundleUnsupported(f"linux.{name}: a virtual machine has none of the host's")
     network = config.linux.resources.network
     if network is not None and (network.class_id or network.priorities):
         raise BundleUnsupported("resources.network: packets of a guest have no class and no priority of the host's")

@@ -129,6 +129,10 @@ class Tag(enum.IntEnum):
     PROPAGATION = 74
     DEVICE_RULE = 75
     CARD = 76
+    CARD_NAME = 77
+    SCHEDULER = 78
+    IO_PRIORITY = 79
+    PERSONALITY = 80
 
 
 #: What the guest may say.

@@ -68,6 +68,8 @@ def _memory(wanted: Resources) -> Iterable[Value]:
         yield Value("memory.soft_limit_in_bytes", text, "memory.low", text, needed=False)
     if memory.swappiness is not None:
         yield Value("memory.swappiness", str(memory.swappiness), "", "", needed=False)
+    if memory.disable_oom_killer:
+        yield Value("memory.oom_control", "1", "", "", needed=False)
 
 
 def _block_io(wanted: BlockIo | None) -> Iterable[Value]:

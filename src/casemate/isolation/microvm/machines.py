@@ -86,6 +86,8 @@ class Settings:
     template: origins.Kind = "shared"
     #: Whether starts with a processor to spare run a rehearsal on it.
     rehearsal: bool = False
+    #: Of containers whose engine names no cgroup on the host: each has one of its name below this one.
+    cgroup_parent: str = "casemate-vm"
 
 
 @dataclass(frozen=True, slots=True)

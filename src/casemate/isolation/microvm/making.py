@@ -16,7 +16,7 @@ from pathlib import Path
 
 from casemate.host import cgroups, hierarchy
 from casemate.isolation.microvm import bundles, config, copying, engines, frames, hostvalues, shares, takeover
-from casemate.isolation.microvm.answers import command_error
+from casemate.isolation.microvm.answers import command_error, is_null
 from casemate.isolation.microvm.errors import AgentFailed, BundleUnsupported, MonitorFailed, NetworkFailed
 from casemate.isolation.microvm.frames import Kind, Tag
 from casemate.isolation.microvm.machine import Machine
@@ -66,6 +66,7 @@ async def make(machines: Machines, order: Order) -> None:
             seccomp=order.program,
             shared=names,
             join_pids=_shared_with(machine, wanted, joined=joined),
+            stdin=wanted.process.terminal or not is_null(order.fds[0]),
         )
         fields += engines.start_hooks(name, str(order.bundle), wanted, order.waiter)
         try:
@@ -267,10 +268,26 @@ async def limit_on_host(path: str, wanted: Resources, annotations: Mapping[str, 
     await asyncio.to_thread(hostvalues.apply, folders, wanted, annotations)
 
 
-async def end_cgroup(path: str) -> None:
-    if path:
-        with contextlib.suppress(CasemateError):
-            await cgroups.end(hierarchy.detect(), path)
+def has_cgroup(machines: Machines, path: str) -> bool:
+    """Whether a machine, or a container in one, is in the cgroup *path*: it goes with the last of them."""
+    return any(path in (one.record.cgroup, *(of.cgroup for of in one.record.containers)) for one in machines.all())
+
+
+def check_cgroup(path: str) -> None:
+    """Whatever is in a container's cgroup ends with it: nothing of others may be there. :class:`BundleUnsupported`."""
+    if path and (found := hierarchy.detect().pids(path)):
+        raise BundleUnsupported(f"the container's cgroup {path} is not empty: {len(found)} process(es) found")
+
+
+async def end_cgroup(path: str, parent: str) -> None:
+    """Kill what is in the cgroup, and remove it; and *parent*, which is ours, after the last one in it."""
+    if not path:
+        return
+    with contextlib.suppress(CasemateError):
+        found = hierarchy.detect()
+        await cgroups.end(found, path)
+        if path.startswith(f"{parent}/"):
+            cgroups.remove_empty(found.folders(parent))
 
 
 async def take_network(machine: Machine, one: ContainerRecord) -> None:
@@ -280,5 +297,6 @@ async def take_network(machine: Machine, one: ContainerRecord) -> None:
     if not found:
         await machine.monitor.ask(Kind.NETWORK, [], error=NetworkFailed)
     for number, interface in enumerate(found):
-        fields = [frames.u32(Tag.CARD, number), *interface.fields()]
+        name = frames.text(Tag.CARD_NAME, interface.link.name)
+        fields = [frames.u32(Tag.CARD, number), name, *interface.fields()]
         await machine.monitor.ask(Kind.NETWORK, fields, error=NetworkFailed)

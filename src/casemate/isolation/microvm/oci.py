@@ -38,6 +38,23 @@ class Size(Struct, frozen=True):
     width: Annotated[int, Meta(ge=0, le=65_535)] = 0
 
 
+class Scheduler(Struct, frozen=True):
+    """config.md, "Scheduler"; times in nanoseconds."""
+
+    policy: str
+    nice: Annotated[int, Meta(ge=-20, le=19)] = 0
+    priority: U32 = 0
+    flags: tuple[str, ...] = ()
+    runtime: U64 | None = None
+    deadline: U64 | None = None
+    period: U64 | None = None
+
+
+class IoPriority(Struct, frozen=True):
+    kind: str = field(name="class")
+    priority: Annotated[int, Meta(ge=0, le=7)] = 0
+
+
 class Process(Struct, frozen=True):
     args: tuple[str, ...] = ()
     env: tuple[str, ...] = ()
@@ -49,6 +66,8 @@ class Process(Struct, frozen=True):
     no_new_privileges: bool = field(default=False, name="noNewPrivileges")
     oom_score_adj: Annotated[int, Meta(ge=-1000, le=1000)] | None = field(default=None, name="oomScoreAdj")
     console_size: Size | None = field(default=None, name="consoleSize")
+    scheduler: Scheduler | None = None
+    io_priority: IoPriority | None = field(default=None, name="ioPriority")
 
 
 class Root(Struct, frozen=True):
@@ -86,6 +105,7 @@ class MemoryLimit(Struct, frozen=True):
     limit: int | None = None
     reservation: int | None = None
     swappiness: Annotated[int, Meta(ge=0, le=100)] | None = None
+    disable_oom_killer: bool = field(default=False, name="disableOOMKiller")
 
 
 #: A list of numbers, as the kernel has it of cpus and of memory nodes.
@@ -136,6 +156,13 @@ class Resources(Struct, frozen=True):
     memory: MemoryLimit | None = None
     cpu: Cpu | None = None
     block_io: BlockIo | None = field(default=None, name="blockIO")
+    #: Files of cgroup v2 and their values.
+    unified: dict[str, Annotated[str, Meta(max_length=4096)]] = {}
+
+
+class Personality(Struct, frozen=True):
+    domain: str = "LINUX"
+    flags: tuple[str, ...] = ()
 
 
 class IdMapping(Struct, frozen=True):
@@ -156,6 +183,11 @@ class Linux(Struct, frozen=True):
     gid_mappings: tuple[IdMapping, ...] = field(default=(), name="gidMappings")
     cgroups_path: str = field(default="", name="cgroupsPath")
     rootfs_propagation: str = field(default="", name="rootfsPropagation")
+    personality: Personality | None = None
+    #: What a virtual machine has not: named, so that it is refused.
+    net_devices: dict[str, Any] = field(default={}, name="netDevices")
+    memory_policy: dict[str, Any] | None = field(default=None, name="memoryPolicy")
+    intel_rdt: dict[str, Any] | None = field(default=None, name="intelRdt")
 
 
 class Hook(Struct, frozen=True):
@@ -183,6 +215,7 @@ class Config(Struct, frozen=True):
     root: Root = Root()
     mounts: tuple[Mount, ...] = ()
     hostname: str = ""
+    domainname: Annotated[str, Meta(max_length=64)] = ""
     annotations: dict[str, str] = {}
     hooks: Hooks | None = None
     linux: Linux = Linux()

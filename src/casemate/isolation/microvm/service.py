@@ -135,7 +135,10 @@ class Service:
         document = bundles.document(bundle, ask.text(Tag.TEXT, 4096))
         wanted = read_config(document)
         engines.check_hooks(wanted.hooks)
-        cgroup = engines.cgroup_path(wanted)
+        cgroup = engines.cgroup_path(wanted, f"{self._machines.settings.cgroup_parent}/{name}")
+        others = making.has_cgroup(self._machines, cgroup)
+        if not others:
+            making.check_cgroup(cgroup)
         try:
             if bool(ask.number_of(Tag.FLAGS) & TERMINAL) != wanted.process.terminal or len(fds) not in (2, 4):
                 raise BundleUnsupported("process.terminal and the descriptors do not agree")
@@ -144,7 +147,8 @@ class Service:
             order = making.Order(name, bundle, wanted, waiter, fds, program, cgroup, root, document)
             await making.make(self._machines, order)
         except BaseException:
-            await making.end_cgroup(cgroup)
+            if not others:
+                await making.end_cgroup(cgroup, self._machines.settings.cgroup_parent)
             raise
         return ""
 
@@ -195,7 +199,7 @@ class Service:
         channel = machine.next_channel()
         machine.monitor.attach(channel, fds)
         fields = [
-            *config.process_fields(process, channel),
+            *config.process_fields(process, channel, stdin=terminal or not answers.is_null(fds[0])),
             frames.text(Tag.CONTAINER, one.id),
             frames.text(Tag.PROCESS, f"x{channel}"),
             frames.u32(Tag.NAMESPACES, config.EXEC_NAMESPACES),
@@ -252,12 +256,12 @@ class Service:
         bundles.forget(machine.folder, one.id)
         if not machine.record.containers and not machine.starting:
             await self._machines.end(machine)
-            await making.end_cgroup(machine.record.cgroup)
         else:
             await making.leave(machine, one.id, one.shares)
         # That of the first is the machine's, too, for as long as there is one.
-        if one.cgroup != machine.record.cgroup:
-            await making.end_cgroup(one.cgroup)
+        for cgroup in {machine.record.cgroup, one.cgroup}:
+            if not making.has_cgroup(self._machines, cgroup):
+                await making.end_cgroup(cgroup, self._machines.settings.cgroup_parent)
         return after
 
     async def _pause(self, ask: Message, _fds: list[int]) -> str:
@@ -286,7 +290,8 @@ class Service:
         # As it came: what ask.text would replace (the end of a line) is part of JSON.
         document = next((field.value for field in ask.fields if field.tag == Tag.PROCESS), b"")
         wanted = reports.resources(document, ask.texts(Tag.LIMIT))
-        if limits := [*limit_fields(reports.in_guest(wanted)), *devicerules.fields(wanted.devices, replace=True)]:
+        limits = [*limit_fields(reports.in_guest(wanted)), *config.file_fields(config.unified(wanted.unified))]
+        if limits := [*limits, *devicerules.fields(wanted.devices, replace=True)]:
             await machine.monitor.ask(Kind.LIMITS, [frames.text(Tag.CONTAINER, one.id), *limits])
         if one.cgroup:
             await making.limit_on_host(one.cgroup, wanted, one.annotations)

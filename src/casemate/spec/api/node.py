@@ -21,7 +21,7 @@ class Operation(Value, frozen=True):
 
 
 class Progress(Value, frozen=True):
-    """An event of an operation: *item* (a layer) has done *done* of *total* in *phase*."""
+    """An event of an operation: *item* (a layer) has done *done* of *total* bytes in *phase* (total 0: not counted)."""
 
     item: str
     phase: str

@@ -65,6 +65,14 @@ def test_cgroups_of_engines(text: str, path: str) -> None:
     assert engines.cgroup_path(config(cgroup=text, **{bundles.POD: "p"})) == ""
 
 
+def test_a_bundle_without_a_cgroup_gets_one_of_its_name() -> None:
+    assert engines.cgroup_path(config(Namespace("network")), "vm/one") == "vm/one"
+    assert engines.cgroup_path(config(Namespace("network"), cgroup="/named"), "vm/one") == "named"
+    # Our own pods name folders.
+    assert engines.cgroup_path(config(**{bundles.POD: "p"}), "vm/one") == ""
+    assert engines.cgroup_path(config(**{bundles.NETWORK: "{}"}), "vm/one") == ""
+
+
 @pytest.mark.parametrize("text", ["/../../etc", "a//b", "a\nb", "/".join("x" * 9)])
 def test_cgroups_that_are_refused(text: str) -> None:
     with pytest.raises(CgroupFailed):
@@ -348,6 +356,19 @@ def test_namespaces_that_the_waiter_has_on_the_host() -> None:
     listed = config(Namespace("network"), Namespace("ipc"), Namespace("uts", "/proc/7/ns/uts"), Namespace("cgroup"))
     fields = engines.prepared("c", "/b", listed)
     assert [one.value for one in fields if one.tag == Tag.NAMESPACES] == [struct.pack("<I", 0x0A00_0000)]
+
+
+@pytest.mark.parametrize(
+    "linux",
+    [
+        Linux(net_devices={"eth7": {}}),
+        Linux(memory_policy={"mode": "MPOL_BIND"}),
+        Linux(intel_rdt={"closID": "one"}),
+    ],
+)
+def test_what_a_machine_has_not_is_refused(linux: Linux) -> None:
+    with pytest.raises(BundleUnsupported, match="a virtual machine has none"):
+        engines.check_resources(Config(process=PLAIN, linux=linux))
 
 
 def test_a_class_of_packets_is_refused() -> None:

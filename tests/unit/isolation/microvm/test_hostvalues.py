@@ -12,7 +12,7 @@ from casemate.isolation.microvm.errors import BundleUnsupported
 from casemate.isolation.microvm.oci import read_config
 
 DOCUMENT = b"""{"process": {"args": ["x"]}, "linux": {"resources": {
-  "memory": {"limit": 50593792, "reservation": 50593792, "swap": 50593792, "swappiness": 10},
+  "memory": {"limit": 50593792, "reservation": 50593792, "swap": 50593792, "swappiness": 10, "disableOOMKiller": true},
   "cpu": {"shares": 2048, "quota": 200000, "period": 500000, "cpus": "0-1", "mems": "0"},
   "pids": {"limit": 5},
   "blockIO": {"weight": 500, "throttleReadBpsDevice": [{"major": 8, "minor": 0, "rate": 102400}]}
@@ -20,7 +20,7 @@ DOCUMENT = b"""{"process": {"args": ["x"]}, "linux": {"resources": {
 V1 = {
     "cpu": ("cpu.shares", "cpu.cfs_quota_us", "cpu.cfs_period_us"),
     "cpuset": ("cpuset.cpus", "cpuset.mems"),
-    "memory": ("memory.limit_in_bytes", "memory.soft_limit_in_bytes", "memory.swappiness"),
+    "memory": ("memory.limit_in_bytes", "memory.soft_limit_in_bytes", "memory.swappiness", "memory.oom_control"),
     "pids": ("pids.max",),
     "blkio": ("blkio.bfq.weight", "blkio.throttle.read_bps_device"),
 }
@@ -62,6 +62,7 @@ def test_each_value_is_in_its_file(tmp_path: Path) -> None:
         "cpuset.mems": "0",
         "memory.soft_limit_in_bytes": "50593792",
         "memory.swappiness": "10",
+        "memory.oom_control": "1",
         "blkio.bfq.weight": "500",
         "blkio.throttle.read_bps_device": "8:0 102400",
     }
