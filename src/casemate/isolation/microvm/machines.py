@@ -57,6 +57,7 @@ SEED_BYTES = 64
 #: From the start of a clone to its first answer: 60 ms alone under emulation, seconds on a loaded host.
 CLONE_TIMEOUT_S = 30.0
 _QUIT_WAIT_S = 5.0
+_YOUNG_S = 1.0
 #: What a waiting machine may take for its answer: beyond, a clone is there sooner.
 _ANSWER_TIMEOUT_S = 2.0
 _NO_CARD, _REHEARSE = 128, 2048  # wire.h, FLAG_NO_CARD, FLAG_REHEARSE
@@ -145,6 +146,11 @@ class Machines:
     def find(self, container: str) -> Machine | None:
         """The machine that *container* is in."""
         return next((one for one in self._machines.values() if one.container(container) is not None), None)
+
+    def _young(self) -> int:
+        """How many machines are in their first second: what they run translates as it goes."""
+        since = time.monotonic() - _YOUNG_S
+        return sum(one.begun_s > since for one in self.all())
 
     def get(self, name: str) -> Machine | None:
         return self._machines.get(name)
@@ -247,7 +253,7 @@ class Machines:
                 moved = self._take(machine, called, cgroups)
                 extents = await swap.layers(machine.monitor, layers)
             else:
-                source = (None if cold or cpu_limited else self.rehearsals.of(recipe)) or source
+                source = (None if cold or cpu_limited else self.rehearsals.of(recipe, self._young())) or source
                 tap_fds = await _open_taps(network, netns_fd, cards)
                 where = _Where(called, cgroups, ids, tap_fds, scratch_fd, "" if network is None else network.tap)
                 machine, extents = await self._clone(source, where, layers, more=more)

@@ -34,8 +34,8 @@ def half_of_host() -> int:
 
 @dataclass(slots=True)
 class Rehearsals:
-    """*most* starts at a time rehearse (0: none). *busy*: how many are under way; *has_memory*: whether the host has
-    room for one more template."""
+    """*most* starts at a time rehearse (0: none). *busy*: how many machines are being made; *has_memory*: whether the
+    host has room for one more template."""
 
     templates: Templates
     group: asyncio.TaskGroup
@@ -46,9 +46,10 @@ class Rehearsals:
     _making: bool = field(default=False, init=False)
     _not_before: float = field(default=0.0, init=False)
 
-    def of(self, recipe: Recipe) -> Template | None:
-        """The template of *recipe* with a rehearsal, where there is one and a processor is free for it."""
-        if recipe.accelerator.kind != "tcg" or self.busy() > self.most:
+    def of(self, recipe: Recipe, others: int) -> Template | None:
+        """The template of *recipe* with a rehearsal, where there is one and a processor is free for it: *others* are
+        the machines that began a moment ago and have not ended."""
+        if recipe.accelerator.kind != "tcg" or max(self.busy(), others + 1) > self.most:
             return None
         wanted = dataclasses.replace(recipe, cpus=CPUS)
         found = self.templates.ready(wanted)

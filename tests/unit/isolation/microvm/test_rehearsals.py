@@ -43,13 +43,13 @@ class Host:
         )
 
 
-def asked_of(host: Host, recipe: Recipe = PLAIN, *, most: int = 1, times: int = 1) -> object | None:
+def asked_of(host: Host, recipe: Recipe = PLAIN, *, most: int = 1, times: int = 1, others: int = 0) -> object | None:
     """What each of so many starts gets, the last one's; afterwards none is under way, and what was begun has ended."""
 
     async def body() -> object | None:
         async with asyncio.TaskGroup() as group:
             rehearsals = host.rehearsals(group, most)
-            found = [rehearsals.of(recipe) for _ in range(times)]
+            found = [rehearsals.of(recipe, others) for _ in range(times)]
             host.busy = 0
         return found[-1]
 
@@ -73,6 +73,10 @@ def test_a_start_among_others_does_not_rehearse() -> None:
     assert asked_of(host) is None
     host.busy = 2
     assert asked_of(host, most=2) is not None
+    host.busy = 1
+    assert asked_of(host, others=1) is None
+    host.busy = 1
+    assert asked_of(host, most=2, others=1) is not None
 
 
 def test_none_is_made_without_use_or_room_for_it() -> None:
@@ -91,7 +95,7 @@ def test_what_could_not_be_made_is_tried_again_later() -> None:
             for pause_s, expected in ((0.0, 1), (10.0, 1), (300.0, 2)):
                 host.now += pause_s
                 host.busy = 1
-                assert rehearsals.of(PLAIN) is None
+                assert rehearsals.of(PLAIN, 0) is None
                 host.busy = 0
                 # The one that may have been begun runs to its end: nothing in it waits.
                 for _ in range(10):
