@@ -28,7 +28,7 @@ from tests.integration.firewall.lab import MAC_A, MAC_B, POOL, Lab, inside, new_
 
 from casemate.host.nft_expressions import text, u32
 from casemate.host.nft_netlink import INET, IPV4, NEW_TABLE, Batch, NftSocket
-from casemate.network import flowlog, nat, resolver
+from casemate.network import nat, resolver
 
 LOADS = {
     "ask 500": ("requests on a kept connection", 0.98),
@@ -41,7 +41,7 @@ WARM = "ask 50"
 BASE, AGAIN = "conntrack alone", "conntrack alone, again"
 #: Tables by family and name, and which of them are awake for each side.
 ALONE_TABLE, FIREWALL = (INET, "alone"), (INET, "casemate")
-OTHERS = ((IPV4, "casemate"), (INET, flowlog.table_name("casemate")), (IPV4, resolver.table_name("casemate")))
+OTHERS = ((IPV4, "casemate"), (IPV4, resolver.table_name("casemate")))
 TABLES = (ALONE_TABLE, FIREWALL, *OTHERS)
 SIDES = {
     BASE: {ALONE_TABLE},
@@ -156,7 +156,6 @@ def main() -> None:
             pod(lab, lab.fds[2], SERVER, "cm-b", MAC_B)
             nft(lab, ALONE)
             nft(lab, nat.base_script("casemate", "cm-", str(POOL)))
-            nft(lab, flowlog.script("casemate", "cm-"))
             nft(lab, resolver.script("casemate", "cm-", RESOLVER_PORT))
             rows = [*lab.hardware([CLIENT, SERVER]), *state()]
             asyncio.run(lab.kernel.make(rows, 1, len(rows)))

@@ -15,14 +15,23 @@ _NESTED = 0x8000
 ACCEPT, DROP = 1, 0
 JUMP, GOTO = -3, -4
 EQ, NEQ = 0, 1
-LINK, NETWORK, TRANSPORT = 0, 1, 2
+LINK, NETWORK, TRANSPORT, INNER = 0, 1, 2, 3
 META_MARK, META_IIF, META_IIFNAME, META_OIFNAME, META_NFPROTO, META_L4PROTO = 3, 4, 6, 7, 15, 16
-CT_STATE, CT_DIRECTION, CT_STATUS, CT_MARK, CT_PROTO_SRC, CT_PROTO_DST, CT_LABELS = 0, 1, 2, 3, 11, 12, 13
+CT_STATE, CT_DIRECTION, CT_STATUS, CT_MARK, CT_PROTO_SRC, CT_PROTO_DST, CT_LABELS, CT_PACKETS = (
+    0,
+    1,
+    2,
+    3,
+    11,
+    12,
+    13,
+    14,
+)
 CT_SRC_IP, CT_SRC_IP6 = 19, 21
 ORIGINAL, REPLY = 0, 1
 STATE_INVALID, STATE_ESTABLISHED, STATE_RELATED, STATE_NEW = 1, 2, 4, 8
 RESET, ICMPX_ADMIN_PROHIBITED = 1, 3
-OBJECT_COUNTER = 1
+OBJECT_COUNTER, OBJECT_TIMEOUT = 1, 7
 
 
 def register(number: int) -> int:
@@ -142,9 +151,21 @@ def count(name: str) -> bytes:
     return expression("objref", u32(1, OBJECT_COUNTER), text(2, name))
 
 
+def time_out(name: str) -> bytes:
+    """The connection that begins gets the named timeouts *name*."""
+    return expression("objref", u32(1, OBJECT_TIMEOUT), text(2, name))
+
+
+def clear_connection_mark(bits: int) -> bytes:
+    """*bits* out of the tracked connection's mark, by way of register 0."""
+    kept = mask(0, struct.pack("=I", ~bits & 0xFFFFFFFF))
+    return tracked(CT_MARK, 0) + kept + expression("ct", u32(2, CT_MARK), u32(4, register(0)))
+
+
 def log(group: int, prefix: str, snap_bytes: int) -> bytes:
-    """A copy of the packet's first *snap_bytes* to the netlink log group *group*."""
-    return expression("log", attribute(1, struct.pack("!H", group)), text(2, prefix), u32(3, snap_bytes))
+    """A copy of the packet's first *snap_bytes*, under *prefix*, to the netlink log group *group*."""
+    words = text(2, prefix) if prefix else b""
+    return expression("log", attribute(1, struct.pack("!H", group)), words, u32(3, snap_bytes))
 
 
 def reject_reset() -> bytes:
@@ -156,10 +177,10 @@ def reject_prohibited() -> bytes:
     return expression("reject", u32(1, 2), attribute(2, bytes([ICMPX_ADMIN_PROHIBITED])))
 
 
-def limit_over(per_second: int, burst: int) -> bytes:
-    """A limit that goes on only beyond *per_second* packets."""
+def limit_over(count: int, burst: int, *, unit_s: int = 1) -> bytes:
+    """A limit that goes on only beyond *count* packets in a second (or *unit_s*)."""
     return expression(
-        "limit", attribute(1, struct.pack("!Q", per_second)), attribute(2, struct.pack("!Q", 1)), u32(3, burst),
+        "limit", attribute(1, struct.pack("!Q", count)), attribute(2, struct.pack("!Q", unit_s)), u32(3, burst),
         u32(4, 0), u32(5, 1),
     )  # fmt: skip
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from casemate.host.netlink import attribute, attributes, messages
 from casemate.host.nft import NftFailed
-from casemate.host.nft_expressions import nested, text, u32, value_data, verdict_data
+from casemate.host.nft_expressions import OBJECT_TIMEOUT, nested, text, u32, value_data, verdict_data
 
 _SUBSYSTEM = 10 << 8
 _BEGIN, _END = 0x10, 0x11
@@ -118,6 +118,14 @@ class Batch:
     def new_counter(self, name: str) -> None:
         body = text(1, self.table) + text(2, name) + u32(3, 1) + nested(4)
         self.add(NEW_OBJECT, _CREATE, body, f"counter {name}")
+
+    def new_timeouts(self, name: str, protocol: int, seconds: Mapping[int, int]) -> None:
+        """Named timeouts for connections of *protocol* over IPv4, by the number of their state (CTA_TIMEOUT_TCP_*);
+        what is not named has the host's."""
+        data = attribute(1, struct.pack("!H", 2)) + attribute(2, bytes([protocol]))
+        data += nested(3, *(u32(state, seconds[state]) for state in sorted(seconds)))
+        body = text(1, self.table) + text(2, name) + u32(3, OBJECT_TIMEOUT) + nested(4, data)
+        self.add(NEW_OBJECT, _CREATE, body, f"timeouts {name}")
 
     def new_set(self, spec: SetSpec) -> None:
         flags = (SET_INTERVAL | SET_CONCAT) * spec.interval | SET_MAP * (spec.data is not None or spec.verdicts)
@@ -307,12 +315,14 @@ class NftSocket:
 
     def fingerprints(self, table: str, family: int = INET) -> dict[str, tuple[int, ...]]:
         """Chains of *table* with a number for each rule, in order, that is another when its words are: who replaces a
-        rule leaves its handle and every count as they were. Good in this process; not for rules that count."""
+        rule leaves its handle and every count as they were. What a rule has counted is left out. Good in this
+        process."""
         found: dict[str, list[int]] = {name: [] for name in self.chains(table, family)}
         for body in self.dump(_GET_RULE, text(1, table), family):
             row = dict(attributes(body))
             if _text(row.get(1)) == table:
-                found.setdefault(_text(row.get(2)), []).append(hash((row.get(3), row.get(4))))
+                words = _uncounted(row.get(4, b""))
+                found.setdefault(_text(row.get(2)), []).append(hash((row.get(3), words)))
         return {name: tuple(numbers) for name, numbers in found.items()}
 
     def is_dormant(self, table: str, family: int = INET) -> bool:
@@ -396,6 +406,13 @@ class NftSocket:
                 return found
 
 
+def _uncounted(expressions: bytes) -> bytes:
+    """A rule's *expressions* without what they have counted."""
+    if b"counter\0" not in expressions:
+        return expressions
+    return b"".join(one for _, one in attributes(expressions) if dict(attributes(one)).get(1) != b"counter\0")
+
+
 def _elements(body: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:
     for _, one in attributes(dict(attributes(body)).get(3, b"")):
         parts = dict(attributes(one))
@@ -452,17 +469,24 @@ def destroys_elements(connection: NftSocket) -> bool:
 def has_queue(connection: NftSocket, rules: Sequence[bytes]) -> int | None:
     """Which of *rules* (alternatives, each one rule's expressions) the kernel takes first; None: none of them."""
     for index, expressions in enumerate(rules):
-        batch = Batch("casemate-probe")
-        batch.new_table()
-        batch.new_chain("probe")
-        batch.new_rule("probe", expressions)
-        batch.delete_table()
-        try:
-            connection.commit(batch)
-        except NftFailed:
-            continue
-        return index
+        if takes_rule(connection, expressions):
+            return index
     return None
+
+
+def takes_rule(connection: NftSocket, expressions: bytes, needs: Callable[[Batch], None] = lambda _batch: None) -> bool:
+    """Whether the kernel takes a rule, asked in a batch that changes nothing; *needs* adds what the rule names."""
+    batch = Batch("casemate-probe")
+    batch.new_table()
+    needs(batch)
+    batch.new_chain("probe")
+    batch.new_rule("probe", expressions)
+    batch.delete_table()
+    try:
+        connection.commit(batch)
+    except NftFailed:
+        return False
+    return True
 
 
 def rules(table: str, family: int = INET) -> dict[str, int]:

@@ -114,7 +114,7 @@ async def make_context(settings: Settings, step: Callable[[str], None] | None) -
         volumes=Volumes(folders.state, trash),
         trash=trash,
         nat=nat,
-        visibility=Visibility(settings, lambda: nat.nft),
+        visibility=Visibility(settings, lambda: nat.nft, lambda event: context.emit(event)),  # noqa: PLW0108 - it is set later
         boot_id=observe.boot_id(),
         conmon=programs.find_program("conmon"),
         casemated_uid=_uid_of(settings.text("daemon.user")),
@@ -132,7 +132,14 @@ async def make_context(settings: Settings, step: Callable[[str], None] | None) -
         on_hold_ended=lambda pod: pods.hold_ended(context, pod),
     )
     relay = RelayProcess(folders.relay_socket, context.casemated_uid)
-    context.keeping = Keeping(settings, context.state, lambda: nat.nft, context.firewall.followed, relay)
+    context.keeping = Keeping(
+        settings,
+        context.state,
+        lambda: nat.nft,
+        context.firewall.followed,
+        relay,
+        emit=lambda event: context.emit(event),  # noqa: PLW0108 - it is set later
+    )
     if step is not None:
         context.step = step
     recovery.make_folders(context)

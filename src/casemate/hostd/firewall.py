@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 
-from casemate.host import conntrack
+from casemate.host import conntrack, nft_netlink
 from casemate.host.nft import Followed, NftFailed
 from casemate.host.nft_netlink import INET
 from casemate.hostd import crowding, firewall_body, straining
@@ -69,6 +69,7 @@ def table_spec(settings: Settings) -> TableSpec:
         gateway=ipaddress.IPv4Address(plan.GATEWAY).packed,
         queue=first_queue(table),
         log_group=flowlog.verdict_group(table),
+        hello_group=flowlog.hello_group(table),
     )
 
 
@@ -237,6 +238,8 @@ class Firewall:
     async def _open(self) -> list[str]:
         """The first look after a start: what the kernel has stays when it is what the record says."""
         self.followed.listen(self.kernel.spec.table, INET)
+        # Its rules are the firewall's own since decision 0160.
+        nft_netlink.delete_table("inet", f"{self.kernel.spec.table[:26]}_see")
         known = self.record.read()
         if known is None:
             self.record.write_whole(_EMPTY, self.now)

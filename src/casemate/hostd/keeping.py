@@ -18,9 +18,11 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 
 from casemate.host import nft, nft_netlink, policyroutes
-from casemate.host.nft_netlink import DELETE_ELEMENTS, NEW_ELEMENTS, Batch, NftSocket
+from casemate.host.nft_netlink import DELETE_ELEMENTS, INET, NEW_ELEMENTS, Batch, NftSocket
+from casemate.host.nft_rules import OwnRules
 from casemate.host.rtnetlink import NetlinkFailed
-from casemate.hostd.protocol import Finding
+from casemate.hostd.protocol import AnyEvent, Finding
+from casemate.hostd.protocol_firewall import FirewallRepaired
 from casemate.hostd.protocol_keeping import GIVEN_LISTENER, PodProbe, Probed
 from casemate.hostd.relaying import RelayProcess
 from casemate.hostd.state import State
@@ -39,13 +41,15 @@ _PRIORITY, _MASK = 90, 0xFFFFFFFE
 
 @dataclass(slots=True)
 class Keeping:
-    """*library* gives the nftables context of the loop's thread; *followed* is told of our own changes."""
+    """*library* gives the nftables context of the loop's thread; *followed* is told of our own changes; *emit* sends
+    an event to the peer."""
 
     settings: Settings
     state: State
     library: Callable[[], nft.Nft]
     followed: nft.Followed
     relay: RelayProcess
+    emit: Callable[[AnyEvent], None]
     counted: Counter[str] = field(default_factory=Counter)
     #: The listener's port; 0 before a relay asked for one.
     port: int = 0
@@ -53,8 +57,10 @@ class Keeping:
     _read: bool = False
     _laid: bool = False
     _socket: NftSocket | None = None
+    _rules: OwnRules = field(init=False)
 
     def __post_init__(self) -> None:
+        self._rules = OwnRules(self.name, INET)
         self.relay.on_request, self.relay.on_reached = self._connect, self._reached
 
     @property
@@ -108,8 +114,15 @@ class Keeping:
 
     # --- the table ------------------------------------------------------------------------------------------------
 
-    def is_whole(self) -> bool:
-        return nft_netlink.rules(self.name, nft_netlink.INET) == kept.RULES
+    def lost(self) -> list[str]:
+        """What of the rules is not as it was made, in words. Those of an earlier hostd are taken as they are: only
+        it knew where the relay listens, which goes on with that."""
+        if not self._rules.is_known and not self.port and self._is_complete():
+            self._rules.adopt()
+        return self._rules.lost() if self._rules.is_known else ["not made by this hostd"]
+
+    def _is_complete(self) -> bool:
+        return nft_netlink.rules(self.name, INET) == kept.RULES
 
     def ensure(self) -> None:
         """Make the table and the routing rule, or what of them is missing; every element that should be is there."""
@@ -119,20 +132,26 @@ class Keeping:
         mark = kept.marks(self._table)
         if policyroutes.ensure_local(mark.kept, _MASK, kept.routing_table(self._table), _PRIORITY):
             log.info("made the routing rule of kept connections")
-        with self.followed.own_change():
-            # A relay that an earlier hostd gave a listener goes on with it.
-            if not self.is_whole() or (self.port and not self._laid):
-                prefix = check_prefix(self.settings.text("network.link_prefix"))
-                group = flowlog.hello_group(self._table)
-                self.library().run(kept.script(self._table, prefix, self.port, group, flowlog.HELLO_COPY_BYTES))
-                self._laid = True
-                log.info("made nftables table inet %s", self.name)
+        lost = self.lost()
+        if lost or (self.port and not self._laid):
+            was_known = self._rules.is_known
+            with self.followed.own_change():
+                self._rules.make(self._lay)
+            self._laid = True
+            line = self._rules.describe(lost if was_known else [])
+            log.info("%s", line)
+            if lost and was_known:
+                self.emit(FirewallRepaired((line,)))
         batch = Batch(self.name)
         batch.flush_set("kept")
         batch.flush_set("itself")
         batch.elements(NEW_ELEMENTS, "kept", [kept.kept_element(IPv4Address(a).packed, p) for a, p in self._kept])
         batch.elements(NEW_ELEMENTS, "itself", [kept.itself_element(IPv4Address(a).packed) for a in self._addresses()])
         self._commit(batch)
+
+    def _lay(self) -> None:
+        prefix, group = check_prefix(self.settings.text("network.link_prefix")), flowlog.hello_group(self._table)
+        self.library().run(kept.script(self._table, prefix, self.port, group, flowlog.HELLO_COPY_BYTES))
 
     def _addresses(self) -> Iterable[str]:
         return {address for address, _ in self._kept}
@@ -147,6 +166,7 @@ class Keeping:
         """Nothing is kept: no packet looks for it, and the relay is let go."""
         self._laid = False
         self.relay.hang_up()
+        self._rules.forget()
         with self.followed.own_change():
             nft_netlink.delete_table("inet", self.name)
         mark = kept.marks(self._table)
@@ -164,7 +184,7 @@ class Keeping:
                     self._reach()
                     mark = kept.marks(self._table)
                     made = policyroutes.ensure_local(mark.kept, _MASK, kept.routing_table(self._table), _PRIORITY)
-                    if made or not self.is_whole():
+                    if made or self.lost():
                         self.ensure()
                 except (nft.NftFailed, nft.NftMissing, NetlinkFailed, OSError) as error:
                     log.error("the table of kept connections: %s", error)

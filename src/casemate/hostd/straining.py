@@ -1,8 +1,8 @@
-"""The host's memory for parts of packets, bounded for each pod when it fills.
+"""The host's memory for parts of packets, divided among the pods that send them when it fills.
 
 Parts wait up to 30 s for the rest, in one memory of 4 MiB for everybody; when it is full, everybody's are dropped. The
 firewall's table lets a pod send so many parts in a second as well-behaved programs do; when a quarter of the memory is
-taken, so few that one who never sends the rest holds no more than a part of it (decision 0149).
+taken, so few that those who never send the rest hold no more than a part of it together (decisions 0149, 0161).
 """
 
 from __future__ import annotations
@@ -21,6 +21,11 @@ STRAINED, RELAXED = 4, 8
 _PERIOD_S = 0.25
 
 
+def divided_among(senders: int, before: int) -> int:
+    """The next power of two: each change of it gives all of them their burst anew. Never fewer than *before*. Pure."""
+    return max(before, 1 << max(senders - 1, 0).bit_length())
+
+
 def is_strained(held: int, maximum: int, before: bool) -> bool:
     """Whether pods are to be held short, who were so *before* or not. Pure."""
     return held > maximum // (RELAXED if before else STRAINED)
@@ -29,16 +34,17 @@ def is_strained(held: int, maximum: int, before: bool) -> bool:
 async def look(kernel: Kernel) -> None:
     """Hold pods short, or no more, where the memory asks for it."""
     held, maximum = fragments.fill()
-    strained = is_strained(held, maximum, kernel.strained)
-    if maximum and strained != kernel.strained:
-        await kernel.set_strained(strained)
-        if strained:
+    before, pods = kernel.strained, 0
+    if is_strained(held, maximum, before > 0):
+        pods = divided_among(await kernel.senders_of_parts(), before)
+    if maximum and pods != before:
+        await kernel.set_strained(pods, maximum)
+        if pods:
             log.warning("parts of packets hold %d of %d bytes: pods may send few of them for a while", held, maximum)
 
 
 async def run(kernel: Kernel) -> None:
-    """For ever. Whether an earlier hostd left pods held short is not known."""
-    kernel.strained = True
+    """For ever."""
     while True:
         try:
             await look(kernel)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import logging
 import socket
@@ -11,9 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from casemate.host import flowsockets, nft
+from casemate.host.nft_netlink import IPV4
+from casemate.host.nft_rules import OwnRules
 from casemate.host.rtnetlink import NetlinkFailed
 from casemate.hostd.errors import Watched
-from casemate.hostd.protocol import AnyAnswer, Done
+from casemate.hostd.protocol import AnyAnswer, AnyEvent, Done
+from casemate.hostd.protocol_firewall import FirewallRepaired
 from casemate.hostd.protocol_visibility import FlowsWatch, ResolverListen, VisibilityOperation
 from casemate.network import flowlog, resolver
 from casemate.spec.settings import Settings
@@ -27,18 +29,18 @@ _PERIOD_S = 0.5
 
 @dataclass(slots=True)
 class Visibility:
-    """What was opened. *library* gives the nftables context of the loop's thread."""
+    """What was opened. *library* gives the nftables context of the loop's thread; *emit* sends an event to the peer."""
 
     settings: Settings
     library: Callable[[], nft.Nft]
+    emit: Callable[[AnyEvent], None]
     #: The port of the gateway at which the pods' resolver listens; 0 before there is one.
     names_port: int = 0
-    watching: bool = False
-    #: Whether the table of names leads to that port.
-    laid: bool = False
-    generation: int = -1
-    _generations: nft.Generations = field(default_factory=nft.Generations)
     refused: list[str] = field(default_factory=list)
+    _names: OwnRules = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._names = OwnRules(resolver.table_name(self._table), IPV4)
 
     @property
     def _table(self) -> str:
@@ -52,12 +54,11 @@ class Visibility:
         match operation:
             case FlowsWatch():
                 opened = await self._open_watch()
-                self.watching = True
-                self._ensure()
                 return Done(), [one.detach() for one in opened]
             case ResolverListen():
                 names = resolver.listen()
-                self.names_port, self.laid = names[0].getsockname()[1], False
+                self.names_port = names[0].getsockname()[1]
+                self._names.forget()
                 self._ensure()
                 # Given away: hostd itself has no socket on any network.
                 return Done(), [one.detach() for one in names]
@@ -85,25 +86,21 @@ class Visibility:
         raise Watched(f"log group {flowlog.verdict_group(self._table)} has a reader already")
 
     def _ensure(self) -> None:
-        if self.watching and flowlog.ensure(self.library(), self._table, self._prefix):
-            log.info("made nftables table inet %s", flowlog.table_name(self._table))
-        if self.names_port and not (self.laid and resolver.is_whole(self._table)):
-            resolver.lay(self.library(), self._table, self._prefix, self.names_port)
-            self.laid = True
-            log.info("made nftables table ip %s", resolver.table_name(self._table))
-        self.generation = self._generations.now()
+        """Make the table of names where it is not whole, or where nobody knows: it may be an earlier version's."""
+        lost = self._names.lost()
+        if not self.names_port or (self._names.is_known and not lost):
+            return
+        self._names.make(lambda: resolver.lay(self.library(), self._table, self._prefix, self.names_port))
+        line = self._names.describe(lost)
+        log.info("%s", line)
+        if lost:
+            self.emit(FirewallRepaired((line,)))
 
     async def keep(self) -> None:
-        """Make the tables again when somebody flushed them; never returns. A look costs 20 us."""
-        with contextlib.suppress(nft.NftFailed, nft.NftMissing):
-            # A recorder that an earlier hostd served reads on.
-            self.watching = self.watching or flowlog.is_whole(self._table)
+        """Make the table again when somebody changed it; never returns. A look costs 20 us."""
         while True:
             await asyncio.sleep(_PERIOD_S)
-            if not self.watching and not self.names_port:
-                continue
             try:
-                if self._generations.now() != self.generation:
-                    self._ensure()
+                self._ensure()
             except (nft.NftFailed, nft.NftMissing, OSError) as error:
-                log.error("the tables of flows and names: %s", error)
+                log.error("the table of names: %s", error)

@@ -36,7 +36,7 @@ _IPTABLES_TIMEOUT_S = 15.0
 _MAX_RULES = 64
 _FORWARD_SYSCTL = "/proc/sys/net/ipv4/ip_forward"
 #: Base chains that must be there for the table to be whole.
-_CHAINS = {"pre", "out", "post"}
+_CHAINS = {"pre", "ported", "out", "post"}
 _DROP, _FORWARD_HOOK = 0, 2
 #: Others change rules faster than they can be read.
 _UNREAD = (-2, -2)
@@ -63,7 +63,11 @@ class Published:
 
 
 def base_script(table: str, prefix: str, pool: str) -> str:
-    """The table, empty of elements, as nft(8) text. Adding it again over a whole one would double its rules."""
+    """The table, empty of elements, as nft(8) text. Adding it again over a whole one would double its rules.
+
+    Every first packet meets it: to ask whether an address is the host's own takes a look into its routes, so pods'
+    addresses, which are none of them, are let on before.
+    """
     nft.check_table_name(table)
     ours = f'"{check_prefix(prefix)}*"'
     network = check_pool(pool)
@@ -72,14 +76,16 @@ add table ip {table}
 add map ip {table} published {{ type inet_proto . inet_service : ipv4_addr . inet_service; }}
 add map ip {table} published_at {{ type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service; }}
 add set ip {table} hairpin {{ type ipv4_addr . ipv4_addr; }}
+add chain ip {table} ported
+add rule ip {table} ported dnat ip to ip daddr . meta l4proto . th dport map @published_at
+add rule ip {table} ported dnat ip to meta l4proto . th dport map @published
 add chain ip {table} pre {{ type nat hook prerouting priority dstnat; policy accept; }}
-add rule ip {table} pre fib daddr type local dnat ip to ip daddr . meta l4proto . th dport map @published_at
-add rule ip {table} pre fib daddr type local dnat ip to meta l4proto . th dport map @published
+add rule ip {table} pre ip daddr {network} accept
+add rule ip {table} pre fib daddr type local jump ported
 add chain ip {table} out {{ type nat hook output priority -100; policy accept; }}
-add rule ip {table} out fib daddr type local dnat ip to ip daddr . meta l4proto . th dport map @published_at
-add rule ip {table} out fib daddr type local dnat ip to meta l4proto . th dport map @published
+add rule ip {table} out fib daddr type local jump ported
 add chain ip {table} post {{ type nat hook postrouting priority srcnat; policy accept; }}
-add rule ip {table} post ip saddr . ip daddr @hairpin masquerade
+add rule ip {table} post ct status dnat ip saddr . ip daddr @hairpin masquerade
 add rule ip {table} post ip saddr 127.0.0.0/8 oifname {ours} masquerade
 add rule ip {table} post ip saddr {network} oifname != {ours} masquerade
 """

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import socket
 
-from casemate.host import nft, nft_netlink
+from casemate.host import nft
 from casemate.network.plan import GATEWAY, check_prefix
 
 _IP_FREEBIND = 15
@@ -48,7 +48,8 @@ def script(table: str, prefix: str, port: int) -> str:
     What is bounded is looked at where packets come to the host itself: those that are forwarded do not meet it.
     """
     name, ours = table_name(table), f'"{check_prefix(prefix)}*"'
-    asked = f"iifname {ours} ip daddr {GATEWAY}"
+    # The address first: every connection's first packet is asked.
+    asked = f"ip daddr {GATEWAY} iifname {ours}"
     return f"""\
 add table ip {name}
 delete table ip {name}
@@ -58,14 +59,8 @@ add chain ip {name} bound {{ type filter hook input priority filter; policy acce
 add rule ip {name} bound {asked} udp dport {port} update @asking \
 {{ ip saddr limit rate over {QUERIES_A_SECOND}/second burst {QUERIES_BURST} packets }} counter drop
 add chain ip {name} lead {{ type nat hook prerouting priority dstnat - 10; policy accept; }}
-add rule ip {name} lead {asked} udp dport 53 dnat to {GATEWAY}:{port}
-add rule ip {name} lead {asked} tcp dport 53 dnat to {GATEWAY}:{port}
+add rule ip {name} lead {asked} meta l4proto {{ tcp, udp }} th dport 53 dnat to {GATEWAY}:{port}
 """
-
-
-def is_whole(table: str) -> bool:
-    """Whether all rules are there; where they lead is known to whoever made them."""
-    return nft_netlink.rules(table_name(table), nft_netlink.IPV4) == {"bound": 1, "lead": 2}
 
 
 def lay(context: nft.Nft, table: str, prefix: str, port: int) -> None:

@@ -277,7 +277,7 @@ def new_lab(*, only_published: bool = False) -> Lab:
     wires = [inside(one, end(mac)) for one, mac in zip(ends, (MAC_A, MAC_B, MAC_W), strict=True)]
 
     def table() -> Kernel:
-        spec = TableSpec("casemate", "cm-", POOL, GATEWAY, 20_000, 209, only_published=only_published)
+        spec = TableSpec("casemate", "cm-", POOL, GATEWAY, 20_000, 209, only_published=only_published, hello_group=210)
         kernel = Kernel(spec)
         kernel.probe()
         return kernel

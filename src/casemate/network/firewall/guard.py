@@ -9,12 +9,15 @@ Where a connection begins, after translation (a published port may lead anywhere
 not go, and whether it bears the pod's hardware address: see *fresh4*. Nobody reads that address in later packets, and
 to look at it costs as much as the rest of the rule.
 
-*Parts* of packets wait in a memory of the host's until the rest is there, and that is bounded for all together: one
-who sends beginnings alone would fill it. So a pod may send so many, and when the memory fills (*strained*) so few
-that what it can hold there until they are forgotten is a part of it.
+*Parts* of packets wait in a memory of the host's until the rest is there, and that is bounded for all together: who
+sends beginnings alone would fill it. So a pod may send so many, all pods together so many, and each a few whatever the
+others send. When the memory fills (*strained*) a part of it is divided among those who send parts: a pod may send
+so few that until they are forgotten it cannot hold more there than its share.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 from casemate.host import nft_expressions as e
 from casemate.network.firewall.sets import PLAIN4
@@ -24,11 +27,15 @@ from casemate.network.flowlog import GUARD_WORDS, PREFIX, VERDICT_COPY_BYTES
 #: address: who sent it cannot be read off it.
 GUARDS, GUARDS_TOLD = tuple(sorted(GUARD_WORDS)), 200
 CHAINS = ("fresh4", "guard4", "odd4", "parts", *(f"drop_{name}" for name in GUARDS))
-#: Parts of packets that a pod may send in a second, and at once: 256 and what comes in 0.3 s, until hostd sees it,
-#: take some 1.2 MiB of the 4 that Linux has for it. Strained: 64 KiB in parts, and 544 parts in the 30 s that the
-#: kernel keeps them.
-PARTS, PARTS_STRAINED = (1000, 256), (16, 64)
-_PARTS_FORGET_MS = 60_000
+#: Parts of packets that a pod may send in a second, and at once; that all pods may send together; and that each may
+#: send beyond that. What comes in 0.35 s, until hostd sees it, is half of the 4 MiB that Linux has for it, and all of
+#: it when 30 pods begin at the same time.
+PARTS, PARTS_TOGETHER, PARTS_EACH = (1000, 256), (2000, 256), (8, 24)
+#: What one of 1,500 bytes takes there, how long the kernel keeps it, and what of the memory is divided.
+PART_BYTES, PARTS_KEPT_S, _DIVIDED = 2304, 30, 3 / 8
+#: Strained, of one alone: 64 KiB in parts, and 544 parts in those 30 s.
+_MOST = (960, 64)
+_PARTS_FORGET_MS, _MINUTE_S = 60_000, 60
 _V4, _ICMP = 2, 1
 
 
@@ -45,11 +52,35 @@ def dropped(name: str) -> bytes:
     return e.verdict(e.GOTO, f"drop_{name}")
 
 
-def parts(*, strained: bool) -> list[bytes]:
+class Share(NamedTuple):
+    """Parts of packets that a pod may send in a minute, and at once."""
+
+    per_minute: int
+    burst: int
+
+
+def share(memory_bytes: int, pods: int) -> Share:
+    """A pod's, when *pods* send parts and the memory for them fills."""
+    most = int(memory_bytes * _DIVIDED) // PART_BYTES // pods
+    burst = min(max(most // 8, 1), _MOST[1])
+    return Share(min(max((most - burst) * _MINUTE_S // PARTS_KEPT_S, 1), _MOST[0]), burst)
+
+
+def parts(strained: Share | None = None) -> list[bytes]:
     """The rules of *parts*."""
-    rate = e.limit_over(*(PARTS_STRAINED if strained else PARTS))
-    source = e.payload(e.NETWORK, 12, 4, 0)
-    return [source + e.for_each("parts4", 0, _PARTS_FORGET_MS, rate) + dropped("parts"), e.verdict(e.ACCEPT)]
+    source, accept = e.payload(e.NETWORK, 12, 4, 0), e.verdict(e.ACCEPT)
+
+    def over(name: str, rate: bytes) -> bytes:
+        return source + e.for_each(name, 0, _PARTS_FORGET_MS, rate) + dropped("parts")
+
+    if strained is not None:
+        return [over("parts4", e.limit_over(*strained, unit_s=_MINUTE_S)), accept]
+    return [
+        over("parts4", e.limit_over(*PARTS)),
+        e.limit(*PARTS_TOGETHER) + accept,
+        over("few4", e.limit_over(*PARTS_EACH)),
+        accept,
+    ]
 
 
 def chains(prefix: str, gateway: bytes, log_group: int) -> dict[str, list[bytes]]:
@@ -77,7 +108,7 @@ def chains(prefix: str, gateway: bytes, log_group: int) -> dict[str, list[bytes]
             first + e.compare(1, PLAIN4) + e.verdict(e.GOTO, "parts"),
             dropped("options"),
         ],
-        "parts": parts(strained=False),
+        "parts": parts(),
         "fresh4": [
             interface + hardware + e.immediate(3, plain) + e.payload(e.NETWORK, 12, 4, 4)
             + e.lookup("own4", 0, absent=True) + counted("spoofed", e.DROP),

@@ -23,8 +23,9 @@ from casemate.host.nft_netlink import (
     NftSocket,
     destroys_elements,
     has_queue,
+    takes_rule,
 )
-from casemate.network.firewall import content, guard, rules
+from casemate.network.firewall import content, guard, rules, young
 from casemate.network.firewall.sets import ALL_SETS, TIMED, Row, verdict_rows
 from casemate.spec.errors import HostLacks
 
@@ -57,8 +58,9 @@ class Kernel:
     _socket: NftSocket = field(default_factory=NftSocket)
     followed: Followed = field(default_factory=Followed)
     holding: bool = False
-    #: Pods may send few parts of packets: see :mod:`casemate.network.firewall.guard`.
-    strained: bool = False
+    #: Among so many pods the memory for parts of packets is divided, see :mod:`casemate.network.firewall.guard`; 0: it
+    #: is not.
+    strained: int = 0
     #: Processor time that the last look at every element took.
     compared_s: float = 0.0
     _destroys: bool = False
@@ -69,7 +71,7 @@ class Kernel:
     _sizes: tuple[int, dict[str, int]] = field(default_factory=lambda: (-1, {}))
 
     def probe(self) -> None:
-        """Find out what the kernel knows. Raises :class:`HostLacks` where it has no packet queue."""
+        """Find out what the kernel can. Raises :class:`HostLacks` where it has no packet queue."""
         self._destroys = destroys_elements(self._socket)
         if has_queue(self._socket, [e.queue(self.spec.queue)]) is None:
             if has_queue(self._socket, [e.queue_by_target(self.spec.queue)]) is None:
@@ -77,7 +79,11 @@ class Kernel:
                     "the kernel has neither nftables' queue nor xtables' NFQUEUE: nothing can be referred or held",
                     remedy="Use a kernel with CONFIG_NFT_QUEUE, or CONFIG_NETFILTER_XT_TARGET_NFQUEUE and NFT_COMPAT.",
                 )
-            self.spec = _with_target(self.spec)
+            self.spec = replace(self.spec, queue_target=True)
+        group, timeouts = self.spec.hello_group, young.begins(brief=True)
+        tells_hellos = group and takes_rule(self._socket, young.hello(group))
+        brief = takes_rule(self._socket, timeouts, young.add_timeouts)
+        self.spec = replace(self.spec, hello_group=group if tells_hellos else 0, brief=brief)
 
     def close(self) -> None:
         self._socket.close()
@@ -92,7 +98,7 @@ class Kernel:
             for one in ALL_SETS:
                 batch.new_set(one)
             rules.add_table(batch, self.spec)
-            self.strained = False
+            self.strained = 0
             rules.add_switch(batch, self.spec, generation)
             if self.holding:
                 rules.add_holds(batch, self.spec, self.holding)
@@ -107,7 +113,8 @@ class Kernel:
             batch = Batch(self.spec.table)
             rules.add_table(batch, self.spec)
             rules.add_switch(batch, self.spec, generation)
-            self.strained = False
+            batch.flush_set("parts4")
+            self.strained = 0
             if self.holding:
                 rules.add_holds(batch, self.spec, self.holding)
             self._rewrite_verdicts(batch)
@@ -146,17 +153,22 @@ class Kernel:
             self.holding = holding
             self._wrote(batch)
 
-    async def set_strained(self, strained: bool) -> None:
-        """Have pods send few parts of packets, or as many as they may."""
+    async def senders_of_parts(self) -> int:
+        """Pods that have sent parts of packets within a minute."""
+        async with self.lock:
+            return sum(1 for _ in self._socket.elements(self.spec.table, "parts4"))
+
+    async def set_strained(self, pods: int, memory_bytes: int) -> None:
+        """Have pods send few parts of packets, such as *pods* may; or (0) as many as they may."""
         async with self.lock:
             batch = Batch(self.spec.table)
             batch.flush_chain("parts")
             # An element keeps the rate with which it was made.
             batch.flush_set("parts4")
-            for rule in guard.parts(strained=strained):
+            for rule in guard.parts(guard.share(memory_bytes, pods) if pods else None):
                 batch.new_rule("parts", rule)
             await self._commit(batch, 0)
-            self.strained = strained
+            self.strained = pods
             self._wrote(batch)
 
     async def put(self, rows: Sequence[Row]) -> None:
@@ -346,10 +358,6 @@ class Kernel:
         batch.delete_table()
         self._socket.commit(batch)
         return True
-
-
-def _with_target(spec: rules.TableSpec) -> rules.TableSpec:
-    return replace(spec, queue_target=True)
 
 
 def _flush_generation(batch: Batch) -> None:

@@ -12,6 +12,7 @@ What a packet meets, in words:
 - *leaving*, what begins in a pod: with its own hardware address; not to link-local addresses (but the gateway) or a
   cloud's metadata service; and no ICMP error about a packet that was not sent to this pod. *to_host*: the same, and
   nothing at all to the host's 127.0.0.0/8, which is routed where a pod has published ports;
+- *young*, packets of a connection that has just been let through: see :mod:`casemate.network.firewall.young`;
 - *pod*: what is no valid packet of a connection is dropped; every other is judged;
 - *judge*: both ends' identities are looked up (by the tracked connection, so that answers and translated packets are
   judged as their first packet was) and kept in the connection's label; then the verdict, by exact port, interval of
@@ -20,7 +21,7 @@ What a packet meets, in words:
 
 The label of a connection (host's order): 0, source identity, destination identity, as they were when it was judged
 first; bits of it are never taken away. Its mark: that it was let through (the highest bit), under which generation,
-and (the lowest three) 1 + the verdict that let it.
+whether it is young (4), and (the lowest two) 1 + the verdict that let it.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from dataclasses import dataclass
 
 from casemate.host import nft_expressions as e
 from casemate.host.nft_netlink import Batch
-from casemate.network.firewall import again, fast, guard
+from casemate.network.firewall import again, fast, guard, young
 from casemate.network.firewall.guard import counted, dropped, ours
 from casemate.network.firewall.kept import Marks
 from casemate.network.firewall.kept import marks as marks_of_kept
@@ -60,6 +61,8 @@ _POD_PRIORITY = -5
 _RATE_FORGET_MS = 60_000
 #: Of a connection's mark: it was let through. Generations have the 28 bits below it.
 _LET, LAST_GENERATION = 1 << 31, (1 << 28) - 1
+#: Of the three bits below: the verdict.
+_VERDICT = 3
 #: linux/netfilter/nf_conntrack_common.h: IPS_DST_NAT
 _TRANSLATED = 1 << 5
 
@@ -70,7 +73,8 @@ class TableSpec:
     one after it that of referred packets on the way back.
 
     *queue_target*: the kernel has no expression for queues, xtables' target serves. *only_published*: from elsewhere
-    pods are reached by published ports alone.
+    pods are reached by published ports alone. *hello_group*: the log group of the first packets of TLS; 0: the kernel
+    cannot tell them. *brief*: it can forget closed connections sooner than others.
     """
 
     table: str
@@ -83,6 +87,8 @@ class TableSpec:
     referrals_per_second: int = 2000
     referral_burst: int = 512
     only_published: bool = True
+    hello_group: int = 0
+    brief: bool = False
 
     @property
     def kept(self) -> Marks:
@@ -99,6 +105,8 @@ def add_table(batch: Batch, spec: TableSpec) -> None:
     there, or in the batch before."""
     for counter in COUNTERS:
         batch.new_counter(counter)
+    if spec.brief:
+        young.add_timeouts(batch)
     for name in PLAIN_CHAINS:
         batch.new_chain(name)
     batch.new_chain("guard", kind="filter", hook=_PREROUTING, priority=_GUARD_PRIORITY)
@@ -117,6 +125,7 @@ def add_table(batch: Batch, spec: TableSpec) -> None:
         | _verdicts()
         | _refer(spec)
         | _deny(spec)
+        | (young.chains(spec.hello_group) if spec.hello_group else {})
     ).items():
         for rule in rules:
             batch.new_rule(chain, rule)
@@ -125,7 +134,8 @@ def add_table(batch: Batch, spec: TableSpec) -> None:
 PLAIN_CHAINS = (
     "deny", "passed", "allow", "audit", "audited", "refer", "hold",
     "verdict", "port_verdict", "icmp_verdict", "other_verdict", "find4", "find6",
-    "judge", "decide", "pod", "leaving", "new", "unknown", "switch", "to_host", *again.CHAINS, *guard.CHAINS,
+    "judge", "decide", "pod", "leaving", "new", "unknown", "switch", "to_host",
+    *again.CHAINS, *guard.CHAINS, *young.CHAINS,
 )  # fmt: skip
 BASE_CHAINS = ("guard", "forward", "input", "relayed")
 #: Chains whose rules have the generation in them.
@@ -138,26 +148,42 @@ HOLD_CHAINS = ("pre", "output")
 def add_switch(batch: Batch, spec: TableSpec, generation: int) -> None:
     """The rules that know the *generation*; 0: no policy is in force, everything passes. The chains must be empty."""
     # Never "unless it is known: go on": where a packet has no connection, reading its mark ends the rule.
-    known = _let_through(generation) if generation else e.state(e.STATE_ESTABLISHED | e.STATE_RELATED)
     # ICMP errors have the mark of the connection that they are about; what a pod says so is looked at first.
-    batch.new_rule("forward", _not_about_another() + known + e.verdict(e.ACCEPT))
-    batch.new_rule("switch", known + e.verdict(e.ACCEPT))
+    own, accept = _not_about_another(), e.verdict(e.ACCEPT)
+    if generation:
+        known = _let_through(generation)
+        batch.new_rule("forward", own + _let_through(generation, grown=True) + accept)
+        if spec.hello_group:
+            batch.new_rule("forward", own + known + e.verdict(e.GOTO, "young"))
+    else:
+        known = e.state(e.STATE_ESTABLISHED | e.STATE_RELATED)
+        if spec.hello_group:
+            batch.new_rule("forward", own + known + young.is_old() + accept)
+            batch.new_rule("forward", own + known + young.hello(spec.hello_group) + accept)
+        batch.new_rule("forward", own + known + accept)
+    batch.new_rule("switch", known + accept)
     if spec.only_published:
         batch.new_rule("forward", _unpublished(spec.prefix))
     batch.new_rule("forward", e.verdict(e.GOTO, "unknown" if generation and fast.serves(spec.pool) else "new"))
     batch.new_rule("switch", e.verdict(e.GOTO, "pod"))
-    batch.new_rule("decide", e.verdict(e.GOTO, "judge") if generation else e.verdict(e.ACCEPT))
+    if spec.brief and not generation:
+        batch.new_rule("decide", young.begins(brief=True))
+    batch.new_rule("decide", e.verdict(e.GOTO, "judge") if generation else accept)
     for chain, counter, verdict in (
         ("allow", "allowed", ALLOW), ("audited", "audited", AUDIT), ("passed", "answered", REFER),
     ):  # fmt: skip
-        mark = _LET | (generation & LAST_GENERATION) << 3 | (1 + verdict)
-        batch.new_rule(chain, e.set_connection_mark(mark) + counted(counter, e.ACCEPT))
+        mark, let = _LET | (generation & LAST_GENERATION) << 3 | (1 + verdict), counted(counter, e.ACCEPT)
+        if spec.hello_group or spec.brief:
+            bit = young.YOUNG if spec.hello_group else 0
+            batch.new_rule(chain, young.begins(brief=spec.brief) + e.set_connection_mark(mark | bit) + let)
+        batch.new_rule(chain, e.set_connection_mark(mark) + let)
 
 
-def _let_through(generation: int) -> bytes:
-    """Goes on where the connection was let through under *generation*."""
+def _let_through(generation: int, *, grown: bool = False) -> bytes:
+    """Goes on where the connection was let through under *generation*; *grown*: and is not young any more."""
     wanted = _LET | (generation & LAST_GENERATION) << 3
-    return e.tracked(e.CT_MARK, 0) + e.masked(0, struct.pack("=I", 0xFFFFFFF8), struct.pack("=I", wanted))
+    looked_at = 0xFFFFFFF8 | (young.YOUNG if grown else 0)
+    return e.tracked(e.CT_MARK, 0) + e.masked(0, struct.pack("=I", looked_at), struct.pack("=I", wanted))
 
 
 def _not_about_another() -> bytes:
@@ -174,7 +200,8 @@ def _unpublished(prefix: str) -> bytes:
 
 def _let_by(verdict: int) -> bytes:
     """Goes on where the connection was let through by *verdict*, under whatever generation."""
-    return e.tracked(e.CT_MARK, 0) + e.masked(0, struct.pack("=I", _LET | 7), struct.pack("=I", _LET | (1 + verdict)))
+    wanted = struct.pack("=I", _LET | (1 + verdict))
+    return e.tracked(e.CT_MARK, 0) + e.masked(0, struct.pack("=I", _LET | _VERDICT), wanted)
 
 
 def _only(word: int) -> bytes:

@@ -17,7 +17,7 @@ held4, held6          addresses whose new connections wait
 crowded4, crowded6    pods with too many connections (timed)
 from4                 a pod's interface . first byte of the IP header . the pod's address
 own4                  the same with the pod's hardware address behind the interface
-parts4                a pod's address, with the rate of parts of packets (timed)
+parts4, few4          a pod's address, with the rate of parts of packets (timed)
 stamp                 number of the state in force
 ====================  ==========================================  =====================================================
 
@@ -83,6 +83,7 @@ OTHER_SETS: tuple[SetSpec, ...] = (
     SetSpec("from4", ((_INTERFACE, 4), (_PROTOCOL, 1), (_IPV4, 4)), size=_PODS),
     SetSpec("own4", ((_INTERFACE, 4), (_ETHER, 6), (_PROTOCOL, 1), (_IPV4, 4)), size=_PODS),
     SetSpec("parts4", ((_IPV4, 4),), timed=True, dynamic=True, size=_RATES),
+    SetSpec("few4", ((_IPV4, 4),), timed=True, dynamic=True, size=_RATES),
     SetSpec("metadata4", ((_IPV4, 4),)),
     SetSpec("verdicts", (_IDENTITY, _IDENTITY), verdicts=True),
     SetSpec("stamp", (_IDENTITY,)),
