@@ -20,7 +20,7 @@ from pathlib import Path
 
 from casemate.host import durable
 from casemate.host.netns import in_own_thread
-from casemate.isolation.microvm import argv, disks, priority, sparse
+from casemate.isolation.microvm import argv, disks, sparse
 from casemate.isolation.microvm.errors import TemplateFailed
 from casemate.isolation.microvm.frames import Field, Kind
 from casemate.isolation.microvm.kernel import GuestKernel
@@ -226,13 +226,9 @@ class Templates:
             async with asyncio.TaskGroup() as group:
                 group.create_task(monitor.serve())
                 try:
+                    await _until_ready(monitor)
                     if recipe.cpus > 1:
-                        # Nobody waits for it.
-                        with priority.idle(await monitor.qemu_pid()):
-                            await _until_ready(monitor)
-                            await monitor.ask(Kind.REHEARSE, self._rehearsal(), error=TemplateFailed)
-                    else:
-                        await _until_ready(monitor)
+                        await monitor.ask(Kind.REHEARSE, self._rehearsal(), error=TemplateFailed)
                     await asyncio.sleep(_SETTLE_S)
                     await _save(monitor, state)
                 finally:
