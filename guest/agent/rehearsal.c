@@ -1,8 +1,8 @@
 /* A rehearsal: a container of nobody's that runs on a second processor while the first one makes the user's. Under
  * emulation most of a start is kernel code that is translated as it runs for the first time, and QEMU's processors share
- * what they translate: what the rehearsal has walked already costs the container nothing. It is made before the template is
- * saved, up to where it is told to start, by a copy of the agent that has its own of everything: mounts, control groups,
- * rows, a port that leads nowhere. When it is over the second processor is taken away. */
+ * what they translate: what the rehearsal has walked already costs the container nothing. Its stage is set before the
+ * template is saved, by a copy of the agent that has its own of everything: mounts, control groups, rows, a prepared
+ * process, a port that leads nowhere. When it is over the second processor is taken away. */
 #include <errno.h>
 #include <fcntl.h>
 #include <sched.h>
@@ -58,24 +58,17 @@ static int set_stage(const struct wire_message *frame, struct request **request,
 	return error ? error : rootfs_rehearse((*request)->container, why);
 }
 
-static int create(struct request *request, const char **why)
+static void play(struct request *request)
 {
 	static char text[200];
+	const char *why = "", *container = request->container;
 
-	int error = process_create(request, why, text, sizeof text);
-	if (error && *text)
-		*why = text;
-	return error;
-}
-
-static void play(const char *container)
-{
-	static char text[200];
-	const char *why;
-
-	if (process_start(container, &why, text, sizeof text))
-		return;
-	while (process_lives(container))
+	int error = process_create(request, &why, text, sizeof text);
+	if (!error)
+		error = process_start(container, &why, text, sizeof text);
+	if (error)
+		say("casemate: rehearsal: %s: %s", *text ? text : why, strerror(error));
+	while (!error && process_lives(container))
 		loop_turn();
 	process_remove(container);
 }
@@ -89,8 +82,8 @@ _Noreturn static void run(const struct wire_message *frame, int channel)
 	int error = set_stage(frame, &request, &why);
 	if (channel_send(channel, error, why, -1) || error)
 		_exit(1);
-	if (read(channel, &go, 1) == 1 && go == 'r' && !create(request, &why))
-		play(request->container);
+	if (read(channel, &go, 1) == 1 && go == 'r')
+		play(request);
 	take_cpu_away();
 	_exit(0);
 }
