@@ -119,6 +119,7 @@ class Keeping:
         it knew where the relay listens, which goes on with that."""
         if not self._rules.is_known and not self.port and self._is_complete():
             self._rules.adopt()
+            return []
         return self._rules.lost() if self._rules.is_known else ["not made by this hostd"]
 
     def _is_complete(self) -> bool:

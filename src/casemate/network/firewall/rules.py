@@ -152,9 +152,10 @@ def add_switch(batch: Batch, spec: TableSpec, generation: int) -> None:
     own, accept = _not_about_another(), e.verdict(e.ACCEPT)
     if generation:
         known = _let_through(generation)
-        batch.new_rule("forward", own + _let_through(generation, grown=True) + accept)
+        # The mark first: it tells packets that begin something by half as many expressions.
+        batch.new_rule("forward", _let_through(generation, grown=True) + own + accept)
         if spec.hello_group:
-            batch.new_rule("forward", own + known + e.verdict(e.GOTO, "young"))
+            batch.new_rule("forward", known + own + e.verdict(e.GOTO, "young"))
     else:
         known = e.state(e.STATE_ESTABLISHED | e.STATE_RELATED)
         if spec.hello_group:
@@ -162,9 +163,11 @@ def add_switch(batch: Batch, spec: TableSpec, generation: int) -> None:
             batch.new_rule("forward", own + known + young.hello(spec.hello_group) + accept)
         batch.new_rule("forward", own + known + accept)
     batch.new_rule("switch", known + accept)
+    if generation and fast.serves(spec.pool):
+        batch.new_rule("forward", e.verdict(e.JUMP, "unknown"))
     if spec.only_published:
         batch.new_rule("forward", _unpublished(spec.prefix))
-    batch.new_rule("forward", e.verdict(e.GOTO, "unknown" if generation and fast.serves(spec.pool) else "new"))
+    batch.new_rule("forward", e.verdict(e.GOTO, "new"))
     batch.new_rule("switch", e.verdict(e.GOTO, "pod"))
     if spec.brief and not generation:
         batch.new_rule("decide", young.begins(brief=True))
@@ -280,7 +283,7 @@ def _pod(spec: TableSpec) -> dict[str, list[bytes]]:
         ],
         # These look into large maps, so they are in no chain that bears the generation: the kernel goes through all of
         # a map where a rule that looks into it is the first one of its chain to do so (12 ms with 60,000 elements).
-        "unknown": [*fast.rules(spec.pool), e.verdict(e.GOTO, "new")],
+        "unknown": fast.rules(spec.pool),
         "new": [
             ours(e.META_IIFNAME, spec.prefix) + e.verdict(e.GOTO, "leaving"),
             ours(e.META_OIFNAME, spec.prefix) + e.verdict(e.GOTO, "pod"),

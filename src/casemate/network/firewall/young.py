@@ -38,15 +38,24 @@ def hello(log_group: int) -> bytes:
 
     0x16: a handshake record; 0x03: the major version that every TLS has had (RFC 8446, 5.1).
     """
-    opener = e.tracked(e.CT_DIRECTION, 0) + e.compare(0, bytes([e.ORIGINAL]))
-    record = e.payload(e.INNER, 0, 2, 0) + e.compare(0, b"\x16\x03")
-    return opener + e.protocol(_TCP) + record + e.log(log_group, "", HELLO_COPY_BYTES)
+    return _by(e.ORIGINAL) + e.protocol(_TCP) + _record(log_group)
+
+
+def _by(end: int) -> bytes:
+    """Goes on where the packet is of the connection's opener, or of who answers."""
+    return e.tracked(e.CT_DIRECTION, 0) + e.compare(0, bytes([end]))
+
+
+def _record(log_group: int) -> bytes:
+    begins_so = e.payload(e.INNER, 0, 2, 0) + e.compare(0, b"\x16\x03")
+    return begins_so + e.log(log_group, "", HELLO_COPY_BYTES)
 
 
 def chains(log_group: int) -> dict[str, list[bytes]]:
-    """*young*: where packets of such connections are let through."""
-    grown = e.clear_connection_mark(YOUNG) + e.verdict(e.ACCEPT)
-    return {"young": [is_old() + grown, hello(log_group) + grown, e.verdict(e.ACCEPT)]}
+    """*young*: where packets of such connections, which are TCP's, are let through."""
+    accept = e.verdict(e.ACCEPT)
+    grown = e.clear_connection_mark(YOUNG) + accept
+    return {"young": [_by(e.REPLY) + accept, is_old() + grown, _record(log_group) + grown, accept]}
 
 
 def is_old() -> bytes:
