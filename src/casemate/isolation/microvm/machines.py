@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import shutil
+import time
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
