@@ -8,8 +8,8 @@ import logging
 import os
 import re
 import shutil
-import time
 import struct
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
