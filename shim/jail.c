@@ -1,5 +1,5 @@
 /* What QEMU is shut into: user and groups of its own, no capability, new namespaces for network, ipc, names, processes
- * and mounts, a root that holds read-only programs and a /proc of its own alone. */
+ * and mounts, a root that holds read-only programs, a /proc of its own alone, and how large the host's pages are. */
 #include <errno.h>
 #include <fcntl.h>
 #include <grp.h>
@@ -38,6 +38,18 @@ static const char *add_kvm(const struct jail *jail)
 	return NULL;
 }
 
+/* Where QEMU's C library looks whether, and how large, the host has huge pages (monitor.c asks it to use them); a kernel
+ * without any does not have the folder. */
+static int add_page_sizes(void)
+{
+	static const char *const folders[] = { "sys", "sys/kernel", "sys/kernel/mm", "sys/kernel/mm/transparent_hugepage" };
+
+	for (size_t i = 0; i < sizeof folders / sizeof *folders; i++)
+		if (mkdir(folders[i], 0755) < 0)
+			return -1;
+	return read_only_bind("/sys/kernel/mm/transparent_hugepage", folders[3]) && errno != ENOENT;
+}
+
 static const char *change_root(const struct jail *jail)
 {
 	const char *root = jail->root, *step;
@@ -58,6 +70,8 @@ static const char *change_root(const struct jail *jail)
 	int fd = open("etc/ld.so.cache", O_CREAT | O_CLOEXEC | O_WRONLY, 0444);
 	if (fd < 0 || close(fd) < 0 || read_only_bind("/etc/ld.so.cache", "etc/ld.so.cache"))
 		return "ld.so.cache";
+	if (add_page_sizes())
+		return "page sizes";
 	/* Folders that the machine is given are attached below it, by hostd, when they are known. */
 	mkdir("share", 0755);
 	if (mount("casemate", "share", "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, "mode=0755,size=64k,nr_inodes=1024") < 0)

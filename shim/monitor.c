@@ -273,6 +273,11 @@ _Noreturn static void serve(void)
 	}
 }
 
+/* QEMU's C library: huge pages where the host offers them, and everything in the one heap that then consists of them.
+ * A page at a time it was 3,200 faults of the 6,500 in a start. */
+static const char memory_tunables[] = "glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1:"
+				      "glibc.malloc.mmap_threshold=33554432";
+
 _Noreturn static void become_qemu(const struct jail *jail, const int *ends, char **argv)
 {
 	sigset_t none;
@@ -295,6 +300,7 @@ _Noreturn static void become_qemu(const struct jail *jail, const int *ends, char
 		dprintf(2, "casemate-vm: jail: %s: %s\n", step, strerror(errno));
 		_exit(125);
 	}
+	setenv("GLIBC_TUNABLES", memory_tunables, 1);
 	execv(argv[0], argv);
 	dprintf(2, "casemate-vm: %s: %s\n", argv[0], strerror(errno));
 	_exit(127);
@@ -312,17 +318,6 @@ static int high_pair(int *ours, int *theirs)
 	close(pair[0]);
 	close(pair[1]);
 	return *ours < 0 || *theirs < 0 ? -1 : 0;
-}
-
-static void join_cgroup(const char *folder)
-{
-	char path[4096];
-
-	snprintf(path, sizeof path, "%s/cgroup.procs", folder);
-	int fd = open(path, O_WRONLY | O_CLOEXEC);
-	if (fd < 0 || write(fd, "0", 1) < 0)
-		die("%s: %s", path, strerror(errno));
-	close(fd);
 }
 
 /* QEMU's arguments, after "--"; the rest is ours. */
@@ -348,7 +343,7 @@ static char **parse(int argc, char **argv, struct jail *jail, const char **qmp)
 		else if (!strcmp(argv[i], "--root"))
 			jail->root = argv[++i];
 		else if (!strcmp(argv[i], "--cgroup"))
-			join_cgroup(argv[++i]);
+			cgroup_join(argv[++i]);
 		else if (!strcmp(argv[i], "--qmp"))
 			*qmp = argv[++i];
 		else if (!strcmp(argv[i], "--uid-map") && !jail_add_map(&jail->uid_map, argv[i + 1]))
@@ -391,7 +386,7 @@ int monitor_main(int argc, char **argv)
 	signal(SIGPIPE, SIG_IGN);
 	vm.signals = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
 	unsigned long flags = CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWPID | (jail.root ? CLONE_NEWNS : 0);
-	vm.qemu = (pid_t)syscall(SYS_clone, flags | SIGCHLD, NULL, NULL, NULL, 0);
+	vm.qemu = cgroup_clone(flags);
 	if (vm.qemu < 0)
 		die("clone: %s", strerror(errno));
 	if (vm.qemu == 0)
@@ -405,6 +400,7 @@ int monitor_main(int argc, char **argv)
 		close(maps);
 	}
 	close_range(FIRST_PASSED, 499, 0);
+	cgroup_follow(vm.qemu);
 	prctl(PR_SET_NAME, "casemate-vmm");
 	if ((step = jail_drop(&jail, vm.qemu)))
 		die("jail: %s: %s", step, strerror(errno));

@@ -132,6 +132,14 @@ pid_t waiter_fork(const struct stdio *stdio, int alone, uint32_t namespaces);
 void drop_privileges(void);
 _Noreturn void waiter_run(const struct stdio *stdio);
 
+/* cgroup.c */
+/* Join the cgroup at `folder` now (version 1), or when QEMU is cloned (version 2). Dies of what fails. */
+void cgroup_join(const char *folder);
+/* As fork(2), with new namespaces by `flags`, in the cgroups that were joined. */
+pid_t cgroup_clone(unsigned long flags);
+/* In the parent, afterwards. */
+void cgroup_follow(pid_t qemu);
+
 /* monitor.c */
 int monitor_main(int argc, char **argv);
 

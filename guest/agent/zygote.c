@@ -29,9 +29,10 @@ static const struct mount_request usual[] = {
 	{ "/dev/shm", "tmpfs", "shm", "mode=1777,size=67108864", MS_NOSUID | MS_NOEXEC | MS_NODEV },
 	{ "/dev/mqueue", "mqueue", "mqueue", "", MS_NOSUID | MS_NOEXEC | MS_NODEV },
 	{ "/sys", "sysfs", "sysfs", "", MS_NOSUID | MS_NOEXEC | MS_NODEV | MS_RDONLY },
+	{ "/sys/fs/cgroup", "cgroup2", "cgroup", "", MS_NOSUID | MS_NOEXEC | MS_NODEV | MS_RELATIME | MS_RDONLY },
 };
-/* The last one shows the network namespace that it is mounted in: it is there twice. */
-enum { USUAL = sizeof usual / sizeof *usual, SYS = USUAL - 1 };
+/* sysfs shows the network namespace that it is mounted in: it is there twice. */
+enum { USUAL = sizeof usual / sizeof *usual, SYS = USUAL - 2 };
 static const char lonely_sys[] = "/z/lonely";
 
 static struct zygote {

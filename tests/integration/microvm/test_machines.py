@@ -14,6 +14,7 @@ from pathlib import Path
 import harness
 import pytest
 
+from casemate.host import cgroups, hierarchy
 from casemate.isolation.microvm import making
 from casemate.isolation.microvm.errors import HostdUnreachable
 
@@ -50,6 +51,30 @@ def gone(pid: int, within_s: float = 10.0) -> bool:
             return True
         time.sleep(0.05)
     return False
+
+
+def test_monitor_and_qemu_are_in_the_pods_cgroups(host: harness.Host, base_layer: Path) -> None:
+    """In every hierarchy of the host's: QEMU from its beginning, whatever its parent has to wait for."""
+    hierarchies = hierarchy.detect()
+    path = f"casetest-{os.getpid()}-born"
+    hierarchies.create(path)
+    try:
+        folders = list(hierarchies.folders(path))
+        if (unified := Path("/sys/fs/cgroup/unified")).is_dir():
+            # Of version 2, which has another way; ours uses it where it is the only one.
+            (unified / path).mkdir()
+            folders.append(str(unified / path))
+        config = harness.configuration([base_layer], "sleep", "1000")
+        config["annotations"] |= {"org.casemate.cgroups": ":".join(map(str, folders))}  # type: ignore[operator]
+        process, _ = harness.conmon(host, "born", host.bundle("born", config))
+        pids = {monitor_of(host, "born"), qemu_of(host, "born")}
+        for folder in folders:
+            assert pids <= set(map(int, Path(folder, "cgroup.procs").read_text().split())), folder
+        assert host.vm("delete", "--force", "born").returncode == 0
+        process.wait(30)
+        assert all(gone(pid) for pid in pids)
+    finally:
+        asyncio.run(cgroups.end(hierarchies, path))
 
 
 RANDOM = (
@@ -189,7 +214,10 @@ def test_the_monitor_and_qemu_hold_no_privilege(host: harness.Host, base_layer: 
     assert int(status["CapBnd"], 16) == 0x8000001B
     assert "Seccomp:\t2" in Path(f"/proc/{qemu}/status").read_text()
     assert Path(f"/proc/{qemu}/root/usr/bin/env").exists()
-    assert sorted(os.listdir(f"/proc/{qemu}/root")) == ["bin", "etc", "lib", "lib64", "proc", "share", "usr"]
+    assert sorted(os.listdir(f"/proc/{qemu}/root")) == ["bin", "etc", "lib", "lib64", "proc", "share", "sys", "usr"]
+    # Of the host's /sys only how large its huge pages are.
+    found = [path for path, _, files in os.walk(f"/proc/{qemu}/root/sys") if files]
+    assert all("/sys/kernel/mm/transparent_hugepage" in path for path in found)
     assert os.listdir(f"/proc/{qemu}/root/share") == []
     assert os.listdir(f"/proc/{qemu}/root/etc") == ["ld.so.cache"]
     mounts = Path(f"/proc/{qemu}/mountinfo").read_text().splitlines()

@@ -43,6 +43,7 @@ def test_both_directions(host: harness.Host, base_layer: Path) -> None:
         assert f"inet {GUEST}/32" in shown
         assert f"02:00:00:00:{NUMBER:02x}:02" in shown
         assert "mtu 1400" in shown
+        assert "192.0.2." not in shown, "nothing of the template's rehearsal (warming.NETWORK) stays"
         assert f"default via {GATEWAY}" in host.vm("exec", "net", "ip", "route").stdout
         with socket.create_server((GATEWAY, 0)) as server:
             server.settimeout(20)

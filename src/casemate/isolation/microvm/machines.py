@@ -7,10 +7,8 @@ import contextlib
 import logging
 import os
 import re
-import secrets
 import shutil
 import struct
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,9 +17,9 @@ from casemate.host import pidfd
 from casemate.isolation.microvm import (
     argv,
     clone,
+    configuring,
     disks,
     ending,
-    frames,
     hostlimits,
     join,
     kernel,
@@ -52,13 +50,11 @@ log = logging.getLogger("casemate.hostd")
 
 #: Users of the machines' monitors: below userns.first_id, above what useradd gives to people.
 FIRST_UID, UIDS = 999_000_000, 50_000
-SEED_BYTES = 64
 #: From the start of a clone to its first answer: 60 ms alone under emulation, seconds on a loaded host.
 CLONE_TIMEOUT_S = 30.0
 _QUIT_WAIT_S = 5.0
 #: What a waiting machine may take for its answer: beyond, a clone is there sooner.
 _ANSWER_TIMEOUT_S = 2.0
-_NO_CARD = 128  # wire.h, FLAG_NO_CARD
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")
 #: What the names of machines begin with that wait: nobody's machine can be called so.
 _WAITS = "+"
@@ -111,7 +107,12 @@ class Machines:
         self._jail = settings.run / "jail"
         self._jail.mkdir(exist_ok=True, mode=0o700)
         self.templates = Templates(
-            settings.state / "templates", settings.run, shim=settings.shim, qemu=settings.qemu, uid=FIRST_UID
+            settings.state / "templates",
+            settings.run,
+            shim=settings.shim,
+            qemu=settings.qemu,
+            uid=FIRST_UID,
+            program=lambda: self.filter(warming.WANTED),
         )
         self._machines: dict[str, Machine] = {}
         #: Of containers that ended with their machine while no hostd ran; read by the one that finds them.
@@ -240,7 +241,7 @@ class Machines:
                     await clone.booted(machine.monitor)
             await machine.monitor.ask(
                 Kind.CONFIGURE,
-                _configuration(hostname, network, card=network is not None or netns_fd is not None),
+                configuring.fields(hostname, network, card=network is not None or netns_fd is not None),
                 error=NetworkFailed,
                 timeout_s=CLONE_TIMEOUT_S,
             )
@@ -398,11 +399,11 @@ class Machines:
         where = _Where(f"{_WAITS}{self._waiting_number}", (), None, [tap.open_tap(card)] if card else [], tap=card)
         machine, extents = await self._clone(template, where, [layer], waits=True)
         try:
-            fields = _configuration("casemate", warming.NETWORK)
+            fields = configuring.fields("casemate", warming.NETWORK)
             await machine.monitor.ask(Kind.CONFIGURE, fields, timeout_s=CLONE_TIMEOUT_S)
             await machine.learn_qemu(SAME_IDS)
             with priority.idle(machine.record.qemu_pid):
-                await warming.run(machine, extents[0], self.filter(warming.WANTED))
+                await warming.run(machine.monitor, machine.next_channel(), extents[0], self.filter(warming.WANTED))
         except BaseException:
             await self.end(machine)
             raise
@@ -503,14 +504,3 @@ async def _open_taps(network: GuestNetwork | None, netns_fd: int | None, cards: 
     if netns_fd is not None:
         return await takeover.open_taps(netns_fd, cards)
     return [] if network is None else [tap.open_tap(network.tap)]
-
-
-def _configuration(hostname: str, network: GuestNetwork | None, *, card: bool = True) -> list[Field]:
-    """Randomness first: nothing of the user's has run, and nothing before this drew any that it keeps."""
-    return [
-        Field(Tag.SEED, secrets.token_bytes(SEED_BYTES)),
-        frames.u64(Tag.CLOCK, time.time_ns()),
-        frames.text(Tag.HOSTNAME, (hostname or "casemate")[:64]),
-        *(network.fields() if network is not None else ()),
-        *(() if card else (frames.u32(Tag.FLAGS, _NO_CARD),)),
-    ]

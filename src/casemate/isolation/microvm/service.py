@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from casemate.host import seqpacket
+from casemate.isolation import seccomp_ranges
 from casemate.isolation.microvm import (
     answers,
     bundles,
@@ -166,7 +167,7 @@ class Service:
             program = self._compiler.compile(known)
             if seccomp_enosys.applies(known):
                 program = seccomp_enosys.before(program, self._compiler.largest(known))
-            self._programs[key] = program
+            self._programs[key] = seccomp_ranges.shorter(program)
         return self._programs[key]
 
     async def _start(self, ask: Message, _fds: list[int]) -> list[Field]:

@@ -14,23 +14,26 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from casemate.host import durable
 from casemate.host.netns import in_own_thread
-from casemate.isolation.microvm import argv, disks, sparse
+from casemate.isolation.microvm import argv, configuring, disks, sparse, warming
 from casemate.isolation.microvm.errors import TemplateFailed
+from casemate.isolation.microvm.frames import Kind
 from casemate.isolation.microvm.kernel import GuestKernel
 from casemate.isolation.microvm.monitor import Launch, Monitor
 from casemate.isolation.microvm.sparse import TemplateDamaged
 from casemate.spec.errors import CasemateError, DiskFull, LimitExceeded
 
-FORMAT = 4
+FORMAT = 5
 #: 7 s under emulation on an idle host, several times that on a loaded one.
 BOOT_TIMEOUT_S, SAVE_TIMEOUT_S = 90.0, 30.0
 _SETTLE_S = 0.5
+#: Of what is rehearsed: far from those that a clone begins with.
+_CHANNELS = (0xFFFE, 0xFFFF)
 #: Of a manifest (300 bytes), and of a machine's state without its memory (100 kB).
 _MANIFEST_BYTES, _STATE_BYTES = 64 << 10, 64 << 20
 
@@ -90,7 +93,11 @@ class Template:
 class Templates:
     """The templates of one host, below *folder*. Made on first need, one at a time."""
 
-    def __init__(self, folder: Path, run: Path, *, shim: str, qemu: str, uid: int) -> None:
+    def __init__(
+        self, folder: Path, run: Path, *, shim: str, qemu: str, uid: int, program: Callable[[], bytes] = bytes
+    ) -> None:
+        """*program*: the seccomp filter of the container that is rehearsed in a template."""
+        self._program = program
         self._folder, self._run, self._shim, self._qemu, self._uid = folder, run, shim, qemu, uid
         self._lock = asyncio.Lock()
         self._loaded: dict[str, Template] = {}
@@ -173,25 +180,19 @@ class Templates:
 
     async def _boot(self, recipe: Recipe, key: str, memory: int, state: int) -> None:
         first = argv.FIRST_PASSED_FD
+        layer = await warming.make_layer(self._folder, Path(self._shim))
         kernel = os.open(recipe.kernel.kernel, os.O_RDONLY | os.O_CLOEXEC)
         initramfs = os.open(recipe.kernel.initramfs, os.O_RDONLY | os.O_CLOEXEC)
         jail = self._run / "jail"
         jail.mkdir(parents=True, exist_ok=True, mode=0o700)
-        switches = (
-            *recipe.switches(first),
-            argv.Kernel(first + 1, first + 2, argv.kernel_command_line(recipe.tsc_khz)),
-            argv.Layers(disks.null_node()),
-            argv.Scratch(disks.no_scratch()),
-            argv.Port(),
-            argv.Network(),
-            argv.Shares(),
-            *(argv.Network(number=number) for number in range(1, recipe.cards)),
-        )
+        # Empty while it boots, when the guest looks for partitions, and as large as a clone's, which it asks for once.
+        device = os.memfd_create("casemate-rehearsed", os.MFD_CLOEXEC)
+        os.ftruncate(device, argv.DISK_SECTORS * disks.SECTOR_BYTES)
         launch = Launch(
             shim=self._shim,
             qemu=self._qemu,
-            switches=switches,
-            fds={first: memory, first + 1: kernel, first + 2: initramfs},
+            switches=_switches(recipe, first),
+            fds={first: memory, first + 1: kernel, first + 2: initramfs, first + 3: device},
             socket=self._run / f"template-{key[:8]}.sock",
             uid=self._uid,
             gid=self._uid,
@@ -201,6 +202,9 @@ class Templates:
         )
         try:
             monitor = await Monitor.start(launch)
+        except BaseException:
+            os.close(device)
+            raise
         finally:
             os.close(kernel)
             os.close(initramfs)
@@ -209,6 +213,7 @@ class Templates:
                 group.create_task(monitor.serve())
                 try:
                     await _until_ready(monitor)
+                    await self._rehearse(monitor, device, layer.read_bytes())
                     await asyncio.sleep(_SETTLE_S)
                     await _save(monitor, state)
                 finally:
@@ -218,6 +223,17 @@ class Templates:
         except ExceptionGroup as errors:
             # What went wrong, and not that it did so among tasks: who asked is told it.
             raise errors.exceptions[0] from errors
+        finally:
+            os.close(device)
+
+    async def _rehearse(self, monitor: Monitor, device: int, layer: bytes) -> None:
+        """Run a container of ours over *layer*, put on *device*: what the kernel makes when it does something for the
+        first time (slabs, percpu chunks, patched branches) is then in the template, and no clone makes it."""
+        os.pwrite(device, layer, 0)
+        extent = disks.extents([(device, len(layer))])[0]
+        for channel in _CHANNELS:
+            await monitor.ask(Kind.CONFIGURE, configuring.fields("casemate", warming.NETWORK))
+            await warming.run(monitor, channel, extent, self._program())
 
     def _write(self, key: str, memory: int, state: int) -> None:
         temporary = self._folder / f".{key}.tmp"
@@ -233,6 +249,20 @@ class Templates:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
         durable.sync_folder(self._folder)
+
+
+def _switches(recipe: Recipe, first: int) -> tuple[argv.Switch, ...]:
+    """Of a boot: from *first* on the descriptors of memory, kernel, initramfs and the layers' device."""
+    return (
+        *recipe.switches(first),
+        argv.Kernel(first + 1, first + 2, argv.kernel_command_line(recipe.tsc_khz)),
+        argv.Layers(disks.layer_node(disks.Extent(0, argv.DISK_SECTORS, first + 3))),
+        argv.Scratch(disks.no_scratch()),
+        argv.Port(),
+        argv.Network(),
+        argv.Shares(),
+        *(argv.Network(number=number) for number in range(1, recipe.cards)),
+    )
 
 
 async def _until_ready(monitor: Monitor) -> None:

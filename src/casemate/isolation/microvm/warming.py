@@ -23,7 +23,7 @@ from casemate.isolation import oci, seccomp
 from casemate.isolation.microvm import config, disks, frames
 from casemate.isolation.microvm.errors import AgentFailed
 from casemate.isolation.microvm.frames import Field, Kind, Message, Tag
-from casemate.isolation.microvm.machine import Machine
+from casemate.isolation.microvm.monitor import Monitor
 from casemate.isolation.microvm.oci import (
     Config,
     Linux,
@@ -101,12 +101,10 @@ async def make_layer(folder: Path, program: Path) -> Path:
     return path
 
 
-async def run(machine: Machine, layer: disks.Extent, program: bytes) -> None:
-    """Run the container over the layer at *layer* and remove it; *program*: the seccomp filter of :data:`WANTED`.
-
-    Raises the error of the step that failed.
+async def run(monitor: Monitor, channel: int, layer: disks.Extent, program: bytes) -> None:
+    """Run the container over the layer at *layer* on *channel* and remove it; *program*: the seccomp filter of
+    :data:`WANTED`. Raises the error of the step that failed.
     """
-    monitor = machine.monitor
     ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def hear(message: Message) -> None:
@@ -118,8 +116,7 @@ async def run(machine: Machine, layer: disks.Extent, program: bytes) -> None:
     before, monitor.on_event = monitor.on_event, hear
     try:
         await monitor.ask(Kind.ROOTFS, [container, place])
-        channel = machine.next_channel()
-        with _files(machine, channel):
+        with _files(monitor, channel):
             fields = config.create_fields(WANTED, NAME, channel, contents=_FILES, seccomp=program)
             await monitor.ask(Kind.CREATE, fields)
             await monitor.ask(Kind.START, [container])
@@ -135,13 +132,13 @@ async def run(machine: Machine, layer: disks.Extent, program: bytes) -> None:
 
 
 @contextlib.contextmanager
-def _files(machine: Machine, channel: int) -> Generator[None]:
+def _files(monitor: Monitor, channel: int) -> Generator[None]:
     """Standard files that nobody reads, and a socket for the exit code."""
     null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
     with ours:
         try:
-            machine.monitor.attach(channel, (null, null, null, theirs.fileno()))
+            monitor.attach(channel, (null, null, null, theirs.fileno()))
         finally:
             os.close(null)
             theirs.close()
