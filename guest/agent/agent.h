@@ -140,6 +140,9 @@ extern int loop_fd;
 enum loop_kind { LOOP_PORT = 1, LOOP_IN, LOOP_OUT, LOOP_ERR, LOOP_SIGNALS };
 int loop_watch(int fd, enum loop_kind kind, int index, uint32_t events);
 void loop_forget(int fd);
+void loop_begin(void);
+/* What has happened until now, or the next thing. */
+void loop_turn(void);
 
 /* console.c */
 void say(const char *format, ...) __attribute__((format(printf, 1, 2)));
@@ -152,6 +155,8 @@ int write_file(const char *path, const void *bytes, size_t length);
 
 /* port.c: the one virtio-serial port */
 void port_open(int fd);
+/* What is sent from now on goes nowhere. */
+void port_leave(void);
 void port_event(void);
 void port_flush(void);
 size_t port_room(void);
@@ -181,6 +186,8 @@ void lonely_visit(void (*work)(void));
 int rootfs_make(const struct wire_message *frame, const char **why);
 int rootfs_share(const struct wire_message *frame, const char **why);
 void rootfs_early(void);
+/* A root in memory, with the agent as its program. */
+int rootfs_rehearse(const char *container, const char **why);
 /* Whether *container* is the one that warms a machine. */
 int rootfs_warms(const char *container);
 /* What was written to the scratch device is on it. */
@@ -188,7 +195,14 @@ int rootfs_sync(const struct wire_message *frame, const char **why);
 void rootfs_remove(const char *container);
 void rootfs_path(const char *container, char *path, size_t size);
 
+/* rehearsal.c: `frame` is as CREATE's */
+int rehearsal_make(const struct wire_message *frame, const char **why);
+/* Once: the rehearsal, or nothing but the end of the second processor. */
+void rehearsal_begin(int wanted);
+
 /* cgroup.c */
+/* From now on containers are beside the pod. */
+void cgroup_rehearse(void);
 /* At boot: the rules for devices that hold where no container has its own. */
 void cgroup_boot(void);
 int cgroup_make(const char *container, const struct request *request);
@@ -207,6 +221,7 @@ int process_files(struct request *request, const char **why, char *text, size_t 
 int process_start(const char *container, const char **why, char *text, size_t text_size);
 int process_signal(const struct request *request);
 int process_remove(const char *container);
+int process_lives(const char *container);
 void process_reap(void);
 void process_kill(int index, int signal);
 
@@ -227,6 +242,8 @@ _Noreturn void stage_zygote(const struct request *request, int channel);
 /* zygote.c */
 void zygote_make(void);
 void zygote_make_again(void);
+/* One beside the first, in a child of the agent's. */
+void zygote_make_other(void);
 struct request *zygote_request(char **arena);
 int zygote_is(const char *container);
 int zygote_take(const struct request *request, struct process *process, int *files, int *child_files);

@@ -8,13 +8,13 @@
 #include "agent.h"
 
 /* The pod's own, with its limits; its containers' are below it. */
-#define CGROUPS "/sys/fs/cgroup/pod"
+static const char *pod = "/sys/fs/cgroup/pod";
 
 static void path_of(const char *container, const char *file, char *path, size_t size)
 {
 	const char *name = zygote_is(container) ? "zygote" : container;
 
-	snprintf(path, size, CGROUPS "%s%s%s%s", *name ? "/" : "", name, *file ? "/" : "", file);
+	snprintf(path, size, "%s%s%s%s%s", pod, *name ? "/" : "", name, *file ? "/" : "", file);
 }
 
 int cgroup_make(const char *container, const struct request *request)
@@ -51,13 +51,23 @@ int cgroup_limit(const char *container, const struct request *request)
 
 void cgroup_boot(void)
 {
-	int group = open(CGROUPS, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	int group = open(pod, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	int error = group < 0 ? errno : devices_set(group, NULL, 0);
 
 	if (error)
 		say("casemate: rules for devices: %s", strerror(error));
 	if (group >= 0)
 		close(group);
+}
+
+void cgroup_rehearse(void)
+{
+	pod = "/sys/fs/cgroup/rehearsal";
+	mkdir(pod, 0755);
+	static const char *const controllers[] = { "+memory", "+cpu", "+pids", "+io", "+cpuset" };
+	for (size_t i = 0; i < sizeof controllers / sizeof *controllers; i++)
+		cgroup_write("", "cgroup.subtree_control", controllers[i]);
+	cgroup_boot();
 }
 
 int cgroup_open(const char *container)

@@ -66,8 +66,11 @@ static int take(const struct wire_field *field, uint64_t *clock, int *seeded, co
 	case TAG_GATEWAY:
 		return 0; /* network.c's */
 	case TAG_FLAGS:
-		no_card = field->length == 4 && wire_u32(field->bytes) & FLAG_NO_CARD;
-		return field->length == 4 ? 0 : EINVAL;
+		if (field->length != 4)
+			return EINVAL;
+		no_card = (wire_u32(field->bytes) & FLAG_NO_CARD) != 0;
+		rehearsal_begin((wire_u32(field->bytes) & FLAG_REHEARSE) != 0);
+		return 0;
 	default:
 		return EINVAL;
 	}

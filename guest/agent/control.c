@@ -166,6 +166,7 @@ void control_message(const uint8_t *bytes, size_t length)
 	switch (message.kind) {
 	case KIND_CONFIGURE: error = configure(&message, &why); break;
 	case KIND_ROOTFS: error = rootfs_make(&message, &why); break;
+	case KIND_REHEARSE: error = rehearsal_make(&message, &why); break;
 	case KIND_SHARE: error = rootfs_share(&message, &why); break;
 	case KIND_SYNC: error = rootfs_sync(&message, &why); break;
 	case KIND_NETWORK: error = network_set(&message, &why); break;

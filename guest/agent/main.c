@@ -12,6 +12,7 @@
 #include "agent.h"
 
 int loop_fd = -1;
+static int signals = -1;
 
 int loop_watch(int fd, enum loop_kind kind, int index, uint32_t events)
 {
@@ -47,7 +48,7 @@ static void open_port(void)
 		port_open(fd);
 }
 
-static void event(enum loop_kind kind, int index, uint32_t events, int signals)
+static void event(enum loop_kind kind, int index, uint32_t events)
 {
 	struct signalfd_siginfo information;
 
@@ -70,32 +71,44 @@ static void event(enum loop_kind kind, int index, uint32_t events, int signals)
 	}
 }
 
-int main(void)
+void loop_begin(void)
 {
-	struct epoll_event events[16];
 	sigset_t set;
 
-	umask(022);
-	mkdir("/root", 0700);
-	load_modules("/modules/order");
-	boot_mounts();
 	loop_fd = epoll_create1(EPOLL_CLOEXEC);
 	sigemptyset(&set);
 	sigaddset(&set, SIGCHLD);
 	sigprocmask(SIG_BLOCK, &set, NULL);
-	signal(SIGPIPE, SIG_IGN);
-	int signals = signalfd(-1, &set, SFD_NONBLOCK | SFD_CLOEXEC);
+	signals = signalfd(-1, &set, SFD_NONBLOCK | SFD_CLOEXEC);
 	loop_watch(signals, LOOP_SIGNALS, 0, EPOLLIN);
+}
+
+void loop_turn(void)
+{
+	struct epoll_event events[16];
+
+	int count = epoll_wait(loop_fd, events, 16, -1);
+	for (int i = 0; i < count; i++)
+		event((enum loop_kind)(events[i].data.u64 >> 32), (int)(uint32_t)events[i].data.u64, events[i].events);
+	port_flush();
+}
+
+int main(int argc, char **argv)
+{
+	/* The program of a rehearsal's container. */
+	if (argc && !strcmp(argv[0], "warm"))
+		return 0;
+	umask(022);
+	mkdir("/root", 0700);
+	load_modules("/modules/order");
+	boot_mounts();
+	signal(SIGPIPE, SIG_IGN);
+	loop_begin();
 	lonely_make();
 	cgroup_boot();
 	zygote_make();
 	open_port();
 	control_ready();
-	for (;;) {
-		int count = epoll_wait(loop_fd, events, 16, -1);
-		for (int i = 0; i < count; i++)
-			event((enum loop_kind)(events[i].data.u64 >> 32), (int)(uint32_t)events[i].data.u64, events[i].events,
-				signals);
-		port_flush();
-	}
+	for (;;)
+		loop_turn();
 }

@@ -1,4 +1,5 @@
 /* The port: frames in, frames out, nothing lost and nothing waited for. */
+#include <fcntl.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <unistd.h>
@@ -16,6 +17,11 @@ void port_open(int fd)
 	port = fd;
 	/* Edge-triggered: a port whose host end is closed reports a hang-up for as long as one asks. */
 	loop_watch(fd, LOOP_PORT, 0, EPOLLIN | EPOLLOUT | EPOLLET);
+}
+
+void port_leave(void)
+{
+	port = open("/dev/null", O_WRONLY | O_CLOEXEC);
 }
 
 size_t port_room(void)

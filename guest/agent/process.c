@@ -253,6 +253,13 @@ static int await_execution(int index, const char **why, char *text, size_t size)
 	return error ? error : code;
 }
 
+int process_lives(const char *container)
+{
+	struct container *c = container_find(container);
+
+	return c && c->process >= 0 && !processes[c->process].ended;
+}
+
 int process_start(const char *container, const char **why, char *text, size_t size)
 {
 	struct container *c = container_find(container);

@@ -148,6 +148,42 @@ void rootfs_early(void)
 	early = make_upper("/c/+first", 0, &why) == 0;
 }
 
+static int copy_agent(const char *target)
+{
+	static char bytes[16384];
+	int from = open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
+	int to = open(target, O_WRONLY | O_CREAT | O_CLOEXEC, 0755);
+	ssize_t length = from < 0 || to < 0 ? -1 : 1;
+
+	while (length > 0)
+		if ((length = read(from, bytes, sizeof bytes)) > 0 && write(to, bytes, (size_t)length) != length)
+			length = -1;
+	int error = length < 0 ? errno : 0;
+	close(from);
+	close(to);
+	return error;
+}
+
+int rootfs_rehearse(const char *container, const char **why)
+{
+	static const char *const folders[] = { "", "/bin", "/dev", "/etc", "/proc", "/sys" };
+	char path[128], options[256];
+
+	for (size_t i = 0; i < sizeof folders / sizeof *folders; i++) {
+		snprintf(path, sizeof path, "/c/+layer%s", folders[i]);
+		mkdir(path, 0755);
+	}
+	*why = "the program of a rehearsal";
+	int error = copy_agent("/c/+layer/bin/agent");
+	if (error || (symlink("agent", "/c/+layer/bin/warm") < 0 && (error = errno)))
+		return error;
+	memcpy(first, container, strlen(container) + 1);
+	rootfs_path(container, path, sizeof path);
+	*why = "mount of a rehearsal's root";
+	snprintf(options, sizeof options, "upperdir=/c/+first/upper,workdir=/c/+first/work,lowerdir=/c/+layer");
+	return mount("overlay", path, "overlay", 0, options) < 0 ? errno : 0;
+}
+
 /* A file system that was made before, and may hold what the container wrote until it was stopped: its journal brings it
  * in order. What was free is given back to the host. */
 static int mount_scratch(const char *base, const char **why)

@@ -139,6 +139,12 @@ void zygote_make_again(void)
 	zygote_make();
 }
 
+void zygote_make_other(void)
+{
+	zygote = (struct zygote){ .channel = -1 };
+	zygote_make();
+}
+
 /* Where the next CREATE is to be parsed into: the zygote's own memory while it is free. */
 struct request *zygote_request(char **arena)
 {

@@ -63,6 +63,7 @@ enum wire_kind {
 	KIND_NETWORK = 18,
 	KIND_FILES = 19,
 	KIND_SYNC = 20,
+	KIND_REHEARSE = 21, /* fields as CREATE's */
 	/* guest to host */
 	KIND_READY = 64,
 	KIND_REPLY = 65,
@@ -141,6 +142,7 @@ enum {
 	FLAG_OVERLAY_ROOT = 32,
 	FLAG_NO_CARD = 128,   /* of CONFIGURE */
 	FLAG_PARTITIONS = 64, /* further containers will have layers on the same device */
+	FLAG_REHEARSE = 2048, /* of CONFIGURE: the rehearsal may begin */
 	FLAG_SCRATCH = 1024,  /* of ROOTFS: the writable layer is a file system on the scratch device */
 };
 

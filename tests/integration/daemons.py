@@ -59,6 +59,8 @@ class Daemons:
             "CASEMATE_MICROVM_ACCELERATOR": "tcg",
             # Machines that wait would be made beside every test.
             "CASEMATE_MICROVM_POOL": "0",
+            # A second template would be made beside every test.
+            "CASEMATE_MICROVM_REHEARSAL": "false",
             # Another runsc than the machine's: a newer one, say.
             "CASEMATE_RUNTIME_GVISOR": os.environ.get("CASEMATE_TEST_RUNSC", "auto"),
             "PYTHONPATH": str(SOURCE),

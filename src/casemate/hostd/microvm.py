@@ -88,6 +88,7 @@ async def _life(context: Context, host: Host, ready: asyncio.Event) -> None:
         # Not with the prefix of the pods' own links: nothing of the firewall or the doctor is meant for them.
         taps=f"w{context.settings.text('network.link_prefix')}",
         template=origin.policy(context.settings.text("microvm.template")),
+        rehearsal=context.settings.flag("microvm.rehearsal"),
         # Not below the pods' own: what is there and no pod's is taken for a leftover.
         cgroup_parent=f"{context.settings.text('cgroup.parent')}-vm",
     )

@@ -187,6 +187,12 @@ SETTINGS: tuple[Setting, ...] = (
         64,
     ),
     Setting(
+        "microvm.rehearsal",
+        True,
+        "under emulation a start that leaves a processor of the host's free uses it to translate its way ahead; takes "
+        "72 MiB of the host's memory for each template in use",
+    ),
+    Setting(
         "microvm.template",
         "shared",
         "shared, project or none: machines are clones of one template, of one for each project, or boot cold",

@@ -117,10 +117,18 @@ class Host:
     """The service in a thread, and casemate-vm in front of it."""
 
     def __init__(
-        self, state: Path, run_folder: Path, shim: Path, *, pool: int = 0, taps: str = "", template: Kind = "shared"
+        self,
+        state: Path,
+        run_folder: Path,
+        shim: Path,
+        *,
+        pool: int = 0,
+        taps: str = "",
+        template: Kind = "shared",
+        rehearsal: bool = False,
     ) -> None:
         self.state, self.folder, self.shim, self.pool, self.taps = state, run_folder, shim, pool, taps
-        self.template = template
+        self.template, self.rehearsal = template, rehearsal
         self.qemu_version = "test"
         self.socket = run_folder / "vm.sock"
         self._thread: threading.Thread | None = None
@@ -147,6 +155,7 @@ class Host:
                 pool=self.pool,
                 taps=self.taps,
                 template=self.template,
+                rehearsal=self.rehearsal,
                 # Of this run alone: two at a time have containers of the same names.
                 cgroup_parent=f"casetest-{os.getpid()}-vm",
             )

@@ -192,8 +192,9 @@ class Plain:
         )
 
 
-def kernel_command_line(tsc_khz: int | None) -> str:
-    """The guest kernel's parameters. *tsc_khz*: the rate of the host's time stamp counter, for emulation."""
+def kernel_command_line(tsc_khz: int | None, cpus: int = 1) -> str:
+    """The guest kernel's parameters. *tsc_khz*: the rate of the host's time stamp counter, for emulation; *cpus*: where
+    there is a second one, it is a rehearsal's."""
     words = [
         "console=ttyS0 quiet loglevel=4 panic=-1",  # a panic ends QEMU (-no-reboot), its text is in the tail
         "random.trust_cpu=on",  # the template draws nothing that a clone keeps; the clone is seeded anew
@@ -204,6 +205,9 @@ def kernel_command_line(tsc_khz: int | None) -> str:
     ]
     if tsc_khz is not None:
         words.append(f"tsc_early_khz={tsc_khz} tsc=reliable no_timer_check")
+    if cpus > 1:
+        # Nothing is moved there, and who waits for all processors does not wait for their next tick.
+        words.append("isolcpus=1 rcu_nocbs=1 rcupdate.rcu_expedited=1")
     return " ".join(words)
 
 

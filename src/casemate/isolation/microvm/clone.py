@@ -154,7 +154,7 @@ def _cold(recipe: Recipe, fds: dict[int, int], opened: list[int], free: int) -> 
     for number, path in ((first + 1, recipe.kernel.kernel), (free, recipe.kernel.initramfs)):
         fds[number] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         opened.append(fds[number])
-    return argv.Kernel(first + 1, free, argv.kernel_command_line(recipe.tsc_khz))
+    return argv.Kernel(first + 1, free, argv.kernel_command_line(recipe.tsc_khz, recipe.cpus))
 
 
 async def booted(monitor: Monitor, timeout_s: float = COLD_TIMEOUT_S) -> None:

@@ -157,9 +157,12 @@ def resources(wanted: Resources, machine_bytes: int) -> dict[str, Any]:
     found["memory"] = {"limit": wanted.memory_bytes or room}
     if wanted.memory_reservation_bytes:
         found["memory"]["reservation"] = wanted.memory_reservation_bytes
-    cpu = {"quota": wanted.cpu_millis * 100, "period": 100_000} if wanted.cpu_millis else {}
+    cpu: dict[str, Any] = {"quota": wanted.cpu_millis * 100, "period": 100_000} if wanted.cpu_millis else {}
     if wanted.cpu_shares is not None:
         cpu["shares"] = wanted.cpu_shares
+    if wanted.cpuset:
+        # Held by the host's cgroup; here for who would use more processors (:mod:`making`).
+        cpu["cpus"] = wanted.cpuset
     if cpu:
         found["cpu"] = cpu
     return found

@@ -53,6 +53,7 @@ class Kind(enum.IntEnum):
     NETWORK = 18
     FILES = 19
     SYNC = 20
+    REHEARSE = 21
     READY = 64
     REPLY = 65
     EXITED = 66

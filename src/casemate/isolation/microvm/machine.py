@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +34,8 @@ class Machine:
     #: The card's other end, held beside QEMU's, and its name: who closes it last waits for the kernel (:mod:`taps`).
     tap: str = ""
     tap_fd: int = -1
+    #: time.monotonic() when it was cloned, or found again.
+    begun_s: float = field(default_factory=time.monotonic)
 
     def container(self, name: str) -> ContainerRecord | None:
         return next((one for one in self.record.containers if one.id == name), None)

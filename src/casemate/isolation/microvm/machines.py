@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import struct
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,7 @@ from casemate.isolation.microvm import (
     kernel,
     priority,
     records,
+    rehearsals,
     shares,
     swap,
     takeover,
@@ -54,6 +56,7 @@ FIRST_UID, UIDS = 999_000_000, 50_000
 #: From the start of a clone to its first answer: 60 ms alone under emulation, seconds on a loaded host.
 CLONE_TIMEOUT_S = 30.0
 _QUIT_WAIT_S = 5.0
+_YOUNG_S = 1.0
 #: What a waiting machine may take for its answer: beyond, a clone is there sooner.
 _ANSWER_TIMEOUT_S = 2.0
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")
@@ -80,6 +83,8 @@ class Settings:
     taps: str = ""
     #: How far apart machines are at least, whatever a bundle asks for.
     template: origins.Kind = "shared"
+    #: Whether starts with a processor to spare run a rehearsal on it.
+    rehearsal: bool = False
     #: Of containers whose engine names no cgroup on the host: each has one of its name below this one.
     cgroup_parent: str = "casemate-vm"
 
@@ -127,6 +132,10 @@ class Machines:
         self.filter: Callable[[Config], bytes] = lambda _config: b""
         self.pool = Pool(settings.pool, self._make_waiting, self.end, _is_alive, _answers)
         group.create_task(self.pool.run())
+        most = rehearsals.half_of_host() if settings.rehearsal else 0
+        self.rehearsals = rehearsals.Rehearsals(
+            self.templates, group, most, busy=lambda: self.pool.busy, has_memory=self.pool.has_memory
+        )
 
     def all(self) -> list[Machine]:
         """Those that are somebody's."""
@@ -135,6 +144,11 @@ class Machines:
     def find(self, container: str) -> Machine | None:
         """The machine that *container* is in."""
         return next((one for one in self._machines.values() if one.container(container) is not None), None)
+
+    def _young(self) -> int:
+        """How many machines are in their first second: what they run translates as it goes."""
+        since = time.monotonic() - _YOUNG_S
+        return sum(one.begun_s > since for one in self.all())
 
     def get(self, name: str) -> Machine | None:
         return self._machines.get(name)
@@ -214,6 +228,7 @@ class Machines:
         origin: origins.Origin = origins.Origin(),  # noqa: B008 - frozen
         scratch_fd: int | None = None,
         upper_bytes: int = 0,
+        cpu_limited: bool = False,
     ) -> Machine:
         """A configured clone (or cold boot, as *origin* says) over *layers*, or over the root among *shared*.
 
@@ -221,6 +236,7 @@ class Machines:
         user; *netns_fd*: an engine's network namespace (the caller's), for the other ends of its *cards*. *pod*: the
         machine's name, where it is not its container's; *more*: further containers may :meth:`join`; *scratch_fd*: the
         file of its writable layer (the caller's), else that lies in memory, *upper_bytes* of it at most (0: half).
+        *cpu_limited*: the pod has less than the host's processors, so that a second one of the guest's gains nothing.
         Raises the error of the step that failed, with nothing left behind.
         """
         called = pod or name
@@ -245,6 +261,7 @@ class Machines:
                 moved = self._take(machine, called, cgroups)
                 extents = await swap.layers(machine.monitor, layers)
             else:
+                source = (None if cold or cpu_limited else self.rehearsals.of(recipe, self._young())) or source
                 tap_fds = await _open_taps(network, netns_fd, cards)
                 where = _Where(called, cgroups, ids, tap_fds, scratch_fd, "" if network is None else network.tap)
                 machine, extents = await self._clone(source, where, layers, more=more)
@@ -252,7 +269,12 @@ class Machines:
                     await clone.booted(machine.monitor)
             await machine.monitor.ask(
                 Kind.CONFIGURE,
-                configuring.fields(hostname, network, card=network is not None or netns_fd is not None),
+                configuring.fields(
+                    hostname,
+                    network,
+                    card=network is not None or netns_fd is not None,
+                    rehearse=waiting is None and _recipe_of(source).cpus > 1,
+                ),
                 error=NetworkFailed,
                 timeout_s=CLONE_TIMEOUT_S,
             )

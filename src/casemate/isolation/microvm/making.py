@@ -166,6 +166,7 @@ async def _new(
             origin=asked(wanted.annotations.get(bundles.TEMPLATE, ""), machines.settings.template),
             scratch_fd=scratch_fd,
             upper_bytes=bundles.upper_bytes(wanted),
+            cpu_limited=_is_cpu_limited(wanted),
         )
 
 
@@ -182,6 +183,13 @@ def begin(machines: Machines, name: str, bundle: Path) -> None:
 def _shared_with(machine: Machine, wanted: Config, *, joined: bool) -> str:
     waiters = {one.pid: one.id for one in machine.record.containers if one.status != "stopped"} if joined else {}
     return engines.shared_with(engines.check_namespaces(wanted), waiters)
+
+
+def _is_cpu_limited(wanted: Config) -> bool:
+    cpu = wanted.linux.resources.cpu
+    if cpu is not None and (cpu.cpus or (cpu.quota is not None and cpu.quota > 0)):
+        return True
+    return any(name == "cpu.max" for name, _ in bundles.pod_limits(wanted))
 
 
 def _free_name(machines: Machines, container: str) -> str:

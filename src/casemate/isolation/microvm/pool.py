@@ -162,6 +162,11 @@ class Pool:
                     given[index], room = number, room - 1
         return [(template, count) for (template, _), count in zip(wanted, given, strict=True) if count]
 
+    def has_memory(self) -> bool:
+        """Whether the host has room for one more than there are."""
+        free, whole = self.available_bytes()
+        return free - whole // _RESERVE >= _MACHINE_BYTES
+
     def _busiest(self, template: Template, now: float) -> int:
         times = [at for at, one in self._starts if one is template and now - at < _DEMAND_S]
         return max((sum(at <= other < at + 1.0 for other in times) for at in times), default=1)

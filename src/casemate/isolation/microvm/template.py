@@ -67,7 +67,7 @@ class Recipe:
             self.cpus,
             khz,
             argv.argv("qemu", self.switches(0)),
-            argv.kernel_command_line(khz),
+            argv.kernel_command_line(khz, self.cpus),
             *([self.owner] if self.owner else ()),
             *([["cards", self.cards]] if self.cards > 1 else ()),
         ]
@@ -107,6 +107,9 @@ class Templates:
     async def get(self, recipe: Recipe) -> Template:
         """The template of *recipe*, made when there is none. Raises :class:`TemplateFailed`, :class:`DiskFull`."""
         key = recipe.key()
+        if key in self._loaded:
+            # Whoever has its template does not wait for another one to be made.
+            return self._loaded[key]
         async with self._lock:
             if key in self._loaded:
                 return self._loaded[key]
@@ -120,6 +123,10 @@ class Templates:
                     template = await in_own_thread(lambda: self._load(recipe, key), timeout_s=SAVE_TIMEOUT_S)
             self._loaded[key] = template
             return template
+
+    def ready(self, recipe: Recipe) -> Template | None:
+        """The template of *recipe* if it is in memory."""
+        return self._loaded.get(recipe.key())
 
     def names(self) -> list[str]:
         """The keys of the templates on disk."""
@@ -216,6 +223,9 @@ class Templates:
                 try:
                     await _until_ready(monitor)
                     await self._rehearse(monitor, device, layer.read_bytes())
+                    if recipe.cpus > 1:
+                        fields = warming.rehearsal(self._program())
+                        await monitor.ask(Kind.REHEARSE, fields, error=TemplateFailed)
                     await asyncio.sleep(_SETTLE_S)
                     await _save(monitor, state)
                 finally:
@@ -257,7 +267,7 @@ def _switches(recipe: Recipe, first: int) -> tuple[argv.Switch, ...]:
     """Of a boot: from *first* on the descriptors of memory, kernel, initramfs and the layers' device."""
     return (
         *recipe.switches(first),
-        argv.Kernel(first + 1, first + 2, argv.kernel_command_line(recipe.tsc_khz)),
+        argv.Kernel(first + 1, first + 2, argv.kernel_command_line(recipe.tsc_khz, recipe.cpus)),
         argv.Layers(disks.layer_node(disks.Extent(0, argv.DISK_SECTORS, first + 3))),
         argv.Scratch(disks.no_scratch()),
         argv.Port(),

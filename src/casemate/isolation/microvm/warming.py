@@ -40,6 +40,7 @@ from casemate.spec import capabilities
 
 #: The agent knows the name (guest/agent/rootfs.c).
 NAME = "casemate.warm"
+REHEARSAL = "casemate.rehearsal"
 _TIMEOUT_S = 30.0
 _MOUNTS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "/proc": ("proc", ("nosuid", "noexec", "nodev")),
@@ -129,6 +130,11 @@ async def run(monitor: Monitor, channel: int, layer: disks.Extent, program: byte
         raise AgentFailed(f"the warming container did not end within {_TIMEOUT_S:g} s") from error
     finally:
         monitor.on_event = before
+
+
+def rehearsal(program: bytes) -> list[Field]:
+    """The container of a rehearsal (guest/agent/rehearsal.c): the same, under another name and on nobody's channel."""
+    return config.create_fields(WANTED, REHEARSAL, 1, contents=_FILES, seccomp=program)
 
 
 @contextlib.contextmanager

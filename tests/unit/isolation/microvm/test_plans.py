@@ -54,6 +54,8 @@ def test_qemu_is_shut_in_by_its_own_sandbox() -> None:
 def test_kernel_command_line_with_and_without_a_known_counter() -> None:
     assert "tsc_early_khz=2596131" in argv.kernel_command_line(2_596_131)
     assert "tsc" not in argv.kernel_command_line(None)
+    assert "isolcpus=1" in argv.kernel_command_line(None, 2)
+    assert "isolcpus" not in argv.kernel_command_line(None)
 
 
 @given(st.lists(st.integers(1, 1 << 30), min_size=1, max_size=127))
