@@ -36,6 +36,11 @@ def file_trouble(detail: str, remedy: str = "") -> Exception:
     return FileUnusable(detail, remedy=remedy or None)
 
 
+def unreadable(what: str, error: OSError | ValueError) -> Exception:
+    """*what* (a flag, and the path, which the system's own words would say once more) cannot be read."""
+    return file_trouble(f"{what} cannot be read: {getattr(error, 'strerror', None) or error}")
+
+
 def remote(problem: dict[str, object]) -> Exception:
     """The daemon's own problem document, as an error that keeps its code."""
     from casemate.spec.errors import RemoteError

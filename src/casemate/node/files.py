@@ -52,7 +52,9 @@ def _output(core: Core, operation: AnyOperation) -> Piped:
 async def _made(core: Core, reference: str, project: str, caller: Caller) -> ContainerRow:
     row = await core.db.read(lambda db: lookup.container(db, reference, project))
     await entering.enter(core, row, caller)
-    if not row.made or row.status == "removing":
+    if row.status == "removing":
+        raise ContainerState(f"container {row.name} is being removed", status=row.status)
+    if not row.made:
         raise ContainerState(
             f"container {row.name} is {row.status}: it has no files yet",
             remedy=f"Start it once: `casemate start {row.name}`.", status=row.status,

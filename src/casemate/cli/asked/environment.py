@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import posix
 
-from casemate.cli.fail import bad_value, file_trouble
+from casemate.cli.fail import bad_value, file_trouble, unreadable
 from casemate.cli.variables import environment
 
 #: An env-file above this is a mistake (ARG_MAX is 2 MiB for arguments and environment together).
@@ -17,7 +17,7 @@ def read_file(flag: str, path: str, limit: int = MAX_FILE_BYTES) -> bytes:
     try:
         fd = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
     except (OSError, ValueError) as error:
-        raise file_trouble(f"{flag}: {path[:200]!r} cannot be read: {_reason(error)}") from None
+        raise unreadable(f"{flag}: {path[:200]!r}", error) from None
     try:
         parts: list[bytes] = []
         size = 0
@@ -28,13 +28,9 @@ def read_file(flag: str, path: str, limit: int = MAX_FILE_BYTES) -> bytes:
                 raise file_trouble(f"{flag}: {path[:200]!r} is longer than {limit} bytes")
         return b"".join(parts)
     except OSError as error:
-        raise file_trouble(f"{flag}: {path[:200]!r} cannot be read: {_reason(error)}") from None
+        raise unreadable(f"{flag}: {path[:200]!r}", error) from None
     finally:
         posix.close(fd)
-
-
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error)
 
 
 def variables(texts: list[str], files: list[str]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import posix
 
 from casemate.cli.context import write_all
-from casemate.cli.fail import bad_value, file_trouble, usage
+from casemate.cli.fail import bad_value, file_trouble, unreadable, usage
 from casemate.cli.flags import Arguments, Command, switch, value, values
 from casemate.cli.show.human import familiar
 from casemate.cli.show.plain import clean
@@ -31,7 +31,7 @@ def read_chunks(path: str | None, flag: str) -> Iterator[bytes]:
         try:
             fd = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
         except (OSError, ValueError) as error:
-            raise file_trouble(f"{flag}: {path[:200]!r} cannot be read: {error}") from None
+            raise unreadable(f"{flag}: {path[:200]!r}", error) from None
     try:
         while data := _read(fd, path or "standard input"):
             yield data
@@ -44,7 +44,7 @@ def _read(fd: int, shown: str) -> bytes:
     try:
         return posix.read(fd, CHUNK_BYTES)
     except OSError as error:
-        raise file_trouble(f"{shown[:200]!r} cannot be read: {error.strerror}") from None
+        raise unreadable(repr(shown[:200]), error) from None
 
 
 def write_chunks(chunks: Iterator[bytes], path: str | None, what: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import posix
 
 from casemate.cli.commands.archives import read_chunks
-from casemate.cli.fail import bad_value, file_trouble
+from casemate.cli.fail import bad_value, file_trouble, unreadable
 from casemate.cli.flags import Arguments, Command, switch, value, values
 from casemate.cli.show.human import size
 from casemate.cli.show.plain import clean, shortened
@@ -50,7 +50,7 @@ def _chunks(path: str) -> Iterator[bytes]:
     try:
         is_folder = posix.stat(path).st_mode & 0o170000 == 0o040000
     except (OSError, ValueError) as error:
-        raise file_trouble(f"{path[:200]!r} cannot be read: {error}") from None
+        raise unreadable(repr(path[:200]), error) from None
     if not is_folder:
         return read_chunks(path, "FILE")
     from casemate.cli.copying.pack import Packer

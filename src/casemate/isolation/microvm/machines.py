@@ -244,7 +244,7 @@ class Machines:
             raise MonitorFailed(f"a machine {called[:80]!r} exists, or the name is not valid")
         cold = origin.kind == "none"
         recipe = self._recipe(memory_bytes, "" if cold else origin.project, cards)
-        source = recipe if cold else await self.templates.get(recipe)
+        source = recipe if cold else await self._template(recipe, cpu_limited=cpu_limited)
         opened = shares.open_all(shared)
         self.pool.busy += 1
         machine: Machine | None = None
@@ -300,6 +300,11 @@ class Machines:
             self.pool.busy -= 1
             shares.close(opened)
         return machine
+
+    async def _template(self, recipe: Recipe, *, cpu_limited: bool) -> Recipe | Template:
+        if not cpu_limited:
+            self.rehearsals.foresee(recipe, self._young())
+        return await self.templates.get(recipe)
 
     async def _waiting(
         self, template: Template, interface: str, netns_fd: int | None, ids: Ids | None, *, shared: bool

@@ -4,7 +4,8 @@ Under emulation a start is mostly the first translation of the guest's code, by 
 they translate. A clone of such a template runs a container of nobody's (``guest/agent/rehearsal.c``) while the user's
 is made. It is for starts that leave the host a processor free: with two processors a guest does more work in all.
 
-The template is made in the background, after the first start that would have had use for it.
+The template is made beside the one without, where neither is there; else in the background, after the first start that
+would have had use for it.
 """
 
 from __future__ import annotations
@@ -45,6 +46,12 @@ class Rehearsals:
     clock: Callable[[], float] = time.monotonic
     _making: bool = field(default=False, init=False)
     _not_before: float = field(default=0.0, init=False)
+
+    def foresee(self, recipe: Recipe, others: int) -> None:
+        """Have the template made beside that of *recipe*, which the start is about to wait for: on a processor that is
+        idle now, and not in the way of the starts that follow."""
+        if not self.templates.exists(recipe):
+            self.of(recipe, others)
 
     def of(self, recipe: Recipe, others: int) -> Template | None:
         """The template of *recipe* with a rehearsal, where there is one and a processor is free for it: *others* are

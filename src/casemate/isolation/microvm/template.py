@@ -29,6 +29,7 @@ from casemate.isolation.microvm.sparse import TemplateDamaged
 from casemate.spec.errors import CasemateError, DiskFull, LimitExceeded
 
 FORMAT = 5
+_AT_A_TIME = 2
 #: 7 s under emulation on an idle host, several times that on a loaded one.
 BOOT_TIMEOUT_S, SAVE_TIMEOUT_S = 90.0, 30.0
 _SETTLE_S = 0.5
@@ -93,7 +94,7 @@ class Template:
 
 
 class Templates:
-    """The templates of one host, below *folder*. Made on first need, one at a time."""
+    """The templates of one host, below *folder*. Made on first need, two at a time at most."""
 
     def __init__(
         self, folder: Path, run: Path, *, shim: str, qemu: str, uid: int, program: Callable[[], bytes] = bytes
@@ -101,8 +102,11 @@ class Templates:
         """*program*: the seccomp filter of the container that is rehearsed in a template."""
         self._program = program
         self._folder, self._run, self._shim, self._qemu, self._uid = folder, run, shim, qemu, uid
-        self._lock = asyncio.Lock()
         self._loaded: dict[str, Template] = {}
+        self._locks: dict[str, asyncio.Lock] = {}
+        #: A template and the one with a rehearsal are wanted together: each boots on a processor of its own.
+        self._slots = asyncio.Semaphore(_AT_A_TIME)
+        self._making, self._held = 0, -1
 
     async def get(self, recipe: Recipe) -> Template:
         """The template of *recipe*, made when there is none. Raises :class:`TemplateFailed`, :class:`DiskFull`."""
@@ -110,7 +114,7 @@ class Templates:
         if key in self._loaded:
             # Whoever has its template does not wait for another one to be made.
             return self._loaded[key]
-        async with self._lock:
+        async with self._locks.setdefault(key, asyncio.Lock()), self._slots:
             if key in self._loaded:
                 return self._loaded[key]
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -123,6 +127,11 @@ class Templates:
                     template = await in_own_thread(lambda: self._load(recipe, key), timeout_s=SAVE_TIMEOUT_S)
             self._loaded[key] = template
             return template
+
+    def exists(self, recipe: Recipe) -> bool:
+        """Whether there is a template of *recipe*, read or not."""
+        key = recipe.key()
+        return key in self._loaded or (self._folder / key / "manifest.json").is_file()
 
     def ready(self, recipe: Recipe) -> Template | None:
         """The template of *recipe* if it is in memory."""
@@ -146,14 +155,25 @@ class Templates:
 
     @contextlib.contextmanager
     def _between_processes(self) -> Generator[None, None, None]:
-        number = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        """Of several processes one makes templates; it holds the file until the last of its own is made."""
+        if not self._making:
+            number = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                os.close(number)
+                raise TemplateFailed("another process makes a template now") from error
+            except BaseException:
+                os.close(number)
+                raise
+            self._held = number
+        self._making += 1
         try:
-            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield
-        except BlockingIOError as error:
-            raise TemplateFailed("another process makes a template now") from error
         finally:
-            os.close(number)
+            self._making -= 1
+            if not self._making:
+                os.close(self._held)
 
     def _load(self, recipe: Recipe, key: str) -> Template:
         folder = self._folder / key

@@ -118,7 +118,7 @@ def _check(row: ContainerRow, pod: PodRow) -> None:
     if pod.address is None:
         raise HoldUnavailable(f"pod {pod.name} has no network of its own: nothing can be held for it")
     if row.status != "running":
-        raise HoldUnavailable(f"container {row.name} is {row.status}: start it; there is nothing to hold for yet")
+        raise HoldUnavailable(f"container {row.name} is {row.status}: only for one that runs connections are held")
 
 
 async def _note(core: Core, row: ContainerRow, action: str, **facts: object) -> None:

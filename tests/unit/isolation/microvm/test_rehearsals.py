@@ -28,6 +28,9 @@ class Host:
     made: dict[Recipe, object] = field(default_factory=dict)
     asked: list[Recipe] = field(default_factory=list)
 
+    def exists(self, recipe: Recipe) -> bool:
+        return recipe in self.made
+
     def ready(self, recipe: Recipe) -> object | None:
         return self.made.get(recipe)
 
@@ -64,6 +67,22 @@ def test_the_first_start_has_its_template_made_once_and_goes_without() -> None:
     host.busy = 1
     assert asked_of(host) is host.made[recipe]
     assert len(host.asked) == 1
+
+
+def test_where_there_is_no_template_at_all_both_are_made_together() -> None:
+    async def body(host: Host) -> None:
+        async with asyncio.TaskGroup() as group:
+            rehearsals = host.rehearsals(group)
+            # The start that waits for its template is not under way yet.
+            host.busy = 0
+            rehearsals.foresee(PLAIN, 0)
+
+    new, known, crowded = Host(), Host(made={PLAIN: object()}), Host(has_memory=False)
+    for host in (new, known, crowded):
+        asyncio.run(body(host))
+    assert [one.cpus for one in new.asked] == [2]
+    assert not known.asked
+    assert not crowded.asked
 
 
 def test_a_start_among_others_does_not_rehearse() -> None:
