@@ -25,6 +25,7 @@ from casemate.api.errors import BodyInvalid, BodyTooLarge, Ending, MethodRefused
 from casemate.api.frames import control
 from casemate.api.peer import Peer
 from casemate.node.core import Caller, Core
+from casemate.node.errors import AdministratorNeeded, ProjectDenied
 from casemate.spec.errors import CasemateError
 
 if TYPE_CHECKING:
@@ -172,6 +173,7 @@ class _Endpoint:
         except ClientDisconnect:
             return
         except Exception as error:  # the edge: nothing may leave the API but a problem document
+            await _note_refusal(self._node, scope, request.method, error)
             response = problem_response(error)
         await response(scope, receive, send)
 
@@ -215,11 +217,19 @@ class _SocketEndpoint:
         except WebSocketDisconnect:
             return
         except Exception as error:
+            await _note_refusal(self._node, scope, "GET", error)
             if socket.application_state.name == "CONNECTING":
                 await socket.send_denial_response(problem_response(error))
             elif socket.application_state.name == "CONNECTED":
                 await socket.send_bytes(control(problem=problem_of(error)))
                 await socket.close()
+
+
+async def _note_refusal(node: Node, scope: Scope, method: str, error: Exception) -> None:
+    """On the audit log, where *error* is what the rights of projects say."""
+    peer = scope["state"].get("peer")
+    if isinstance(error, ProjectDenied | AdministratorNeeded) and isinstance(peer, Peer):
+        await node.refusals.note(peer.caller().who, f"{method} {scope['path']}", error.code)
 
 
 def check_peer(scope: Scope) -> Peer:

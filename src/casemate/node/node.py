@@ -21,6 +21,7 @@ from casemate.node.flows.service import Flows
 from casemate.node.keeping.service import Keeping
 from casemate.node.operations import Operations
 from casemate.node.policy.desk import Desk
+from casemate.node.refusals import Refusals
 from casemate.node.trust import actions, policies, rematch
 from casemate.spec.errors import CasemateError
 from casemate.spec.settings import Settings
@@ -46,6 +47,8 @@ class Node:
         #: Policy's own work: referrals, quarantines, hours.
         self.desk = Desk(core, self.flows)
         self.referrals = self.desk.referrals
+        #: What the rights of projects refused.
+        self.refusals = Refusals(core)
         #: Set once the store has been brought together with what hostd has.
         self.reconciled = asyncio.Event()
         #: Set when the daemon is about to end: streams come to their end.
@@ -141,6 +144,7 @@ async def running_node(settings: Settings) -> AsyncGenerator[Node]:
             core.spawn(node.names.run(), "the pods' resolver")
             core.spawn(node.keeping.run(), "the relay of kept connections")
             core.spawn(node.telemetry.run(), "the export of telemetry")
+            core.spawn(node.refusals.run(), "the audit of refusals")
             core.spawn(_give_memory_back(), "giving memory back")
             try:
                 yield node
