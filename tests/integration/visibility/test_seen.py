@@ -381,6 +381,37 @@ def test_referred_by_name_only_these_names_are_asked_and_each_connection_waits(s
         assert site("policy", "rm", "referred").returncode == 0
 
 
+ABOVE = """
+apiVersion: casemate/v1
+kind: Policy
+metadata: {name: above}
+spec:
+  tier: operator
+  segments: {front: {select: {matchLabels: {app: web}}}}
+  rules:
+    - {from: [{segment: front}], to: [{cidr: 198.51.100.0/24}], action: deny}
+"""
+
+
+def test_a_name_opens_nothing_that_a_tier_above_closes(site: Site, outside: Outside) -> None:
+    """Who answers for a name chooses where it leads to: the operator's ranges hold, whatever that is."""
+    outside.held["api.example.org"] = "198.51.100.78"
+    above, below = site.folder / "above.yaml", site.folder / "shop.yaml"
+    above.write_text(ABOVE)
+    below.write_text(POLICY)
+    asks = "nslookup api.example.org; nc -w 1 198.51.100.78 443 </dev/null 2>&1"
+    assert site("policy", "apply", "-f", str(below)).returncode == 0
+    try:
+        assert until(lambda: "refused" not in inside(site, "web", asks)), "without it the name opens the way"
+        assert site("policy", "apply", "-f", str(above)).returncode == 0
+        said = inside(site, "web", asks)
+        assert "refused" in said
+        assert "above" in site("policy", "explain", "web", "198.51.100.78", "tcp/443").stdout.decode()
+    finally:
+        site("policy", "rm", "above")
+        site("policy", "rm", "shop")
+
+
 def test_a_map_of_it_all(site: Site) -> None:
     page = site.folder / "map.html"
     assert site("flows", "map", "--html", str(page)).returncode == 0
