@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import shlex
 import shutil
 import subprocess
@@ -53,13 +54,29 @@ class Scope:
         }
 
 
+#: Pools of scopes that may still be in use: one's rules would translate what another's pods send.
+_pools: set[str] = set()
+_ALL_POOLS = 512
+
+
+def _new_pool() -> str:
+    """A /24 that no other scope of this process has. 198.18.0.0/15 is for tests of networks (RFC 2544): nobody routes
+    it."""
+    numbers = [one for one in range(_ALL_POOLS) if _pool(one) not in _pools] or range(_ALL_POOLS)
+    pool = _pool(random.SystemRandom().choice(numbers))
+    _pools.add(pool)
+    return pool
+
+
+def _pool(number: int) -> str:
+    return f"198.{18 + (number >> 8)}.{number & 0xFF}.0/24"
+
+
 def new_scope(folder: Path) -> Scope:
     """Names that no other test has: they follow from this process and the folder."""
     unique = int.from_bytes(os.urandom(2), "big")
     letters = "".join("ghijklmnopqrstuv"[(unique >> shift) & 15] for shift in (0, 4, 8, 12))
-    # 198.18.0.0/15 is for tests of networks (RFC 2544): nobody routes it.
-    pool = f"198.{18 + (unique >> 15 & 1)}.{unique & 0xFF}.0/24"
-    return Scope(folder, f"t{letters}-", f"casetest_{letters}", f"casetest-{letters}", pool)
+    return Scope(folder, f"t{letters}-", f"casetest_{letters}", f"casetest-{letters}", _new_pool())
 
 
 def left(scope: Scope) -> set[str]:
@@ -143,6 +160,7 @@ def _command(pid: str) -> str:
 
 def clean(scope: Scope) -> None:
     """Take away what of *scope* can be found, so that one failed test does not fail the next."""
+    _pools.discard(scope.pool)
     for line in sorted(_mounts(scope), key=len, reverse=True):
         subprocess.run(["umount", "-l", line.removeprefix("mount ")], check=False, capture_output=True, timeout=20)
     for line in _links(scope):
