@@ -7,10 +7,11 @@ from __future__ import annotations
 import io
 import os
 import tarfile
+import time
 from pathlib import Path
 
 from tests.conformance.case import box_prints, case, run_prints
-from tests.conformance.chamber import Chamber, until
+from tests.conformance.chamber import TIMEOUT_S, Chamber, until
 
 run_prints("mount.root_writable", "the root can be written", "echo x > /new; cat /new", "x")
 run_prints("mount.read_only_root", "--read-only", "echo x > /new", "", ("--read-only",), code=1)
@@ -265,6 +266,24 @@ def copy_ended(chamber: Chamber) -> None:
         chamber.ok("wait", name)
         chamber.ok("cp", f"{name}:/data/x", str(chamber.folder / "x"))
         assert (chamber.folder / "x").read_text() == "last\n"
+
+
+@case("copy.slow", "cp that goes on when the container has ended, however slowly it is read")
+def copy_slow(chamber: Chamber) -> None:
+    with chamber.started(script="head -c 16000000 /dev/zero > /data/large") as name:
+        chamber.ok("wait", name)
+        copy = chamber.begin("cp", f"{name}:/data/large", "-")
+        assert copy.stdout is not None
+        try:
+            head = copy.stdout.read(512)
+            # Longer than what has ended is kept ready for its files.
+            time.sleep(2)
+            with tarfile.open(fileobj=io.BytesIO(head + copy.stdout.read())) as tar:
+                assert [(one.name, one.size) for one in tar] == [("large", 16_000_000)]
+            assert copy.wait(TIMEOUT_S) == 0, copy.stderr
+        finally:
+            copy.kill()
+            copy.communicate()
 
 
 @case("copy.diff", "diff lists what was added, changed and removed")

@@ -14,7 +14,7 @@ import mmap
 import os
 import socket
 from collections import deque
-from collections.abc import Awaitable, Callable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,6 +91,22 @@ class Channel:
                 await self._readable()
             except OSError:
                 return None
+
+    def at_hand(self) -> Iterator[Message]:
+        """What has come and was not received yet, without a wait; a turn's worth at most.
+
+        The task that receives goes on with what comes then. Raises :class:`LimitExceeded`.
+        """
+        for _ in range(_MESSAGES_A_TURN):
+            if self.closed:
+                return
+            try:
+                message = self._receive_now()
+            except OSError:
+                return
+            if message is None:
+                return  # the end: the task that receives finds it, too
+            yield message
 
     def _receive_now(self) -> Message | None:
         space = socket.CMSG_SPACE(MAX_DESCRIPTORS * 4)

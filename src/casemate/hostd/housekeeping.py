@@ -14,7 +14,7 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from casemate.host import conntrack, heap
-from casemate.hostd import inputs, pods
+from casemate.hostd import inputs, machinefiles, pods
 from casemate.hostd.context import Context
 from casemate.hostd.protocol import ContainerOom
 from casemate.hostd.records import sync
@@ -184,13 +184,18 @@ async def _leave_machines(context: Context, retire: Callable[[Context, Pod, Cont
         # Who runs with --rm removes it now: what it wrote need not be kept.
         await asyncio.sleep(_SPENT_WAIT_S)
         context.spent_waits.clear()
-        while context.spent:
-            container = context.state.containers.get(context.spent.pop())
+        waiting, context.spent = context.spent, set()
+        for name in waiting:
+            container = context.state.containers.get(name)
             if container is None:
                 continue
             pod = context.state.pods[container.record.spec.pod]
             async with pod.lock:
                 if container.record.phase != "exited" or container.id not in context.state.containers:
+                    continue
+                if machinefiles.is_copied(context, container):
+                    context.spent.add(name)
+                    context.spent_waits.set()
                     continue
                 try:
                     await retire(context, pod, container)

@@ -102,18 +102,53 @@ async def stream(context: Context, pod: Pod, container: Container, operation: St
     machines = _machines(context)
     work, path = _work(operation)
     machine = machines.find(container.id)
-    if machine is not None:
+    if machine is None or container.record.phase == "exited":
+        # Its machine is gone, or may be about to be taken away, which is done under the lock.
+        async with pod.lock:
+            machine = machines.find(container.id)
+            if machine is None:
+                await _in_lent(context, machines, pod, container, (work, path, data))
+                return
+            held = _hold(machine, container.id)
+    else:
+        held = _hold(machine, container.id)
+    with held:
         await copying.copy(machine, container.id, work, path, data)
-        return
-    async with pod.lock:
-        if container.record.phase not in ("created", "exited"):
-            raise WrongState(f"container {container.record.spec.name} has just changed; try again")
-        async with _lent(context, machines, pod, container) as lent:
-            await copying.copy(lent, container.id, work, path, data)
-            if work == "extract" and lent.record.scratch:
-                await lent.sync()
-            elif work == "extract":
-                await _save(lent, container.id, kept(context, pod, container))
+
+
+def _hold(machine: Machine, container: str) -> contextlib.ExitStack:
+    """Keep *machine* for a copy of *container*'s files, from now on: see :func:`is_copied`."""
+    machine.copies[container] += 1
+
+    def over() -> None:
+        machine.copies[container] -= 1
+
+    stack = contextlib.ExitStack()
+    stack.callback(over)
+    return stack
+
+
+def is_copied(context: Context, container: Container) -> bool:
+    """Whether files are being copied out of or into the machine of *container*, which has perhaps ended meanwhile.
+
+    Only who is told to (start it anew, remove it) takes the machine away from beneath a copy.
+    """
+    machine = None if context.machines is None else context.machines.find(container.id)
+    return machine is not None and machine.copies[container.id] > 0
+
+
+async def _in_lent(
+    context: Context, machines: Machines, pod: Pod, container: Container, copy: tuple[copying.Work, str, int]
+) -> None:
+    work, path, data = copy
+    if container.record.phase not in ("created", "exited"):
+        raise WrongState(f"container {container.record.spec.name} has just changed; try again")
+    async with _lent(context, machines, pod, container) as lent:
+        await copying.copy(lent, container.id, work, path, data)
+        if work == "extract" and lent.record.scratch:
+            await lent.sync()
+        elif work == "extract":
+            await _save(lent, container.id, kept(context, pod, container))
 
 
 def _put(number: int, temporary: Path, path: Path) -> None:

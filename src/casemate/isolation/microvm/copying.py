@@ -10,7 +10,7 @@ import contextlib
 import os
 import socket
 import stat
-from typing import Literal
+from typing import Literal, NoReturn
 
 from casemate.host.netns import in_own_thread
 from casemate.isolation.microvm import frames
@@ -30,6 +30,8 @@ _LETTERS: dict[Work, str] = {
     "restore": "R",
 }
 _STDIN = 4  # wire.h, FLAG_STDIN
+#: 128 and SIGKILL: of the guest's child, or of all at once when the monitor goes (shim/monitor.c).
+_KILLED = 137
 _MAX_WORDS_BYTES = 1000
 #: A large copy under emulation; the operation's own deadline is shorter for what is small.
 TIMEOUT_S = 4 * 3600.0
@@ -65,9 +67,11 @@ async def copy(machine: Machine, container: str, work: Work, path: str, data: in
         await machine.monitor.ask(Kind.FILES, fields)
         ours.setblocking(False)
         async with asyncio.timeout(TIMEOUT_S):
-            code = await asyncio.get_running_loop().sock_recv(ours, 4)
-        if code != bytes(4):
-            _raise(os.pread(words, _MAX_WORDS_BYTES, 0))
+            said = await asyncio.get_running_loop().sock_recv(ours, 4)
+        # Nothing: the monitor itself was killed.
+        code = int.from_bytes(said, "little") if said else _KILLED
+        if code:
+            _raise(os.pread(words, _MAX_WORDS_BYTES, 0), code)
 
 
 def _own_description(number: int, flags: int) -> int:
@@ -77,7 +81,7 @@ def _own_description(number: int, flags: int) -> int:
     return os.dup(number)
 
 
-def _raise(words: bytes) -> None:
+def _raise(words: bytes, code: int) -> NoReturn:
     text = "".join(c if c.isprintable() else "?" for c in words.decode("utf-8", "replace"))
     kind, colon, rest = text.partition(": ")
     if colon and kind == "missing":
@@ -88,7 +92,12 @@ def _raise(words: bytes) -> None:
         raise DiskFull(
             f"in the container: {rest}", remedy="Run it with more --memory: what a machine writes lies there."
         )
-    raise AgentFailed(f"the guest's copy ended: {text or 'it said nothing'}")
+    if not words and code == _KILLED:
+        raise AgentFailed(
+            "the copy was ended: the container was started anew or removed meanwhile, or its machine ended",
+            remedy="Try again; `casemate inspect` tells the container's state.",
+        )
+    raise AgentFailed(f"the guest's copy ended: {text or f'it said nothing (code {code})'}")
 
 
 async def save(machine: Machine, container: str, file: int, most_bytes: int) -> None:

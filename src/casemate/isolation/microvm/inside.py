@@ -44,6 +44,8 @@ class MicrovmInside:
 
     def was_oom(self, container: str) -> bool:
         machine = self._machines.find(container)
+        if machine is not None:
+            machine.monitor.catch_up()
         one = machine.container(container) if machine is not None else None
         return one is not None and one.oom_killed
 

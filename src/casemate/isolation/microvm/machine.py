@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +32,8 @@ class Machine:
     monitor: Monitor
     changed: Callable[[str], None] = lambda _container: None
     starting: set[str] = field(default_factory=set)
+    #: How many copies of whose files are under way.
+    copies: Counter[str] = field(default_factory=Counter)
     #: The card's other end, held beside QEMU's, and its name: who closes it last waits for the kernel (:mod:`taps`).
     tap: str = ""
     tap_fd: int = -1
@@ -161,6 +164,7 @@ class Machine:
 
     def ending_of(self, container: str) -> str:
         """Why *container* ended with the machine; empty for an end of its own, and while it runs."""
+        self.monitor.catch_up()
         one = self.container(container)
         if one is None or one.status == "stopped":
             return "" if one is None else one.reason

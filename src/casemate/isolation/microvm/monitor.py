@@ -107,28 +107,41 @@ class Monitor:
     async def serve(self) -> None:
         """Take what the monitor sends until it ends; then everything that waits fails."""
         try:
-            while (message := await self.channel.receive()) is not None:
-                try:
-                    self._take(message.data)
-                except GuestBroken as error:
-                    # Nothing that this guest says counts any more.
-                    self.broken = error
-                    break
-                finally:
-                    message.close()
+            while self.broken is None and (message := await self.channel.receive()) is not None:
+                self._hear(message)
                 # A socket that always has something to read would keep the loop from everybody else.
                 await asyncio.sleep(0)
         except CasemateError:
             pass
         finally:
-            # hostd going away is no reason; a guest that broke the protocol is.
-            if self.broken is not None:
-                self.quit()
             self.channel.close()
             self.ended.set()
             for waiting in self._waiting.values():
                 if not waiting.done():
                     waiting.set_exception(self.broken or MonitorFailed("the monitor of the micro-VM ended"))
+
+    def catch_up(self) -> None:
+        """Take what the monitor has sent by now.
+
+        For who learns of an end elsewhere: the monitor told of it here first, but the loop has not come to that yet.
+        """
+        try:
+            for message in self.channel.at_hand():
+                self._hear(message)
+                if self.broken is not None:
+                    self.channel.close()  # and :meth:`serve` ends
+        except CasemateError:
+            self.channel.close()
+
+    def _hear(self, message: seqpacket.Message) -> None:
+        try:
+            self._take(message.data)
+        except GuestBroken as error:
+            # Nothing that this guest says counts any more.
+            self.broken = error
+            self.quit()
+        finally:
+            message.close()
 
     def _take(self, data: bytes) -> None:
         kind, body = data[:1], data[1:]

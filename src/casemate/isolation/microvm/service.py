@@ -118,6 +118,9 @@ class Service:
     def _place(self, ask: Message) -> tuple[Machine, ContainerRecord]:
         name = ask.text(Tag.CONTAINER)
         machine = self._machines.find(name)
+        if machine is not None:
+            # An engine whose supervisor saw the container end may ask before the machine's own word is heard.
+            machine.monitor.catch_up()
         one = machine.container(name) if machine is not None else None
         root = ask.text(Tag.ROOT, 4096)
         if machine is None or one is None or (root and one.root and one.root != root):

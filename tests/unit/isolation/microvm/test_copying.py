@@ -26,8 +26,14 @@ from casemate.spec.errors import CasemateError, DiskFull
 )
 def test_the_guests_words_become_an_error(words: bytes, kind: type[CasemateError]) -> None:
     with pytest.raises(kind) as caught:
-        copying._raise(words)
+        copying._raise(words, 1)
     assert "\x1b" not in caught.value.detail
+
+
+def test_a_copy_that_was_killed_says_so() -> None:
+    with pytest.raises(AgentFailed, match="started anew or removed") as caught:
+        copying._raise(b"", 137)
+    assert caught.value.instance_remedy == "Try again; `casemate inspect` tells the container's state."
 
 
 def test_what_is_beyond_the_bound_is_read_and_dropped(tmp_path: Path) -> None:

@@ -164,6 +164,40 @@ def test_a_flood_of_events_ends_the_guest() -> None:
     against(answer, use)
 
 
+def test_what_has_come_is_heard_before_the_loop_comes_to_it() -> None:
+    """Whoever learns of an end by a process's asks before the task that serves has had its turn."""
+    event = b"C" + frames.encode(Kind.EXITED, 0, [frames.text(Tag.CONTAINER, "c")])
+
+    async def use() -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        heard: list[str] = []
+        monitor = Monitor(seqpacket.Channel(ours), Path("/nowhere"))
+        monitor.on_event = lambda message: heard.append(message.text(Tag.CONTAINER))
+        async with asyncio.timeout(20), asyncio.TaskGroup() as group:
+            serving = group.create_task(monitor.serve())
+            await asyncio.sleep(0)
+            for _ in range(2):
+                theirs.send(event)
+            monitor.catch_up()
+            assert heard == ["c", "c"]
+            monitor.catch_up()
+            theirs.send(event)
+            for _ in range(5):
+                await asyncio.sleep(0)
+            assert heard == ["c"] * 3, "the task goes on"
+            # A guest that breaks the protocol is ended here as it is there.
+            theirs.send(b"C\xff\xff")
+            monitor.catch_up()
+            await serving
+        assert monitor.broken is not None
+        assert theirs.recv(10) == b"Q"
+        theirs.close()
+        monitor.catch_up()
+        assert heard == ["c"] * 3
+
+    asyncio.run(use())
+
+
 def test_a_monitor_that_dies_fails_what_waits() -> None:
     async def use(monitor: Monitor) -> None:
         with pytest.raises(MonitorFailed) as caught:
