@@ -188,7 +188,7 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting(
         "microvm.rehearsal",
-        False,
+        True,
         "under emulation a start that leaves a processor of the host's free uses it to translate its way ahead; takes "
         "72 MiB of the host's memory for each template in use",
     ),
