@@ -240,10 +240,10 @@ class Service:
             await machine.monitor.ask(Kind.THAW, [frames.text(Tag.CONTAINER, one.id)])
         try:
             await machine.monitor.ask(Kind.SIGNAL, fields)
-        except AgentFailed as error:
-            if error.facts.get("errno") != errno.ESRCH:
+        except CasemateError as error:
+            if error.facts.get("errno") != errno.ESRCH and not machine.monitor.ended.is_set():
                 raise
-            # It ended while this was on its way; its end is on the way to us.
+            # It ended, alone or with its machine, while this was on its way; its end is on the way to us.
             return _nobody_left(one, every=bool(every))
         return ""
 
