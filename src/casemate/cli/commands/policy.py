@@ -88,7 +88,7 @@ def told(context: Context, answer: dict[str, object], with_diff: bool) -> None:
         listed = answer.get(name)
         for text in listed if isinstance(listed, list) else ():
             context.note(f"{before}: {clean(str(text))}\n")
-    count = answer.get("elements")
+    count = answer.get("elements", 0)
     if answer.get("dry_run"):
         context.write(f"would change {count} elements of the firewall; nothing was changed\n")
     elif not answer.get("enforced"):
