@@ -9,7 +9,7 @@ from casemate.policy.compile import Compiler
 from casemate.policy.identity import Endpoint, Identity
 from casemate.policy.labels import Operator, Selector
 from casemate.policy.parse import Policies
-from casemate.policy.rules import Blocks, Names, Peer, Rule, Workloads
+from casemate.policy.rules import Anyone, Blocks, Names, Peer, Rule, Workloads
 from casemate.policy.verdict import Action
 
 MAX_WARNINGS = 1000
@@ -129,7 +129,11 @@ def _never(rules: Iterable[Rule], compiler: Compiler) -> list[str]:
             case Names():
                 # Nobody was told such a name yet: there is no such end to decide about.
                 return any(peer.covers(one.dns) for one in identities)
-        return True
+            case Blocks():
+                # That those of IPv6 match nothing is said already.
+                return any(block.network.version == 4 for block in peer.group.blocks)
+            case Anyone():
+                return True
 
     return [
         f"{rule.id} never decides: rules before it decide everything that it is about"
