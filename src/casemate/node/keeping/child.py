@@ -88,7 +88,7 @@ class Daemons:
             return
         # The socket is root's alone to connect to; this is the second lock.
         if peer_of(connection).uid == 0:
-            self.relay.talk_to(connection)
+            self.relay.hostd.talk_to(connection)
         else:
             connection.close()
 
