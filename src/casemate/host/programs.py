@@ -14,7 +14,7 @@ import fcntl
 import os
 import signal
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from casemate.spec.errors import HostLacks, ProgramFailed, TimedOut
@@ -215,7 +215,7 @@ def bytes_descriptor(data: bytes) -> int:
 
 
 @contextlib.contextmanager
-def _input(stdin: bytes | int | None) -> Iterator[dict[int, int]]:
+def _input(stdin: bytes | int | None) -> Generator[dict[int, int]]:
     """What stands for the child's descriptor 0, if anything does; bytes get a descriptor of ours for as long."""
     if isinstance(stdin, bytes):
         number = bytes_descriptor(stdin)
