@@ -52,7 +52,7 @@ OPTIONAL = frozenset(
 )
 #: The name of the file of a kernel in a package of Debian's.
 PACKAGE = "linux-image-amd64"
-_VERSION = re.compile(r"[0-9][A-Za-z0-9.+~_-]{0,63}\Z")
+VERSION = re.compile(r"[0-9][A-Za-z0-9.+~_-]{0,63}\Z")
 _NAME = re.compile(r"linux-image-[0-9][a-z0-9.+-]*-amd64\Z")
 _MAX_MODULE_BYTES, MAX_KERNEL_BYTES, MAX_INITRAMFS_BYTES, _MAX_AGENT_BYTES = 8 << 20, 64 << 20, 128 << 20, 16 << 20
 #: A generic kernel's package unpacks to 400 MB in 5,000 files.
@@ -114,7 +114,9 @@ async def unpack(package: Path, folder: Path) -> tuple[str, Path, Path]:
     try:
         await programs.run(["dpkg-deb", "--extract", str(package), str(folder)], timeout_s=_EXTRACT_TIMEOUT_S)
     except ProgramFailed as error:
-        raise KernelUnfit(f"{package.name} is no Debian package: {error.detail}") from error
+        # The upload's own name says nothing to who sent it.
+        words = error.detail.replace(str(package), package.name if package.suffix == ".deb" else "the file")
+        raise KernelUnfit(f"this is no whole Debian package: {words}") from error
     image = _only(folder / "boot", "vmlinuz-*")
     version = image.name.removeprefix("vmlinuz-")
     roots = (folder / "lib/modules" / version, folder / "usr/lib/modules" / version)
@@ -133,7 +135,7 @@ def _only(folder: Path, pattern: str) -> Path:
 
 def prepare(version: str, image: Path, modules: Path, agent: Path, folder: Path) -> Prepared:
     """Write the initramfs beside the kernel into *folder*. Raises :class:`KernelUnfit`, :class:`AgentMissing`."""
-    if not _VERSION.match(version):
+    if not VERSION.match(version):
         raise KernelUnfit(f"kernel version {version[:80]!r}")
     if image.stat().st_size > MAX_KERNEL_BYTES:
         raise KernelUnfit(f"the kernel has {image.stat().st_size} bytes, allowed are {MAX_KERNEL_BYTES}")
