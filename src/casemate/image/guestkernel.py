@@ -15,6 +15,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import zstandard
+
 from casemate.host import durable, programs
 from casemate.image.cpio import CHARACTER, FILE, FOLDER, Entry, archive
 from casemate.spec.errors import HostLacks, InvalidArgument, ProgramFailed
@@ -179,7 +181,7 @@ def _modules_below(folder: Path) -> dict[str, Path]:
         for name in names:
             stem, dot, suffix = name.partition(".ko")
             path = Path(place, name)
-            if dot and suffix in ("", ".xz", ".gz") and not path.is_symlink():
+            if dot and suffix in ("", ".xz", ".gz", ".zst") and not path.is_symlink():
                 found[stem.replace("-", "_")] = path
     return found
 
@@ -193,9 +195,12 @@ def _module(path: Path) -> bytes:
                 data = lzma.LZMADecompressor().decompress(data, _MAX_MODULE_BYTES + 1)
             case ".gz":
                 data = zlib.decompressobj(31).decompress(data, _MAX_MODULE_BYTES + 1)
+            case ".zst":
+                window = zstandard.ZstdDecompressor(max_window_size=_MAX_MODULE_BYTES)
+                data = window.stream_reader(data).read(_MAX_MODULE_BYTES + 1)
             case _:
                 pass
-    except (lzma.LZMAError, zlib.error) as error:
+    except (lzma.LZMAError, zlib.error, zstandard.ZstdError) as error:
         raise KernelUnfit(f"module {path.name}: {error}", module=path.name) from error
     if len(data) > _MAX_MODULE_BYTES:
         raise KernelUnfit(f"module {path.name} has more than {_MAX_MODULE_BYTES} bytes", module=path.name)
