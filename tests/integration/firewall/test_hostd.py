@@ -317,7 +317,8 @@ def test_a_caller_whose_packet_the_kernel_dropped_waits_with_its_next(
 ) -> None:
     """The kernel drops what is queued, of every table, when somebody takes a chain away (nf_queue, hooks)."""
     a, b = pods
-    client.call(wire.PodHold(b.id, wait_s=4))
+    # A first packet is sent again after 1, 3 and 7 s.
+    client.call(wire.PodHold(b.id, wait_s=8))
     with begin(hostd, a, b) as one, listen(hostd, b):
         assert outcome(one, 0.05) == "waiting"
         table = f"{hostd.scope.table}_other"
