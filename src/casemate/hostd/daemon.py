@@ -35,6 +35,7 @@ from casemate.isolation.gvisor import driver
 from casemate.isolation.gvisor import probe as gvisor
 from casemate.isolation.gvisor.driver import GvisorLevel
 from casemate.isolation.gvisor.inside import GvisorInside, Rest
+from casemate.isolation.launcher import restore_null
 from casemate.network import links
 from casemate.network.nat import Nat
 from casemate.spec.errors import CasemateError, HostLacks
@@ -183,6 +184,9 @@ def _uid_of(name: str) -> int:
 
 async def serve(settings: Settings, step: Callable[[str], None] | None = None) -> None:
     """Recover, then serve until SIGTERM or SIGINT. Containers go on."""
+    owner = restore_null()
+    if owner is not None:
+        log.warning("/dev/null belonged to user %d, to whom a container's runtime gave it: it is root's again", owner)
     context = await make_context(settings, step)
     context.trash.open()
     context.volumes.open()

@@ -296,6 +296,8 @@ class Operations:
             return
         if context.cgroups.is_frozen(path) == frozen:
             raise WrongState(f"container {container.record.spec.name} is {'' if frozen else 'not '}paused")
+        if frozen and level.inside is not None:
+            await level.inside.pausing(container.id)
         context.cgroups.freeze(path, frozen)
 
     async def _update(self, pod: Pod, container: Container, operation: protocol.ContainerUpdate) -> list[str]:
