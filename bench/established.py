@@ -150,8 +150,8 @@ def rounds(lab: Lab, program: str, programs: Programs, seconds: float) -> dict[t
             order = list(SIDES)
             random.shuffle(order)
             for side in [*order, *reversed(order)]:
-                wake(connection, SIDES[side])
                 programs.have(side not in WITHOUT)
+                wake(connection, SIDES[side])
                 ends.run(WARM)
                 for load in LOADS:
                     wall, used = ends.run(load)

@@ -33,8 +33,10 @@ from casemate.network.firewall import sparing
 
 A, B = "192.168.5.1", "192.168.5.2"
 _LOOK = f"""
-table inet look {{ chain look {{ type filter hook prerouting priority -449;
-    meta priority {sparing.SPARED:#x} counter; }}; }}
+table inet look {{
+    chain look {{ type filter hook prerouting priority -449; meta priority {sparing.SPARED:#x} counter; }};
+    chain later {{ type filter hook forward priority -300; meta priority {sparing.SPARED:#x} counter drop; }};
+}}
 """
 _ROUTER, _OWN = rtnetlink.mac_bytes(ROUTER_MAC), rtnetlink.mac_bytes(MAC_A)
 _IPV4, _ARP, _IPV6, _TAGGED = b"\x08\0", b"\x08\x06", b"\x86\xdd", b"\x81\0"
@@ -46,8 +48,9 @@ def _nft(lab: Lab, *words: str) -> str:
 
 
 def _spared(lab: Lab) -> int:
-    """Packets that bore the word of a program when they met what comes after the guard."""
-    listing = json.loads(_nft(lab, "-j", "list", "table", "inet", "look"))["nftables"]
+    """Packets that bore the word of a program when they met what comes after the guard. (Who is forwarded bears it no
+    more, or would be dropped.)"""
+    listing = json.loads(_nft(lab, "-j", "list", "chain", "inet", "look", "look"))["nftables"]
     (rule,) = [one["rule"] for one in listing if "rule" in one]
     return int(next(one["counter"]["packets"] for one in rule["expr"] if "counter" in one))
 

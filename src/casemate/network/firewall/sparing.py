@@ -37,8 +37,8 @@ def program(address: bytes) -> bytes:
     """The instructions for the interface of the pod with *address* (4 bytes).
 
     Said yes to is what is for the host's own hardware address, has no VLAN tag, and is IPv4 with no options, of this
-    address, to no multicast (224.0.0.0/3), and no part of a packet. Parts of the header that do not lie in the packet's
-    first piece are not looked for.
+    address, to no multicast (224.0.0.0/3), and no part of a packet. A header that does not lie in the packet's first
+    piece is not looked for: other pieces may be memory that the pod can still write to.
     """
     source = int.from_bytes(address, sys.byteorder)
     at = _ETHERNET
