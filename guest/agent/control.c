@@ -88,6 +88,7 @@ static void top(struct wire_out *out, const char *container)
 	}
 }
 
+/* A row for each process of ours: container, exec, pid, status, exit code, whether it was killed for want of memory. */
 static void rows(struct wire_out *out)
 {
 	for (int i = 0; i < MAX_PROCESSES; i++) {
@@ -95,8 +96,8 @@ static void rows(struct wire_out *out)
 		if (!p->used)
 			continue;
 		char line[2 * ID_BYTES + 64];
-		int length = snprintf(line, sizeof line, "%s%c%s%c%d%c%s%c%d", p->container, 0, p->id, 0, (int)p->pid, 0,
-			p->ended ? "ended" : p->started ? "running" : "created", 0, p->status);
+		int length = snprintf(line, sizeof line, "%s%c%s%c%d%c%s%c%d%c%d", p->container, 0, p->id, 0,
+			(int)p->pid, 0, p->ended ? "ended" : p->started ? "running" : "created", 0, p->status, 0, !!p->oom);
 		wire_add(out, TAG_PROCESS, line, (size_t)length);
 	}
 }

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
-import os
 import posixpath
 from collections.abc import AsyncIterable
 from typing import TYPE_CHECKING
@@ -14,7 +12,7 @@ from casemate.hostd.protocol import AnyOperation, ContainerArchive, ContainerDif
 from casemate.node import audit, entering, lookup
 from casemate.node.core import Caller, Core
 from casemate.node.errors import ContainerState
-from casemate.node.piped import Piped
+from casemate.node.piped import Piped, feed
 from casemate.node.rows import ContainerRow
 from casemate.spec.api import Change, ChangesAnswer, PathStat
 from casemate.spec.errors import Corrupt, InvalidArgument, LimitExceeded
@@ -32,19 +30,7 @@ def _output(core: Core, operation: AnyOperation) -> Piped:
     """What hostd writes for *operation*."""
 
     async def write(write_end: int) -> Done:
-        # Our copy of the writing end is closed as soon as hostd has its own, so that its end is the pipe's end.
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                asking = tasks.create_task(
-                    ask(core.hostd, operation, Done, descriptors=(write_end,), timeout_s=TIMEOUT_S)
-                )
-                try:
-                    await asyncio.sleep(0)
-                finally:
-                    os.close(write_end)
-        except ExceptionGroup as group:
-            raise group.exceptions[0] from group
-        return asking.result()
+        return await ask(core.hostd, operation, Done, descriptors=(write_end,), timeout_s=TIMEOUT_S)
 
     return Piped(write)
 
@@ -134,34 +120,11 @@ async def extract(
     await core.db.write(
         lambda db: audit.append(db, at, caller.who, "container.extract", row.id, name=row.name, path=path[:500])
     )
-    read_end, write_end = os.pipe2(os.O_CLOEXEC)
-    loop = asyncio.get_running_loop()
-    try:
-        async with asyncio.TaskGroup() as tasks:
-            asking = tasks.create_task(
-                ask(core.hostd, operation, Done, descriptors=(read_end,), timeout_s=TIMEOUT_S), name="extract"
-            )
-            await asyncio.sleep(0)
-            os.close(read_end)
-            read_end = -1
-            writer_pipe = os.fdopen(write_end, "wb", buffering=0)
-            transport, protocol = await loop.connect_write_pipe(asyncio.streams.FlowControlMixin, writer_pipe)
-            writer = asyncio.StreamWriter(transport, protocol, None, loop)
-            try:
-                async for chunk in body:
-                    if asking.done():
-                        break  # it failed, or had enough: its answer says which
-                    writer.write(chunk)
-                    await writer.drain()
-            except (BrokenPipeError, ConnectionResetError):
-                pass
-            finally:
-                transport.close()
-    except ExceptionGroup as group:
-        raise group.exceptions[0] from group
-    finally:
-        if read_end >= 0:
-            os.close(read_end)
+
+    async def read(read_end: int) -> Done:
+        return await ask(core.hostd, operation, Done, descriptors=(read_end,), timeout_s=TIMEOUT_S)
+
+    await feed(body, read)
 
 
 async def changes(core: Core, reference: str, project: str, caller: Caller) -> ChangesAnswer:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,9 +75,6 @@ async def open_export(core: Core, references: tuple[str, ...], format_: str) -> 
             kind=format_,
             limits=images.limits(core),
         )
-        try:
-            return await run_job(job, descriptors=(write_end,))
-        finally:
-            os.close(write_end)
+        return await run_job(job, descriptors=(write_end,))
 
     return Piped(write)

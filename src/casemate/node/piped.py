@@ -1,17 +1,24 @@
-"""What another process writes into a pipe, read piece by piece: archives of containers and of images."""
+"""Pipes with another process at the other end: archives of containers and of images, out and in.
+
+Whoever hands the other end on may take its time to do so: ours stays open until it has ended.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterable, Awaitable, Callable
 from types import TracebackType
 
 CHUNK_BYTES = 256 << 10
 
 
 class Piped:
-    """Use as a context, read until empty. *write* gets the writing end, closes it, and ends when all is written."""
+    """Use as a context, read until empty. *write* gets the writing end, and ends when all is written.
+
+    It leaves the writing end open: that is closed when it has ended, however that came, so that the end of the pipe
+    is its end too.
+    """
 
     def __init__(self, write: Callable[[int], Awaitable[object]]) -> None:
         self._write = write
@@ -22,17 +29,17 @@ class Piped:
         self._kept = b""
 
     async def __aenter__(self) -> Piped:
-        await self._group.__aenter__()
         read_end, write_end = os.pipe2(os.O_CLOEXEC)
-        pipe = os.fdopen(read_end, "rb", buffering=0)
-        protocol = asyncio.StreamReaderProtocol(self._reader)
-        self._transport, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: protocol, pipe)
-        self._task = self._group.create_task(self._run(write_end))
-        await asyncio.sleep(0)  # it begins, and so closes its end whatever happens next
+        try:
+            pipe = os.fdopen(read_end, "rb", buffering=0)
+            protocol = asyncio.StreamReaderProtocol(self._reader)
+            self._transport, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: protocol, pipe)
+            await self._group.__aenter__()
+        except BaseException:
+            os.close(write_end)
+            raise
+        self._task = _holding(self._group, self._write, write_end)
         return self
-
-    async def _run(self, write_end: int) -> object:
-        return await self._write(write_end)
 
     async def read(self) -> bytes:
         """The next piece; empty at the end. Raises what the writer failed with."""
@@ -60,3 +67,42 @@ class Piped:
             await self._group.__aexit__(kind, error, trace)
         except ExceptionGroup as group:
             raise group.exceptions[0] from group
+
+
+async def feed(body: AsyncIterable[bytes], read: Callable[[int], Awaitable[object]]) -> None:
+    """Write *body* into a pipe of which *read* gets the reading end; ends when *read* has.
+
+    *read* leaves the reading end open: that is closed when it has ended, so that nobody goes on writing for it. It may
+    have had enough before the end of *body*. Raises what *read* or *body* raises.
+    """
+    read_end, write_end = os.pipe2(os.O_CLOEXEC)
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            reading = _holding(tasks, read, read_end)
+            pipe = os.fdopen(write_end, "wb", buffering=0)
+            transport, protocol = await loop.connect_write_pipe(asyncio.streams.FlowControlMixin, pipe)
+            writer = asyncio.StreamWriter(transport, protocol, None, loop)
+            try:
+                async for chunk in body:
+                    if reading.done():
+                        break  # it failed, or had enough: its answer says which
+                    writer.write(chunk)
+                    await writer.drain()
+            except (BrokenPipeError, ConnectionResetError):
+                pass
+            finally:
+                transport.close()
+    except ExceptionGroup as group:
+        raise group.exceptions[0] from group
+
+
+def _holding(tasks: asyncio.TaskGroup, use: Callable[[int], Awaitable[object]], end: int) -> asyncio.Task[object]:
+    """A task of *use* with our *end* of a pipe, closed when the task has ended: even if it never began."""
+
+    async def using() -> object:
+        return await use(end)
+
+    task = tasks.create_task(using())
+    task.add_done_callback(lambda _task: os.close(end))
+    return task

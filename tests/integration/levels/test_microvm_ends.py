@@ -20,7 +20,7 @@ from tests.integration.levels.conftest import Run, environment, words_of_cli
 from tests.integration.levels.test_microvm import container, machines, monitor_of, until
 
 from casemate.hostd.processes import conmons
-from casemate.isolation.microvm import hostlimits
+from casemate.isolation.microvm import ending, hostlimits
 from casemate.isolation.microvm.argv import Accelerator
 from casemate.sdk import ApiError
 from casemate.spec.workload import Level
@@ -134,6 +134,24 @@ def test_an_end_that_no_hostd_saw_has_its_reason(pair: Daemons, vm: Run) -> None
         assert state(vm, "unseen")["code"] == "137"
         assert state(vm, "unseen")["reason"] == "the machine's QEMU was killed by SIGKILL (microvm.machine_lost)"
         assert machines(pair) == []
+
+
+def test_a_kill_for_want_of_memory_that_no_hostd_saw(pair: Daemons, vm: Run) -> None:
+    # More than the machine has; with a limit of its own it would be of another size, and have another template.
+    words = ("busybox", "sh", "-c", "sleep 2; exec dd if=/dev/zero of=/dev/null bs=400M count=1")
+    made = vm("run", "-d", "--name", "hungry", "--isolation", "microvm", *words)
+    try:
+        assert made.returncode == 0, made.stderr
+        conmon = conmons(pair.scope.folder / "host-run")[made.stdout.strip()]
+        pair.kill("casemate-hostd")
+        until(lambda: ending.is_over(conmon))
+        pair.start()
+        until(lambda: state(vm, "hungry")["status"] == "exited")
+        (found,) = json.loads(vm("inspect", "hungry").stdout)
+        assert (found["State"]["ExitCode"], found["State"]["OOMKilled"]) == (137, True)
+    finally:
+        pair.start()
+        vm("rm", "-f", "hungry")
 
 
 @pytest.mark.parametrize("level", ["namespace", "gvisor", "microvm"])

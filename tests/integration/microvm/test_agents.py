@@ -16,6 +16,7 @@ from test_forbidden import ending_of
 from test_machines import gone, monitor_of, qemu_of, started
 
 from casemate.isolation.microvm import template
+from casemate.isolation.microvm.machine import Machine
 from casemate.isolation.microvm.monitor import Monitor
 
 pytestmark = pytest.mark.root
@@ -96,6 +97,24 @@ def test_a_guest_that_falls_silent(host: harness.Host, base_layer: Path, monkeyp
     assert gone(monitor)
     process.wait(20)
     assert not (host.folder / "vm/silent").exists()
+
+
+def test_a_machine_that_is_killed_while_its_container_is_made(
+    host: harness.Host, base_layer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error of the step says who was killed, and not only that the machine ended."""
+    fill = Machine.fill
+
+    async def dies(machine: Machine, *words: object, **more: object) -> None:
+        os.kill(machine.record.qemu_pid, signal.SIGKILL)
+        await fill(machine, *words, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Machine, "fill", dies)
+    bundle = host.bundle("killed", harness.configuration([base_layer], "true"))
+    done = host.vm("create", "--bundle", str(bundle), "killed", stdin=subprocess.DEVNULL)
+    assert done.returncode == 1
+    assert "the machine's QEMU was killed by SIGKILL" in done.stderr
+    assert not (host.folder / "vm/killed").exists()
 
 
 def test_a_kernel_that_panics_is_reported_with_its_console(host: harness.Host, base_layer: Path) -> None:

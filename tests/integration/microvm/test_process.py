@@ -197,6 +197,28 @@ def test_signals_reach_the_process(host: harness.Host, base_layer: Path, word: s
     assert host.vm("delete", name).returncode == 0
 
 
+def test_a_signal_to_one_whose_end_is_not_heard_of_yet(host: harness.Host, base_layer: Path) -> None:
+    """A guest that says "no such process" says that the container has ended: engines must not hear a failure."""
+    process, folder = harness.conmon(
+        host, "unheard", host.bundle("unheard", harness.configuration([base_layer], "true"))
+    )
+    machines = host.machines
+    assert machines is not None
+    machine = machines.get("unheard")
+    assert machine is not None
+    # The moment between the end and hostd's knowledge of it, held open.
+    machine.monitor.on_event = lambda _message: None
+    assert host.vm("start", "unheard").returncode == 0
+    process.wait(30)
+    assert exit_code(folder, "unheard") == 0
+    assert host.state_of("unheard")["status"] == "running"
+    done = host.vm("kill", "unheard", "KILL")
+    assert done.returncode == 1
+    assert "container not running" in done.stderr
+    assert host.vm("kill", "--all", "unheard", "KILL").returncode == 0
+    assert host.vm("delete", "--force", "unheard").returncode == 0
+
+
 def test_a_signal_to_the_waiter_reaches_the_process(host: harness.Host, base_layer: Path) -> None:
     config = harness.configuration([base_layer], "sh", "-c", "trap 'exit 5' USR1; while :; do sleep 0.1; done")
     process, folder = harness.conmon(host, "waiter", host.bundle("waiter", config))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from casemate.isolation.level import InnerProcess, InnerUsage
 from casemate.isolation.microvm.frames import Message, Tag
 
@@ -9,6 +11,7 @@ from casemate.isolation.microvm.frames import Message, Tag
 _TICKS_S = 100
 MAX_PROCESSES, _MAX_COMMAND = 1000, 512
 _LARGEST = (1 << 63) - 1
+_UNKNOWN_CODE = 255
 
 
 def stat_text(reply: Message, name: str) -> str:
@@ -60,6 +63,27 @@ def processes(reply: Message) -> list[InnerProcess]:
     for field in reply.fields[:MAX_PROCESSES]:
         if field.tag == Tag.PROCESS and (row := _process(field.value)) is not None:
             found.append(row)
+    return found
+
+
+class Ended(NamedTuple):
+    """A *container* that has ended, its exit *code*, and whether the guest's kernel killed it for want of memory."""
+
+    container: str
+    code: int
+    oom_killed: bool
+
+
+def ended(reply: Message) -> list[Ended]:
+    """The containers that have ended, of the rows of PROCESSES: ``container NUL exec NUL pid NUL status NUL code NUL
+    whether its kernel killed it for want of memory`` (0, 1; an older agent says nothing of that), one a field."""
+    found = []
+    for field in reply.fields[:MAX_PROCESSES]:
+        parts = field.value.split(b"\0", 6)
+        if field.tag != Tag.PROCESS or len(parts) not in (5, 6) or parts[1] or parts[3] != b"ended":
+            continue
+        code = _bytes_number(parts[4]) & 255 if parts[4].isdigit() else _UNKNOWN_CODE
+        found.append(Ended(parts[0].decode("ascii", "replace"), code, parts[5:] == [b"1"]))
     return found
 
 

@@ -16,11 +16,13 @@ from casemate.isolation.microvm.errors import MonitorFailed, RootfsFailed, Share
 from casemate.isolation.microvm.frames import Field, Kind, Message, Tag
 from casemate.isolation.microvm.monitor import Monitor
 from casemate.isolation.microvm.records import ContainerRecord, Ids, MachineRecord, Status
-from casemate.spec.errors import LimitExceeded
+from casemate.spec.errors import CasemateError, LimitExceeded
 
 _OVERLAY_ROOT, _PARTITIONS, _SCRATCH = 32, 64, 1024  # wire.h, FLAG_OVERLAY_ROOT, FLAG_PARTITIONS, FLAG_SCRATCH
 #: Of what a guest has not written to its scratch device yet, at most its memory.
 _SYNC_TIMEOUT_S = 60.0
+#: Of the console, in the error of a step.
+_TAIL_CHARS = 500
 
 
 @dataclass(slots=True)
@@ -161,6 +163,13 @@ class Machine:
             return ""
         kills = hostlimits.memory_kills(self.record.cgroups) - self.record.memory_kills
         return ending.words(ending.explain(said, kills))
+
+    async def explain(self, error: CasemateError) -> None:
+        """Say in *error*, that of a step, how the machine ended; or, while it runs, what is on its console."""
+        if self.monitor.ended.is_set() and (why := self.ending()):
+            error.detail += f": {why}"
+        else:
+            error.detail += f"; console: {(await self.monitor.tail())[-_TAIL_CHARS:]}"
 
     def ending_of(self, container: str) -> str:
         """Why *container* ended with the machine; empty for an end of its own, and while it runs."""

@@ -22,6 +22,7 @@ from casemate.isolation.microvm import (
     configuring,
     disks,
     ending,
+    guestrows,
     hostlimits,
     join,
     kernel,
@@ -201,13 +202,10 @@ class Machines:
     async def _catch_up(self, machine: Machine) -> None:
         """What ended while nobody listened."""
         reply = await machine.monitor.ask(Kind.PROCESSES, [])
-        for entry in reply.fields:
-            parts = entry.value.split(b"\0")
-            if entry.tag != Tag.PROCESS or len(parts) != 5 or parts[1]:
-                continue
-            name, status = parts[0].decode("ascii", "replace"), parts[3]
-            if status == b"ended" and (one := machine.container(name)) is not None and one.status != "stopped":
-                machine.set_status(name, "stopped", int(parts[4]) & 255 if parts[4].isdigit() else 255)
+        for one in guestrows.ended(reply):
+            known = machine.container(one.container)
+            if known is not None and known.status != "stopped":
+                machine.set_status(one.container, "stopped", one.code, oom_killed=one.oom_killed)
 
     async def create(
         self,
@@ -293,7 +291,7 @@ class Machines:
         except BaseException as error:
             if machine is not None:
                 if isinstance(error, CasemateError):
-                    error.detail += f"; console: {(await machine.monitor.tail())[-500:]}"
+                    await machine.explain(error)
                 await self.end(machine)
             raise
         finally:

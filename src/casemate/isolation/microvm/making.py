@@ -95,7 +95,9 @@ async def make(machines: Machines, order: Order) -> None:
                 rootfs=str(order.bundle / wanted.root.path),
             )
         )
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, CasemateError) and machine.monitor.ended.is_set():
+            await machine.explain(error)
         if joined:
             await leave(machine, name, [one.name for one in shared])
         else:

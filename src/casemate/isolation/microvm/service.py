@@ -231,17 +231,20 @@ class Service:
         number = 0 if word == "0" else number_of(word)
         every = ask.number_of(Tag.FLAGS) & ALL
         if one.status == "stopped":
-            if every:
-                return ""
-            # containerd's shim takes these words for "gone already", and any others for a failure.
-            raise Conflict(f"container {one.id} is stopped: container not running")
+            return _nobody_left(one, every=bool(every))
         if not number:
             return ""  # kill(2): whether there is anybody
         flags = config.ALL_PROCESSES if every else 0
         fields = [frames.text(Tag.CONTAINER, one.id), frames.u32(Tag.SIGNAL, number), frames.u32(Tag.FLAGS, flags)]
         if number == _KILL and one.status == "paused":
             await machine.monitor.ask(Kind.THAW, [frames.text(Tag.CONTAINER, one.id)])
-        await machine.monitor.ask(Kind.SIGNAL, fields)
+        try:
+            await machine.monitor.ask(Kind.SIGNAL, fields)
+        except CasemateError as error:
+            if error.facts.get("errno") != errno.ESRCH and not machine.monitor.ended.is_set():
+                raise
+            # It ended, alone or with its machine, while this was on its way; its end is on the way to us.
+            return _nobody_left(one, every=bool(every))
         return ""
 
     async def _delete(self, ask: Message, _fds: list[int]) -> str | list[Field]:
@@ -311,6 +314,14 @@ class Service:
             return answers.process_table([])
         reply = await machine.monitor.ask(Kind.TOP, [frames.text(Tag.CONTAINER, one.id)])
         return answers.process_table(guestrows.processes(reply))
+
+
+def _nobody_left(one: ContainerRecord, *, every: bool) -> str:
+    """The answer to a signal for a container that has ended: all of nobody have it, or :class:`Conflict`."""
+    if every:
+        return ""
+    # containerd's shim takes these words for "gone already", and any others for a failure; so does our own driver.
+    raise Conflict(f"container {one.id} is stopped: container not running")
 
 
 async def run(machines: Machines, compiler: Compiler | None, path: Path) -> None:

@@ -84,6 +84,27 @@ def test_rows_that_lie_are_passed_over_or_bounded(row: bytes) -> None:
         assert one.command.isprintable()
 
 
+@pytest.mark.parametrize(
+    ("row", "found"),
+    [
+        (b"c\x00\x007\x00ended\x00137\x001", [("c", 137, True)]),
+        (b"c\x00\x007\x00ended\x000\x000", [("c", 0, False)]),
+        (b"c\x00\x007\x00ended\x003", [("c", 3, False)]),
+        (b"c\x00\x007\x00running\x000\x000", []),
+        (b"c\x00exec\x007\x00ended\x000\x000", []),
+        (b"c\x00\x007\x00ended\x00-1\x00yes", [("c", 255, False)]),
+        (b"c\x00\x007\x00ended\x00" + b"9" * 9999 + b"\x001", [("c", 255, True)]),
+        (b"\xff\x00\x00\x00ended\x00\x00", [("\ufffd", 255, False)]),
+        (b"c\x00\x007\x00ended\x000\x000\x00more", []),
+        (b"\x00" * 4, []),
+        (b"", []),
+    ],
+)
+def test_containers_that_ended(row: bytes, found: list[tuple[str, int, bool]]) -> None:
+    """Read by a hostd that starts: no row may keep it from that."""
+    assert guestrows.ended(Message(Kind.REPLY, 1, (Field(Tag.PROCESS, row),))) == found
+
+
 def test_figures() -> None:
     files = {"cpu.stat": "usage_usec 5\nuser_usec 1\n", "pids.current": "3\n", "pids.max": "max\n",
              "memory.current": "junk", "io.stat": "254:0 rbytes=10 wbytes=20 x\n254:1 rbytes=1\n"}  # fmt: skip
