@@ -16,7 +16,6 @@ import os
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from casemate.host import bpf
 from casemate.network.firewall import sparing
@@ -27,7 +26,8 @@ log = logging.getLogger("casemate.hostd")
 AGE_S, PAUSE_S = 10.0, 0.5
 
 
-class Interface(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Interface:
     """A pod's: by the kernel's number, with the one address (4 bytes) that it may send from."""
 
     index: int
@@ -47,7 +47,7 @@ class Sparing:
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def adopt(self, pods: Iterable[tuple[str, Interface]]) -> None:
-        """After a start: find out which of *pods* have their programs; the others get one."""
+        """After a start: find out which of *pods* have their programs; the others get one, later."""
         found = list(pods)
         async with self._lock:
             have = await asyncio.to_thread(lambda: [_has(interface) for _, interface in found])
@@ -112,9 +112,15 @@ def bring(interface: Interface) -> None:
 
 
 def _has(interface: Interface) -> bool:
-    """Whether the interface has its own program, and no other of ours."""
-    with contextlib.suppress(OSError), _ours(interface.index) as (name, _):
-        return name == sparing.name(interface.address)
+    """Whether the interface has its own program. One of ours that is not (an earlier version's) says nothing from then
+    on."""
+    try:
+        with _ours(interface.index) as (name, _):
+            if name == sparing.name(interface.address):
+                return True
+        silence(interface)
+    except OSError as error:
+        log.info("interface %d: its programs were not looked at: %s", interface.index, error)
     return False
 
 
@@ -137,7 +143,7 @@ def silence(interface: Interface) -> None:
 def _ours(index: int) -> Iterator[tuple[str, int]]:
     """Name and descriptor of our program at an interface; nothing and 0: there is none."""
     for number, name in bpf.attached_ingress(index):
-        if name.startswith(sparing.PREFIX):
+        if name.startswith(sparing.OURS):
             descriptor = bpf.by_number(number)
             try:
                 yield name, descriptor

@@ -20,8 +20,10 @@ from casemate.host import nft_expressions as e
 
 #: As the marks of :mod:`casemate.network.firewall.rules`: an exact value, no bit.
 SPARED = 0x0CA5E004
-#: With the digits of an address the name of its program; another number where the program is changed.
-PREFIX = "cm1_"
+#: What the names of our programs begin with, of every version; and this version's, before the digits of an address. It
+#: gets another number when the program is changed.
+OURS = "casem"
+PREFIX = f"{OURS}1_"
 #: At the place of one that was taken away: says nothing of any packet.
 NOTHING = f"{PREFIX}none"
 _IPV4, _ETHERNET, _HEADER = 0x0800, 14, 20
