@@ -313,16 +313,16 @@ class NftSocket:
         """Chains of *table* with the number of their rules; chains without rules are there too."""
         return {name: len(found) for name, found in self.fingerprints(table, family).items()}
 
-    def fingerprints(self, table: str, family: int = INET) -> dict[str, tuple[int, ...]]:
+    def fingerprints(self, table: str, family: int = INET, *, handles: bool = True) -> dict[str, tuple[int, ...]]:
         """Chains of *table* with a number for each rule, in order, that is another when its words are: who replaces a
-        rule leaves its handle and every count as they were. What a rule has counted is left out. Good in this
-        process."""
+        rule leaves its handle and every count as they were. What a rule has counted is left out, and without *handles*
+        which rule it is: the same rules made again have the same numbers. Good in this process."""
         found: dict[str, list[int]] = {name: [] for name in self.chains(table, family)}
         for body in self.dump(_GET_RULE, text(1, table), family):
             row = dict(attributes(body))
             if _text(row.get(1)) == table:
                 words = _uncounted(row.get(4, b""))
-                found.setdefault(_text(row.get(2)), []).append(hash((row.get(3), words)))
+                found.setdefault(_text(row.get(2)), []).append(hash((row.get(3) if handles else b"", words)))
         return {name: tuple(numbers) for name, numbers in found.items()}
 
     def is_dormant(self, table: str, family: int = INET) -> bool:

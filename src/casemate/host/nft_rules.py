@@ -9,11 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from casemate.host.nft import Generations, NftFailed
 from casemate.host.nft_netlink import INET, NftSocket
 
 _FAMILY_WORDS = {INET: "inet"}
+
+
+class _Seen(NamedTuple):
+    """A table as the kernel has it: its rules by chain, whether it is at no hook, chains that drop by policy."""
+
+    words: dict[str, tuple[int, ...]]
+    is_dormant: bool = False
+    dropping: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -51,6 +60,12 @@ class OwnRules:
         run()
         self._note(before + 1)
 
+    def remake(self, run: Callable[[], object]) -> list[str]:
+        """As :meth:`make`, where an earlier process made the rules; what of them was not as they are now, in words."""
+        before = self._seen(handles=False)
+        self.make(run)
+        return list(_differences(self._listing(handles=False), before)) if self._words else []
+
     def adopt(self) -> None:
         """Take the rules that there are for ours: an earlier process made them, and this one could not."""
         self._note(self._generations.now())
@@ -60,10 +75,10 @@ class OwnRules:
         if self._generations.now() == generation:
             self._words, self._at = found, generation
 
-    def _listing(self) -> dict[str, tuple[int, ...]]:
+    def _listing(self, *, handles: bool = True) -> dict[str, tuple[int, ...]]:
         if self._socket is None:
             self._socket = NftSocket()
-        return self._socket.fingerprints(self.table, self.family)
+        return self._socket.fingerprints(self.table, self.family, handles=handles)
 
     def lost(self) -> list[str]:
         """What is not as it was made, in words; nothing when all is, or nobody knows. 20 us while no rule of the
@@ -72,7 +87,7 @@ class OwnRules:
         if not self._words or now == self._at:
             return []
         try:
-            found = list(self._differences())
+            found = list(_differences(self._words, self._seen()))
         except NftFailed as error:
             # Others change rules faster than they can be read: it is looked at again soon.
             if error.facts.get("errno") == "EINTR":
@@ -82,25 +97,32 @@ class OwnRules:
             self._at = now
         return found
 
-    def _differences(self) -> Iterator[str]:
-        found = self._listing()
+    def _seen(self, *, handles: bool = True) -> _Seen:
+        found = self._listing(handles=handles)
         assert self._socket is not None
         if not found:
-            yield "all of it was gone"
-            return
-        if self._socket.is_dormant(self.table, self.family):
-            yield "it slept"
-        closed = self._socket.dropping(self.table, self.family)
-        for name, ours in self._words.items():
-            theirs = found.get(name, ())
-            if name in closed:
-                yield f"chain {name} dropped"
-            elif len(theirs) != len(ours):
-                yield f"rules of chain {name} were {'gone' if len(theirs) < len(ours) else 'not ours'}"
-            elif theirs != ours:
-                yield f"a rule of chain {name} was changed"
+            return _Seen({})
+        dropping = self._socket.dropping(self.table, self.family)
+        return _Seen(found, self._socket.is_dormant(self.table, self.family), tuple(dropping))
 
     def describe(self, lost: list[str]) -> str:
         """What was done, and why: the event's line."""
         made = f"made nftables table {_FAMILY_WORDS.get(self.family, 'ip')} {self.table}"
         return f"{made} again: {', '.join(lost)[:300]}" if lost else made
+
+
+def _differences(words: dict[str, tuple[int, ...]], seen: _Seen) -> Iterator[str]:
+    """What of *seen* is not as in *words*, in words."""
+    if not seen.words:
+        yield "all of it was gone"
+        return
+    if seen.is_dormant:
+        yield "it slept"
+    for name, ours in words.items():
+        theirs = seen.words.get(name, ())
+        if name in seen.dropping:
+            yield f"chain {name} dropped"
+        elif len(theirs) != len(ours):
+            yield f"rules of chain {name} were {'gone' if len(theirs) < len(ours) else 'not ours'}"
+        elif theirs != ours:
+            yield f"a rule of chain {name} was changed"

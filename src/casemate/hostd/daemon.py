@@ -137,6 +137,8 @@ async def make_context(settings: Settings, step: Callable[[str], None] | None) -
         context.firewall.followed,
         relay,
         emit=lambda event: context.emit(event),  # noqa: PLW0108 - it is set later
+        record=folders.relay_record,
+        is_heard=lambda: context.peer is not None,
     )
     if step is not None:
         context.step = step

@@ -19,10 +19,12 @@ from casemate.isolation import conmon
 from casemate.isolation.launcher import Supervised
 from casemate.isolation.level import Runtime
 from casemate.isolation.process import process
-from casemate.spec.errors import Conflict, LimitExceeded
+from casemate.spec.errors import Conflict, LimitExceeded, ProgramFailed
 
 #: Bound on execs at a time in one container: each is a conmon of 1 MiB.
 MAX_EXECS = 64
+#: How casemate-vm says that the container has ended, which its conmon has perhaps not told yet.
+_GONE = "container not running"
 
 
 async def start(context: Context, pod: Pod, container: Container, operation: ExecStart) -> tuple[AnyAnswer, list[int]]:
@@ -49,9 +51,11 @@ async def start(context: Context, pod: Pod, container: Container, operation: Exe
     container.execs[one.exec_id] = one
     try:
         return await _launch(context, pod, container, one, folder, operation=operation)
-    except BaseException:
+    except BaseException as error:
         container.execs.pop(one.exec_id, None)
         remove_small(folder)
+        if isinstance(error, ProgramFailed) and _GONE in error.detail:
+            raise WrongState(f"container {container.record.spec.name} has ended", phase="exited") from error
         raise
 
 

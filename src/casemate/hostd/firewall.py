@@ -42,9 +42,6 @@ from casemate.spec.settings import Settings
 
 log = logging.getLogger("casemate.hostd")
 
-#: Where clouds answer with a machine's credentials: AWS, Azure, Google, OpenStack and others; Alibaba; Oracle; Azure's
-#: wire server. The link-local ones are blocked anyway; these names say why.
-METADATA = ("169.254.169.254", "100.100.100.200", "192.0.0.192", "168.63.129.16")
 RECORD = "firewall.record"
 #: A look at every element is followed by so many times as long without one.
 _PACE, _PACE_BLIND = 100.0, 20.0
@@ -279,7 +276,7 @@ class Firewall:
         """Every element of the table that stays until it is taken out."""
         return chain(
             [sets.stamp_row(self.now.generation)],
-            (sets.metadata_row(ipaddress.IPv4Address(one).packed) for one in METADATA),
+            (sets.metadata_row(ipaddress.IPv4Address(one).packed) for one in wire.METADATA),
             self._hardware(),
             (sets.address_set_row("held", one) for one in (self._holds.addresses() if self._holds else ())),
             body.adds(),

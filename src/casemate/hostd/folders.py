@@ -62,6 +62,10 @@ class Folders:
     def relay_socket(self) -> Path:
         return self.run / "relay.sock"
 
+    @property
+    def relay_record(self) -> Path:
+        return self.run / "relay.port"
+
     def pod(self, pod: str) -> Path:
         return self.pods / pod
 

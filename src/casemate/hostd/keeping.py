@@ -16,8 +16,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
+from pathlib import Path
 
-from casemate.host import nft, nft_netlink, policyroutes
+from casemate.host import durable, nft, nft_netlink, policyroutes
 from casemate.host.nft_netlink import DELETE_ELEMENTS, INET, NEW_ELEMENTS, Batch, NftSocket
 from casemate.host.nft_rules import OwnRules
 from casemate.host.rtnetlink import NetlinkFailed
@@ -29,20 +30,26 @@ from casemate.hostd.state import State
 from casemate.network import flowlog, relay
 from casemate.network.firewall import kept
 from casemate.network.plan import check_prefix
+from casemate.spec.errors import LimitExceeded
 from casemate.spec.settings import Settings
 from casemate.spec.workload import PodSpec
 
 log = logging.getLogger("casemate.hostd")
 
 _PERIOD_S = 0.5
+#: A port's number.
+_MAX_RECORD_BYTES = 8
 #: Before the main table (32,766) and whatever else people add; after the table of the host's own addresses (0).
 _PRIORITY, _MASK = 90, 0xFFFFFFFE
 
 
 @dataclass(slots=True)
 class Keeping:
-    """*library* gives libnftables; *followed* is told of our own changes; *emit* sends an event to
-    the peer."""
+    """*library* gives libnftables; *followed* is told of our own changes; *emit* sends an event to the peer.
+
+    *record* is a file below the run folder: where the relay listens, so that a later hostd makes the same rules;
+    *is_heard*: whether casemated is connected.
+    """
 
     settings: Settings
     state: State
@@ -50,12 +57,17 @@ class Keeping:
     followed: nft.Followed
     relay: RelayProcess
     emit: Callable[[AnyEvent], None]
+    record: Path
+    is_heard: Callable[[], bool]
     counted: Counter[str] = field(default_factory=Counter)
     #: The listener's port; 0 before a relay asked for one.
     port: int = 0
     _kept: dict[tuple[str, int], str] = field(default_factory=dict)
     _read: bool = False
     _laid: bool = False
+    _taken_over: bool = False
+    #: Lines for a peer that is not there yet.
+    _untold: list[str] = field(default_factory=list)
     _socket: NftSocket | None = None
     _rules: OwnRules = field(init=False)
 
@@ -115,8 +127,8 @@ class Keeping:
     # --- the table ------------------------------------------------------------------------------------------------
 
     def lost(self) -> list[str]:
-        """What of the rules is not as it was made, in words. Those of an earlier hostd are taken as they are: only
-        it knew where the relay listens, which goes on with that."""
+        """What of the rules is not as it was made, in words. Those of an earlier hostd that left no record of where the
+        relay listens are taken as they are."""
         if not self._rules.is_known and not self.port and self._is_complete():
             self._rules.adopt()
             return []
@@ -130,6 +142,7 @@ class Keeping:
         self._read_records()
         if not self._kept:
             return
+        self._take_over()
         mark = kept.marks(self._table)
         if policyroutes.ensure_local(mark.kept, _MASK, kept.routing_table(self._table), _PRIORITY):
             log.info("made the routing rule of kept connections")
@@ -150,7 +163,35 @@ class Keeping:
         batch.elements(NEW_ELEMENTS, "itself", [kept.itself_element(IPv4Address(a).packed) for a in self._addresses()])
         self._commit(batch)
 
+    def _take_over(self) -> None:
+        """Make the rules of an earlier hostd again as it made them, once; what was otherwise meanwhile is told."""
+        if self._taken_over:
+            return
+        self._taken_over = True
+        self._read_records()
+        earlier = self._recorded() if self._kept else None
+        if earlier is None:
+            return
+        self.port = earlier
+        with self.followed.own_change():
+            changed = self._rules.remake(self._lay)
+        self._laid = True
+        if changed:
+            line = self._rules.describe(changed)
+            line += ", while casemate-hostd was away or another version"
+            log.info("%s", line)
+            self._untold.append(line)
+
+    def _recorded(self) -> int | None:
+        """The listener's port when the rules were made last; None where that is not known."""
+        try:
+            text = durable.read_bounded(self.record, _MAX_RECORD_BYTES)
+        except (FileNotFoundError, LimitExceeded):
+            return None
+        return int(text) if text.isdigit() and int(text) < 1 << 16 else None
+
     def _lay(self) -> None:
+        durable.write_atomic(self.record, b"%d" % self.port, sync=False)
         prefix, group = check_prefix(self.settings.text("network.link_prefix")), flowlog.hello_group(self._table)
         self.library().run(kept.script(self._table, prefix, self.port, group, flowlog.HELLO_COPY_BYTES))
 
@@ -166,6 +207,7 @@ class Keeping:
     def _remove(self) -> None:
         """Nothing is kept: no packet looks for it, and the relay is let go."""
         self._laid = False
+        self.record.unlink(missing_ok=True)
         self.relay.hang_up()
         self._rules.forget()
         with self.followed.own_change():
@@ -182,6 +224,10 @@ class Keeping:
         while True:
             if self._kept:
                 try:
+                    self._take_over()
+                    if self._untold and self.is_heard():
+                        self.emit(FirewallRepaired(tuple(self._untold)))
+                        self._untold.clear()
                     self._reach()
                     mark = kept.marks(self._table)
                     made = policyroutes.ensure_local(mark.kept, _MASK, kept.routing_table(self._table), _PRIORITY)
@@ -215,6 +261,8 @@ class Keeping:
         with relay.listen(kept.marks(self._table).down) as listener:
             if not self.relay.give(GIVEN_LISTENER, listener):
                 return
+            # Before the rules of an earlier hostd are compared with those of now, which lead elsewhere.
+            self._take_over()
             self.port, self._laid = listener.getsockname()[1], False
         self.ensure()
 

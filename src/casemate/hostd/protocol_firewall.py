@@ -44,6 +44,9 @@ MAX_INLINE_BYTES = 128 << 10
 MAX_BODY_BYTES = 96 << 20
 #: Held and referred packets in one event or one operation.
 MAX_BATCH = 512
+#: Where clouds answer with a machine's credentials: AWS, Azure, Google, OpenStack and others; Alibaba; Oracle; Azure's
+#: wire server. No pod reaches them. The link-local ones are blocked anyway; these names say why.
+METADATA = ("169.254.169.254", "100.100.100.200", "192.0.0.192", "168.63.129.16")
 
 AddressBytes = Annotated[bytes, Meta(min_length=4, max_length=16)]
 

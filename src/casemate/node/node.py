@@ -47,6 +47,7 @@ class Node:
         #: Policy's own work: referrals, quarantines, hours.
         self.desk = Desk(core, self.flows)
         self.referrals = self.desk.referrals
+        self.referrals.asked_as = self.names.asked.name
         #: What the rights of projects refused.
         self.refusals = Refusals(core)
         #: Set once the store has been brought together with what hostd has.

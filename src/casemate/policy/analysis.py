@@ -9,7 +9,7 @@ from casemate.policy.compile import Compiler
 from casemate.policy.identity import Endpoint, Identity
 from casemate.policy.labels import Operator, Selector
 from casemate.policy.parse import Policies
-from casemate.policy.rules import Blocks, Rule, Workloads
+from casemate.policy.rules import Anyone, Blocks, Names, Peer, Rule, Workloads
 from casemate.policy.verdict import Action
 
 MAX_WARNINGS = 1000
@@ -113,13 +113,27 @@ def _contradictions(rules: Iterable[Rule]) -> list[str]:
 def _never(rules: Iterable[Rule], compiler: Compiler) -> list[str]:
     """Rules that pick somebody, and of which no pair of identities ever hears: earlier rules decide everything."""
     heard = compiler.heard()
-    ends = _Ends(list(compiler.identities.values()))
+    identities = list(compiler.identities.values())
+    ends = _Ends(identities)
     known: dict[Workloads, bool] = {}
 
     def picks(workloads: Workloads) -> bool:
         if workloads not in known:
             known[workloads] = ends.has(workloads)
         return known[workloads]
+
+    def is_there(peer: Peer) -> bool:
+        match peer:
+            case Workloads():
+                return picks(peer)
+            case Names():
+                # Nobody was told such a name yet: there is no such end to decide about.
+                return any(peer.covers(one.dns) for one in identities)
+            case Blocks():
+                # That those of IPv6 match nothing is said already.
+                return any(block.network.version == 4 for block in peer.group.blocks)
+            case Anyone():
+                return True
 
     return [
         f"{rule.id} never decides: rules before it decide everything that it is about"
@@ -129,5 +143,5 @@ def _never(rules: Iterable[Rule], compiler: Compiler) -> list[str]:
         and not rule.id.endswith(":isolation")
         and not rule.windows
         and picks(rule.subject)
-        and any(not isinstance(peer, Workloads) or picks(peer) for peer in rule.peers)
+        and any(is_there(peer) for peer in rule.peers)
     ]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from casemate.policy.decision import Decision, Side
 from casemate.policy.identity import Connection
 from casemate.policy.reference import Facts, evaluate
-from casemate.policy.rules import RuleSet
+from casemate.policy.rules import RuleSet, Tier
 from casemate.policy.verdict import Verdict
 
 #: How many rules may have to go together before the answer is another; more is told as such.
@@ -63,6 +63,9 @@ def explain(rules: RuleSet, asked: Connection, facts: Facts | None = None) -> Ex
         ]
         port = f"{asked.protocol.name.lower()}/{asked.port}"
         admit = f"to admit it: a rule that allows {port}, before the deciding one, for the {' and the '.join(closed)}"
+        guards = {rule.id for rule in rules.rules if rule.tier is Tier.GUARD}
+        if guards & {decision.egress.rule, decision.ingress.rule}:
+            admit = "to admit it: no rule stands before a quarantine or a wall; `casemate quarantine release` ends one"
     return Explanation(
         asked,
         decision,

@@ -93,7 +93,7 @@ def together(documents: Iterable[Document], origin: str = "policy") -> Policies:
     found = [one.parsed for one in documents]
     rules = tuple(rule for parsed in found for rule in parsed.rules)
     if len(rules) > MAX_RULES:
-        raise PolicyTooLarge(f"{origin}: {len(rules)} rules, allowed are {MAX_RULES}")
+        raise PolicyTooLarge(f"{origin}: {len(rules)} rules, egress and ingress apart, allowed are {MAX_RULES}")
     walls = tuple(wall for parsed in found for wall in parsed.walls)
     if len({wall.name for wall in walls}) != len(walls):
         raise PolicyInvalid(f"{origin}: two walls have one name")

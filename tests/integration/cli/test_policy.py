@@ -95,6 +95,7 @@ def test_quarantine_walls_and_referrals(cm: Cli) -> None:
     assert cm("quarantine", "release", "web").returncode == 125, "a release needs a reason"
     assert cm("quarantine", "release", "web", "--reason", "rebuilt").stdout == b"web\n"
     assert b"rebuilt" in cm("quarantine", "ls", "-a").stdout
+    assert b"no document was given" in cm("policy", "apply", "-f", "-", stdin=b"# nothing yet\n").stderr
     assert cm("policy", "apply", "-f", "-", stdin=WALL).returncode == 0
     assert b"banks" in cm("wall", "ls").stdout
     report = cm("wall", "report")

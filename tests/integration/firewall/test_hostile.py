@@ -35,7 +35,7 @@ from tests.integration.firewall.lab import (
 from casemate.host import conntrack, fragments, nfqueue, rtnetlink
 from casemate.hostd import straining
 from casemate.hostd.crowding import crowding, is_due, is_worth_a_count
-from casemate.hostd.firewall import METADATA
+from casemate.hostd.protocol_firewall import METADATA
 from casemate.network.firewall import guard, kept, sets
 from casemate.network.firewall.kernel import Change
 from casemate.network.firewall.sets import ALLOW, DENY, REFER, verdict_row

@@ -37,7 +37,8 @@ settings = Settings({"network.table": "casetest_k", "network.link_prefix": "ck-"
 library = nft.Nft()
 folder = tempfile.TemporaryDirectory()
 path = pathlib.Path(folder.name, "relay.sock")
-k = Keeping(settings, State(), lambda: library, nft.Followed(), RelayProcess(path, os.getuid()), lambda event: None)
+k = Keeping(settings, State(), lambda: library, nft.Followed(), RelayProcess(path, os.getuid()), lambda event: None,
+            pathlib.Path(folder.name, "relay.port"), lambda: True)
 mark = kept.marks("casetest_k")
 spec = PodSpec("0" * 64, "p", "p", network=NetworkSpec(address=ADDRESS, kept=(KeptPort(PORT), KeptPort(7001))))
 

@@ -28,10 +28,11 @@ NAME = "casetest_o"
 settings = Settings({"network.table": NAME, "network.link_prefix": "co-", "network.pool": "198.18.6.0/24"})
 library = nft.Nft()
 folder = tempfile.TemporaryDirectory()
-path = pathlib.Path(folder.name, "relay.sock")
+path, record = pathlib.Path(folder.name, "relay.sock"), pathlib.Path(folder.name, "relay.port")
 told = []
 emit = lambda event: told.extend(event.what)
-keeping = Keeping(settings, State(), lambda: library, nft.Followed(), RelayProcess(path, os.getuid()), emit)
+keeping = Keeping(settings, State(), lambda: library, nft.Followed(), RelayProcess(path, os.getuid()), emit,
+                  record, lambda: True)
 names = Visibility(settings, lambda: library, emit)
 spec = PodSpec("0" * 64, "p", "p", network=NetworkSpec(address="198.18.6.1", kept=(KeptPort(7000),)))
 TABLES = {("inet", kept.table_name(NAME)): ("answer", "see"), ("ip", resolver.table_name(NAME)): ("bound", "lead")}
@@ -88,6 +89,34 @@ async def main():
         one.cancel()
     for number in sockets:
         os.close(number)
+    for harm in ("", f"replace rule inet {kept.table_name(NAME)} see handle {{}} accept", "flush ruleset"):
+        await another_life(harm)
+
+async def another_life(harm):
+    # While no hostd is there somebody changes a rule that leads to the relay; the next one learns of its pods again.
+    place = "inet", kept.table_name(NAME), "see"
+    before = words(place)
+    if harm:
+        run("nft", harm.format(rules(*place)[-1][1]))
+    del told[:]
+    later = Keeping(settings, State(), lambda: library, nft.Followed(), RelayProcess(path, os.getuid()), emit,
+                    record, lambda: heard[0])
+    later._read = True
+    later._kept["198.18.6.1", 7000] = spec.id
+    heard = [False]
+    task = asyncio.ensure_future(later.keep())
+    until = time.monotonic() + 60
+    while words(place) != before or not later._rules.is_known:
+        assert time.monotonic() < until, (told, words(place), before)
+        await asyncio.sleep(0.02)
+    print("before anybody hears", told)
+    heard[0] = True
+    while bool(told) != bool(harm):
+        assert time.monotonic() < until
+        await asyncio.sleep(0.02)
+    assert not later.lost()
+    print("another life", told)
+    task.cancel()
 
 subprocess.run("ip link set lo up", shell=True, check=True)
 asyncio.run(main())
@@ -106,4 +135,13 @@ def test_a_rule_that_somebody_replaced_in_the_smaller_tables_is_put_right() -> N
             f"rules of chain {second} were not ours", f"chain {second} dropped", "it slept", "all of it was gone",
         )  # fmt: skip
         wanted += [f"made nftables table {table} again: {reason}" for reason in reasons]
-    assert done.stdout.splitlines() == [*wanted, "counted True True []"]
+    away = ", while casemate-hostd was away or another version"
+    lives = [
+        "[]",
+        f"['made nftables table inet casetest_o_keep again: a rule of chain see was changed{away}']",
+        f"['made nftables table inet casetest_o_keep again: all of it was gone{away}']",
+    ]
+    wanted += ["counted True True []"]
+    for told in lives:
+        wanted += ["before anybody hears []", f"another life {told}"]
+    assert done.stdout.splitlines() == wanted

@@ -216,6 +216,9 @@ def test_a_signal_to_one_whose_end_is_not_heard_of_yet(host: harness.Host, base_
     assert done.returncode == 1
     assert "container not running" in done.stderr
     assert host.vm("kill", "--all", "unheard", "KILL").returncode == 0
+    joined = host.vm("exec", "unheard", "true", stdin=subprocess.DEVNULL)
+    # Words about a command would be taken for "no such program" (127).
+    assert "cannot exec in a stopped container" in joined.stderr
     assert host.vm("delete", "--force", "unheard").returncode == 0
 
 

@@ -331,3 +331,41 @@ def test_a_clock_that_jumps_opens_and_cuts_nothing_but_what_hours_say(world: Wor
         for name in ("casemated", "casemate-hostd"):
             daemons.kill(name)
         daemons.start()
+
+
+SHOP = CLOSED + (
+    "  rules: [{from: [{select: {matchLabels: {app: web}}}], to: [{segment: db}], ports: [tcp/7100], action: allow}]\n"
+)
+RULE_OF_MANY = '{{"from":"any","to":[{{"segment":"db"}}],"ports":["{}/{}"],"action":"deny"}}'
+
+
+@pytest.mark.parametrize("count", [15_000, 100_000])
+def test_a_document_of_thousands_of_rules_is_in_force_at_once_or_refused(world: World, count: int) -> None:
+    """Until it holds the old rules do, for who may and for who may not; one that is refused changes nothing."""
+    db = world.serve("db", PORT, app="db")
+    world.run("web", app="web")
+    world.run("other", app="other")
+    world.apply(SHOP)
+    rules = [RULE_OF_MANY.format("udp" if number % 2 else "tcp", 1 + number // 2) for number in range(count)]
+    text = (
+        '{"apiVersion":"casemate/v1","kind":"Policy","metadata":{"name":"many"},"spec":{"tier":"operator","segments":'
+        '{"db":{"select":{"matchLabels":{"app":"db"}}}},"rules":[' + ",".join(rules) + "]}}"
+    )
+    said: list[str] = []
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        applying = pool.submit(world.apply, text)
+        while not applying.done():
+            # One that is cut before the server spoke hears nothing: it has nothing to say itself.
+            said.append(world.dial("web", db, PORT, 30.0 if count == 100_000 else 2.0))
+            assert world.dial("other", db, PORT, 30.0) in NO
+    if count == 100_000:
+        with pytest.raises(ApiError) as caught:
+            applying.result()
+        assert caught.value.problem["code"] == "policy.too_large"
+        assert set(said) == {"yes"}, "nobody noticed"
+        assert world.dial("web", db, PORT) == "yes"
+        return
+    assert applying.result().enforced
+    assert said == sorted(said, reverse=True), "they held from one moment on"
+    assert world.dial("web", db, PORT) in NO, "the rule for its port is among them"
+    assert "many:rules[14198]" in world.explain("web", "db", "tcp/7100").rule

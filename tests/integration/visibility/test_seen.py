@@ -377,6 +377,11 @@ def test_referred_by_name_only_these_names_are_asked_and_each_connection_waits(s
         script = "nslookup api.example.org; nc -w 60 198.51.100.77 443 </dev/null >/dev/null 2>&1 &"
         assert "198.51.100.77" in inside(site, "web", script)
         assert until(lambda: "198.51.100.77" in site("referral", "ls").stdout.decode())
+        listed = site("referral", "ls").stdout.decode()
+        assert "default/web (198." in listed, listed
+        assert "198.51.100.77 (asked for as api.example.org)" in listed, listed
+        event = site("events", "--since", "5m", "--no-follow", "-f", "kind=referral").stdout.decode()
+        assert "dns=api.example.org" in event, event
     finally:
         assert site("policy", "rm", "referred").returncode == 0
 

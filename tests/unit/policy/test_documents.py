@@ -283,6 +283,29 @@ spec:
     assert "rules[2]:egress[0] never" not in told
 
 
+def test_a_rule_by_name_is_not_said_to_be_idle_before_anybody_was_told_the_name() -> None:
+    text = b"""
+apiVersion: casemate/v1
+kind: Policy
+metadata: {name: w}
+spec:
+  tier: operator
+  rules:
+    - {from: [{select: {matchLabels: {app: web}}}], to: [{names: [api.example.org]}], ports: [tcp/443], action: allow}
+    - {from: [{select: {matchLabels: {app: web}}}], to: any, action: deny}
+    - {from: [{select: {matchLabels: {app: web}}}], to: [{names: [api.example.org]}], ports: [tcp/80], action: allow}
+"""
+    policies = parse(text)
+
+    def told(*ends: Endpoint) -> str:
+        return "\n".join(warnings(policies, Planner(policies.in_force(0), ends).compiler, ends))
+
+    assert "never decides" not in told(WEB, DB)
+    named = Endpoint("192.0.2.1", kind=Kind.WORLD, dns=frozenset({"api.example.org"}))
+    assert "rules[2]:egress[0] never decides" in told(WEB, DB, named)
+    assert "rules[0]:egress[0] never decides" not in told(WEB, DB, named)
+
+
 def test_the_schema_takes_what_the_reader_takes() -> None:
     if importlib.util.find_spec("jsonschema_rs") is None:
         pytest.skip("missing: jsonschema_rs (comes with schemathesis)")

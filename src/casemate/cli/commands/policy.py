@@ -78,7 +78,10 @@ def _path_reason(arguments: Arguments) -> Pairs:
 
 def told(context: Context, answer: dict[str, object], with_diff: bool) -> None:
     """What an application did, in lines; warnings to standard error."""
-    for row in rows_of(answer, "changes"):
+    changes = rows_of(answer, "changes")
+    if not changes:
+        context.note("no document was given\n")
+    for row in changes:
         context.write(f"{clean(str(row.get('key')))} {row.get('action')}\n")
         if with_diff and row.get("diff"):
             context.write("".join(f"  {_diff_line(line)}\n" for line in str(row.get("diff")).split("\n")))
@@ -88,7 +91,7 @@ def told(context: Context, answer: dict[str, object], with_diff: bool) -> None:
         listed = answer.get(name)
         for text in listed if isinstance(listed, list) else ():
             context.note(f"{before}: {clean(str(text))}\n")
-    count = answer.get("elements")
+    count = answer.get("elements", 0)
     if answer.get("dry_run"):
         context.write(f"would change {count} elements of the firewall; nothing was changed\n")
     elif not answer.get("enforced"):

@@ -15,7 +15,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from casemate.cli.context import Context
 
-_COLUMNS = (("Number", "NUMBER"), ("At", "AT"), ("Source", "FROM"), ("Destination", "TO"), ("Port", "PORT"),
+_COLUMNS = (("Number", "NUMBER"), ("At", "AT"), ("From", "FROM"), ("To", "TO"), ("Port", "PORT"),
             ("State", "STATE"), ("Reason", "REASON"))  # fmt: skip
 _HELD = (("Workload", "WORKLOAD"), ("Since", "SINCE"), ("Until", "UNTIL"), ("By", "BY"), ("Cause", "CAUSE"),
          ("Reason", "REASON"))  # fmt: skip
@@ -67,9 +67,18 @@ def _row(row: dict[str, object], state: str) -> dict[str, object]:
     why = row.get("reason") or f"asked by {row.get('asked_by')}"
     return {
         "Number": row.get("number"), "At": row.get("at"), "Source": row.get("source"),
+        "From": _end(row, "source"), "To": _end(row, "destination"), "Name": row.get("dns") or "",
         "Destination": row.get("destination"), "Port": f"{row.get('protocol')}/{row.get('port')}", "State": told,
         "Reason": why, "By": row.get("by"),
     }  # fmt: skip
+
+
+def _end(row: dict[str, object], side: str) -> str:
+    """A pod by its name, with its address; an outside address with the name that the pod asked for, if one is known."""
+    name, address = str(row.get(side)), str(row.get(f"{side}_address") or "")
+    if side == "destination" and row.get("dns"):
+        return f"{address} (asked for as {row.get('dns')})"
+    return f"{name} ({address})" if address and address != name else name
 
 
 def _answer(arguments: Arguments, context: Context, allow: bool) -> int:
@@ -89,7 +98,7 @@ def _answer(arguments: Arguments, context: Context, allow: bool) -> int:
 
 def _told(answer: object) -> str:
     row = object_of(answer)
-    text = f"{row.get('number')} {row.get('answer')}: {row.get('source')} to {row.get('destination')}"
+    text = f"{row.get('number')} {row.get('answer')}: {_end(row, 'source')} to {_end(row, 'destination')}"
     return clean(f"{text} {row.get('protocol')}/{row.get('port')}, {row.get('reason')}")
 
 
@@ -132,7 +141,7 @@ def watch(arguments: Arguments, context: Context) -> int:
             context.write(json.dumps(row) + "\n")
             continue
         held = _row(row, "waits")
-        text = f"{held['Number']} {held['At']} {held['Source']} to {held['Destination']} {held['Port']}"
+        text = f"{held['Number']} {held['At']} {held['From']} to {held['To']} {held['Port']}"
         word = str(row.get("answer") or "")
         colour = {"allow": "32", "deny": "31"}.get(word, "36")
         context.write(coloured(clean(f"{text}: {held['State']} ({held['Reason']})"), colour, 1) + "\n")

@@ -27,6 +27,8 @@ NO_NEW_PRIVS, IGNORE_PAUSED = 8, 16
 _MOST_ID = (1 << 32) - 2
 #: The guest's clock may say anything; the year 9999.
 _LAST_TIME = 253_402_300_799.0
+#: What a guest says (errno, words; guest/agent/process.c) of a process for a container that has just ended.
+_ENDED_MEANWHILE = ((errno.ENOENT, "no such container, or it does not run"), (errno.ESRCH, "namespaces"))
 
 
 def hooks_after(folder: Path, one: ContainerRecord, stage: Literal["poststart", "poststop"]) -> list[Field]:
@@ -102,7 +104,18 @@ def check_can_exec(one: ContainerRecord, *, ignore_paused: bool) -> None:
     if one.status == "paused" and not ignore_paused:
         raise Conflict(f"cannot exec in a paused container (use --ignore-paused to override): {one.id}")
     if one.status == "stopped":
-        raise Conflict(f"cannot exec in a stopped container: {one.id} is stopped, container not running")
+        raise _stopped(one)
+
+
+def exec_error(error: AgentFailed, one: ContainerRecord) -> CasemateError:
+    """Why a process could not join *one*: it has ended, and its end is on its way to us; or what the guest said."""
+    if (error.facts.get("errno"), error.facts.get("step")) in _ENDED_MEANWHILE:
+        return _stopped(one)
+    return command_error(error)
+
+
+def _stopped(one: ContainerRecord) -> Conflict:
+    return Conflict(f"cannot exec in a stopped container: {one.id} is stopped, container not running")
 
 
 def plain_process(ask: Message, first: Process) -> Process:

@@ -213,7 +213,7 @@ class Service:
         try:
             await machine.monitor.ask(Kind.EXEC, fields)
         except AgentFailed as error:
-            raise answers.command_error(error) from error
+            raise answers.exec_error(error, one) from error
         return ""
 
     async def _state(self, ask: Message, _fds: list[int]) -> str:

@@ -13,6 +13,7 @@ from casemate.hostd.protocol_visibility import ResolverListen
 from casemate.node import events
 from casemate.node.core import Core, report
 from casemate.node.directory import Directory, Entry
+from casemate.node.dns.asked import Asked
 from casemate.node.dns.closing import Closing
 from casemate.node.dns.named import Named
 from casemate.node.dns.wire import (
@@ -55,6 +56,7 @@ class Names:
         self._flows = flows
         self.named = Named(core.policy, db=core.db, boot=_boot())
         core.policy.named = self.named.ends
+        self.asked = Asked()
         self.enabled = core.settings.flag("network.resolver")
         self._sidecar: Sidecar | None = None
         self._hostd_up, self._hostd_down = asyncio.Event(), asyncio.Event()
@@ -185,6 +187,7 @@ class Names:
         gone = (old.address,) if old is not None and (new is None or new.address != old.address) else ()
         if gone:
             self.named.viewer_gone(gone[0])
+            self.asked.viewer_gone(gone[0])
         # Before the resolver knows it: until then it answers nothing to it.
         self._closing.one(old, new)
         self._give_held()
@@ -195,6 +198,7 @@ class Names:
         match message:
             case Answered():
                 self._flows.answered(message.viewer, message.name, message.addresses)
+                self.asked.answered(message.viewer, message.name, message.addresses)
                 if message.number:
                     self._core.spawn(self._lay(message), f"the answer for {message.name[:80]}")
             case Refused():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 from collections.abc import Iterable
 from typing import Annotated, Any
 
@@ -15,6 +16,7 @@ from casemate.node.owners import sees_end
 from casemate.node.policy import ends, walling
 from casemate.node.policy.documents import text_of
 from casemate.node.policy.errors import ExpectationsInvalid, FlowsAbsent
+from casemate.node.policy.guards import guarded
 from casemate.node.policy.reading import read_text
 from casemate.policy.askable import words
 from casemate.policy.explain import explain
@@ -59,6 +61,13 @@ async def explained(core: Core, request: ExplainRequest) -> ExplainAnswer:
     found = await asyncio.to_thread(explain, rules, asked)
     wall = await walling.said(core, source, destination)
     lines = tuple(found.lines()) + ((wall,) if wall else ())
+    guard = guarded(source, destination, ipaddress.IPv4Network(core.settings.text("network.pool")))
+    if guard is not None:
+        lines = (f"{asked.describe()}: deny by {guard.rule}: {guard.why}; no rule opens it", "the rules alone:", *lines)
+        return ExplainAnswer(
+            verdict="deny", rule=guard.rule, lines=lines, egress_rule=found.decision.egress.rule,
+            ingress_rule=found.decision.ingress.rule, source=source.name, destination=destination.name, wall=wall,
+        )  # fmt: skip
     number = policy.number_of(source.name)
     if destination.kind is Kind.WORLD and number and core.settings.flag("network.resolver"):
         lines += (words(source.name, policy.askable(number)),)

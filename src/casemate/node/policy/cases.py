@@ -14,6 +14,14 @@ from casemate.policy.ports import Protocol
 WORDS = {protocol: protocol.name.lower() for protocol in Protocol}
 
 
+class Told(NamedTuple):
+    """What a person is told of both ends beside their names: addresses, and what the source asked the resolver for."""
+
+    source_address: str = ""
+    destination_address: str = ""
+    dns: str = ""
+
+
 @dataclass(slots=True)
 class Prompt:
     """A person is asked about *asked*; *packets* wait for the answer."""
@@ -24,6 +32,7 @@ class Prompt:
     began: float
     deadline: float
     rule: str
+    told: Told
     packets: list[ReferredPacket] = field(default_factory=list)
     timer: asyncio.TimerHandle | None = None
 
@@ -48,13 +57,14 @@ class Case:
 
 
 class Settled(NamedTuple):
-    """*packets* have *answer*, and are still to be told of; *number* 0: nobody was asked."""
+    """*packets* have *answer*, and are still to be told of; *number* 0: nobody was asked, and *told* is not known."""
 
     packets: Sequence[ReferredPacket]
     asked: Connection
     answer: Answer
     waited_s: float
     number: int
+    told: Told | None = None
 
 
 def key_of(asked: Connection) -> str:

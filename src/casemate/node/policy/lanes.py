@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from casemate.hostd.protocol_firewall import ReferredPacket
-from casemate.node.policy.cases import WORDS, Answer
+from casemate.node.policy.cases import WORDS, Answer, Told
 from casemate.node.policy.deciding import Decider, Paths
 from casemate.node.policy.referral_packs import Kind, Run
 from casemate.policy.identity import Connection, Endpoint
@@ -53,6 +53,7 @@ class Lane:
 
     asked: Connection
     answer: Answer
+    told: Told
     packets: list[ReferredPacket] = field(default_factory=list)
 
     def run(self, first: int, at: float) -> Run:
@@ -60,7 +61,7 @@ class Lane:
         asked, answer = self.asked, self.answer
         kind = Kind(
             asked.source.name, asked.destination.name, WORDS[asked.protocol], "allow" if answer.allow else "deny",
-            answer.reason, answer.by, answer.lifetime_s,
+            answer.reason, answer.by, answer.lifetime_s, *self.told,
         )  # fmt: skip
         return Run(first, at, kind, [packet.port for packet in self.packets])
 
@@ -76,6 +77,7 @@ class Pair:
     clear: bool
     plain: bool
     paths: Paths
+    told: Told
     #: By protocol and stretch of ports; None: each packet is looked at by itself.
     lanes: dict[tuple[int, int], Lane | None] = field(default_factory=dict)
 
@@ -98,7 +100,7 @@ class Pair:
         asked = self.asked(packet)
         decision = decider.relevant(asked).decision
         answer = spoken.answer(decision.verdict, decision.rule, lasting=True) if decision is not None else None
-        return Lane(asked, answer) if answer is not None else None
+        return Lane(asked, answer, self.told) if answer is not None else None
 
 
 def used(pairs: Iterable[Pair]) -> list[Lane]:

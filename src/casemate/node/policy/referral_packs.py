@@ -19,7 +19,10 @@ MAX_PACKED = 2048
 
 
 class Kind(NamedTuple):
-    """What referrals have in common: names of both ends, protocol, the answer and why, and how long it holds."""
+    """What referrals have in common: both ends, protocol, the answer and why, and how long it holds.
+
+    Packs of earlier versions end with *lifetime_s*.
+    """
 
     source: str
     destination: str
@@ -28,6 +31,9 @@ class Kind(NamedTuple):
     reason: str
     by: str
     lifetime_s: int
+    source_address: str = ""
+    destination_address: str = ""
+    dns: str = ""
 
 
 class Run(NamedTuple):
@@ -100,7 +106,8 @@ def rows(run: Run) -> Iterator[ReferralRow]:
     for place in range(len(run.ports) - 1, -1, -1):
         yield ReferralRow(
             run.first + place, at, kind.source, kind.destination, kind.protocol, run.ports[place], "", kind.answer,
-            kind.reason, kind.by, until=until,
+            kind.reason, kind.by, until=until, source_address=kind.source_address,
+            destination_address=kind.destination_address, dns=kind.dns,
         )  # fmt: skip
 
 

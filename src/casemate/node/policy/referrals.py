@@ -21,7 +21,7 @@ from casemate.node.clock import rfc3339
 from casemate.node.core import Caller, Core, report
 from casemate.node.owners import project_of_end
 from casemate.node.policy import ends, rights, store, walling
-from casemate.node.policy.cases import WORDS, Answer, Case, Prompt, Settled, key_of
+from casemate.node.policy.cases import WORDS, Answer, Case, Prompt, Settled, Told, key_of
 from casemate.node.policy.deciding import Decider, Rates
 from casemate.node.policy.errors import PromptsFull, ReferralNotFound
 from casemate.node.policy.lanes import PROTOCOLS, Lane, Pair, Spoken, used
@@ -76,6 +76,8 @@ class Referrals:
         self._seen: OrderedDict[tuple[str, str], None] = OrderedDict()
         self.met: Callable[[Endpoint, Endpoint], object] | None = None
         self.told: Callable[[Sequence[tuple[Answer, Sequence[ReferredPacket]]]], None] | None = None
+        #: Under which name the pod at the first address was told of the second.
+        self.asked_as: Callable[[str, str], str] | None = None
         core.policy.changed.append(self._changed)
 
     async def load(self) -> None:
@@ -201,7 +203,13 @@ class Referrals:
         one, other = self._ends(source, destination)
         wall = walling.touched(self._core.policy.walls, one, other)
         clear = not wall or walling.known(self._core, one, other) is True
-        return Pair(one, other, clear, one.name not in self._prompts_of, self.decider.paths(one, other))
+        plain, paths = one.name not in self._prompts_of, self.decider.paths(one, other)
+        return Pair(one, other, clear, plain, paths, self._told_of(source, destination, other))
+
+    def _told_of(self, source: bytes, destination: bytes, end: Endpoint) -> Told:
+        one, other = str(ends.unpacked(source)), str(ends.unpacked(destination))
+        is_pod = end.kind is Kind.POD
+        return Told(one, other, "" if is_pod or self.asked_as is None else self.asked_as(one, other))
 
     def _judge_later(self, cases: Iterable[Case]) -> None:
         """Walls are asked for all at once; whether two have met for each by itself, since that takes long."""
@@ -315,7 +323,8 @@ class Referrals:
             self._settle([packet], asked, Answer(False, full.detail, "bound"), 0.0)
             return
         self._next += 1
-        prompt = Prompt(self._next, asked, key, now, now + self._deadline_s, rule, [packet])
+        told = self._told_of(packet.source, packet.destination, asked.destination)
+        prompt = Prompt(self._next, asked, key, now, now + self._deadline_s, rule, told, [packet])
         loop = asyncio.get_running_loop()
         prompt.timer = loop.call_later(self._deadline_s, self._overdue, prompt.number)
         self._prompts[prompt.number] = self._asked[key] = prompt
@@ -330,7 +339,8 @@ class Referrals:
         await self._core.db.write(
             lambda db: events.add(
                 db, at, "referral", str(row.number), "asked", source=row.source, destination=row.destination,
-                port=f"{row.protocol}/{row.port}", deadline=row.deadline,
+                port=f"{row.protocol}/{row.port}", deadline=row.deadline, source_address=row.source_address,
+                destination_address=row.destination_address, **_named(row),
             )
         )  # fmt: skip
         self._core.events.wake()
@@ -341,7 +351,7 @@ class Referrals:
             self.counters["deadline"] += 1
             waited = self._core.clock() - prompt.began
             why = f"nobody answered within {self._deadline_s} s"
-            self._settle(prompt.packets, prompt.asked, Answer(False, why, "deadline"), waited, prompt.number)
+            self._settle(prompt.packets, prompt.asked, Answer(False, why, "deadline"), waited, prompt)
             self._flush()
 
     def _end(self, number: int) -> Prompt | None:
@@ -383,6 +393,7 @@ class Referrals:
             audit.append(
                 db, at, caller.who, f"referral.{row.answer}", str(number), source=row.source,  # type: ignore[arg-type]
                 destination=row.destination, port=f"{row.protocol}/{row.port}", reason=reason, until=row.until,
+                **_named(row),
             )  # fmt: skip
 
         await core.db.write(work)
@@ -392,7 +403,7 @@ class Referrals:
         if ended is None:
             raise ReferralNotFound(f"referral {number} was denied meanwhile: its deadline passed", number=number)
         self.counters["answered"] += 1
-        self._settle(ended.packets, asked, answer, at - ended.began, number)
+        self._settle(ended.packets, asked, answer, at - ended.began, ended)
         self._flush()
         return row
 
@@ -439,7 +450,7 @@ class Referrals:
 
     def _settle(
         self, packets: Sequence[ReferredPacket], asked: Connection | None, answer: Answer, waited_s: float,
-        number: int = 0,
+        prompt: Prompt | None = None,
     ) -> None:  # fmt: skip
         """*packets* have their *answer*; :meth:`_flush` sends it. Without *asked* nobody knows what it was about."""
         self.counters["allowed" if answer.allow else "denied"] += len(packets)
@@ -448,10 +459,11 @@ class Referrals:
         if asked is None:
             return
         if answer.allow:
-            if not number:
+            if prompt is None:
                 self._grant(packets)
             self._note_met((asked.source.name, asked.destination.name))
-        self._settled.append(Settled(packets, asked, answer, waited_s, number))
+        number, told = (prompt.number, prompt.told) if prompt is not None else (0, None)
+        self._settled.append(Settled(packets, asked, answer, waited_s, number, told))
 
     def _grant(self, packets: Iterable[ReferredPacket]) -> None:
         granted = self._granted
@@ -501,17 +513,18 @@ class Referrals:
         now = self._core.clock()
         at = rfc3339(now)
         until = {0: ""}
-        for packets, asked, answer, waited_s, number in settled:
+        for packets, asked, answer, waited_s, number, known in settled:
             lifetime_s, prompted = answer.lifetime_s, bool(number)
             if lifetime_s not in until:
                 until[lifetime_s] = rfc3339(now + lifetime_s)
             if not prompted:
                 self._next += 1
+            told = known or self._told_of(packets[0].source, packets[0].destination, asked.destination)
             row = ReferralRow(
                 number or self._next, rfc3339(now - waited_s) if waited_s else at,
                 asked.source.name, asked.destination.name, WORDS[asked.protocol], asked.port, "",
-                "allow" if answer.allow else "deny", answer.reason, answer.by,
-                until=until[lifetime_s], packets=len(packets), waited_ms=round(waited_s * 1000, 3),
+                "allow" if answer.allow else "deny", answer.reason, answer.by, "",
+                until[lifetime_s], len(packets), round(waited_s * 1000, 3), *told,
             )  # fmt: skip
             self._rows.keep(row, prompted=prompted)
 
@@ -522,7 +535,7 @@ class Referrals:
             WORDS[asked.protocol], asked.port, prompt.rule,
             "" if answer is None else "allow" if answer.allow else "deny", "" if answer is None else answer.reason,
             "" if answer is None else answer.by, "" if answer is not None else rfc3339(prompt.deadline),
-            packets=len(prompt.packets), waited_ms=round((self._core.clock() - prompt.began) * 1000, 3),
+            "", len(prompt.packets), round((self._core.clock() - prompt.began) * 1000, 3), *prompt.told,
         )  # fmt: skip
 
     def find(self, number: int) -> ReferralRow | None:
@@ -551,6 +564,10 @@ class Referrals:
         return self._rows.watch(
             lambda: [self._row(prompt, None) for prompt in prompts.values()], waiting_only=waiting_only
         )
+
+
+def _named(row: ReferralRow) -> dict[str, str]:
+    return {"dns": row.dns} if row.dns else {}
 
 
 def _addresses(workload: object, text: str) -> tuple[Address, ...]:

@@ -191,7 +191,8 @@ class ReferralRow(Value, frozen=True):
     """A connection that no rule decided in the kernel. *answer* is empty while a person is asked.
 
     *by*: the rule, ``wall NAME``, ``deadline``, or the person. *until*: how long the answer holds for the same
-    two ends and port. *packets*: first packets that waited for this answer.
+    two ends and port. *packets*: first packets that waited for this answer. *dns*: the name under which the source was
+    told of an outside destination's address last, if it asked the node's resolver: its owner says where it leads.
     """
 
     number: int
@@ -208,6 +209,9 @@ class ReferralRow(Value, frozen=True):
     until: str = ""
     packets: int = 1
     waited_ms: float = 0.0
+    source_address: str = ""
+    destination_address: str = ""
+    dns: str = ""
 
 
 class ReferralList(Value, frozen=True):

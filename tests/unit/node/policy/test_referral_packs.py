@@ -6,6 +6,7 @@ import asyncio
 import sqlite3
 from collections.abc import Callable
 
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.node.policy.site import Site, packet
@@ -43,6 +44,18 @@ def _database() -> sqlite3.Connection:
 
 def _row(number: int, source: str = "shop/web") -> ReferralRow:
     return ReferralRow(number, rfc3339(1.0), source, "shop/db", "tcp", 1, answer="deny", reason="nobody answered")
+
+
+def test_addresses_and_the_name_that_was_asked_for_are_kept_and_earlier_packs_are_read() -> None:
+    db = _database()
+    kind = LAB._replace(source_address="198.18.0.1", destination_address="192.0.2.1", dns="api.example.org")
+    store.add_referrals(db, [], [Run(7, 10.0, kind, [443])])
+    before = msgspec.msgpack.encode(([LAB[:7]], [(3, 10.0, 0, (53,))]))
+    db.execute("INSERT INTO referral_packs VALUES (3, ' lab ', ?)", (before,))
+    found = store.referrals(db, 10)
+    assert [(row.number, row.source_address, row.destination_address, row.dns) for row in found] == [
+        (7, "198.18.0.1", "192.0.2.1", "api.example.org"), (3, "", "", ""),
+    ]  # fmt: skip
 
 
 def test_each_is_read_by_itself_the_newest_first() -> None:

@@ -10,7 +10,7 @@ import pytest
 from tests.unit.node.policy.site import ANYBODY, REFER, ROOT, Site, banks, packet
 
 from casemate.hostd import protocol_firewall as wire
-from casemate.node.policy import quarantine
+from casemate.node.policy import asking, quarantine
 from casemate.node.policy.errors import (
     PromptsFull,
     ReferralNotFound,
@@ -18,6 +18,7 @@ from casemate.node.policy.errors import (
 from casemate.node.policy.referrals import Referrals
 from casemate.node.policy.wallstate import entries, read_bound
 from casemate.spec.api.policy import (
+    ExplainRequest,
     QuarantineRequest,
     ReferralAnswer,
 )
@@ -276,5 +277,8 @@ def test_nobody_lets_out_who_is_in_quarantine_since(play: Callable[..., None]) -
         assert (await _settled(site, 1))[0].accept is False
         referrals.on_referred(wire.Referred((packet(2, 1, 3, 5432),)))
         assert (await _settled(site, 2))[1].accept is False, "nor does an answer of before"
+        told = await asking.explained(site.core, ExplainRequest("client", "db", "tcp/5432"))
+        assert told.rule == "Quarantine:egress"
+        assert "quarantine release" in told.admit, "a rule would not help"
 
     play(scene)
