@@ -14,7 +14,7 @@ import errno
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass, field
 
 from casemate.host import bpf
@@ -140,7 +140,7 @@ def silence(interface: Interface) -> None:
 
 
 @contextlib.contextmanager
-def _ours(index: int) -> Iterator[tuple[str, int]]:
+def _ours(index: int) -> Generator[tuple[str, int]]:
     """Name and descriptor of our program at an interface; nothing and 0: there is none."""
     for number, name in bpf.attached_ingress(index):
         if name.startswith(sparing.OURS):
