@@ -191,6 +191,8 @@ static void hide_host(void)
 	must(mount("proc", "proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL));
 	must((int)syscall(SYS_pivot_root, ".", "."));
 	must(umount2(".", MNT_DETACH));
+	/* Podman's `cp` would write a running container's files here, and say that it did. */
+	must(mount("casemate", "/", NULL, MS_REMOUNT | MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC, "size=64k,mode=755"));
 }
 
 pid_t waiter_fork(const struct stdio *stdio, int alone, uint32_t namespaces)

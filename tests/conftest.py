@@ -1,4 +1,7 @@
-"""For every test: tests marked ``root`` are skipped without root, and skips are counted by what is missing."""
+"""For every test: tests marked ``root`` are skipped without root, and skips are counted by what is missing.
+
+No property test fails because the machine was busy: how long an example takes, or is looked for, is no assertion.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,10 @@ import os
 from collections import Counter
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("casemate", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("casemate")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

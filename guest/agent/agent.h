@@ -20,6 +20,7 @@ enum {
 	MAX_PROCESSES = 64,  /* first processes and execs */
 	MAX_STRINGS = 8192,
 	MAX_MOUNTS = 512,
+	MAX_DEVICES = 1024,  /* an engine passes all of its host's to a container with every privilege */
 	ID_BYTES = 65,
 	SETUP_TIMEOUT_MS = 20000,
 	MAX_START_HOOKS = 16,
@@ -91,7 +92,7 @@ struct request {
 	struct rlimit_request rlimits[32];
 	struct mount_request mounts[MAX_MOUNTS];
 	const char *masked[256], *read_only[256], *sysctls[256];
-	struct device_request devices[128];
+	struct device_request devices[MAX_DEVICES];
 	struct file_request files[64];
 	struct limit_request limits[64];
 	struct device_rule device_rules[MAX_DEVICE_RULES];

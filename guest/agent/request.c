@@ -77,7 +77,7 @@ static int add_device(const struct wire_field *field, struct request *r)
 	const uint8_t *b = field->bytes;
 	const char *path;
 
-	if (r->device_count >= 128 || field->length < 20 || !split(b + 20, field->length - 20, &path, 1))
+	if (r->device_count >= MAX_DEVICES || field->length < 20 || !split(b + 20, field->length - 20, &path, 1))
 		return 0;
 	r->devices[r->device_count++] = (struct device_request){ path, wire_u32(b), wire_u32(b + 4), wire_u32(b + 8),
 		wire_u32(b + 12), wire_u32(b + 16) };

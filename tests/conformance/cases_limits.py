@@ -166,6 +166,9 @@ def pause(chamber: Chamber) -> None:
         before = ticks(chamber, name)
         time.sleep(0.6)
         assert ticks(chamber, name) == before
+        # Asked of a sandbox that stands still, too.
+        assert "while :; do echo" in chamber.ok("top", name)
+        chamber.ok("stats", "--no-stream", name)
         chamber.ok("unpause", name)
         until(lambda: ticks(chamber, name) > before)
 

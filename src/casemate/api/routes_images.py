@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
 from starlette.responses import Response
 
-from casemate.api.errors import BodyTooLarge
 from casemate.api.routing import Call, NoQuery, Row
 from casemate.api.scopes import ADMINISTRATOR, NARROWED, OPERATION, SHARED
 from casemate.api.streams import HEARTBEAT, event_stream, piped_stream, sse
+from casemate.api.uploads import uploaded_archive
 from casemate.node import imageremoval, images, imagetransfer
 from casemate.spec import api as schema
-from casemate.spec.errors import DiskFull, InvalidArgument
+from casemate.spec.errors import InvalidArgument
 
 
 class RefQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -118,13 +116,8 @@ async def import_(call: Call) -> object:
     query: ImportQuery = call.query
     wanted = imagetransfer.ImportWanted(query.tag, query.format, _words(query.cmd), _words(query.entrypoint), query.env)
     imagetransfer.check_import(wanted)
-    path = await spool(call)
-    try:
-        operation = await imagetransfer.import_(call.core, call.node.operations, wanted, path, call.caller)
-    except BaseException:
-        await asyncio.to_thread(path.unlink, missing_ok=True)
-        raise
-    return accepted(operation)
+    async with uploaded_archive(call) as path:
+        return accepted(await imagetransfer.import_(call.core, call.node.operations, wanted, path, call.caller))
 
 
 def _words(values: tuple[str, ...]) -> tuple[str, ...]:
@@ -135,32 +128,6 @@ def _words(values: tuple[str, ...]) -> tuple[str, ...]:
         except msgspec.MsgspecError as error:
             raise InvalidArgument(f"{values[0][:80]!r} is no JSON array of words: {error}") from error
     return values
-
-
-async def spool(call: Call) -> Path:
-    """The body in a file below ``uploads``; bounded, and removed when it does not come whole."""
-    assert call.request is not None
-    limit = call.core.settings.number("image.max_layer_bytes")
-    path = call.core.images.temporary("uploads")
-    file = await asyncio.to_thread(path.open, "xb")
-    size = 0
-    try:
-        with file:
-            async for chunk in call.request.stream():
-                size += len(chunk)
-                if size > limit:
-                    raise BodyTooLarge(f"the archive is longer than image.max_layer_bytes ({limit})", limit=limit)
-                if chunk:
-                    await asyncio.to_thread(file.write, chunk)
-    except OSError as error:
-        await asyncio.to_thread(path.unlink, missing_ok=True)
-        if error.errno in (28, 122):
-            raise DiskFull(f"{path.parent}: no space for the upload") from error
-        raise
-    except BaseException:
-        await asyncio.to_thread(path.unlink, missing_ok=True)
-        raise
-    return path
 
 
 async def export(call: Call) -> object:

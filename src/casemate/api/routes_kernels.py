@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import msgspec
 
-from casemate.api.routes_images import accepted, spool
+from casemate.api.routes_images import accepted
 from casemate.api.routing import Call, NoQuery, Row
 from casemate.api.scopes import ADMINISTRATOR, SHARED
+from casemate.api.uploads import uploaded_archive
 from casemate.node import kernels
 from casemate.spec import api as schema
 from casemate.spec.api.kernels import KernelChoice, KernelRows
@@ -29,12 +28,8 @@ async def install(call: Call) -> object:
     query: InstallQuery = call.query
     if query.source != "body":
         return accepted(await kernels.install(call.core, call.node.operations, None, call.caller))
-    path = await spool(call)
-    try:
+    async with uploaded_archive(call) as path:
         return accepted(await kernels.install(call.core, call.node.operations, path, call.caller))
-    except BaseException:
-        await asyncio.to_thread(path.unlink, missing_ok=True)
-        raise
 
 
 async def use(call: Call) -> object:

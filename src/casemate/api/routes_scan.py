@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
 from starlette.responses import Response
 
-from casemate.api.errors import BodyTooLarge
 from casemate.api.routes_images import accepted
 from casemate.api.routing import Call, NoQuery, Row
 from casemate.api.scopes import ADMINISTRATOR, SHARED
+from casemate.api.uploads import uploaded
 from casemate.node.trust import feeds, scans
 from casemate.node.trust.admission import said_of
 from casemate.node.trust.jobs import Answer
 from casemate.spec import api as schema
 from casemate.spec.api.scan import FeedKindText, FeedList, FeedUpdateRequest, ScanAnswer
-from casemate.spec.errors import DiskFull
 
 #: The whole export of OSV is 1.3 GiB.
 MAX_UPLOAD_BYTES = 8 << 30
-_NO_SPACE = (28, 122)
 FeedName = Annotated[str, Meta(min_length=1, max_length=100, pattern=r"\A[A-Za-z0-9][A-Za-z0-9._:-]*\Z")]
 _MEDIA = {
     "sarif": "application/sarif+json", "html": "text/html; charset=utf-8",
@@ -77,42 +72,9 @@ async def list_feeds(call: Call) -> object:
 
 async def import_feed(call: Call) -> object:
     query: ImportQuery = call.query
-    path = await spooled(call, MAX_UPLOAD_BYTES)
-    try:
-        wanted = feeds.Wanted(query.kind, query.name, query.date, query.digest)
-        operation = await feeds.import_(call.core, call.node.operations, wanted, path, call.caller)
-    except BaseException:
-        await asyncio.to_thread(path.unlink, missing_ok=True)
-        raise
-    return accepted(operation)
-
-
-async def spooled(call: Call, limit: int) -> Path:
-    """The body in a file below ``uploads``; bounded, and removed when it does not come whole."""
-    assert call.request is not None
-    path = call.core.images.temporary("uploads")
-    try:
-        await _spool(call.request.stream(), path, limit)
-    except OSError as error:
-        await asyncio.to_thread(path.unlink, missing_ok=True)
-        if error.errno in _NO_SPACE:
-            raise DiskFull(f"{path.parent}: no space for the upload") from error
-        raise
-    except BaseException:
-        await asyncio.to_thread(path.unlink, missing_ok=True)
-        raise
-    return path
-
-
-async def _spool(stream: AsyncIterator[bytes], path: Path, limit: int) -> None:
-    size = 0
-    with await asyncio.to_thread(path.open, "xb") as file:
-        async for chunk in stream:
-            size += len(chunk)
-            if size > limit:
-                raise BodyTooLarge(f"the upload is longer than {limit} bytes", limit=limit)
-            if chunk:
-                await asyncio.to_thread(file.write, chunk)
+    wanted = feeds.Wanted(query.kind, query.name, query.date, query.digest)
+    async with uploaded(call, MAX_UPLOAD_BYTES) as path:
+        return accepted(await feeds.import_(call.core, call.node.operations, wanted, path, call.caller))
 
 
 async def update_feeds(call: Call) -> object:

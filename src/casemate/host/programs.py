@@ -14,7 +14,7 @@ import fcntl
 import os
 import signal
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from casemate.spec.errors import HostLacks, ProgramFailed, TimedOut
@@ -214,6 +214,19 @@ def bytes_descriptor(data: bytes) -> int:
     return number
 
 
+@contextlib.contextmanager
+def _input(stdin: bytes | int | None) -> Generator[dict[int, int]]:
+    """What stands for the child's descriptor 0, if anything does; bytes get a descriptor of ours for as long."""
+    if isinstance(stdin, bytes):
+        number = bytes_descriptor(stdin)
+        try:
+            yield {0: number}
+        finally:
+            os.close(number)
+    else:
+        yield {} if stdin is None else {0: stdin}
+
+
 async def run(
     argv: Sequence[str],
     *,
@@ -239,29 +252,21 @@ async def run(
     """
     fds = dict(pass_fds) if isinstance(pass_fds, Mapping) else {number: number for number in pass_fds}
     started = time.monotonic()
-    own_stdin: int | None = None
-    out, err = _Collector(max_output_bytes), _Collector(max_output_bytes)
-    try:
-        if isinstance(stdin, bytes):
-            own_stdin = bytes_descriptor(stdin)
-            fds[0] = own_stdin
-        elif stdin is not None:
-            fds[0] = stdin
-        fds[1] = out.write if stdout is None else stdout
-        fds[2] = err.write
-        child = Child(spawn(argv, env=env, fds=fds, cwd=cwd, new_session=new_session))
-        out.close_write()
-        err.close_write()
-        returncode = await _wait(child, argv, timeout_s, grace_s)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(DRAIN_S):
-                await out.ended
-                await err.ended
-    finally:
-        out.close()
-        err.close()
-        if own_stdin is not None:
-            os.close(own_stdin)
+    with _input(stdin) as given:
+        out, err = _Collector(max_output_bytes), _Collector(max_output_bytes)
+        fds |= {**given, 1: out.write if stdout is None else stdout, 2: err.write}
+        try:
+            child = Child(spawn(argv, env=env, fds=fds, cwd=cwd, new_session=new_session))
+            out.close_write()
+            err.close_write()
+            returncode = await _wait(child, argv, timeout_s, grace_s)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(DRAIN_S):
+                    await out.ended
+                    await err.ended
+        finally:
+            out.close()
+            err.close()
     done = Completed(
         tuple(argv), returncode, out.value(), err.value(), time.monotonic() - started, out.truncated or err.truncated
     )

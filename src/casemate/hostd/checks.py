@@ -6,6 +6,7 @@ the caller's grants. Pure: the state and the caller are arguments.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 from casemate.hostd.errors import AddressTaken, WrongState
@@ -21,6 +22,8 @@ from casemate.storage import rootfs
 
 #: cpu.cfs_quota_us has a least value of 1 ms in a period of 100 ms.
 _LEAST_CPU_MILLIS = 10
+#: Processors that this host may ever have; a fact of the host that does not change while it runs.
+_CPUS = os.sysconf("SC_NPROCESSORS_CONF")
 #: Below, the runtime itself does not come up (Docker's bound too).
 _LEAST_MEMORY_BYTES = 6 << 20
 
@@ -81,13 +84,15 @@ def check_resources(resources: Resources) -> None:
         check_cpuset(resources.cpuset)
 
 
-def check_cpuset(text: str) -> None:
+def check_cpuset(text: str, cpus: int = _CPUS) -> None:
     """A list of numbers and ranges: the kernel says no more than EINVAL of a bad one."""
     for part in text.split(","):
         low, dash, high = part.partition("-")
         good = low.isdigit() and (not dash or (high.isdigit() and int(low) <= int(high)))
         if not good or int(high or low) > 8191:
             raise InvalidArgument(f"cpuset {text[:60]!r}: {part!r} is neither a cpu nor a range of cpus")
+        if int(high or low) >= cpus:
+            raise InvalidArgument(f"cpuset {text[:60]!r}: this host has the cpus 0 to {cpus - 1}")
 
 
 def check_container(

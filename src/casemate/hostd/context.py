@@ -57,7 +57,7 @@ class Context:
     step: Callable[[str], None] = _no_step
     #: System calls that the filter of gVisor's sandbox lets through, as it was read at the probe.
     gvisor_calls: tuple[str, ...] = ()
-    launchers: dict[tuple[bool, tuple[str, ...]], Launcher] = field(default_factory=dict)
+    launchers: dict[tuple[bool, tuple[str, ...], bool], Launcher] = field(default_factory=dict)
     #: Set by the daemon once the context is there.
     firewall: Firewall = field(init=False)
     keeping: Keeping = field(init=False)
@@ -80,9 +80,9 @@ class Context:
 
     def launcher(self, runtime: Runtime, *, starting: bool = False) -> Launcher:
         """The launcher that *runtime* needs; *starting*: for its ``start``."""
-        key = runtime.hide_unified, runtime.cover_at_start if starting else ()
+        key = runtime.hide_unified, runtime.cover_at_start if starting else (), runtime.gives_files
         if key not in self.launchers:
-            self.launchers[key] = Launcher(hide_unified=key[0], covered=key[1])
+            self.launchers[key] = Launcher(hide_unified=key[0], covered=key[1], keep_null=key[2])
         return self.launchers[key]
 
     def pod_cgroup(self, pod: str) -> str:

@@ -35,6 +35,7 @@ from casemate.isolation.gvisor import driver
 from casemate.isolation.gvisor import probe as gvisor
 from casemate.isolation.gvisor.driver import GvisorLevel
 from casemate.isolation.gvisor.inside import GvisorInside, Rest
+from casemate.isolation.launcher import restore_null
 from casemate.network import links
 from casemate.network.nat import Nat
 from casemate.spec.errors import CasemateError, HostLacks
@@ -145,14 +146,20 @@ async def make_context(settings: Settings, step: Callable[[str], None] | None) -
     recovery.make_folders(context)
     share_run_folder(folders.run)
     context.id_shift = choose_id_shift(settings, folders.run)
+    await _choose_levels(context)
+    return context
+
+
+async def _choose_levels(context: Context) -> None:
+    """The levels that this host offers, each with the runtime that was found to work."""
+    settings = context.settings
     # The last range is the probe's own: pods count from the first.
     last = settings.number("userns.first_id") + settings.number("userns.ranges") * 65_536
     found = await runtime.choose(
-        settings.text("runtime.namespace"), folders.run, facts, settings.text("cgroup.parent"), last
+        settings.text("runtime.namespace"), context.folders.run, context.facts, settings.text("cgroup.parent"), last
     )
     context.levels = runtime.levels(found)
     await _add_gvisor(context, last)
-    return context
 
 
 async def _add_gvisor(context: Context, first_id: int) -> None:
@@ -183,6 +190,9 @@ def _uid_of(name: str) -> int:
 
 async def serve(settings: Settings, step: Callable[[str], None] | None = None) -> None:
     """Recover, then serve until SIGTERM or SIGINT. Containers go on."""
+    owner = restore_null()
+    if owner is not None:
+        log.warning("/dev/null belonged to user %d, to whom a container's runtime gave it: it is root's again", owner)
     context = await make_context(settings, step)
     context.trash.open()
     context.volumes.open()

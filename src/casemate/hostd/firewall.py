@@ -30,6 +30,7 @@ from casemate.hostd.folders import Folders
 from casemate.hostd.holding import Holds
 from casemate.hostd.protocol import AnyAnswer, AnyEvent, Done, Finding
 from casemate.hostd.referrals import Referrals
+from casemate.hostd.sparing import Interface, Sparing
 from casemate.hostd.state import State
 from casemate.network import flowlog, links, plan
 from casemate.network.firewall import sets
@@ -90,6 +91,7 @@ class Firewall:
     _record: FirewallRecord | None = None
     _referrals: Referrals | None = None
     _holds: Holds | None = None
+    sparing: Sparing = field(default_factory=Sparing)
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     _opened: asyncio.Event = field(default_factory=asyncio.Event)
     _elements: Counter[str] = field(default_factory=Counter)
@@ -226,7 +228,10 @@ class Firewall:
             return Finding("firewall", "warning", f"{', '.join(lost)[:200]} is gone, and made again within a second")
         policy = f"policy in force, state {self.now.generation}" if self.now.rules else "no policy is in force"
         again = f"; made again {self.repaired} times after others changed it" if self.repaired else ""
-        return Finding("firewall", "ok", f"table inet {self.kernel.spec.table}, {policy}{again}")
+        spared = f"; plain packets of {len(self.sparing.spared)} pods are spared the guard"
+        if not self.kernel.spec.spares:
+            spared = "; the kernel has no programs at interfaces (Linux 6.6): the guard looks at every packet"
+        return Finding("firewall", "ok", f"table inet {self.kernel.spec.table}, {policy}{again}{spared}")
 
     def what_lacks(self) -> list[str]:
         """What is to be repaired, as far as it takes no long look."""
@@ -250,6 +255,10 @@ class Firewall:
         else:
             await self._make(body)
             made.append(f"made the firewall's table inet {self.kernel.spec.table}")
+        if self.kernel.spec.spares:
+            await self.sparing.adopt(
+                (one.pod, self._interface(one)) for one in self.links() if self._indexes.get(one.pod)
+            )
         for reader in (self.referrals, self.holds):
             try:
                 reader.open()
@@ -285,6 +294,9 @@ class Firewall:
         self._indexes[link.pod] = index = links.index(link.interface) or self._indexes.get(link.pod, 0)
         return _source_rows(link, index) if index else ()
 
+    def _interface(self, link: plan.PodLink) -> Interface:
+        return Interface(self._indexes[link.pod], ipaddress.IPv4Address(link.address).packed)
+
     async def run(self) -> None:
         """What goes on while hostd serves; begins with the first pod or the first policy."""
         await self._opened.wait()
@@ -293,6 +305,8 @@ class Firewall:
             group.create_task(self.holds.run(self.on_hold_ended), name="holds")
             group.create_task(crowding.run(self.kernel, self.state.addresses), name="crowding")
             group.create_task(straining.run(self.kernel), name="straining")
+            if self.kernel.spec.spares:
+                group.create_task(self.sparing.run(), name="sparing")
 
     def peer_gone(self) -> None:
         """casemated went away: nobody answers what waits."""
@@ -313,12 +327,16 @@ class Firewall:
         self._leaving.discard(link.pod)
         before, rows = self._indexes.get(link.pod, 0), self._source(link)
         if before and before != self._indexes[link.pod]:
+            await self.sparing.withdraw(link.pod)
             await self.kernel.take(_source_rows(link, before))
         await self.kernel.put(rows)
+        if rows and self.kernel.spec.spares:
+            self.sparing.expect(link.pod, self._interface(link))
 
     async def remove_pod(self, link: plan.PodLink) -> None:
         if self._opened.is_set():
             self._leaving.add(link.pod)
+            await self.sparing.withdraw(link.pod)
             await self.kernel.take(self._source(link))
             self._indexes.pop(link.pod, None)
             if self._holds is not None:

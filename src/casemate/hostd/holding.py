@@ -138,8 +138,11 @@ class Holds:
             self._go(packet.id, accept=True)
             return
         key = (packet.source, packet.protocol, packet.source_port, packet.port)
-        if key in hold.waiting:
-            self._queue.verdict(packet.id, DROP)
+        known = hold.waiting.get(key)
+        if known is not None:
+            # The newest waits on: the kernel drops all that it has queued when somebody takes a chain away.
+            self._queue.verdict(known, DROP)
+            hold.waiting[key] = packet.id
         elif len(hold.waiting) >= hold.limit:
             hold.refused += 1
             self.counted["refused"] += 1

@@ -69,22 +69,6 @@ class Operations:
                 | protocol.VolumeList()
             ):
                 return await layers.handle(context, operation), []
-            case protocol.PodCreate():
-                pod, warnings = await pods.create(context, operation.pod, self._caller(fds))
-                return pods.ready(context, pod, warnings), []
-            case protocol.PodRemove():
-                await self._pod_remove(operation)
-                return Done(), []
-            case protocol.PodUpdate():
-                async with self._pod(operation.pod) as pod:
-                    return Warnings(tuple(await machinelimits.update_pod(context, pod, operation.resources))), []
-            case protocol.ContainerCreate():
-                caller = self._caller(fds)
-                async with self._pod(operation.container.pod) as pod:
-                    container, warnings = await containers.create(context, pod, operation.container, caller)
-                    return _created(pod, container, warnings), []
-            case protocol.ContainerRun():
-                return await self._run(operation, self._caller(fds))
             case protocol.KernelAdopt() | protocol.KernelList() | protocol.KernelUse() | protocol.KernelRemove():
                 return await kernels.handle(context, operation, fds), []
             case (
@@ -106,6 +90,29 @@ class Operations:
                 return await context.keeping.probe(operation), []
             case protocol.ContainerStats():
                 return await observing.stats(context, operation.containers), []
+            case _:
+                return await self._on_pod(operation, fds)
+
+    async def _on_pod(self, operation: AnyOperation, fds: list[int]) -> Answered:
+        """Operations on a pod, and those that put a container into one."""
+        context = self._context
+        match operation:
+            case protocol.PodCreate():
+                pod, warnings = await pods.create(context, operation.pod, self._caller(fds))
+                return pods.ready(context, pod, warnings), []
+            case protocol.PodRemove():
+                await self._pod_remove(operation)
+                return Done(), []
+            case protocol.PodUpdate():
+                async with self._pod(operation.pod) as pod:
+                    return Warnings(tuple(await machinelimits.update_pod(context, pod, operation.resources))), []
+            case protocol.ContainerCreate():
+                caller = self._caller(fds)
+                async with self._pod(operation.container.pod) as pod:
+                    container, warnings = await containers.create(context, pod, operation.container, caller)
+                    return _created(pod, container, warnings), []
+            case protocol.ContainerRun():
+                return await self._run(operation, self._caller(fds))
             case _:
                 return await self._on_container(operation, fds)
 
@@ -145,7 +152,7 @@ class Operations:
                 pod, container = context.state.container(operation.container)
                 return await files.handle(context, pod, container, operation, fds)
             case _:
-                # Every other operation was taken by handle(); a new one that nobody takes ends here.
+                # Every other operation was taken before; a new one that nobody takes ends here.
                 raise ProtocolViolated(f"operation {operation.__struct_config__.tag} is not served")
 
     def _hello(self) -> Welcome:
@@ -296,6 +303,8 @@ class Operations:
             return
         if context.cgroups.is_frozen(path) == frozen:
             raise WrongState(f"container {container.record.spec.name} is {'' if frozen else 'not '}paused")
+        if frozen and level.inside is not None:
+            await level.inside.pausing(container.id)
         context.cgroups.freeze(path, frozen)
 
     async def _update(self, pod: Pod, container: Container, operation: protocol.ContainerUpdate) -> list[str]:

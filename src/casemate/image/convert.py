@@ -182,13 +182,7 @@ def convert_layer(
     """
     temporary = store.temporary("staging", ".sqfs")
     try:
-        observer = watch.open() if watch else None
-        summary, stream = _run(temporary, limits, open_source(0), frozenset(), observer)
-        if summary.superseded:
-            observer = watch.open() if watch else None
-            summary, stream = _run(temporary, limits, open_source(1), frozenset(summary.superseded), observer)
-            if summary.superseded:
-                raise LayerInvalid("the layer changed between two readings")
+        summary, stream, observer = _read(temporary, limits, open_source, watch)
         if wanted_diff_id is not None and stream.diff_id != wanted_diff_id:
             raise DigestMismatch(
                 f"the layer unpacks to {stream.diff_id}, the image's configuration says {wanted_diff_id}"
@@ -202,7 +196,30 @@ def convert_layer(
         raise from_os_error(error, "converting a layer") from error
     finally:
         temporary.unlink(missing_ok=True)
-    record = LayerRecord(
+    record = _record(digest, size, summary, stream, limits)
+    if watch and observer:
+        watch.close(stream.diff_id, observer)
+    store.put_layer_record(record)
+    return record
+
+
+def _read(
+    target: Path, limits: Limits, open_source: Callable[[int], Chunks], watch: LayerWatch | None
+) -> tuple[Summary, HashedStream, LayerObserver | None]:
+    """The layer in *target*: read once, or again without those entries that later ones of the same name supersede."""
+    observer = watch.open() if watch else None
+    summary, stream = _run(target, limits, open_source(0), frozenset(), observer)
+    if summary.superseded:
+        observer = watch.open() if watch else None
+        summary, stream = _run(target, limits, open_source(1), frozenset(summary.superseded), observer)
+        if summary.superseded:
+            raise LayerInvalid("the layer changed between two readings")
+    return summary, stream, observer
+
+
+def _record(digest: str, size: int, summary: Summary, stream: HashedStream, limits: Limits) -> LayerRecord:
+    """What the store keeps of a layer whose squashfs file has *digest* and *size* (bytes)."""
+    return LayerRecord(
         diff_id=stream.diff_id,
         squashfs_digest=digest,
         squashfs_bytes=size,
@@ -217,10 +234,6 @@ def convert_layer(
         passwd_hidden=b"etc/passwd" in summary.hidden,
         group_hidden=b"etc/group" in summary.hidden,
     )
-    if watch and observer:
-        watch.close(stream.diff_id, observer)
-    store.put_layer_record(record)
-    return record
 
 
 def _run(

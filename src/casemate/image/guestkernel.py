@@ -15,6 +15,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import zstandard
+
 from casemate.host import durable, programs
 from casemate.image.cpio import CHARACTER, FILE, FOLDER, Entry, archive
 from casemate.spec.errors import HostLacks, InvalidArgument, ProgramFailed
@@ -52,7 +54,7 @@ OPTIONAL = frozenset(
 )
 #: The name of the file of a kernel in a package of Debian's.
 PACKAGE = "linux-image-amd64"
-_VERSION = re.compile(r"[0-9][A-Za-z0-9.+~_-]{0,63}\Z")
+VERSION = re.compile(r"[0-9][A-Za-z0-9.+~_-]{0,63}\Z")
 _NAME = re.compile(r"linux-image-[0-9][a-z0-9.+-]*-amd64\Z")
 _MAX_MODULE_BYTES, MAX_KERNEL_BYTES, MAX_INITRAMFS_BYTES, _MAX_AGENT_BYTES = 8 << 20, 64 << 20, 128 << 20, 16 << 20
 #: A generic kernel's package unpacks to 400 MB in 5,000 files.
@@ -114,7 +116,9 @@ async def unpack(package: Path, folder: Path) -> tuple[str, Path, Path]:
     try:
         await programs.run(["dpkg-deb", "--extract", str(package), str(folder)], timeout_s=_EXTRACT_TIMEOUT_S)
     except ProgramFailed as error:
-        raise KernelUnfit(f"{package.name} is no Debian package: {error.detail}") from error
+        # The upload's own name says nothing to who sent it.
+        words = error.detail.replace(str(package), package.name if package.suffix == ".deb" else "the file")
+        raise KernelUnfit(f"this is no whole Debian package: {words}") from error
     image = _only(folder / "boot", "vmlinuz-*")
     version = image.name.removeprefix("vmlinuz-")
     roots = (folder / "lib/modules" / version, folder / "usr/lib/modules" / version)
@@ -133,7 +137,7 @@ def _only(folder: Path, pattern: str) -> Path:
 
 def prepare(version: str, image: Path, modules: Path, agent: Path, folder: Path) -> Prepared:
     """Write the initramfs beside the kernel into *folder*. Raises :class:`KernelUnfit`, :class:`AgentMissing`."""
-    if not _VERSION.match(version):
+    if not VERSION.match(version):
         raise KernelUnfit(f"kernel version {version[:80]!r}")
     if image.stat().st_size > MAX_KERNEL_BYTES:
         raise KernelUnfit(f"the kernel has {image.stat().st_size} bytes, allowed are {MAX_KERNEL_BYTES}")
@@ -177,7 +181,7 @@ def _modules_below(folder: Path) -> dict[str, Path]:
         for name in names:
             stem, dot, suffix = name.partition(".ko")
             path = Path(place, name)
-            if dot and suffix in ("", ".xz", ".gz") and not path.is_symlink():
+            if dot and suffix in ("", ".xz", ".gz", ".zst") and not path.is_symlink():
                 found[stem.replace("-", "_")] = path
     return found
 
@@ -191,9 +195,12 @@ def _module(path: Path) -> bytes:
                 data = lzma.LZMADecompressor().decompress(data, _MAX_MODULE_BYTES + 1)
             case ".gz":
                 data = zlib.decompressobj(31).decompress(data, _MAX_MODULE_BYTES + 1)
+            case ".zst":
+                window = zstandard.ZstdDecompressor(max_window_size=_MAX_MODULE_BYTES)
+                data = window.stream_reader(data).read(_MAX_MODULE_BYTES + 1)
             case _:
                 pass
-    except (lzma.LZMAError, zlib.error) as error:
+    except (lzma.LZMAError, zlib.error, zstandard.ZstdError) as error:
         raise KernelUnfit(f"module {path.name}: {error}", module=path.name) from error
     if len(data) > _MAX_MODULE_BYTES:
         raise KernelUnfit(f"module {path.name} has more than {_MAX_MODULE_BYTES} bytes", module=path.name)

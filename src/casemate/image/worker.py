@@ -6,7 +6,6 @@ size of a file, core dumps. TERM removes what is half made and ends it; so does 
 
 from __future__ import annotations
 
-import ctypes
 import os
 import resource
 import signal
@@ -15,6 +14,7 @@ import threading
 from collections.abc import Callable
 from types import FrameType
 
+from casemate.host import ownlimits
 from casemate.image.errors import WorkerFailed, from_os_error
 from casemate.image.jobs import (
     MAX_JOB_BYTES,
@@ -40,9 +40,6 @@ from casemate.image.store import Store
 from casemate.image.workspace import Workspace
 from casemate.spec.errors import CasemateError
 
-PR_SET_PDEATHSIG = 1
-PR_SET_DUMPABLE = 4
-PR_SET_NO_NEW_PRIVS = 38
 MAX_DESCRIPTORS = 1024
 #: Metadata of squashfs and of archives on top of a layer's content.
 FILE_SLACK_BYTES = 1 << 30
@@ -144,25 +141,16 @@ def dispatch(work: Workspace, job: Job) -> Result:
 def bound_self(job: Job) -> None:
     """Lower this process's limits for good; limits that are lower already stay."""
     limits: Limits = job.limits
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-    libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
-    lower(resource.RLIMIT_CORE, 0)
-    lower(resource.RLIMIT_NOFILE, MAX_DESCRIPTORS)
-    lower(resource.RLIMIT_FSIZE, limits.max_layer_bytes + FILE_SLACK_BYTES)
-    if not isinstance(job, DebianJob):
-        # mmdebstrap needs newuidmap's privilege for its user namespace, and dpkg's children need memory of their own.
-        libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-        lower(resource.RLIMIT_AS, limits.memory_bytes)
+    bounds = {
+        resource.RLIMIT_NOFILE: MAX_DESCRIPTORS,
+        resource.RLIMIT_FSIZE: limits.max_layer_bytes + FILE_SLACK_BYTES,
+    }
+    # mmdebstrap needs newuidmap's privilege for its user namespace, and dpkg's children need memory of their own.
+    builds = isinstance(job, DebianJob)
+    if not builds:
+        bounds[resource.RLIMIT_AS] = limits.memory_bytes
+    ownlimits.bound_self(bounds, parent_ended=signal.SIGTERM, no_new_privs=not builds)
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-
-
-def lower(which: int, value: int) -> None:
-    soft, hard = resource.getrlimit(which)
-    for present in (soft, hard):
-        if present != resource.RLIM_INFINITY:
-            value = min(value, present)
-    resource.setrlimit(which, (value, value))
 
 
 if __name__ == "__main__":

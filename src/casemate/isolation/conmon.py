@@ -93,6 +93,8 @@ def parse_exit(text: bytes) -> int:
     return code if 0 <= code <= 255 else 255
 
 
+#: crun's and runc's words, casemate-vm's, runsc's.
+_NO_FOLDER = ("chdir ", "exec: working directory", "initial working directory")
 #: "error finding executable" and "failed to load" are runsc's words.
 _NOT_FOUND = ("executable file not found", "no such file or directory", "not found in $path")
 #: "operation not permitted" is crun's word for a folder.
@@ -128,6 +130,11 @@ def runtime_error(message: str) -> CasemateError:
             "to load ",
         )
     )
+    if any(mark in lowered for mark in _NO_FOLDER):
+        return CommandNotExecutable(
+            f"the working directory cannot be entered: {words}",
+            remedy="Give --workdir a folder of the container: `casemate exec CONTAINER ls -d PATH` looks for it.",
+        )
     if about_command and any(mark in lowered for mark in _NOT_FOUND):
         return CommandNotFound(f"the command cannot be started: {words}")
     if about_command and any(mark in lowered for mark in _NOT_EXECUTABLE):

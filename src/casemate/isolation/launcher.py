@@ -4,6 +4,11 @@ crun 1.8 (Debian 12) gives up on hybrid hosts: v1 controllers with an empty cgro
 looks for that one mount. So there, programs are started by a thread that has a mount namespace of its own, without
 that mount; a vfork'ed child inherits its thread's namespace. No wrapper program runs (``unshare`` and a shell
 would cost 5 ms for each call). New mounts reach that namespace because hostd's run folder is shared, ours a slave.
+
+On every host there is one more reason. A process that is given no input has the host's /dev/null, and crun and runsc
+give a process its standard files: the container's user would own that inode, and could take it from everybody. In that
+namespace /dev/null is mounted over itself, read-only: it can be read and written to, and its owner cannot be changed
+(fchown(2) answers EROFS, which both pass over), nor its mode by the container.
 """
 
 from __future__ import annotations
@@ -12,13 +17,16 @@ import asyncio
 import contextlib
 import os
 import signal
+import stat
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from casemate.host import programs, syscalls
 from casemate.isolation import conmon
 from casemate.spec.errors import ProgramFailed, TimedOut
 
+_NULL = Path(os.devnull)
 UNIFIED = "/sys/fs/cgroup/unified"
 #: Creating takes 30 ms; a host in trouble takes seconds. Beyond, the runtime hangs.
 CREATE_TIMEOUT_S = 60.0
@@ -28,12 +36,12 @@ _MAX_WORDS_BYTES = 16 << 10
 
 class Launcher:
     """Starts programs; with *hide_unified* from a mount namespace without the empty cgroup2 of a hybrid host, with
-    *covered* from one in which these folders are empty."""
+    *covered* from one in which these folders are empty, with *keep_null* from one whose /dev/null nobody can change."""
 
-    def __init__(self, *, hide_unified: bool, covered: Sequence[str] = ()) -> None:
+    def __init__(self, *, hide_unified: bool, covered: Sequence[str] = (), keep_null: bool = True) -> None:
         self._pool: ThreadPoolExecutor | None = None
-        if hide_unified or covered:
-            self._pool = ThreadPoolExecutor(1, "casemate-launch", lambda: _leave(hide_unified, covered))
+        if hide_unified or covered or keep_null:
+            self._pool = ThreadPoolExecutor(1, "casemate-launch", lambda: _leave(hide_unified, covered, keep_null))
 
     async def spawn(self, argv: Sequence[str], *, env: Mapping[str, str], fds: Mapping[int, int]) -> programs.Child:
         """Start *argv* as :func:`casemate.host.programs.spawn` does; its end is awaited on the loop."""
@@ -165,12 +173,28 @@ def _pipe(stack: contextlib.ExitStack) -> tuple[int, int]:
     return ends
 
 
-def _leave(hide_unified: bool, covered: Sequence[str]) -> None:
+def restore_null(path: Path = _NULL) -> int | None:
+    """Give /dev/null back to root where a runtime gave it away (of an earlier version of ours, or of another engine),
+    with its usual mode, which that owner may have changed. The owner that it had, or None for root."""
+    status = path.stat()
+    if not stat.S_ISCHR(status.st_mode) or not (status.st_uid or status.st_gid):
+        return None
+    with contextlib.suppress(OSError):
+        os.chown(path, 0, 0)
+        path.chmod(0o666)
+    return status.st_uid
+
+
+def _leave(hide_unified: bool, covered: Sequence[str], keep_null: bool) -> None:
     """Give this thread a mount namespace that follows ours, and take out of it what a runtime must not see."""
     syscalls.unshare(syscalls.CLONE_NEWNS)
     syscalls.mount(None, "/", None, syscalls.MS_SLAVE | syscalls.MS_REC)
     if hide_unified:
         syscalls.umount2(UNIFIED, syscalls.MNT_DETACH)
+    if keep_null:
+        flags = syscalls.MS_BIND | syscalls.MS_RDONLY | syscalls.MS_NOSUID | syscalls.MS_NOEXEC
+        syscalls.mount(_NULL, _NULL, "", syscalls.MS_BIND)
+        syscalls.mount(None, _NULL, "", flags | syscalls.MS_REMOUNT)
     for folder in covered:
         flags = syscalls.MS_RDONLY | syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
         syscalls.mount("casemate", folder, "tmpfs", flags, "size=4k,mode=755")

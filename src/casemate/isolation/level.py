@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from casemate.isolation.bundle import BundleInput, BundlePlan
-from casemate.spec.errors import HostLacks, InvalidArgument
+from casemate.spec.errors import Conflict, HostLacks, InvalidArgument
 from casemate.spec.workload import ContainerSpec, Level, PodSpec, Resources
 
 
@@ -26,6 +26,12 @@ class LevelLacks(InvalidArgument):
     code = "isolation.level_lacks"
     title = "This isolation level does not have what was asked for"
     remedy = "docs/reference/levels.md lists what each level has; choose another --isolation."
+
+
+class SandboxPaused(Conflict):
+    code = "isolation.paused"
+    title = "What is paused does not say what runs in it"
+    remedy = "casemate unpause CONTAINER"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +48,8 @@ class Runtime:
     version: str = ""
     hide_unified: bool = False
     cover_at_start: tuple[str, ...] = ()
+    #: It gives a process its standard files, the host's /dev/null among them, which must be kept from that.
+    gives_files: bool = True
     #: What a container leaves below *root*, with its id for ``{}``, and its sandbox's for a second one; of interest
     #: where ``Features.state_is_files``.
     state: tuple[str, ...] = ("{}",)
@@ -164,6 +172,10 @@ class Inside(Protocol):
         ...
 
     def is_paused(self, container: str) -> bool: ...
+
+    async def pausing(self, container: str) -> None:
+        """All of *container* is about to be stopped from outside: what nobody answers then is asked now."""
+        ...
 
     def ending(self, container: str) -> str:
         """Why *container* ended, where its sandbox ended with it and left word; empty for an end of its own."""

@@ -73,7 +73,7 @@ def rlimits(wanted: tuple[Rlimit, ...], facts: HostFacts) -> tuple[list[dict[str
             raise InvalidArgument(f"ulimit {limit.name}: soft limit {limit.soft} is above the hard limit {limit.hard}")
         highest = _number(facts.hard_limits.get(limit.name, -1))
         if hard > highest:
-            warnings.append(f"ulimit {limit.name}: {limit.hard} lowered to {highest}, the host's own hard limit")
+            warnings.append(f"ulimit {limit.name}: {limit.hard} lowered to {highest}, the highest that can be had here")
             hard, soft = highest, min(soft, highest)
         found.append({"type": f"RLIMIT_{limit.name.upper()}", "soft": soft, "hard": hard})
     return found, warnings

@@ -104,7 +104,19 @@ class _Fresh:
             volume_names=volume_names,
         )  # fmt: skip
         self._volumes(db, resolved, at)
-        row = ContainerRow(
+        row = self._row(resolved, pod, name, at)
+        insert(db, row)
+        for mount in resolved.spec.mounts:
+            if isinstance(mount, VolumeMount):
+                db.execute(
+                    "INSERT OR IGNORE INTO container_volumes VALUES (?, ?, ?)", (self.id, row.project, mount.volume)
+                )
+        self._tell(db, row)
+        return row
+
+    def _row(self, resolved: resolve.Resolved, pod: PodRow, name: str, at: float) -> ContainerRow:
+        request = self.request
+        return ContainerRow(
             id=self.id,
             project=request.project,
             name=name,
@@ -126,22 +138,18 @@ class _Fresh:
             desired="created",
             status="created",
         )
-        insert(db, row)
-        for mount in resolved.spec.mounts:
-            if isinstance(mount, VolumeMount):
-                db.execute(
-                    "INSERT OR IGNORE INTO container_volumes VALUES (?, ?, ?)", (self.id, row.project, mount.volume)
-                )
+
+    def _tell(self, db: sqlite3.Connection, row: ContainerRow) -> None:
+        """The event, and the line in the audit log."""
         events.add(
-            db, at, "container", self.id, "create", project=row.project, name=name, image=request.image,
+            db, row.created_at, "container", row.id, "create", project=row.project, name=row.name, image=row.image,
             digest=self.image.digest, admission=self.admission.answer,
         )  # fmt: skip
         audit.append(
-            db, at, self.caller.who, "container.create", self.id, name=name, image=request.image,
+            db, row.created_at, self.caller.who, "container.create", row.id, name=row.name, image=row.image,
             digest=self.image.digest, admission=f"{self.admission.answer}: {self.admission.reason}", level=self.level,
-            grants=list(resolve.grants_needed(request)),
+            grants=list(resolve.grants_needed(self.request)),
         )  # fmt: skip
-        return row
 
     def _pod(self, db: sqlite3.Connection) -> PodRow:
         request = self.request

@@ -89,7 +89,7 @@ class ContainerRunning(Conflict):
 class ContainerNotRunning(Conflict):
     code = "container.not_running"
     title = "The container is not running"
-    remedy = "Start it with `casemate start`."
+    remedy = "`casemate start` starts it; `casemate unpause` lets one go on that is paused."
 
 
 class ContainerState(Conflict):
@@ -137,7 +137,7 @@ class CommandMissing(InvalidArgument):
 class LevelUnavailable(HostLacks):
     code = "isolation.unavailable"
     title = "This host does not offer the isolation level"
-    remedy = "`casemate system info` lists the levels; leave --isolation away for the default."
+    remedy = "Do what the detail names, or choose another level: `casemate system info` lists them."
 
 
 class ProjectDenied(PermissionDenied):

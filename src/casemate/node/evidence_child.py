@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from casemate.host import ownlimits
 from casemate.image.artifacts import fetch
 from casemate.image.attach import Attachment, attach
 from casemate.image.errors import WorkerFailed
@@ -24,7 +25,7 @@ from casemate.image.manifest import Descriptor, decode_index, document_type
 from casemate.image.referring import Artifact, Referring, keep, kept
 from casemate.image.registry import Repositories, Repository
 from casemate.image.store import Store
-from casemate.image.worker import MAX_DESCRIPTORS, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS, PR_SET_PDEATHSIG, lower
+from casemate.image.worker import MAX_DESCRIPTORS
 from casemate.node.evidence_jobs import (
     FIRST,
     JOBS,
@@ -182,17 +183,16 @@ def put(client: Client, job: AttachJob) -> Attached:
 
 
 def bound_self() -> None:
-    import ctypes  # noqa: PLC0415 - once
-    import signal  # noqa: PLC0415
+    import signal  # noqa: PLC0415 - once
 
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-    libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
-    libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    lower(resource.RLIMIT_CORE, 0)
-    lower(resource.RLIMIT_NOFILE, MAX_DESCRIPTORS)
-    lower(resource.RLIMIT_FSIZE, MAX_MESSAGE_BYTES * 2)
-    lower(resource.RLIMIT_AS, MEMORY_BYTES)
+    ownlimits.bound_self(
+        {
+            resource.RLIMIT_NOFILE: MAX_DESCRIPTORS,
+            resource.RLIMIT_FSIZE: MAX_MESSAGE_BYTES * 2,
+            resource.RLIMIT_AS: MEMORY_BYTES,
+        },
+        parent_ended=signal.SIGTERM,
+    )
 
 
 def main() -> int:

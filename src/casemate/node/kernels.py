@@ -17,7 +17,7 @@ from casemate.node.core import Caller, Core
 from casemate.node.operations import Operations, Running
 from casemate.spec.api import Operation, Progress
 from casemate.spec.api.kernels import KernelRow, KernelRows
-from casemate.spec.errors import PermissionDenied
+from casemate.spec.errors import InvalidArgument, PermissionDenied
 
 _ITEM = "guest kernel"
 _ADOPT_TIMEOUT_S = 180.0
@@ -39,13 +39,20 @@ async def listing(core: Core) -> KernelRows:
 async def use(core: Core, version: str, caller: Caller) -> KernelRows:
     """Let *version* be the kernel of new machines."""
     check_caller(caller)
-    return _rows(await ask(core.hostd, KernelUse(version), Kernels))
+    return _rows(await ask(core.hostd, KernelUse(_checked(version)), Kernels))
 
 
 async def remove(core: Core, version: str, caller: Caller) -> KernelRows:
     """Remove *version*."""
     check_caller(caller)
-    return _rows(await ask(core.hostd, KernelRemove(version), Kernels))
+    return _rows(await ask(core.hostd, KernelRemove(_checked(version)), Kernels))
+
+
+def _checked(version: str) -> str:
+    """*version*, where a kernel can be called so: hostd's protocol takes nothing else, and would say no more."""
+    if not guestkernel.VERSION.match(version):
+        raise InvalidArgument(f"no guest kernel is called {version[:80]!r}", remedy="casemate system kernel ls")
+    return version
 
 
 async def install(core: Core, operations: Operations, package: Path | None, caller: Caller) -> Operation:

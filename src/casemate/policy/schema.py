@@ -46,14 +46,21 @@ def _ref(name: str) -> dict[str, Any]:
     return {"$ref": f"#/$defs/{name}"}
 
 
+_SELECT = {"select": _ref("selector"), "project": _NAME, "projects": _ref("selector")}
+
+
 def _definitions() -> dict[str, Any]:
+    return {**_ends(), **_segments_and_rules(), **_triggers_and_walls()}
+
+
+def _ends() -> dict[str, Any]:
+    """Who is at an end of a connection, and at which port."""
     requirement = {
         "key": {"type": "string", "maxLength": 317},
         "operator": {"enum": [operator.value for operator in Operator]},
         "values": _list(_VALUE, MAX_VALUES, 0),
     }
-    select = {"select": _ref("selector"), "project": _NAME, "projects": _ref("selector")}
-    workloads = [_object({"segment": _NAME}, ("segment",)), _object(select, ("select",))]
+    workloads = [_object({"segment": _NAME}, ("segment",)), _object(_SELECT, ("select",))]
     outside = [
         _object({"cidr": {"type": "string"}, "except": _list({"type": "string"}, MAX_VALUES, 0)}, ("cidr",)),
         _object({"names": _list({"type": "string", "maxLength": 253}, 100)}, ("names",)),
@@ -69,8 +76,13 @@ def _definitions() -> dict[str, Any]:
             "type": "string",
             "pattern": "^((tcp|udp|sctp)(/([0-9]{1,5}(-[0-9]{1,5})?|[a-z0-9-]*[a-z][a-z0-9-]*))?|icmp(/[0-9]{1,3})?)$",
         },
+    }  # fmt: skip
+
+
+def _segments_and_rules() -> dict[str, Any]:
+    return {
         "segment": _object({
-            **select,
+            **_SELECT,
             "default": {"oneOf": [_WORDS, _object({"ingress": _WORDS, "egress": _WORDS})]},
             "audit": {"type": "boolean"},
         }, ("select",)),
@@ -85,6 +97,11 @@ def _definitions() -> dict[str, Any]:
                                     ("from", "to")), 50),
             "audit": {"type": "boolean"},
         }, ("from", "to", "action")),
+    }  # fmt: skip
+
+
+def _triggers_and_walls() -> dict[str, Any]:
+    return {
         "trigger": _object({
             "name": _NAME,
             "when": {"type": "string", "minLength": 1, "maxLength": MAX_LENGTH, "description": "CEL over flow facts"},

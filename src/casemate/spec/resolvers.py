@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Iterator
 
 #: resolv.conf(5): MAXNS; the C library ignores more.
 MAX_RESOLVERS = 3
@@ -18,18 +19,8 @@ _NAME = re.compile(r"[a-zA-Z0-9_]([a-zA-Z0-9_.-]{0,251}[a-zA-Z0-9_])?\Z")
 
 def listed_resolvers(host_resolv: str) -> list[str]:
     """Every resolver in the host's own resolv.conf text, as the host itself asks them; never the pods' gateway."""
-    found: list[str] = []
-    for line in host_resolv.splitlines():
-        words = line.split()
-        if len(words) < 2 or words[0] != "nameserver":
-            continue
-        try:
-            address = ipaddress.ip_address(words[1])
-        except ValueError:
-            continue
-        if not address.is_unspecified and str(address) != GATEWAY and str(address) not in found:
-            found.append(str(address))
-    return found
+    found = (str(one) for one in _nameservers(host_resolv) if not one.is_unspecified)
+    return list(dict.fromkeys(one for one in found if one != GATEWAY))
 
 
 def host_search(host_resolv: str) -> list[str]:
@@ -47,15 +38,21 @@ def reachable_resolvers(host_resolv: str) -> list[str]:
     An empty answer means that none can be reached (a stub such as 127.0.0.53): the caller looks into the stub's
     own list (/run/systemd/resolve/resolv.conf), or tells the user to set ``network.dns``.
     """
-    found: list[str] = []
+    return list(dict.fromkeys(
+        str(one)
+        for one in _nameservers(host_resolv)
+        if isinstance(one, ipaddress.IPv4Address) and not one.is_loopback and not one.is_unspecified
+    ))  # fmt: skip
+
+
+def _nameservers(host_resolv: str) -> Iterator[ipaddress.IPv4Address | ipaddress.IPv6Address]:
+    """The addresses that resolv.conf's text names, as they stand there; what is none is passed over."""
     for line in host_resolv.splitlines():
         words = line.split()
         if len(words) < 2 or words[0] != "nameserver":
             continue
         try:
-            address = ipaddress.IPv4Address(words[1])
+            address = ipaddress.ip_address(words[1])
         except ValueError:
             continue
-        if not address.is_loopback and not address.is_unspecified and str(address) not in found:
-            found.append(str(address))
-    return found
+        yield address

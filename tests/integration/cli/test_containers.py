@@ -27,6 +27,15 @@ def test_exit_codes(cm: Cli) -> None:
     assert cm("ps", "-aq").stdout == b"", "--rm leaves nothing"
 
 
+def test_the_hosts_dev_null_stays_the_hosts(cm: Cli) -> None:
+    """crun gives a process its standard files; without input one of them is the host's own /dev/null."""
+    # The same mode, so that a host where this fails is not harmed by it.
+    script = "for one in /dev/null /proc/self/fd/0; do chmod 666 $one && echo changed; done; echo x > /dev/null && cat"
+    assert cm("run", "-d", "--name", "null", "busybox", "sleep", "1000").returncode == 0
+    for done in (cm("run", "--rm", "busybox", "sh", "-c", script), cm("exec", "null", "sh", "-c", script)):
+        assert (done.stdout, done.stderr.count(b"Read-only file system")) == (b"", 2), done
+
+
 def test_output_goes_where_it_belongs(cm: Cli) -> None:
     done = cm("run", "--rm", "busybox", "sh", "-c", "echo out; echo err >&2")
     assert (done.stdout, done.stderr) == (b"out\n", b"err\n")

@@ -312,6 +312,24 @@ def test_a_held_pod_gets_its_callers_when_it_is_released(
         one.close()
 
 
+def test_a_caller_whose_packet_the_kernel_dropped_waits_with_its_next(
+    hostd: Hostd, client: Client, pods: tuple[PodSpec, PodSpec]
+) -> None:
+    """The kernel drops what is queued, of every table, when somebody takes a chain away (nf_queue, hooks)."""
+    a, b = pods
+    # A first packet is sent again after 1, 3 and 7 s.
+    client.call(wire.PodHold(b.id, wait_s=8))
+    with begin(hostd, a, b) as one, listen(hostd, b):
+        assert outcome(one, 0.05) == "waiting"
+        table = f"{hostd.scope.table}_other"
+        script = f"table ip {table} {{ chain one {{ type filter hook input priority 0; }}; }}"
+        subprocess.run(["nft", script], check=True)
+        subprocess.run(["nft", f"delete table ip {table}"], check=True)
+        assert outcome(one, 30.0) == "refused"
+        ended = client.event(wire.HoldEnded, pod=b.id)
+        assert (ended.why, ended.refused) == ("time", 1)
+
+
 def test_beyond_the_bound_of_a_hold_callers_are_reset(
     hostd: Hostd, client: Client, pods: tuple[PodSpec, PodSpec]
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import stat
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from tests.integration.leaks import Scope
 from casemate.host import cgroups, hierarchy
 from casemate.hostd.daemon import share_run_folder
 from casemate.isolation import observe, runtime, seccomp, seccomp_compile
-from casemate.isolation.launcher import Launcher
+from casemate.isolation.launcher import Launcher, restore_null
 from casemate.isolation.namespace import sandbox
 from casemate.spec import capabilities
 from casemate.spec.errors import ProgramFailed, TimedOut
@@ -98,3 +99,26 @@ def test_a_runtimes_command_is_bounded_and_its_words_are_kept() -> None:
         launcher.close()
 
     asyncio.run(body())
+
+
+def test_a_runtime_cannot_give_dev_null_away() -> None:
+    async def body() -> None:
+        launcher = Launcher(hide_unified=False)
+        with pytest.raises(ProgramFailed, match="Read-only file system"):
+            await launcher.run(["sh", "-c", "chown 0:0 /proc/self/fd/0 || { echo x > /dev/null; exit 3; }", "x"])
+        launcher.close()
+
+    asyncio.run(body())
+
+
+def test_dev_null_is_given_back(tmp_path: Path) -> None:
+    node, file = tmp_path / "null", tmp_path / "file"
+    os.mknod(node, stat.S_IFCHR | 0o600, os.makedev(1, 3))
+    assert restore_null(node) is None
+    os.chown(node, 1_000_000_000, 1_000_000_000)
+    assert restore_null(node) == 1_000_000_000
+    found = node.stat()
+    assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (0, 0, 0o666)
+    file.write_text("")
+    os.chown(file, 5, 5)
+    assert restore_null(file) is None

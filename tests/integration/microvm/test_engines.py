@@ -21,6 +21,8 @@ pytestmark = pytest.mark.root
 
 SERVE = "echo up; while true; do echo served by $(hostname) | nc -l -p 8080; done"
 
+CAP_SYS_ADMIN = 21  # linux/capability.h
+
 #: A server that sees the end of our input before it has read its own answers nothing: asked until it does.
 ASK = 'for i in $(seq 40); do x=$(nc 127.0.0.1 8080 </dev/null) && [ "$x" ] && break; sleep 0.2; done; echo "$x"'
 
@@ -65,6 +67,10 @@ def judge(at: engines.Place, run: Callable[..., object], flags: list[str], netwo
     code, _, err = ask(*start, "--rm", *network, engines.IMAGE, "no-such-program")
     assert (code, "executable file not found" in err) == (127, True), err
     assert ask(*start, "--rm", *network, engines.IMAGE, "/etc/passwd")[0] == 126
+    # With every device of the host by its number: each is the guest's own of that number, where it has one.
+    code, out, err = ask(*start, "--rm", "--privileged", *network, engines.IMAGE, "grep", "CapEff", "/proc/self/status")
+    assert code == 0, err
+    assert int(out.split()[1], 16) >> CAP_SYS_ADMIN & 1, out
     words = [*run.words, "run", *flags, "--rm", "-it", *network, engines.IMAGE]  # type: ignore[attr-defined]
     code, shown = at.at_a_terminal(*words, "sh", "-c", "tty; sleep 1; stty size; exit 5")
     assert code == 5, shown
@@ -147,6 +153,8 @@ def test_podman(at: engines.Place) -> None:
         shown = run("top", "topped", "pid", "comm").stdout.split()
         assert shown == ["PID", "COMMAND", "1", "casemate-vm"]
         assert "sleep" in run("top", "topped", "-o", "pid,comm").stdout
+        # Podman copies in the namespace of that process: where it can leave nothing, it says so.
+        assert run("cp", "/etc/hostname", "topped:/etc/copied").returncode != 0
         assert run("rm", "--force", "--time", "0", "topped").returncode == 0
         # User namespaces of the engine's: what the guest's root writes is the mapped id's.
         volume = at.folder / "mapped"

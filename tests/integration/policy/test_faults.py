@@ -369,3 +369,25 @@ def test_a_document_of_thousands_of_rules_is_in_force_at_once_or_refused(world: 
     assert said == sorted(said, reverse=True), "they held from one moment on"
     assert world.dial("web", db, PORT) in NO, "the rule for its port is among them"
     assert "many:rules[14198]" in world.explain("web", "db", "tcp/7100").rule
+
+
+#: Near every bound of a condition's form; never true. It takes milliseconds, where an ordinary one takes microseconds.
+COSTLY = f"[{','.join(['1'] * 330)}].exists(x, rate{'+x' * 160} < 0)"
+
+
+def test_costly_conditions_delay_who_they_are_about(world: World) -> None:
+    """Fifty of them before the rule that lets pass: its connection waits, and passes; others do not wait."""
+    db = world.serve("db", PORT, app="db")
+    other = world.serve("other", PORT, app="other")
+    world.run("web", app="web")
+    costly = f"    - {{from: any, to: [{{segment: db}}], ports: [tcp/7100], action: deny, when: '{COSTLY}'}}\n"
+    head, last = REFER.split("  rules: [")
+    world.apply(f"{head}  rules:\n{50 * costly}    - {last.rstrip().removesuffix(']')}\n")
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        asking = pool.submit(world.dial, "web", db, PORT, 30.0)
+        while not asking.done():
+            assert world.dial("web", other, PORT, 30.0) == "yes"
+        assert asking.result() == "yes"
+    with pytest.raises(ApiError) as caught:
+        world.apply(CLOSED + RULE + f"'{COSTLY.replace('rate', 'rate' + '+x' * 20)}'}}]")
+    assert "characters, allowed are 1 to 1024" in caught.value.problem["detail"]

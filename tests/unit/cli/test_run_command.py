@@ -45,6 +45,14 @@ def test_run_detached_prints_the_id(cm, peer: Peer) -> None:
     assert peer.connections == 2, "nothing is asked when the cidfile is there"
 
 
+def test_run_detached_says_what_a_start_at_a_stronger_level_says(cm, peer: Peer) -> None:
+    peer.on("POST", "/v1/containers", Reply(201, {"id": ID, "name": "x", "warnings": ["first"]}))
+    peer.on("POST", f"/v1/containers/{ID}/start", Reply(204))
+    peer.on("GET", f"/v1/containers/{ID}", Reply(200, {"warnings": ["first", "emulated"]}))
+    done = cm("run", "-d", "--isolation", "microvm", "debian:12")
+    assert (done.stdout, done.stderr) == (f"{ID}\n".encode(), b"warning: first\nwarning: emulated\n")
+
+
 def test_cidfile_goes_when_nothing_was_created(cm, peer: Peer, tmp_path: Path) -> None:
     peer.on("POST", "/v1/containers", problem(409, "container.name_taken", "the name 'x' is taken"))
     done = cm("run", "-d", "--cidfile", "cid", "--name", "x", "debian:12")

@@ -141,7 +141,7 @@ def test_limits_as_the_kernel_counts_them() -> None:
     assert (both.pids, both.memory_bytes) == (6, 9)
 
 
-@pytest.mark.parametrize("text", ["", ",", "1-", "-1", "3-1", "0,,1", "9999", "1-2-3"])
+@pytest.mark.parametrize("text", ["", ",", "1-", "-1", "3-1", "0,,1", "9999", "1-2-3", "0-8000"])
 def test_cpusets_that_are_none(text: str) -> None:
     with pytest.raises(InvalidArgument):
         checks.check_cpuset(text)

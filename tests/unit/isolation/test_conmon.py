@@ -25,6 +25,16 @@ from casemate.spec.errors import CasemateError, CommandNotExecutable, CommandNot
         ("open executable: Permission denied", CommandNotExecutable),
         ("open executable: Operation not permitted", CommandNotExecutable),
         ('msg="exec: \\"/x\\": permission denied"', CommandNotExecutable),
+        ("chdir `/nope`: No such file or directory", CommandNotExecutable),
+        (
+            'msg="exec failed: chdir to cwd (\\"/nope\\") set in config.json failed: no such file or directory"',
+            CommandNotExecutable,
+        ),
+        (
+            'executing command "id": failed to find initial working directory "/nope": no such file',
+            CommandNotExecutable,
+        ),
+        ("casemate-vm: exec: working directory: No such file or directory (microvm.agent)", CommandNotExecutable),
         ("error stat'ing file `/dev/mqueue`: No such file or directory", ProgramFailed),
         ("mount `x` to `y`: Permission denied", ProgramFailed),
         ("casemate-vm: rootfs: mount of a layer: Invalid argument (microvm.rootfs)", RootfsFailed),

@@ -100,7 +100,8 @@ def run(arguments: Arguments, context: Context) -> int:
     id_ = text_of(created, "id")
     if detached:
         context.client.post(f"/v1/containers/{id_}/start")
-        if request.get("rlimits"):
+        # At another level than the host's own kernel a start has more to say (a machine that is emulated).
+        if request.get("rlimits") or request.get("level", "namespace") != "namespace":
             _warn_of_start(context, id_, created)
         if context.json:
             context.answer(created)

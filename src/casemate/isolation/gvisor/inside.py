@@ -24,13 +24,14 @@ from casemate.host.netns import in_own_thread
 from casemate.isolation.bundle import BundleInput
 from casemate.isolation.gvisor import driver
 from casemate.isolation.launcher import Launcher
-from casemate.isolation.level import InnerProcess, InnerUsage, LevelUnavailable, Runtime, is_lone
+from casemate.isolation.level import InnerProcess, InnerUsage, LevelUnavailable, Runtime, SandboxPaused, is_lone
 from casemate.spec.errors import CasemateError, Corrupt
 from casemate.spec.workload import ContainerSpec, PodSpec, Resources
 
 _STATE_BYTES = 4 << 20
 _CLONE_FS = 0x200  # sched.h
 _MAX_ROWS, _MAX_COMMAND = 1000, 512
+_MAX_STOPPED = 64
 _COLUMNS = ("UID", "PID", "PPID", "C", "TTY", "STIME", "TIME", "CMD")
 _ANSWER_BYTES, _TIMEOUT_S = 1 << 20, 20.0
 #: A process takes 5 KiB and its arguments, its environment and the names of its files.
@@ -66,6 +67,8 @@ class GvisorInside:
 
     def __init__(self, runtime: Runtime, hierarchy: cgroups.Cgroups, parent: str, rest: Rest | None = None) -> None:
         self._runtime, self._cgroups, self._parent, self._rest = runtime, hierarchy, parent, rest
+        #: What ran in sandboxes that were then stopped as a whole, the latest last.
+        self._stopped: dict[str, list[InnerProcess]] = {}
 
     def _state(self, container: str) -> Path:
         root = Path(self._runtime.root)
@@ -193,11 +196,35 @@ class GvisorInside:
             for number in opened:
                 os.close(number)
 
+    async def pausing(self, container: str) -> None:
+        """A sandbox that is stopped as a whole answers nothing: what ran in it is what runs in it until it goes on."""
+        self._stopped.pop(container, None)
+        with contextlib.suppress(CasemateError):
+            self._stopped[container] = await self.processes(container)
+        while len(self._stopped) > _MAX_STOPPED:
+            self._stopped.pop(next(iter(self._stopped)))
+
+    def _is_stopped(self, container: str) -> bool:
+        """Whether the whole sandbox is (its runsc would wait for ever), and not the one container in it."""
+        group = self._group(container)
+        return group is not None and self._cgroups.exists(group) and self._cgroups.is_frozen(group)
+
     async def processes(self, container: str) -> list[InnerProcess]:
-        """With command lines where runsc has them (``trace procfs``, of 2022 and later) and they are not too long."""
-        async with asyncio.TaskGroup() as group:
-            rows = group.create_task(self._rows(container))
-            lines = group.create_task(self._command_lines(container))
+        """With command lines where runsc has them (``trace procfs``, of 2022 and later) and they are not too long.
+
+        Of a sandbox that is stopped, what ran when it was; :class:`SandboxPaused` where an earlier hostd stopped it.
+        """
+        if self._is_stopped(container):
+            if container not in self._stopped:
+                raise SandboxPaused(f"container {container[:12]} was paused before casemate-hostd started")
+            return self._stopped[container]
+        try:
+            async with asyncio.TaskGroup() as group:
+                rows = group.create_task(self._rows(container))
+                lines = group.create_task(self._command_lines(container))
+        except ExceptionGroup as errors:
+            # What went wrong, and not that it did so among tasks: who asked is told it.
+            raise errors.exceptions[0] from errors
         return named(rows.result(), lines.result())
 
     async def _rows(self, container: str) -> list[InnerProcess]:
@@ -218,7 +245,7 @@ class GvisorInside:
     async def usage(self, container: str) -> InnerUsage:
         group = self._group(container)
         figures = self._cgroups.stats(group) if group else cgroups.Stats()
-        inside = await self._rows(container)
+        inside = self._stopped.get(container, []) if self._is_stopped(container) else await self._rows(container)
         return InnerUsage(
             cpu_ns=figures.cpu_usage_ns or 0,
             memory_bytes=max(0, (figures.memory_bytes or 0) - (figures.memory_cache_bytes or 0)),

@@ -12,7 +12,7 @@ from typing import Any
 from casemate.host import programs
 from casemate.isolation import oci
 from casemate.isolation.bundle import BundleInput, BundlePlan
-from casemate.isolation.level import Features, Inside, Runtime, is_lone
+from casemate.isolation.level import Features, Inside, LevelLacks, Runtime, is_lone
 from casemate.isolation.microvm import bundles
 from casemate.isolation.microvm import origin as origins
 from casemate.isolation.microvm.errors import MemoryUnfit, QemuMissing
@@ -26,6 +26,8 @@ LEAST_QEMU = (7, 2)
 _VERSION = re.compile(r"version (\d+)\.(\d+)")
 #: Of the host's kernel alone. The map of users stays: what the guest writes to a volume is owned through it.
 _HOST_ONLY = ("rootfsPropagation",)
+#: fs.nr_open of a guest's kernel: its root cannot ask for more either.
+_HARD_LIMITS = {"nofile": 1 << 20}
 _LEAST_ROOM_BYTES = 32 << 20
 EMULATED = "microvm: no KVM that boots a guest; this machine is emulated (TCG): slower, and no hardware wall"
 
@@ -84,9 +86,12 @@ class MicrovmLevel:
         return origins.of(furthest(self._template, pod.template), pod.project)
 
     def bundle(self, given: BundleInput) -> BundlePlan:
+        if given.container.devices:
+            name = given.container.name
+            raise LevelLacks(f"container {name}: devices of the host (--device) cannot be had at level microvm")
         # The guest has namespaces, capabilities and limits of its own kernel: none is the host's to give.
         own = dict.fromkeys(("user", "network", "ipc", "uts"), "")
-        facts = dataclasses.replace(given.facts, bounding=~0, hard_limits={}, oom_score_adj=-1000)
+        facts = dataclasses.replace(given.facts, bounding=~0, hard_limits=_HARD_LIMITS, oom_score_adj=-1000)
         given = dataclasses.replace(given, sandbox=dataclasses.replace(given.sandbox, namespaces=own), facts=facts)
         plan = oci.configuration(given)
         linux = plan.config["linux"]
@@ -170,7 +175,7 @@ def resources(wanted: Resources, machine_bytes: int) -> dict[str, Any]:
 
 def runtime(shim: str, run: Path) -> Runtime:
     """casemate-vm against the service below *run*; a container's folder there is its machine's."""
-    return Runtime(shim, str(run / "vm"), ("--socket", str(run / "vm.sock")))
+    return Runtime(shim, str(run / "vm"), ("--socket", str(run / "vm.sock")), gives_files=False)
 
 
 async def qemu_version(program: str = QEMU) -> str:

@@ -8,7 +8,7 @@ from casemate.spec.errors import CasemateError, HostLacks, InvalidArgument, NotF
 class KernelMissing(HostLacks):
     code = "microvm.kernel_missing"
     title = "There is no guest kernel on this host"
-    remedy = "`casemate system kernel install` fetches Debian's, and installs nothing on the host."
+    remedy = "`sudo casemate system kernel install` fetches Debian's, and installs nothing on the host."
 
 
 class QemuMissing(HostLacks):

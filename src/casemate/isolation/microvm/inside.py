@@ -38,6 +38,9 @@ class MicrovmInside:
         one = machine.container(container) if machine is not None else None
         return one is not None and one.status == "paused"
 
+    async def pausing(self, container: str) -> None:
+        """Nothing: the agent goes on, and answers."""
+
     def ending(self, container: str) -> str:  # noqa: ARG002 - of the Protocol
         """Nothing: the machines of the host say it themselves, also when this level is lost."""
         return ""

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 
+from casemate.host import bpf
 from casemate.host import nft_expressions as e
 from casemate.host.nft import Followed, NftFailed
 from casemate.host.nft_netlink import (
@@ -25,7 +26,7 @@ from casemate.host.nft_netlink import (
     has_queue,
     takes_rule,
 )
-from casemate.network.firewall import content, guard, rules, young
+from casemate.network.firewall import content, guard, rules, sparing, young
 from casemate.network.firewall.sets import ALL_SETS, TIMED, Row, verdict_rows
 from casemate.spec.errors import HostLacks
 
@@ -83,7 +84,8 @@ class Kernel:
         group, timeouts = self.spec.hello_group, young.begins(brief=True)
         tells_hellos = group and takes_rule(self._socket, young.hello(group))
         brief = takes_rule(self._socket, timeouts, young.add_timeouts)
-        self.spec = replace(self.spec, hello_group=group if tells_hellos else 0, brief=brief)
+        spares = bpf.serves_ingress(sparing.NOTHING, sparing.nothing())
+        self.spec = replace(self.spec, hello_group=group if tells_hellos else 0, brief=brief, spares=spares)
 
     def close(self) -> None:
         self._socket.close()

@@ -3,7 +3,8 @@
 What a packet meets, in words:
 
 - *guard*, before connection tracking: what a pod sends comes from its own interface and bears its own address, no IP
-  options, and is for nobody's multicast; its parts of packets are bounded (:mod:`casemate.network.firewall.guard`);
+  options, and is for nobody's multicast; its parts of packets are bounded (:mod:`casemate.network.firewall.guard`).
+  Most packets are spared it (:mod:`casemate.network.firewall.sparing`);
 - *hold*, after published ports are translated, while a pod is held: the first packets to it wait in a queue;
 - *forward*, where packets are forwarded: a connection that was judged under the present generation passes, and so do
   first packets that an exact port allows (:mod:`casemate.network.firewall.fast`); others go on where a pod's interface
@@ -32,7 +33,7 @@ from dataclasses import dataclass
 
 from casemate.host import nft_expressions as e
 from casemate.host.nft_netlink import Batch
-from casemate.network.firewall import again, fast, guard, young
+from casemate.network.firewall import again, fast, guard, sparing, young
 from casemate.network.firewall.guard import counted, dropped, ours
 from casemate.network.firewall.kept import Marks
 from casemate.network.firewall.kept import marks as marks_of_kept
@@ -74,7 +75,8 @@ class TableSpec:
 
     *queue_target*: the kernel has no expression for queues, xtables' target serves. *only_published*: from elsewhere
     pods are reached by published ports alone. *hello_group*: the log group of the first packets of TLS; 0: the kernel
-    cannot tell them. *brief*: it can forget closed connections sooner than others.
+    cannot tell them. *brief*: it can forget closed connections sooner than others. *spares*: interfaces may have
+    programs that spare plain packets the guard.
     """
 
     table: str
@@ -89,6 +91,7 @@ class TableSpec:
     only_published: bool = True
     hello_group: int = 0
     brief: bool = False
+    spares: bool = False
 
     @property
     def kept(self) -> Marks:
@@ -115,6 +118,8 @@ def add_table(batch: Batch, spec: TableSpec) -> None:
     batch.new_chain("relayed", kind="filter", hook=_OUTPUT, priority=_POD_PRIORITY)
     for name in (*PLAIN_CHAINS, *BASE_CHAINS):
         batch.flush_chain(name)
+    if spec.spares:
+        batch.new_rule("guard", sparing.rule())
     for chain, rules in (
         guard.chains(spec.prefix, spec.gateway, spec.log_group)
         | _hold(spec)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import gc
 import os
 import resource
@@ -19,6 +18,7 @@ import traceback
 
 import msgspec
 
+from casemate.host import ownlimits
 from casemate.node.dns.forward import Forwarder, parse_server
 from casemate.node.dns.guard import Guard
 from casemate.node.dns.resolver import MAX_QUESTIONS, Resolver
@@ -33,21 +33,12 @@ MAX_STREAMS, MAX_STREAMS_OF_ONE, IDLE_S = 200, 16, 10.0
 LINGER_S = 30.0
 _TURN = 64
 _TELL_S = 1.0
-_PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 4, 38
 
 
 def bound_self() -> None:
     """Lower this process's limits for good."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
-    libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    for which, value in (
-        (resource.RLIMIT_CORE, 0), (resource.RLIMIT_AS, MEMORY_BYTES), (resource.RLIMIT_NPROC, 0),
-        (resource.RLIMIT_NOFILE, MAX_QUESTIONS + MAX_STREAMS + 64),
-    ):  # fmt: skip
-        _, hard = resource.getrlimit(which)
-        limit = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(which, (limit, limit))
+    ownlimits.bound_self({resource.RLIMIT_AS: MEMORY_BYTES, resource.RLIMIT_NPROC: 0})
+    ownlimits.settle(resource.RLIMIT_NOFILE, MAX_QUESTIONS + MAX_STREAMS + 64)
 
 
 class Serving:

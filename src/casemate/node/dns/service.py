@@ -156,7 +156,7 @@ class Names:
         into quarantine or out of it."""
         policy, now = self._core.policy, dict(self._closing.pods)
         for name, row in policy.quarantines.items():
-            entry = self._directory.pods.get(policy.names.get(name, ""))
+            entry = self._directory.pods.get(policy.workloads.names.get(name, ""))
             allowed = names_outside(policy.passages.get(row.number, ()))
             if entry is None:
                 continue

@@ -7,7 +7,6 @@ and ends when casemated does.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import gc
 import os
@@ -19,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable
 
+from casemate.host import ownlimits
 from casemate.node.flows.recorder import Recorder
 from casemate.node.flows.store import Ring
 from casemate.node.flows.wire import ENCODER, MAX_MESSAGE_BYTES, TO_RECORDER, Progress, Questions
@@ -34,19 +34,11 @@ FLUSH_S = 0.05
 #: Between two looks at the kernel's events; its buffer holds those of a second.
 _PAUSE_S = 0.002
 _LOG_BYTES = 256 << 10
-_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
 
 
 def bound_self() -> None:
     """Lower this process's limits for good."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
-    libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    for which, value in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_AS, MEMORY_BYTES), (resource.RLIMIT_NPROC, 0)):
-        _, hard = resource.getrlimit(which)
-        limit = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(which, (limit, limit))
+    ownlimits.bound_self({resource.RLIMIT_AS: MEMORY_BYTES, resource.RLIMIT_NPROC: 0}, parent_ended=signal.SIGKILL)
 
 
 class Loop:

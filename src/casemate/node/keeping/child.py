@@ -17,6 +17,7 @@ import sys
 
 import msgspec
 
+from casemate.host import ownlimits
 from casemate.host.peer import peer_of
 from casemate.node.keeping import wire
 from casemate.node.keeping.relay import MAX_PAIRS, Relay, note
@@ -25,7 +26,7 @@ DOOR, FILTER = 3, 4
 MEMORY_BYTES = 512 << 20
 #: Both ends of a connection, and a spare for each that is on its way to hostd.
 _DESCRIPTORS_OF_ONE, _DESCRIPTORS_BESIDE = 3, 64
-_PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS, _SECCOMP_MODE_FILTER = 4, 22, 38, 2
+_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER = 22, 2
 _INSTRUCTION_BYTES, _MAX_FILTER_BYTES = 8, 4096 * 8
 #: hostd connects again where it was hung up on.
 _BACKLOG = 8
@@ -33,20 +34,9 @@ _BACKLOG = 8
 
 def bound_self() -> int:
     """Lower this process's limits for good; how many connections it can have."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
-    libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    for which, value in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_AS, MEMORY_BYTES), (resource.RLIMIT_NPROC, 0)):
-        _bound(which, value)
-    files = _bound(resource.RLIMIT_NOFILE, _DESCRIPTORS_OF_ONE * MAX_PAIRS + _DESCRIPTORS_BESIDE)
+    ownlimits.bound_self({resource.RLIMIT_AS: MEMORY_BYTES, resource.RLIMIT_NPROC: 0})
+    files = ownlimits.settle(resource.RLIMIT_NOFILE, _DESCRIPTORS_OF_ONE * MAX_PAIRS + _DESCRIPTORS_BESIDE)
     return min(MAX_PAIRS, (files - _DESCRIPTORS_BESIDE) // _DESCRIPTORS_OF_ONE)
-
-
-def _bound(which: int, value: int) -> int:
-    _, hard = resource.getrlimit(which)
-    limit = value if hard == resource.RLIM_INFINITY else min(value, hard)
-    resource.setrlimit(which, (limit, limit))
-    return limit
 
 
 class _Program(ctypes.Structure):
@@ -88,7 +78,7 @@ class Daemons:
             return
         # The socket is root's alone to connect to; this is the second lock.
         if peer_of(connection).uid == 0:
-            self.relay.talk_to(connection)
+            self.relay.hostd.talk_to(connection)
         else:
             connection.close()
 

@@ -1,4 +1,4 @@
-"""The relay of kept connections: a loop over sockets, the holds in force, and what it may hold at most.
+"""The relay of kept connections: a loop over sockets, who is accepted, and what it may hold at most.
 
 Its own loop on epoll and not asyncio's: a round trip through it is the price of every kept connection, and half of it
 would be the loop's.
@@ -6,7 +6,6 @@ would be the loop's.
 
 from __future__ import annotations
 
-import array
 import contextlib
 import errno
 import select
@@ -14,24 +13,20 @@ import socket
 import sys
 import time
 import traceback
-from collections import Counter, deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Set
 from typing import TypeVar
 
-from casemate.hostd.protocol_keeping import GIVEN_CASEMATED, GIVEN_LISTENER, RELAY_ANSWER, RELAY_REQUEST
 from casemate.node.keeping import wire
-from casemate.node.keeping.pair import OPEN, OVER, WAITING, Pair, prepare, reset
+from casemate.node.keeping.holds import Holds
+from casemate.node.keeping.hostdlink import HostdLink
+from casemate.node.keeping.pair import WAITING, Pair, prepare, reset
 from casemate.node.keeping.wire import Address
 
 #: Connections of all pods, to one port, and of one client to one port.
 MAX_PAIRS, MAX_OF_PORT, MAX_OF_CLIENT = 8192, 4096, 1024
 #: Bytes that are kept to be asked again, of all connections.
 MAX_KEPT_BYTES = 64 << 20
-#: How long hostd may take to begin a connection.
-ASK_S = 5.0
-#: Requests without an answer at a time: hostd does not wait until there is room for its answers.
-MAX_ASKED = 64
 _ACCEPTS_A_TURN = 64
 _EVENTS_A_TURN = 512
 _BUFFER_BYTES = 256 << 10
@@ -44,18 +39,6 @@ LINGER_S = 3.0
 
 
 T = TypeVar("T")
-
-
-@dataclass(slots=True)
-class _Hold:
-    """A hold in force; *drain_until* 0 once casemated was told. *resuming*: connections that are made anew."""
-
-    until: float
-    drain_until: float
-    resuming: set[Pair] | None = None
-    resumed: int = 0
-    replayed: int = 0
-    reset: int = 0
 
 
 class Relay:
@@ -87,14 +70,11 @@ class Relay:
         self._of_pod: dict[str, set[Pair]] = {}
         self._kept: dict[Address, bool] = {}
         self._kept_bytes = 0
-        self._holds: dict[str, _Hold] = {}
+        self._holds = Holds(self.of_pod, self._reset, tell, self.counted)
         self._listener: socket.socket | None = None
-        self._hostd: socket.socket | None = None
-        self._asked: dict[int, tuple[Pair, float]] = {}
-        self._to_ask: deque[Pair] = deque()
+        self.hostd = HostdLink(self)
         #: Until when something has to have become of a pair.
         self._due: dict[Pair, float] = {}
-        self._number = 0
         self._told: tuple[object, object] | None = None
         self._next_tell = self._next_timers = 0.0
         self._used_at = self.now
@@ -107,9 +87,9 @@ class Relay:
 
     def close(self) -> None:
         """Give up what is listened to; connections are their own."""
-        for one in (self._listener, self._hostd):
-            if one is not None:
-                one.close()
+        if self._listener is not None:
+            self._listener.close()
+        self.hostd.close()
         self._epoll.close()
 
     def turn(self, patience_s: float) -> None:
@@ -133,9 +113,9 @@ class Relay:
             self._timers()
 
     def _patience(self) -> float:
-        if any(hold.drain_until or hold.resuming is not None for hold in self._holds.values()):
+        if self._holds.is_pressing:
             return _DRAIN_LOOK_S
-        return _TIMERS_S if self._holds or self._asked or self._to_ask or self._due else _TELL_S
+        return _TIMERS_S if self._holds or self.hostd.is_waiting or self._due else _TELL_S
 
     def add(self, number: int, handler: Callable[[int, int], None]) -> None:
         """Have *handler* called when the descriptor *number* can be read."""
@@ -167,9 +147,11 @@ class Relay:
             case wire.KeptPorts():
                 self._keep({(address, port): replay for address, port, replay in message.ports})
             case wire.Hold():
-                self._hold(message)
+                self._holds.begin(message, self.now)
+                self._next_timers = 0.0
             case wire.Resume():
-                self._resume(message)
+                self._holds.resume(message)
+                self._next_timers = 0.0
             case wire.Cut():
                 self._cut(message)
             case wire.Ask():
@@ -197,19 +179,6 @@ class Relay:
         listener.setblocking(False)
         self._listener = listener
         self.add(listener.fileno(), self._on_listener)
-
-    def talk_to(self, hostd: socket.socket) -> None:
-        """Ask another casemate-hostd from now on."""
-        self._hostd_lost()
-        hostd.setblocking(False)
-        self._hostd = hostd
-        self.add(hostd.fileno(), self._on_hostd)
-        # What the last hostd was asked it does not answer any more.
-        for pair, _ in self._asked.values():
-            pair.asking = 0
-            self._to_ask.append(pair)
-        self._asked.clear()
-        self._ask()
 
     # --- new connections ------------------------------------------------------------------------------------------
 
@@ -246,7 +215,7 @@ class Relay:
         self._of_port[own] += 1
         self._of_client[of_client] += 1
         self._of_pod.setdefault(own[0], set()).add(pair)
-        hold = self._holds.get(own[0])
+        hold = self._holds.of(own[0])
         if hold is not None and hold.resuming is None:
             pair.hold()
         self.ask_for_pod(pair)
@@ -273,141 +242,23 @@ class Relay:
         self._kept_bytes += count
         return True
 
-    # --- hostd ----------------------------------------------------------------------------------------------------
+    def of_pod(self, address: str) -> Set[Pair]:
+        """The connections to the pod that has *address*."""
+        return self._of_pod.get(address, frozenset())
 
     def ask_for_pod(self, pair: Pair) -> None:
-        # Whether hostd is there or not.
-        self.expect(pair, ASK_S)
-        pair.asking = 0
-        self._to_ask.append(pair)
-        self._ask()
-
-    def _ask(self) -> None:
-        while self._to_ask and self._hostd is not None and len(self._asked) < MAX_ASKED:
-            pair = self._to_ask[0]
-            if pair.state != WAITING or pair.asking:
-                self._to_ask.popleft()
-                continue
-            self._number = self._number % 0xFFFFFFFF + 1
-            beside = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [pair.client.fileno()]))]
-            try:
-                self._hostd.sendmsg([RELAY_REQUEST.pack(self._number)], beside, socket.MSG_NOSIGNAL)
-            except BlockingIOError:
-                return
-            except OSError:
-                self._hostd_lost()
-                return
-            self._to_ask.popleft()
-            self._asked[self._number] = pair, self.now + ASK_S
-            pair.asking = self._number
-
-    def _hostd_lost(self) -> None:
-        """casemate-hostd went away, or hung up: it finds this process again; nobody waits for long."""
-        gone, self._hostd = self._hostd, None
-        if gone is not None:
-            self.unwatch(gone.fileno())
-            gone.close()
-
-    def _on_hostd(self, _number: int, _events: int) -> None:
-        for _ in range(_ACCEPTS_A_TURN):
-            if self._hostd is None:
-                return
-            try:
-                data, beside, _, _ = self._hostd.recvmsg(64, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC)
-            except BlockingIOError:
-                return
-            except OSError:
-                data, beside = b"", []
-            if len(data) != RELAY_ANSWER.size:
-                self._hostd_lost()
-                return
-            number, why = RELAY_ANSWER.unpack(data)
-            found = [array.array("i", content[:4])[0] for _, kind, content in beside if kind == socket.SCM_RIGHTS]
-            if not number:
-                self._given(why, [socket.socket(fileno=one) for one in found])
-                continue
-            pair, _ = self._asked.pop(number, (None, 0.0))
-            if pair is None or pair.state != WAITING or pair.asking != number:
-                for one in found:
-                    reset(socket.socket(fileno=one))
-            elif why or not found:
-                self.counted["failed"] += 1
-                pair.failed()
-            else:
-                pair.connected(socket.socket(fileno=found[0]))
-            self._ask()
-
-    def _given(self, kind: int, sockets: list[socket.socket]) -> None:
-        """hostd gives a listener, or a channel to casemated; the second is acknowledged."""
-        if len(sockets) != 1:
-            self._hostd_lost()
-        elif kind == GIVEN_LISTENER:
-            self.listen(sockets[0])
-        elif kind == GIVEN_CASEMATED:
-            self.on_casemated(sockets[0])
-            try:
-                assert self._hostd is not None
-                self._hostd.send(RELAY_REQUEST.pack(0), socket.MSG_NOSIGNAL)
-            except OSError:
-                self._hostd_lost()
-        else:
-            sockets[0].close()
-            self._hostd_lost()
-
-    # --- holds ----------------------------------------------------------------------------------------------------
-
-    def _hold(self, message: wire.Hold) -> None:
-        pairs = list(self._of_pod.get(message.address, ()))
-        self._holds[message.address] = _Hold(self.now + message.wait_s, self.now + message.drain_s)
-        self._next_timers = 0.0
-        for number, pair in enumerate(pairs):
-            if number < message.limit:
-                pair.hold()
-            else:
-                self._reset(pair)
+        self.hostd.ask(pair)
 
     def _reset(self, pair: Pair) -> None:
         self.counted["reset"] += 1
         pair.reset()
 
-    def _resume(self, message: wire.Resume) -> None:
-        hold = self._holds.get(message.address)
-        pairs = list(self._of_pod.get(message.address, ()))
-        if hold is None:
-            self._tell(wire.Resumed(message.address, 0, 0, 0))
-            return
-        if not message.accept:
-            for pair in pairs:
-                self._reset(pair)
-            del self._holds[message.address]
-            self._tell(wire.Resumed(message.address, 0, 0, len(pairs)))
-            return
-        hold.drain_until, hold.resuming, self._next_timers = 0.0, set(pairs), 0.0
-        for pair in pairs:
-            pair.replayed = False
-            pair.resume(anew=message.anew)
+    # --- what is due ----------------------------------------------------------------------------------------------
 
     def _timers(self) -> None:
         self._next_timers = self.now + min(_TIMERS_S, self._patience())
-        for address, hold in list(self._holds.items()):
-            pairs = self._of_pod.get(address, set())
-            if hold.resuming is not None:
-                self._look_at_resuming(address, hold)
-            elif self.now >= hold.until:
-                for pair in list(pairs):
-                    self._reset(pair)
-                del self._holds[address]
-            elif hold.drain_until:
-                busy = sum(not pair.is_quiet for pair in pairs)
-                if not busy or self.now >= hold.drain_until:
-                    hold.drain_until = 0.0
-                    for pair in pairs:
-                        pair.stop()
-                    self._tell(wire.Drained(address, len(pairs) - busy, busy))
-        for number in [one for one, (_, until) in self._asked.items() if until <= self.now]:
-            # Its pair is late by then, or has another.
-            del self._asked[number]
-        self._ask()
+        self._holds.look(self.now)
+        self.hostd.look()
         for pair in [one for one in self.pairs if 0 < one.doubt_until <= self.now]:
             self._reset(pair)
         for pair in [one for one, until in self._due.items() if until <= self.now]:
@@ -418,7 +269,7 @@ class Relay:
             self._next_tell = self.now + _TELL_S
             self._reset_forgotten()
             self.tell_state()
-            if self.pairs or self._hostd is not None or self._is_heard():
+            if self.pairs or self.hostd.is_up or self._is_heard():
                 self._used_at = self.now
             elif self.now - self._used_at >= LINGER_S:
                 self.ended = True
@@ -426,26 +277,9 @@ class Relay:
     def _reset_forgotten(self) -> None:
         """Whatever went wrong, nobody waits in silence: held without a hold, or bytes that are not passed on."""
         for pair in list(self.pairs):
-            if (pair.held and pair.own[0] not in self._holds) or (pair.look_until > self.now and pair.is_stuck()):
+            if (pair.held and self._holds.of(pair.own[0]) is None) or (pair.look_until > self.now and pair.is_stuck()):
                 note(f"a connection of port {pair.own[1]} got stuck (state {pair.state}): reset")
                 self._reset(pair)
-
-    def _look_at_resuming(self, address: str, hold: _Hold) -> None:
-        assert hold.resuming is not None
-        for pair in list(hold.resuming):
-            if pair.state == OPEN or (pair.state == OVER and not pair.was_reset):
-                hold.resumed += 1
-                hold.replayed += pair.replayed
-            elif pair in self.pairs and self.now < hold.until:
-                continue
-            else:
-                hold.reset += 1
-                pair.reset()
-            hold.resuming.discard(pair)
-        if not hold.resuming:
-            del self._holds[address]
-            self.counted.update(resumed=hold.resumed, replayed=hold.replayed, reset=hold.reset)
-            self._tell(wire.Resumed(address, hold.resumed, hold.replayed, hold.reset))
 
     # --- what is told, what is cut --------------------------------------------------------------------------------
 
@@ -475,7 +309,7 @@ class Relay:
 
     def _held(self, own: Address) -> wire.Held:
         pairs = [pair for pair in self._of_pod.get(own[0], ()) if pair.own == own]
-        hold = self._holds.get(own[0])
+        hold = self._holds.of(own[0])
         kept = sum(len(pair.unanswered or b"") for pair in pairs)
         left_s = round(max(0.0, hold.until - self.now), 1) if hold is not None else 0.0
         return wire.Held(*own, len(pairs), sum(pair.held for pair in pairs), kept, left_s)

@@ -38,7 +38,7 @@ def at_address(policy: Policy, address: Address) -> Endpoint:
     found = planner.owner(address) if planner is not None else None
     if found is not None:
         return found
-    one = policy.at(address)
+    one = policy.workloads.at(address)
     return outside(address) if one is None else policy.labelled(one)
 
 
@@ -54,9 +54,9 @@ async def workload_name(core: Core, text: str, project: str, *, historic: bool =
     """
     policy = core.policy
     await policy.load()
-    if text in policy.names:
+    if text in policy.workloads.names:
         return text
-    if f"{project}/{text}" in policy.names:
+    if f"{project}/{text}" in policy.workloads.names:
         return f"{project}/{text}"
     if historic:
         for name in (text, f"{project}/{text}"):
@@ -82,7 +82,7 @@ async def workload_name(core: Core, text: str, project: str, *, historic: bool =
         known = await core.db.read(lambda db: read_workload(db, pod))
         if known is None:
             raise WorkloadUnknown(f"{text[:140]!r} has no network of its own, so no policy is about it")
-        policy.note(known)
+        policy.workloads.note(known)
     return known.name
 
 
@@ -101,7 +101,7 @@ async def end(core: Core, text: str, project: str) -> Endpoint:
         if _DOMAIN.match(text):
             return Endpoint(text, kind=Kind.WORLD, dns=frozenset({text.lower().rstrip(".")}))
         raise
-    found = core.policy.workload(name)
+    found = core.policy.workloads.named(name)
     assert found is not None
     return core.policy.labelled(found)
 

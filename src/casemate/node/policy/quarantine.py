@@ -89,7 +89,7 @@ async def by_admission(core: Core, pod: str, reason: str) -> QuarantineRow | Non
     known = core.policy.workloads.get(pod) or await core.db.read(lambda db: read_workload(db, pod))
     if known is None:
         return None
-    core.policy.note(known)
+    core.policy.workloads.note(known)
     try:
         return await put(core, known.name, Cause("casemated", "admission", reason))
     except QuarantineHeld:
@@ -98,7 +98,7 @@ async def by_admission(core: Core, pod: str, reason: str) -> QuarantineRow | Non
 
 async def _in_force(core: Core, workload: str, reason: str, *, label_first: bool = False) -> None:
     """Rules, then the label that brings the workload under them (or the other way round at the end)."""
-    policy, pod = core.policy, core.policy.names.get(workload, "")
+    policy, pod = core.policy, core.policy.workloads.names.get(workload, "")
     try:
         if label_first:
             await policy.put_again(pod)

@@ -17,7 +17,7 @@ from casemate.node.policy.bulk import bulk
 from casemate.policy.errors import PolicyInvalid, PolicyTooLarge
 from casemate.policy.parse import Document, read_documents
 from casemate.policy.source import MAX_BYTES, load_documents
-from casemate.spec.errors import ProgramFailed, RemoteError, TimedOut
+from casemate.spec.errors import CasemateError, ProgramFailed, RemoteError, TimedOut
 
 #: Up to this the loop itself reads it: some milliseconds.
 TINY_BYTES = 4 << 10
@@ -95,3 +95,18 @@ sys.path[:] = sys.argv[1:-1]
 from casemate.node.policy.reading_child import main
 main(sys.argv[-1])
 """
+
+
+def read_stored(values: list[dict[str, object]]) -> tuple[dict[str, Document], str]:
+    """The documents of the store, and what is wrong with those that cannot be read."""
+    found: dict[str, Document] = {}
+    wrong: list[str] = []
+    for value in values:
+        try:
+            for one in read_documents([value], "stored"):
+                found[one.key] = one
+        except CasemateError as error:
+            wrong.append(error.detail)
+    if not wrong:
+        return found, ""
+    return found, f"{len(wrong)} stored documents cannot be read, so nothing is allowed: {'; '.join(wrong[:3])}"

@@ -412,7 +412,7 @@ class Referrals:
         policy = self._core.policy
 
         def fresh(end: Endpoint) -> Endpoint:
-            workload = policy.workload(end.name)
+            workload = policy.workloads.named(end.name)
             return policy.labelled(workload) if workload is not None else end
 
         now = Connection(fresh(asked.source), fresh(asked.destination), asked.protocol, asked.port)
@@ -440,8 +440,8 @@ class Referrals:
     def _keys(self, row: ReferralRow) -> list[AnswerKey]:
         policy, found = self._core.policy, []
         protocol = Protocol[row.protocol.upper()].value
-        for source in _addresses(policy.workload(row.source), row.source):
-            for destination in _addresses(policy.workload(row.destination), row.destination):
+        for source in _addresses(policy.workloads.named(row.source), row.source):
+            for destination in _addresses(policy.workloads.named(row.destination), row.destination):
                 if source.version == destination.version:
                     found.append(AnswerKey(source.packed, destination.packed, protocol, row.port))
         return found

@@ -16,14 +16,15 @@ from typing import TypeVar
 from casemate.node.database import Database
 from casemate.node.firewall import Firewall
 from casemate.node.policy import endpoints, store
-from casemate.node.policy.bulk import bulk
 from casemate.node.policy.endpoints import Workload
+from casemate.node.policy.planning import planner_of, put_together, replanned
+from casemate.node.policy.reading import read_stored
 from casemate.node.policy.ruleset import Passage, effective, patched, wall_labels
-from casemate.policy.addresses import Address
+from casemate.node.policy.workloads import Workloads
 from casemate.policy.askable import askable
 from casemate.policy.errors import PolicyInvalid
 from casemate.policy.identity import NOBODY, Allocation, Endpoint
-from casemate.policy.parse import Document, Policies, read_documents, together
+from casemate.policy.parse import Document, Policies, together
 from casemate.policy.plan import Planner, Transaction
 from casemate.policy.rules import RuleSet
 from casemate.policy.triggers import Trigger
@@ -60,10 +61,7 @@ class Policy:
         #: What the documents say alone, and with quarantines and walls before it.
         self.own = RuleSet()
         self.rules = RuleSet()
-        #: By pod id, and the pod's id by the workload's name.
-        self.workloads: dict[str, Workload] = {}
-        self.names: dict[str, str] = {}
-        self._addresses: dict[Address, str] = {}
+        self.workloads = Workloads()
         #: Those that hold, by the workload's name, and what each lets through, by its number.
         self.quarantines: dict[str, QuarantineRow] = {}
         self.passages: dict[int, tuple[Passage, ...]] = {}
@@ -98,9 +96,6 @@ class Policy:
     def _set_policies(self, policies: Policies) -> None:
         self._policies, self.walls = policies, policies.walls
 
-    def workload(self, name: str) -> Workload | None:
-        return self.workloads.get(self.names.get(name, ""))
-
     def labelled(self, workload: Workload, walls: Iterable[Wall] | None = None) -> Endpoint:
         """The workload as rules see it: with the labels of walls (those in force, or *walls*) and of its quarantine."""
         more = wall_labels(self.walls if walls is None else walls, workload.endpoint)
@@ -122,7 +117,7 @@ class Policy:
 
     def number_of(self, name: str) -> int:
         """The same of a workload."""
-        return self.number(self.names.get(name, ""))
+        return self.number(self.workloads.names.get(name, ""))
 
     def askable(self, number: int) -> tuple[str, ...] | None:
         """The names of the outside that pods of the identity *number* may ask for; None: any."""
@@ -164,32 +159,12 @@ class Policy:
         # Closed, until who knows what each lets through has read it.
         self.passages = {row.number: () for row in held}
         for workload in workloads:
-            self.note(workload)
-        self.documents, self.broken = await asyncio.to_thread(_readable, [value for _, value in kept])
+            self.workloads.note(workload)
+        self.documents, self.broken = await asyncio.to_thread(read_stored, [value for _, value in kept])
         self._set_policies(together(self.documents.values()))
         self.triggers = _triggers(self.documents.values())
         self._loaded = True
         await self._rebuild()
-
-    def note(self, workload: Workload) -> None:
-        old = self.workloads.get(workload.pod)
-        if old is not None:
-            self._unnote(old)
-        self.workloads[workload.pod] = workload
-        self.names[workload.name] = workload.pod
-        self._addresses.update(dict.fromkeys(workload.endpoint.addresses, workload.pod))
-
-    def _unnote(self, workload: Workload) -> None:
-        """What leads to the workload; who has its name or address by now keeps it."""
-        if self.names.get(workload.name) == workload.pod:
-            del self.names[workload.name]
-        for address in workload.endpoint.addresses:
-            if self._addresses.get(address) == workload.pod:
-                del self._addresses[address]
-
-    def at(self, address: Address) -> Workload | None:
-        """Whose *address* is, whether its pod has ever run or not."""
-        return self.workloads.get(self._addresses.get(address, ""))
 
     def worked_out(self, policies: Policies) -> tuple[RuleSet, RuleSet]:
         """The rules for the kernel and those for referrals, at this hour, if *policies* were in force."""
@@ -204,7 +179,7 @@ class Policy:
             self.planner = None
             return
         ends, rules, allocation = self.ends(), self.rules, self._allocation
-        planner = await asyncio.to_thread(_planner, rules, ends, allocation)
+        planner = await planner_of(rules, ends, allocation)
         for end, viewer in self.named():
             planner.put(end, viewer=viewer)
         self.planner = planner
@@ -280,7 +255,7 @@ class Policy:
             workload = await self._db.read(lambda db: endpoints.read_workload(db, pod))
             if workload is None:
                 return
-            self.note(replace(workload, made=True))
+            self.workloads.note(replace(workload, made=True))
             await self._put(pod)
 
     async def _put(self, pod: str) -> None:
@@ -293,10 +268,9 @@ class Policy:
     async def pod_gone(self, pod: str) -> None:
         """The pod is removed, and its address may be another's soon."""
         async with self.lock:
-            workload = self.workloads.pop(pod, None)
+            workload = self.workloads.forget(pod)
             if workload is None:
                 return
-            self._unnote(workload)
             planner = self.planner
             if planner is None or planner.end(workload.name) is None:
                 return
@@ -314,7 +288,7 @@ class Policy:
                 return
             if self.planner is not None and self.planner.end(old.name) is not None:
                 gone = await self._planned(lambda one: one.drop(old.name))
-                self.note(replace(fresh, made=old.made))
+                self.workloads.note(replace(fresh, made=old.made))
                 put = await self._planned(lambda one: one.put(self.labelled(self.workloads[pod])))
                 await self._keep_numbers()
                 # The kernel knows addresses, not names: what was taken out and put in again is nothing to it.
@@ -322,7 +296,7 @@ class Policy:
                     self.enforced, self.why_not = False, f"{old.name} is {fresh.name} now"
                     await self._replace()
             else:
-                self.note(replace(fresh, made=old.made))
+                self.workloads.note(replace(fresh, made=old.made))
 
     async def _planned(self, step: Callable[[Planner], Transaction]) -> Transaction:
         """A step of the planner; where it fails half-way the planner is made anew from before."""
@@ -407,7 +381,7 @@ class Policy:
             transaction = planner.replace_rules(patch.rules, differ=(patch.removed, patch.added))
             self._policies, self.rules, self.own = None, patch.rules, patch.own
             return transaction
-        policies = await asyncio.to_thread(_together, list(documents.values()))
+        policies = await put_together(documents.values())
         same_walls = self.walls == policies.walls
         self._set_policies(policies)
         if planner is None or not self.active or not same_walls:
@@ -417,7 +391,7 @@ class Policy:
             return self.planner.start if self.planner else _NOTHING
         rules, own = await asyncio.to_thread(self.worked_out, policies)
         self._in_step = True
-        transaction = await asyncio.to_thread(_replanned, planner, rules)
+        transaction = await replanned(planner, rules)
         self.rules, self.own = rules, own
         return transaction
 
@@ -436,7 +410,7 @@ class Policy:
             return
         if rules == self.rules:
             return
-        transaction = await asyncio.to_thread(_replanned, planner, rules, reason)
+        transaction = await replanned(planner, rules, reason)
         self.rules, self.own = rules, own
         await self._keep_numbers()
         await self._commit(transaction)
@@ -449,7 +423,7 @@ class Policy:
                 old = self.workloads.get(pod)
                 fresh = await self._db.read(lambda db, pod=pod: endpoints.read_workload(db, pod))  # type: ignore[misc]
                 if old is not None and fresh is not None:
-                    self.note(replace(fresh, made=old.made))
+                    self.workloads.note(replace(fresh, made=old.made))
                     await self.put_again(pod)
 
     async def put_again(self, pod: str) -> None:
@@ -457,21 +431,6 @@ class Policy:
         workload = self.workloads.get(pod)
         if workload is not None and workload.made:
             await self._put(pod)
-
-
-def _planner(rules: RuleSet, ends: list[Endpoint], allocation: Allocation) -> Planner:
-    with bulk():
-        return Planner(rules, ends, allocation=allocation)
-
-
-def _together(documents: list[Document]) -> Policies:
-    with bulk():
-        return together(documents)
-
-
-def _replanned(planner: Planner, rules: RuleSet, reason: str = "policy") -> Transaction:
-    with bulk():
-        return planner.replace_rules(rules, reason)
 
 
 def without(held: dict[str, T], gone: Iterable[str]) -> dict[str, T]:
@@ -484,18 +443,3 @@ def without(held: dict[str, T], gone: Iterable[str]) -> dict[str, T]:
 
 def _triggers(documents: Iterable[Document]) -> tuple[Trigger, ...]:
     return tuple(trigger for one in documents for trigger in one.parsed.triggers)
-
-
-def _readable(values: list[dict[str, object]]) -> tuple[dict[str, Document], str]:
-    """The documents of the store, and what is wrong with those that cannot be read."""
-    found: dict[str, Document] = {}
-    wrong: list[str] = []
-    for value in values:
-        try:
-            for one in read_documents([value], "stored"):
-                found[one.key] = one
-        except CasemateError as error:
-            wrong.append(error.detail)
-    if not wrong:
-        return found, ""
-    return found, f"{len(wrong)} stored documents cannot be read, so nothing is allowed: {'; '.join(wrong[:3])}"

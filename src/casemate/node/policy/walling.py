@@ -127,7 +127,7 @@ def _changed(core: Core, ends: Iterable[Endpoint]) -> str:
     """The first of *ends* that was renamed or removed since its connection was looked at; "" for none."""
     for end in ends:
         if end.kind is Kind.POD:
-            now = core.policy.workload(end.name)
+            now = core.policy.workloads.named(end.name)
             if now is None or now.endpoint.addresses != end.addresses:
                 return end.name
     return ""
@@ -222,7 +222,7 @@ async def release(core: Core, request: WallRelease, caller: Caller, workload: st
 def _between(core: Core, workload: str, wall: str, member: str) -> list[tuple[Address, Address]]:
     """Both ways between *workload* and everybody of *member*, by address."""
     policy = core.policy
-    own = policy.workload(workload)
+    own = policy.workloads.named(workload)
     label = (f"{WALL}{wall}", member)
     theirs = [address for end in policy.ends() if label in end.labels for address in end.addresses]
     mine = own.endpoint.addresses if own is not None else ()

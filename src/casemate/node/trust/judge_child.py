@@ -6,7 +6,6 @@ here and not in the daemon.
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import os
 import resource
@@ -14,8 +13,8 @@ import sys
 
 import msgspec
 
+from casemate.host import ownlimits
 from casemate.image.jobs import Failure
-from casemate.image.worker import PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS, PR_SET_PDEATHSIG, lower
 from casemate.node.trust.jobs import TrustChildFailed
 from casemate.node.trust.judge_jobs import JOBS, MAX_MESSAGE_BYTES, Answer, Job, JudgeJob, ReadJob, TestJob
 from casemate.node.trust.judging import Judge, read, test
@@ -29,14 +28,8 @@ SIGTERM = 15
 
 def bound_self() -> None:
     """Lower this process's limits for good. Its time is bounded by who asks."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(PR_SET_PDEATHSIG, SIGTERM, 0, 0, 0)
-    libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
-    libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    lower(resource.RLIMIT_CORE, 0)
-    lower(resource.RLIMIT_NOFILE, MAX_DESCRIPTORS)
-    lower(resource.RLIMIT_FSIZE, 0)
-    lower(resource.RLIMIT_AS, MEMORY_BYTES)
+    limits = {resource.RLIMIT_NOFILE: MAX_DESCRIPTORS, resource.RLIMIT_FSIZE: 0, resource.RLIMIT_AS: MEMORY_BYTES}
+    ownlimits.bound_self(limits, parent_ended=SIGTERM)
 
 
 def answer(judge: Judge, data: bytes) -> Answer:

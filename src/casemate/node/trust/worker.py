@@ -6,7 +6,6 @@ its parent, ends it; what it was importing is then as it was before.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import resource
 import signal
@@ -15,7 +14,7 @@ from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 
-from casemate.image.worker import PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS, PR_SET_PDEATHSIG, lower
+from casemate.host import ownlimits
 from casemate.node.trust.jobs import (
     FEED_FILE,
     MAX_JOB_BYTES,
@@ -72,15 +71,15 @@ def main() -> int:
 
 def bound_self() -> None:
     """Lower this process's limits for good."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-    libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
-    libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    lower(resource.RLIMIT_CORE, 0)
-    lower(resource.RLIMIT_NOFILE, MAX_DESCRIPTORS)
-    lower(resource.RLIMIT_FSIZE, FILE_BYTES)
-    lower(resource.RLIMIT_AS, MEMORY_BYTES)
-    lower(resource.RLIMIT_CPU, CPU_S)
+    ownlimits.bound_self(
+        {
+            resource.RLIMIT_NOFILE: MAX_DESCRIPTORS,
+            resource.RLIMIT_FSIZE: FILE_BYTES,
+            resource.RLIMIT_AS: MEMORY_BYTES,
+            resource.RLIMIT_CPU: CPU_S,
+        },
+        parent_ended=signal.SIGTERM,
+    )
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     if os.getppid() == 1:
         raise TrustChildFailed("casemated is gone")

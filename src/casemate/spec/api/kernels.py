@@ -8,7 +8,7 @@ from msgspec import Meta
 
 from casemate.spec.workload import Value
 
-KernelVersion = Annotated[str, Meta(pattern=r"\A[0-9][A-Za-z0-9.+~_-]{0,63}\Z")]
+KernelVersion = Annotated[str, Meta(min_length=1, max_length=64)]
 
 
 class KernelRow(Value, frozen=True):

@@ -74,20 +74,8 @@ class Facts:
 
 @lru_cache(maxsize=1000)
 def _compile(text: str, name: str) -> Any:
-    try:
-        import cel  # noqa: PLC0415 - only a policy with conditions needs it
-    except ImportError as error:
-        raise HostLacks(
-            "the Python package common-expression-language is not installed",
-            remedy="pip install common-expression-language",
-        ) from error
-    if not 0 < len(text) <= MAX_CHARS:
-        raise ConditionInvalid(f"{name}: a condition of {len(text)} characters; 1 to {MAX_CHARS} are allowed")
-    try:
-        program = cel.compile(text)
-        unknown = set(program.variables()) - FACTS - _BOUND
-    except Exception as error:
-        raise ConditionInvalid(f"{name}: {text[:200]!r}: {error}") from error
+    program, names = _parsed(text, f"{name}: ")
+    unknown = names - FACTS - _BOUND
     if unknown:
         raise ConditionInvalid(f"{name}: {text[:200]!r} names {sorted(unknown)[0]!r}, which is no fact")
     return program
@@ -96,20 +84,26 @@ def _compile(text: str, name: str) -> Any:
 @lru_cache(maxsize=1000)
 def compiled(text: str) -> Any:
     """The condition *text* over one attestation's ``predicate``. Raises :class:`ConditionInvalid`."""
+    program, names = _parsed(text, "")
+    unknown = {name for name in names if len(name) > 1} - {"predicate"}
+    if unknown:
+        raise ConditionInvalid(f"{text[:200]!r} names {sorted(unknown)[0]!r}; only `predicate` is there")
+    return program
+
+
+def _parsed(text: str, label: str) -> tuple[Any, set[str]]:
+    """CEL's program of *text*, and the names in it; *label* begins what is said of a wrong one."""
     try:
-        import cel  # noqa: PLC0415 - lazily
+        import cel  # noqa: PLC0415 - only a policy with conditions needs it
     except ImportError as error:
         raise HostLacks(
             "the Python package common-expression-language is not installed",
             remedy="pip install common-expression-language",
         ) from error
     if not 0 < len(text) <= MAX_CHARS:
-        raise ConditionInvalid(f"a condition of {len(text)} characters; 1 to {MAX_CHARS} are allowed")
+        raise ConditionInvalid(f"{label}a condition of {len(text)} characters; 1 to {MAX_CHARS} are allowed")
     try:
         program = cel.compile(text)
-        unknown = {name for name in program.variables() if len(name) > 1} - {"predicate"}
+        return program, set(program.variables())
     except Exception as error:
-        raise ConditionInvalid(f"{text[:200]!r}: {error}"[:400]) from error
-    if unknown:
-        raise ConditionInvalid(f"{text[:200]!r} names {sorted(unknown)[0]!r}; only `predicate` is there")
-    return program
+        raise ConditionInvalid(f"{label}{text[:200]!r}: {error}"[:400]) from error

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
+import json
 from collections.abc import Callable
+from pathlib import Path
+from typing import cast
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from casemate.host.cgroups import Cgroups
 from casemate.isolation.bundle import BundleInput, HostFacts, Sandbox
 from casemate.isolation.gvisor import driver
 from casemate.isolation.gvisor.driver import GvisorLevel, Program
-from casemate.isolation.gvisor.inside import AnswerBroken, named, read_command_lines, read_processes
-from casemate.isolation.level import LevelLacks, Runtime
+from casemate.isolation.gvisor.inside import AnswerBroken, GvisorInside, named, read_command_lines, read_processes
+from casemate.isolation.level import LevelLacks, Runtime, SandboxPaused
 from casemate.spec.workload import ContainerSpec, Device, NetworkSpec, PodSpec, Process, Security, Sysctl
 
 ID = "a" * 64
@@ -128,6 +133,24 @@ def test_processes_are_read() -> None:
 def test_other_answers_are_refused(text: bytes) -> None:
     with pytest.raises(AnswerBroken):
         read_processes(text, 0.0)
+
+
+class Frozen:
+    """A hierarchy in which everything is stopped."""
+
+    def exists(self, _path: str) -> bool:
+        return True
+
+    def is_frozen(self, _path: str) -> bool:
+        return True
+
+
+def test_what_was_paused_by_an_earlier_hostd_is_not_waited_for(tmp_path: Path) -> None:
+    spec = {"linux": {"cgroupsPath": f"/casemate/{ID}/{ID}"}}
+    (tmp_path / f"{ID}_sandbox:{ID}.state").write_text(json.dumps({"spec": spec}))
+    inside = GvisorInside(Runtime("/nonexistent/runsc", str(tmp_path)), cast("Cgroups", Frozen()), "casemate")
+    with pytest.raises(SandboxPaused):
+        asyncio.run(inside.processes(ID))
 
 
 def test_command_lines_are_found_by_process() -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import lzma
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import zstandard
 
 from casemate.image import guestkernel
 from casemate.image.guestkernel import AgentMissing, KernelUnfit
@@ -100,17 +103,24 @@ def test_the_kernel_that_was_chosen_is_taken_and_falls_back(tmp_path: Path) -> N
             kernel.remove(kernels, wrong)
 
 
-def test_modules_that_are_packed_or_lead_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("suffix", "pack"), [("xz", lzma.compress), ("gz", gzip.compress), ("zst", zstandard.ZstdCompressor().compress)]
+)
+def test_modules_that_are_packed(tmp_path: Path, suffix: str, pack: Callable[[bytes], bytes]) -> None:
     folder = modules(tmp_path / "m", without="overlay")
-    (folder / "kernel/overlay.ko.xz").write_bytes(lzma.compress(b"overlay"))
+    packed = folder / f"kernel/overlay.ko.{suffix}"
+    packed.write_bytes(pack(b"overlay"))
     assert dict(guestkernel.find_modules(folder)[0])["overlay"] == b"overlay"
-    (folder / "kernel/overlay.ko.xz").write_bytes(b"no xz")
-    with pytest.raises(KernelUnfit):
+    packed.write_bytes(b"not packed")
+    with pytest.raises(KernelUnfit, match="overlay"):
         guestkernel.find_modules(folder)
-    (folder / "kernel/overlay.ko.xz").write_bytes(lzma.compress(bytes(9 << 20)))
+    packed.write_bytes(pack(bytes(9 << 20)))
     with pytest.raises(KernelUnfit, match="more than"):
         guestkernel.find_modules(folder)
-    (folder / "kernel/overlay.ko.xz").unlink()
+
+
+def test_modules_that_lead_out(tmp_path: Path) -> None:
+    folder = modules(tmp_path / "m", without="overlay")
     (tmp_path / "secret").write_bytes(b"secret")
     (folder / "kernel/overlay.ko").symlink_to(tmp_path / "secret")
     with pytest.raises(KernelUnfit, match="no module overlay"):

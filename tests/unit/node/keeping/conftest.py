@@ -24,7 +24,7 @@ def site() -> Iterator[Site]:
     ours.settimeout(2.0)
     one = Site(relay, told, ours, pod, listener.getsockname(), clock)
     relay.listen(listener)
-    relay.talk_to(theirs)
+    relay.hostd.talk_to(theirs)
     yield one
     for pair in list(relay.pairs):
         pair.reset()

@@ -12,8 +12,9 @@ import pytest
 from tests.unit.node.keeping.relay_site import Site, gone, is_reset, passes
 
 from casemate.hostd.protocol_keeping import GIVEN_LISTENER, RELAY_ANSWER
+from casemate.node.keeping import hostdlink, wire
 from casemate.node.keeping import relay as relay_module
-from casemate.node.keeping import wire
+from casemate.node.keeping.hostdlink import ASK_S
 from casemate.node.keeping.pair import (
     DOUBT_S,
     MAX_OPENINGS,
@@ -37,7 +38,7 @@ def test_bounds(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_hostd_that_does_not_answer(site: Site) -> None:
     client = site.client()
     site.turn()
-    site.later(relay_module.ASK_S + 1)
+    site.later(ASK_S + 1)
     assert is_reset(client)
 
 
@@ -93,17 +94,17 @@ def test_a_hostd_that_went_away_is_not_waited_for(site: Site) -> None:
     site.turn()
     client = site.client()
     site.turn()
-    assert site.relay._hostd is None
-    site.later(relay_module.ASK_S + 0.1)
+    assert not site.relay.hostd.is_up
+    site.later(ASK_S + 0.1)
     assert is_reset(client)
 
 
 def test_hostd_is_asked_for_a_bounded_number_at_a_time(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """It does not wait until there is room for its answers: what it could not say would be waited for."""
-    monkeypatch.setattr(relay_module, "MAX_ASKED", 1)
+    monkeypatch.setattr(hostdlink, "MAX_ASKED", 1)
     clients = [site.client() for _ in range(2)]
     site.turn()
-    assert len(site.relay._asked) == 1
+    assert len(site.relay.hostd._asked) == 1
     for client in clients:
         site.answer()
         site.turn()
@@ -213,7 +214,7 @@ def test_nobody_waits_for_a_fault_of_the_relays_own(site: Site) -> None:
 def test_a_hostd_that_says_nonsense_is_not_listened_to(site: Site, data: bytes) -> None:
     site.hostd.send(data) if data else site.hostd.close()
     site.turn()
-    assert site.relay._hostd is None
+    assert not site.relay.hostd.is_up
 
 
 def test_an_answer_that_nobody_waits_for_leaks_nothing(site: Site) -> None:

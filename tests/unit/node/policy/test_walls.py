@@ -138,7 +138,7 @@ def test_a_history_is_its_names_and_its_projects_own(play: Callable[..., None]) 
         elsewhere, bank = await ends.end(core, "analyst", "other"), await ends.end(core, "b", "default")
         assert (await walling.judge(core, elsewhere, bank, "tcp/80")).allowed
         # Gone, and made anew with another address and other labels: the same workload.
-        pod = core.policy.names["default/analyst"]
+        pod = core.policy.workloads.names["default/analyst"]
         await site.db.write(lambda db: db.execute("DELETE FROM containers WHERE pod=?", (pod,)))
         await site.db.write(lambda db: db.execute("DELETE FROM pods WHERE id=?", (pod,)))
         await core.policy.pod_gone(pod)
