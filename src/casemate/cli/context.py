@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from casemate.cli.wire.client import Client
 
 
+_ID_DIGITS = 64
+
+
 class Context:
     __slots__ = ("_client", "host", "json", "project")
 
@@ -50,6 +53,14 @@ class Context:
         from casemate.cli.wire.client import Client
 
         return Client(self.host, self.project)
+
+    def tell_of_wait(self, reference: str, level: str = "") -> None:
+        """From here on say so when the answer to the start of a container takes its time."""
+        from casemate.cli.show.plain import clean
+
+        name = clean(reference[:12] if len(reference) == _ID_DIGITS else reference)
+        more = "; the first micro-VM of a size makes its template first" if level == "microvm" else ""
+        self.client.on_wait = lambda: self.note(f"casemate: {name} is still being started{more}\n")
 
     def close(self) -> None:
         if self._client is not None:

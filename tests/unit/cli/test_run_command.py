@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 
 import pytest
-from peer import Peer, Reply, events, problem
+from peer import Peer, Reply, Request, events, problem
+
+from casemate.cli.context import Context
+from casemate.cli.wire import client
 
 ID = "ab" * 32
 
@@ -51,6 +55,30 @@ def test_run_detached_says_what_a_start_at_a_stronger_level_says(cm, peer: Peer)
     peer.on("GET", f"/v1/containers/{ID}", Reply(200, {"warnings": ["first", "emulated"]}))
     done = cm("run", "-d", "--isolation", "microvm", "debian:12")
     assert (done.stdout, done.stderr) == (f"{ID}\n".encode(), b"warning: first\nwarning: emulated\n")
+
+
+def test_a_start_that_takes_its_time_is_told_once(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = threading.Event()
+    words: list[str] = []
+
+    def note(text: str) -> None:
+        words.append(text)
+        told.set()
+
+    def answer(request: Request) -> Reply:
+        assert told.wait(30)
+        return Reply(204)
+
+    monkeypatch.setattr(client, "PATIENCE_MS", 10)
+    context = Context(peer.host, "default", json=False)
+    monkeypatch.setattr(Context, "note", lambda _self, text: note(text))
+    peer.on("POST", f"/v1/containers/{ID}/start", answer)
+    context.tell_of_wait(ID, "microvm")
+    context.client.post(f"/v1/containers/{ID}/start")
+    context.close()
+    assert words == [
+        "casemate: abababababab is still being started; the first micro-VM of a size makes its template first\n"
+    ]
 
 
 def test_cidfile_goes_when_nothing_was_created(cm, peer: Peer, tmp_path: Path) -> None:

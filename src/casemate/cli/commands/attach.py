@@ -116,12 +116,11 @@ def do_start(arguments: Arguments, context: Context) -> int:
     if not attached:
         from casemate.cli.commands.several import each
 
-        return each(
-            context,
-            arguments.words,
-            lambda name: context.client.post(f"/v1/containers/{segment(name)}/start"),
-            "started",
-        )
+        def begin(name: str) -> object:
+            context.tell_of_wait(name)
+            return context.client.post(f"/v1/containers/{segment(name)}/start")
+
+        return each(context, arguments.words, begin, "started")
     if len(arguments.words) > 1:
         raise usage(f"--attach takes one container, {len(arguments.words)} given", path="start")
     reference = arguments.words[0]
@@ -133,6 +132,7 @@ def do_start(arguments: Arguments, context: Context) -> int:
         proxy=arguments.on("sig-proxy", True),
         keys=arguments.text("detach-keys"),
     )
+    context.tell_of_wait(reference)
     return attach_container(context, session, start=True)
 
 

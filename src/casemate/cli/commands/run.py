@@ -98,6 +98,7 @@ def run(arguments: Arguments, context: Context) -> int:
     _refuse_no_terminal(arguments, detached)
     created = create_container(arguments, context, request)
     id_ = text_of(created, "id")
+    context.tell_of_wait(id_, str(request.get("level", "")))
     if detached:
         context.client.post(f"/v1/containers/{id_}/start")
         # At another level than the host's own kernel a start has more to say (a machine that is emulated).

@@ -13,7 +13,7 @@ from casemate.cli.wire.transport import connect
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from casemate.cli.wire.transport import Stream
 
@@ -23,6 +23,8 @@ Pairs = list[tuple[str, str]]
 _PROJECTED = ("/v1/containers", "/v1/pods", "/v1/volumes", "/v1/stats", "/v1/exec", "/v1/events", "/v1/df", "/v1/flows")
 #: A problem document is below 4 KiB; more is cut.
 MAX_PROBLEM_BYTES = 1 << 20
+#: After so long without an answer the person may want to know what is waited for.
+PATIENCE_MS = 3000
 
 
 class Answer:
@@ -57,11 +59,13 @@ class Answer:
 class Client:
     """*host* as ``--host`` has it; *project* goes along with each request that takes one."""
 
-    __slots__ = ("_answer", "_reader", "_stream", "host", "project")
+    __slots__ = ("_answer", "_reader", "_stream", "host", "on_wait", "project")
 
     def __init__(self, host: str, project: str) -> None:
         self.host = host
         self.project = project
+        #: Called once for each request whose answer takes longer than :data:`PATIENCE_MS`.
+        self.on_wait: Callable[[], None] | None = None
         self._stream: Stream | None = None
         self._reader: http.Reader | None = None
         self._answer: Answer | None = None
@@ -157,6 +161,8 @@ class Client:
 
     def _receive(self, reader: http.Reader, method: str) -> Answer:
         try:
+            if self.on_wait is not None and self._stream is not None and not _has_word(self._stream, PATIENCE_MS):
+                self.on_wait()
             head = http.read_head(reader)
         except BaseException as error:
             self.close()
@@ -173,11 +179,16 @@ class Client:
 
 def _idle(stream: Stream) -> bool:
     """Whether the daemon left the connection open: one that has something to say between requests says goodbye."""
+    return not _has_word(stream, 0)
+
+
+def _has_word(stream: Stream, wait_ms: int) -> bool:
+    """Whether something comes on the connection, or its end, within *wait_ms*."""
     import select
 
     poll = select.poll()
     poll.register(stream.fileno(), select.POLLIN)
-    return not poll.poll(0)
+    return bool(poll.poll(wait_ms))
 
 
 def _problem(answer: Answer, method: str) -> Exception:
