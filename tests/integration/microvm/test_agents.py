@@ -18,6 +18,7 @@ from test_machines import gone, monitor_of, qemu_of, started
 from casemate.isolation.microvm import template
 from casemate.isolation.microvm.machine import Machine
 from casemate.isolation.microvm.monitor import Monitor
+from casemate.isolation.microvm.records import Status
 
 pytestmark = pytest.mark.root
 
@@ -115,6 +116,25 @@ def test_a_machine_that_is_killed_while_its_container_is_made(
     assert done.returncode == 1
     assert "the machine's QEMU was killed by SIGKILL" in done.stderr
     assert not (host.folder / "vm/killed").exists()
+
+
+def test_a_machine_that_is_killed_while_its_container_is_started(
+    host: harness.Host, base_layer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_status = Machine.set_status
+
+    def dies(machine: Machine, name: str, status: Status, code: int = 0, **more: object) -> None:
+        set_status(machine, name, status, code, **more)  # type: ignore[arg-type]
+        if status == "running":
+            os.kill(machine.record.qemu_pid, signal.SIGKILL)
+
+    process, _folder = harness.conmon(host, "falls", host.bundle("falls", harness.configuration([base_layer], "true")))
+    monkeypatch.setattr(Machine, "set_status", dies)
+    done = host.vm("start", "falls", stdin=subprocess.DEVNULL)
+    assert done.returncode == 1
+    assert "the machine's QEMU was killed by SIGKILL" in done.stderr
+    process.wait(20)
+    assert host.vm("delete", "--force", "falls").returncode == 0
 
 
 def test_a_kernel_that_panics_is_reported_with_its_console(host: harness.Host, base_layer: Path) -> None:

@@ -108,8 +108,11 @@ def check_can_exec(one: ContainerRecord, *, ignore_paused: bool) -> None:
 
 
 def exec_error(error: AgentFailed, one: ContainerRecord) -> CasemateError:
-    """Why a process could not join *one*: it has ended, and its end is on its way to us; or what the guest said."""
-    if (error.facts.get("errno"), error.facts.get("step")) in _ENDED_MEANWHILE:
+    """Why a process could not join *one*: it has ended by now, or its end is on its way to us; or what the guest said.
+
+    A process that joins goes down with the container's first one, whatever it had come to.
+    """
+    if one.status == "stopped" or (error.facts.get("errno"), error.facts.get("step")) in _ENDED_MEANWHILE:
         return _stopped(one)
     return command_error(error)
 

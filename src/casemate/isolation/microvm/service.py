@@ -36,6 +36,7 @@ from casemate.isolation.microvm.errors import (
     AgentFailed,
     BundleUnsupported,
     MachineMissing,
+    MonitorFailed,
 )
 from casemate.isolation.microvm.frames import Field, Kind, Message, Tag
 from casemate.isolation.microvm.inside import limit_fields
@@ -188,6 +189,9 @@ class Service:
         except AgentFailed as error:
             machine.set_status(one.id, "created")
             raise answers.command_error(error) from error
+        except MonitorFailed as error:
+            await machine.explain(error)
+            raise
         return answers.hooks_after(machine.folder, one, "poststart")
 
     async def _exec(self, ask: Message, fds: list[int]) -> str:
@@ -213,7 +217,8 @@ class Service:
         try:
             await machine.monitor.ask(Kind.EXEC, fields)
         except AgentFailed as error:
-            raise answers.exec_error(error, one) from error
+            machine.monitor.catch_up()
+            raise answers.exec_error(error, machine.container(one.id) or one) from error
         return ""
 
     async def _state(self, ask: Message, _fds: list[int]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import socket
 import struct
@@ -14,7 +15,7 @@ from casemate.host.netlink import attribute
 from casemate.host.rtnetlink import Link, RouteSocket
 from casemate.isolation.level import InnerUsage
 from casemate.isolation.microvm import answers, bundles, engines, frames, mountflags, reports, takeover
-from casemate.isolation.microvm.errors import BundleUnsupported, NetworkFailed
+from casemate.isolation.microvm.errors import AgentFailed, BundleUnsupported, NetworkFailed
 from casemate.isolation.microvm.frames import Tag
 from casemate.isolation.microvm.oci import (
     BlockIo,
@@ -39,6 +40,18 @@ PLAIN = Process(args=("x",))
 def config(*namespaces: Namespace, cgroup: str = "", hooks: Hooks | None = None, **annotations: str) -> Config:
     linux = Linux(namespaces=namespaces, cgroups_path=cgroup)
     return Config(process=PLAIN, linux=linux, hooks=hooks, annotations=annotations)
+
+
+def test_a_process_that_joins_what_has_ended() -> None:
+    broken = AgentFailed(
+        "the child ended in its set-up: Broken pipe", errno=errno.EPIPE, step="the child ended in its set-up"
+    )
+    late = AgentFailed("", errno=errno.ENOENT, step="no such container, or it does not run")
+    ended = msgspec.structs.replace(RECORD, status="stopped")
+    running = msgspec.structs.replace(RECORD, status="running")
+    for error, one in ((broken, ended), (late, ended), (late, running)):
+        assert "cannot exec in a stopped container" in answers.exec_error(error, one).detail
+    assert "set-up" in answers.exec_error(broken, running).detail
 
 
 def test_network_namespaces() -> None:
