@@ -66,7 +66,7 @@ def test_a_file_that_is_no_kernel_is_refused(cm: Run, tmp_path: Path) -> None:
     (tmp_path / "x.deb").write_bytes(b"no package")
     done = cm("system", "kernel", "install", "-q", str(tmp_path / "x.deb"))
     assert done.returncode == 125
-    assert "no Debian package" in done.stderr
+    assert "no whole Debian package" in done.stderr
     done = cm("system", "kernel", "use", "9.9")
     assert "is not installed" in done.stderr
 

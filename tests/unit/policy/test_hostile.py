@@ -94,6 +94,8 @@ def test_a_long_number_is_no_number_and_takes_no_time() -> None:
     "port > 79 && source.labels.app == 'web'",
     "has(source.grade) && source.grade in ['a', 'b']",
     "destination.names.exists(n, n.endsWith('.example.org'))",
+    f"[{','.join(['abc'.join(chr(39) * 2)] * 100)}].exists(n, source.labels.app == n) && rate < 10",
+    "destination.names.filter(n, n.endsWith('.example.org')).size() > 1",
     "!first_contact || (time.hour >= 8 && time.weekday < 5) ? rate < 100 : false",
     "source.labels['a//b'] == 'x' && size(source.name) > 2 && int(source.level) != -1",
 ])  # fmt: skip
@@ -110,6 +112,11 @@ def test_conditions_over_the_documented_facts(source: str) -> None:
     ("[1,2].all(a, [1,2].all(b, a > b))", "2 comprehensions"),
     ("[1].map(a, [a, a]).size() > [2].map(b, b).size()", "2 comprehensions"),
     ("[1] . map ( a , [1] . filter ( b , b > 1 ) ) == []", "2 comprehensions"),
+    (f"[{','.join(['1'] * 330)}].exists(x, rate{'+x' * 160} < 0)", "330 times 161 steps"),
+    (f"[{','.join(['1'] * 150)}].all(a, a in [{','.join(['1'] * 150)}])", "150 times 150 steps"),
+    (f"[{','.join(['1'] * 330)}].map(x, x).size() > 0", "'map' takes some 330 times 660 steps"),
+    (f"[{','.join(['[1]'] * 200)}][0].filter(x, x > 0) == []", "'filter' takes"),
+    (f"destination.names.map(n, [n]{'+[n]' * 20}).size() > 0", "64 times"),
     ("port == 1 " + "|| port == 1" * 100, "characters"),
     ("(" * 30 + "true" + ")" * 30, "nest deeper"),
     ("source.name == '\\x41'", "escapes"),
@@ -125,12 +132,14 @@ def test_conditions_out_of_bounds(source: str, why: str) -> None:
 
 
 def test_the_dearest_condition_is_cheap() -> None:
-    """As many list entries as fit, compared with each of as many again, over facts as long as they may be."""
-    values = ",".join(["1"] * 150)
-    dear = condition(f"[{values}].all(a, size([{values}]) > 0 && a in [{values}])", "x")
-    start = time.monotonic()
-    assert dear.holds({})
-    assert time.monotonic() - start < 0.5
+    """As many list entries as fit, compared with as much as is allowed; a list built of as many as are allowed."""
+    values = ",".join(["1"] * 330)
+    ones = ",".join(["1"] * 20)
+    for source in (f"[{values}].all(a, {'1+' * 47}a > 0)", f"[{ones}].map(a, {'[a]+' * 25}[a]).size() > 0"):
+        dear = condition(source, "x")
+        start = time.monotonic()
+        assert dear.holds({})
+        assert time.monotonic() - start < 0.5
 
 
 @pytest.mark.parametrize(
