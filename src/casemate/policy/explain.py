@@ -64,8 +64,11 @@ def explain(rules: RuleSet, asked: Connection, facts: Facts | None = None) -> Ex
         port = f"{asked.protocol.name.lower()}/{asked.port}"
         admit = f"to admit it: a rule that allows {port}, before the deciding one, for the {' and the '.join(closed)}"
         guards = {rule.id for rule in rules.rules if rule.tier is Tier.GUARD}
-        if guards & {decision.egress.rule, decision.ingress.rule}:
-            admit = "to admit it: no rule stands before a quarantine or a wall; `casemate quarantine release` ends one"
+        if deciding := guards & {decision.egress.rule, decision.ingress.rule}:
+            # "Quarantine:egress", "Wall/NAME:WHAT".
+            kinds = {rule.replace("/", ":").partition(":")[0].lower() for rule in deciding}
+            ways = " and ".join(f"`casemate {kind} release`" for kind in sorted(kinds))
+            admit = f"to admit it: no rule stands before a quarantine or a wall; {ways} lets it go on"
     return Explanation(
         asked,
         decision,

@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib.util
 import ipaddress
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,14 @@ from casemate.policy.errors import PolicyInvalid, PolicyTooLarge
 from casemate.policy.explain import explain
 from casemate.policy.flows import simulate, suggest
 from casemate.policy.identity import Connection, Endpoint, Kind
-from casemate.policy.labels import labels
+from casemate.policy.labels import Selector, labels
 from casemate.policy.parse import Policies, parse, read
 from casemate.policy.plan import Planner
 from casemate.policy.ports import Protocol, parse_port
 from casemate.policy.reference import evaluate
+from casemate.policy.rules import Anyone, Direction, Rule, Tier, Workloads
 from casemate.policy.schema import policy_schema
-from casemate.policy.verdict import Verdict
+from casemate.policy.verdict import Action, Verdict
 from casemate.policy.windows import minutes_to_next_border
 
 SHOP = b"""
@@ -198,6 +200,17 @@ def test_explain_names_rule_and_change(shop: Policies) -> None:
     assert "'web-db'" in told.egress
     assert [change.verdict for change in told.changes] == [Verdict.DENY]
     assert told.admit == ""
+
+
+@pytest.mark.parametrize(("rule", "way"), [("Wall/banks:other", "wall"), ("Quarantine:egress", "quarantine")])
+def test_explain_names_the_way_past_what_no_rule_stands_before(shop: Policies, rule: str, way: str) -> None:
+    everyone = Workloads(Selector())
+    guard = Rule(rule, Tier.GUARD, (-1, "", 0), Direction.EGRESS, everyone, (Anyone(),), Action.DENY)
+    rules = shop.in_force(0)
+    told = explain(replace(rules, rules=(guard, *rules.rules)), Connection(WEB, DB, Protocol.TCP, 5432))
+    assert told.decision.rule == rule
+    assert f"`casemate {way} release`" in told.admit
+    assert told.admit.count("release") == 1
 
 
 def test_simulate_lists_what_differs(shop: Policies) -> None:

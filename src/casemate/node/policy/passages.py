@@ -17,6 +17,7 @@ from casemate.policy.rules import Anyone, Blocks, Direction, Names, Peer, Worklo
 from casemate.spec.api.policy import QuarantineAllow
 
 _DIRECTIONS = {"to": (Direction.EGRESS,), "from": (Direction.INGRESS,), "both": tuple(Direction)}
+_IPV4 = 4
 
 
 async def passages_of(core: Core, allow: tuple[QuarantineAllow, ...], project: str) -> tuple[Passage, ...]:
@@ -77,6 +78,8 @@ async def _peer(core: Core, text: str, project: str) -> Peer:
     except ValueError:
         pass
     else:
+        if network.version != _IPV4:
+            raise PolicyInvalid(f"{text[:60]!r}: pods have no IPv6, each packet of it is dropped; name an IPv4 address")
         return Blocks(BlockGroup((Block(network),)))
     found = await ends.end(core, text, project)
     if found.kind is not Kind.POD:

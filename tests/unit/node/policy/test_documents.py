@@ -233,6 +233,9 @@ def test_quarantine_moves_one_address_and_comes_back(play: Callable[..., None]) 
         await site.apply(SHOP)
         before = core.policy.number(pod)
         asked = QuarantineRequest("web", allow=(QuarantineAllow("db", ("tcp/80",), "from"),), reason="scan", for_s=60)
+        for end in ("2001:db8::1", "::/0"):
+            with pytest.raises(PolicyInvalid, match="pods have no IPv6"):
+                await quarantine.by_person(core, QuarantineRequest("web", allow=(QuarantineAllow(end),)), ROOT)
         row = await quarantine.by_person(core, asked, ROOT)
         assert core.policy.number(pod) != before
         change = site.notes.of(wire.FirewallChange)[-1]
