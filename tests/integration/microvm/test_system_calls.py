@@ -13,7 +13,6 @@ import harness
 import pytest
 from test_machines import monitor_of, qemu_of, started
 
-
 pytestmark = pytest.mark.root
 
 ROOT = Path(__file__).parents[3]
