@@ -10,6 +10,7 @@ import pytest
 from casemate.cli.show.flowlayout import BOX_HEIGHT, BOX_WIDTH, place
 from casemate.cli.show.flowmap import html, svg
 
+SVG = "{http://www.w3.org/2000/svg}"
 EVIL = "</title><script>alert(1)</script>\"' \x00\x1b[31m"
 
 
@@ -53,6 +54,28 @@ def test_callers_stand_left_and_outside_ends_at_the_borders() -> None:
         if "box" in (group.get("class") or "").split()
     }
     assert boxes["world:x source"] < boxes["pod:web"] < boxes["pod:db"] < boxes["world:x destination"]
+
+
+def test_arrows_end_before_the_box_that_they_point_to() -> None:
+    """On each of its sides: forward, back, within a column, to itself; thin and thick."""
+    edges = [edge("pod:a", "pod:b", count=9000), edge("pod:b", "pod:a", "deny"), edge("pod:c", "pod:b", "deny"),
+             edge("pod:a", "pod:c"), edge("pod:b", "pod:c", "audit", 70), edge("pod:b", "pod:b", "referred")]  # fmt: skip
+    root = picture({"nodes": [node("a"), node("b"), node("c")], "edges": edges})
+    corners = {
+        group.get("data-id"): (float(rect.get("x") or 0), float(rect.get("y") or 0))
+        for group in root.iter(f"{SVG}g")
+        if (rect := group.find(f"{SVG}rect")) is not None
+    }
+    heads = [(one.get("data-to"), head) for one in root.iter(f"{SVG}g") for head in one.findall(f"{SVG}polygon")]
+    pointed = [(corners[to], head.get("points") or "") for to, head in heads if to is not None]
+    assert len(pointed) == len(edges)
+    for (left, top), points in pointed:
+        for text in points.split():
+            x, y = map(float, text.split(","))
+            assert not (left < x < left + BOX_WIDTH and top < y < top + BOX_HEIGHT)
+        x, y = map(float, points.split()[0].split(","))
+        assert left - 2.1 <= x <= left + BOX_WIDTH + 2.1
+        assert top - 2.1 <= y <= top + BOX_HEIGHT + 2.1
 
 
 @pytest.mark.parametrize("seed", range(20))

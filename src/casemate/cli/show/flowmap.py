@@ -13,6 +13,8 @@ _WORDS = {"allow": "allowed", "audit": "audited: would be refused", "referred": 
 _MAX_CHARS = 22
 _HEAD_HEIGHT, _LEGEND_HEIGHT = 76.0, 58.0
 _MIN_WIDTH = 860.0
+#: Between an arrow's tip and the box that it points to.
+_GAP = 2.0
 
 _STYLE = """
 .casemate{--paper:#fbfaf7;--ink:#1c2430;--soft:#6b7482;--line:#dcd9d1;--box:#fff;--out:#f1efe9;
@@ -27,7 +29,7 @@ Roboto,"DejaVu Sans",sans-serif}
 .casemate .box rect{fill:var(--box);stroke:var(--line);stroke-width:1.2}
 .casemate .box.outside rect{fill:var(--out);stroke-dasharray:4 3}
 .casemate .name{font-weight:600}
-.casemate .edge path{fill:none;stroke-linecap:round;opacity:.78}
+.casemate .edge path{fill:none;opacity:.78}
 .casemate .edge.allow path{stroke:var(--allow)}.casemate .edge.audit path{stroke:var(--audit)}
 .casemate .edge.referred path{stroke:var(--referred)}
 .casemate .edge.deny path{stroke:var(--deny);stroke-dasharray:7 5}
@@ -46,7 +48,7 @@ _PAGE_STYLE = """
 body{margin:0;background:#fbfaf7;color:#1c2430;font:14px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",
 sans-serif}
 main{max-width:1720px;margin:0 auto;padding:20px}
-svg{display:block;margin:0 auto;max-width:100%;min-width:1100px;height:auto}
+svg{display:block;margin:0 auto;max-width:100%;min-width:860px;height:auto}
 .frame{overflow-x:auto}
 table{border-collapse:collapse;width:100%;margin-top:18px;font-variant-numeric:tabular-nums}
 th{text-align:left;font-weight:600;font-size:12px;color:#6b7482;border-bottom:1px solid #dcd9d1;padding:6px 12px 6px 0}
@@ -162,13 +164,8 @@ def svg(found: dict[str, object]) -> str:
     return "".join((
         f'<svg xmlns="http://www.w3.org/2000/svg" class="casemate" role="img" aria-label="Service map" '
         f'width="{width:.0f}" height="{total:.0f}" viewBox="0 0 {width:.0f} {total:.0f}"><style>{_STYLE}</style>'
-        f'<rect class="paper" width="{width:.0f}" height="{total:.0f}"/><defs>',
-        *(
-            f'<marker id="tip-{verdict}" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="9" markerHeight="9" '
-            f'markerUnits="userSpaceOnUse" orient="auto"><path class="tip-{verdict}" d="M0 .6 8 4 0 7.4z"/></marker>'
-            for verdict in VERDICTS
-        ),
-        '</defs><text class="title" x="36" y="38">Who talks to whom</text>',
+        f'<rect class="paper" width="{width:.0f}" height="{total:.0f}"/>',
+        '<text class="title" x="36" y="38">Who talks to whom</text>',
         f'<text class="soft" x="36" y="58">{escaped(_span(found))} · {count:,} connections among {len(known)} '
         f'ends{_folded(found)}</text><g transform="translate({(width - layout.width) / 2:.0f} {_HEAD_HEIGHT:.0f})">',
         *(path for path, _ in drawn),
@@ -209,42 +206,70 @@ def _box(id_: str, corner: tuple[float, float], node: dict[str, object]) -> str:
     )
 
 
-def _way(line: _Line, layout: Layout) -> tuple[str, tuple[float, float]]:
-    """The path of a line, and where its label may stand."""
+class _Head:
+    """An arrow's head: its tip, which way it points (x, y: one of them 0), and its length."""
+
+    __slots__ = ("length", "tip", "to", "width")
+
+    def __init__(self, tip: tuple[float, float], to: tuple[int, int], stroke: float) -> None:
+        self.tip = tip
+        self.to = to
+        self.length, self.width = 6.5 + 1.1 * stroke, 3.4 + 0.9 * stroke
+
+    def base(self) -> tuple[float, float]:
+        """Where the line ends that bears it: below it, so that none of the line shows at the tip."""
+        inside = self.length - 1
+        return self.tip[0] - inside * self.to[0], self.tip[1] - inside * self.to[1]
+
+    def drawn(self, verdict: str) -> str:
+        (x, y), (dx, dy) = self.tip, self.to
+        ax, ay = x - self.length * dx, y - self.length * dy
+        corners = ((ax + self.width * dy, ay + self.width * dx), (ax - self.width * dy, ay - self.width * dx))
+        points = " ".join(f"{px:.1f},{py:.1f}" for px, py in ((x, y), *corners))
+        return f'<polygon class="tip-{verdict}" points="{points}"/>'
+
+
+def _way(line: _Line, layout: Layout, stroke: float) -> tuple[str, tuple[float, float], _Head]:
+    """The path of a line *stroke* wide, where its label may stand, and its head."""
     (x1, y1), (x2, y2) = layout.boxes[line.source], layout.boxes[line.destination]
     # Verdicts between the same two ends lie beside each other.
     shift = (VERDICTS.index(line.verdict) if line.verdict in VERDICTS else 0) * 7 - 7
     if line.source == line.destination:
         left, right, top = x1 + BOX_WIDTH - 44, x1 + BOX_WIDTH - 16, y1 - 26
-        path = f"M{left:.1f} {y1:.1f}C{left:.1f} {top:.1f} {right:.1f} {top:.1f} {right:.1f} {y1 - 2:.1f}"
-        return path, ((left + right) / 2, top + 4)
+        head = _Head((right, y1 - _GAP), (0, 1), stroke)
+        end = head.base()[1]
+        path = f"M{left:.1f} {y1:.1f}C{left:.1f} {top:.1f} {right:.1f} {top:.1f} {right:.1f} {end:.1f}"
+        return path, ((left + right) / 2, top + 4), head
     y1, y2 = y1 + BOX_HEIGHT / 2 + shift, y2 + BOX_HEIGHT / 2 + shift
     one, other = layout.columns[line.source], layout.columns[line.destination]
     if one == other:
         # Within a column: around the right side.
         begin, far = x1 + BOX_WIDTH, x1 + BOX_WIDTH + 60
-        return f"M{begin:.1f} {y1:.1f}C{far:.1f} {y1:.1f} {far:.1f} {y2:.1f} {begin + 3:.1f} {y2:.1f}", (
-            begin + 45, (y1 + y2) / 2)  # fmt: skip
+        head = _Head((begin + _GAP, y2), (-1, 0), stroke)
+        path = f"M{begin:.1f} {y1:.1f}C{far:.1f} {y1:.1f} {far:.1f} {y2:.1f} {head.base()[0]:.1f} {y2:.1f}"
+        return path, (begin + 45, (y1 + y2) / 2), head
     lanes = layout.lanes.get((line.source, line.destination), [])
     if one < other:
-        points = [(x1 + BOX_WIDTH, y1), *((x, y + shift) for x, y in lanes), (x2 - 3, y2)]
+        head = _Head((x2 - _GAP, y2), (1, 0), stroke)
+        points = [(x1 + BOX_WIDTH, y1), *((x, y + shift) for x, y in lanes), head.base()]
     else:
-        points = [(x1, y1), *((x, y + shift) for x, y in reversed(lanes)), (x2 + BOX_WIDTH + 3, y2)]
+        head = _Head((x2 + BOX_WIDTH + _GAP, y2), (-1, 0), stroke)
+        points = [(x1, y1), *((x, y + shift) for x, y in reversed(lanes)), head.base()]
     path = f"M{points[0][0]:.1f} {points[0][1]:.1f}"
     for (ax, ay), (bx, by) in pairwise(points):
         bend = (bx - ax) * 0.45
         path += f"C{ax + bend:.1f} {ay:.1f} {bx - bend:.1f} {by:.1f} {bx:.1f} {by:.1f}"
     at = len(points) // 2 - 1 if len(points) > 2 else 0
     (ax, ay), (bx, by) = points[at], points[at + 1]
-    return path, ((ax + bx) / 2, (ay + by) / 2)
+    return path, ((ax + bx) / 2, (ay + by) / 2), head
 
 
 def _edge(
     line: _Line, layout: Layout, most: int, nodes: dict[str, dict[str, object]], labels: list[tuple[float, float]]
 ) -> tuple[str, str]:
     """The line, and its label (which stands above every line)."""
-    path, middle = _way(line, layout)
     width = 1.2 + 5.2 * (line.count.bit_length() / max(most.bit_length(), 1)) ** 2
+    path, middle, head = _way(line, layout, width)
     ports = sorted(line.ports, key=lambda port: -line.ports[port])
     label = ", ".join(ports[:2]) + (f" +{len(ports) - 2}" if len(ports) > 2 else "")
     told = (
@@ -255,8 +280,7 @@ def _edge(
     verdict = line.verdict if line.verdict in VERDICTS else "allow"
     group = f'<g class="edge {verdict}" data-from="{escaped(line.source)}" data-to="{escaped(line.destination)}">'
     return (
-        f'{group}<title>{escaped(told)}</title><path d="{path}" stroke-width="{width:.1f}" '
-        f'marker-end="url(#tip-{verdict})"/></g>',
+        f'{group}<title>{escaped(told)}</title><path d="{path}" stroke-width="{width:.1f}"/>{head.drawn(verdict)}</g>',
         f'{group}<text class="port" x="{x:.1f}" y="{y:.1f}" text-anchor="middle">{escaped(label)} · '
         f"{line.count:,}</text></g>",
     )
@@ -281,8 +305,10 @@ def _legend(width: float, height: float) -> str:
     parts = [f'<g transform="translate(36 {height - 26:.0f})">']
     x = 0
     for verdict in VERDICTS:
+        head = _Head((x + 36, -4), (1, 0), 3)
         parts.append(
-            f'<g class="edge {verdict}"><path d="M{x} -4h34" stroke-width="3" marker-end="url(#tip-{verdict})"/></g>'
+            f'<g class="edge {verdict}"><path d="M{x} -4H{head.base()[0]:.1f}" stroke-width="3"/>'
+            f"{head.drawn(verdict)}</g>"
             f'<text class="soft" x="{x + 44}" y="0">{_WORDS[verdict]}</text>'
         )
         x += 62 + 7 * len(_WORDS[verdict])
