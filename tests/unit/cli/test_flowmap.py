@@ -59,7 +59,8 @@ def test_callers_stand_left_and_outside_ends_at_the_borders() -> None:
 def test_arrows_end_before_the_box_that_they_point_to() -> None:
     """On each of its sides: forward, back, within a column, to itself; thin and thick."""
     edges = [edge("pod:a", "pod:b", count=9000), edge("pod:b", "pod:a", "deny"), edge("pod:c", "pod:b", "deny"),
-             edge("pod:a", "pod:c"), edge("pod:b", "pod:c", "audit", 70), edge("pod:b", "pod:b", "referred")]  # fmt: skip
+             edge("pod:a", "pod:c"), edge("pod:b", "pod:c", "audit", 70),
+             edge("pod:b", "pod:b", "referred")]  # fmt: skip
     root = picture({"nodes": [node("a"), node("b"), node("c")], "edges": edges})
     corners = {
         group.get("data-id"): (float(rect.get("x") or 0), float(rect.get("y") or 0))
