@@ -3,9 +3,9 @@
 sudo make start && sudo /opt/casemate/venv/bin/python bench/levels.py [rounds] [pause in seconds] [machines] [level]
 
 With ``microvm.pool = 0`` (or a pause of 0) a machine is cloned for each start; with a pool and a pause of 2 s one
-waits. *machines* (0: none) at the end, 4 at a time, against as many of Docker's plain containers, five times. *level*: ``microvm``
-or ``gvisor`` alone. Docker's runsc has no network here: on a kernel since 6.13 Debian's takes every network namespace
-for the host's (decision 0062).
+waits. *machines* (0: none) at the end, 4 at a time, against as many of Docker's plain containers, five times. *level*:
+``microvm`` or ``gvisor`` alone. Docker's runsc has no network here: on a kernel since 6.13 Debian's takes every
+network namespace for the host's (decision 0062).
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from measure import CASEMATE, IMAGE, busybox_root, docker, import_ours, machine, median, report, run, scratch, seconds
-
 
 #: Of machines together, against Docker's.
 TURNS = 5
@@ -71,7 +70,7 @@ def ours(level: str, *options: str) -> object:
 
 
 def together(machines: int, mine: Callable[[], object], peer: Callable[[], object]) -> None:
-    """As many of each, 4 at a time, in turn: one turn alone says little, since Docker's rate goes up and down by 10 %."""
+    """As many of each, 4 at a time, in turn: one turn says little, since Docker's rate goes up and down by 10 %."""
     ratios, rates = [], []
     for _ in range(TURNS):
         theirs, own = many(machines, peer), many(machines, mine)
