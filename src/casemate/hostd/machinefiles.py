@@ -98,7 +98,10 @@ async def _save(machine: Machine, container: str, path: Path) -> None:
 
 
 async def stream(context: Context, pod: Pod, container: Container, operation: Streamed, data: int) -> None:
-    """Do the copy or the comparison in the guest. Raises what :func:`copying.copy` raises."""
+    """Do the copy or the comparison in the guest. Raises what :func:`copying.copy` raises.
+
+    It is counted before anything else may happen to the machine (:func:`is_copied`).
+    """
     machines = _machines(context)
     work, path = _work(operation)
     machine = machines.find(container.id)
@@ -109,23 +112,13 @@ async def stream(context: Context, pod: Pod, container: Container, operation: St
             if machine is None:
                 await _in_lent(context, machines, pod, container, (work, path, data))
                 return
-            held = _hold(machine, container.id)
+            machine.copies[container.id] += 1
     else:
-        held = _hold(machine, container.id)
-    with held:
+        machine.copies[container.id] += 1
+    try:
         await copying.copy(machine, container.id, work, path, data)
-
-
-def _hold(machine: Machine, container: str) -> contextlib.ExitStack:
-    """Keep *machine* for a copy of *container*'s files, from now on: see :func:`is_copied`."""
-    machine.copies[container] += 1
-
-    def over() -> None:
-        machine.copies[container] -= 1
-
-    stack = contextlib.ExitStack()
-    stack.callback(over)
-    return stack
+    finally:
+        machine.copies[container.id] -= 1
 
 
 def is_copied(context: Context, container: Container) -> bool:

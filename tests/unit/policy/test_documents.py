@@ -273,19 +273,25 @@ def test_a_path_across_a_wall_is_named() -> None:
     assert prove(Planner(tight.in_force(0), BANKS).compiler, tight.walls)[0].crossings == ()
 
 
-def test_warnings_name_what_is_hardly_meant() -> None:
-    text = b"""
+OPERATORS_RULES = b"""
 apiVersion: casemate/v1
 kind: Policy
 metadata: {name: w}
 spec:
   tier: operator
-  rules:
+  rules:"""
+
+
+def test_warnings_name_what_is_hardly_meant() -> None:
+    text = (
+        OPERATORS_RULES
+        + b"""
     - {from: [{select: {matchLabels: {app: wbe}}}], to: any, action: allow}
     - {from: [{select: {matchLabels: {team: blue}}}], to: any, action: allow}
     - {from: [{select: {matchLabels: {app: web}}}], to: any, action: allow}
     - {from: [{select: {matchLabels: {app: web}}}], to: any, action: deny}
 """
+    )
     policies = parse(text)
     ends = [WEB, DB]
     told = "\n".join(warnings(policies, Planner(policies.in_force(0), ends).compiler, ends))
@@ -297,17 +303,14 @@ spec:
 
 
 def test_a_rule_by_name_is_not_said_to_be_idle_before_anybody_was_told_the_name() -> None:
-    text = b"""
-apiVersion: casemate/v1
-kind: Policy
-metadata: {name: w}
-spec:
-  tier: operator
-  rules:
+    text = (
+        OPERATORS_RULES
+        + b"""
     - {from: [{select: {matchLabels: {app: web}}}], to: [{names: [api.example.org]}], ports: [tcp/443], action: allow}
     - {from: [{select: {matchLabels: {app: web}}}], to: any, action: deny}
     - {from: [{select: {matchLabels: {app: web}}}], to: [{names: [api.example.org]}], ports: [tcp/80], action: allow}
 """
+    )
     policies = parse(text)
 
     def told(*ends: Endpoint) -> str:
