@@ -6,6 +6,8 @@ never another exception, and no status that a guest can set but "stopped".
 
 from __future__ import annotations
 
+import atexit
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -24,6 +26,7 @@ from casemate.isolation.microvm.frames import Field, GuestBroken, Kind, Tag
 from casemate.isolation.microvm.machine import Machine
 
 _FOLDER = Path(tempfile.mkdtemp(prefix="casemate-fuzz-"))
+atexit.register(shutil.rmtree, _FOLDER, ignore_errors=True)
 _CONTAINER = records.ContainerRecord("c", "/b", 7, "running", 1)
 
 

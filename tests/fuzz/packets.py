@@ -1,6 +1,6 @@
 """Fuzz what reads the kernel's events, packets' headers, TLS' first bytes and DNS messages: a value or a known error.
 
-    python tests/fuzz/packets.py [SECONDS [FOLDER FOR FINDINGS]]
+    python tests/fuzz/packets.py [SECONDS [FOLDER FOR FINDINGS AND CORPUS]]
 
 Needs atheris; the seeds alone are played through on every run.
 """
@@ -98,10 +98,10 @@ def one_input(data: bytes) -> None:
 def main(argv: list[str]) -> None:
     seconds = int(argv[0]) if argv else 60
     folder = Path(argv[1]) if len(argv) > 1 else Path(tempfile.mkdtemp())
-    corpus = Path(tempfile.mkdtemp())
+    corpus = folder / "corpus"
+    corpus.mkdir(parents=True, exist_ok=True)
     for seed in seeds():
         (corpus / hashlib.sha256(seed).hexdigest()[:16]).write_bytes(seed)
-    folder.mkdir(parents=True, exist_ok=True)
     atheris.Setup(
         [sys.argv[0], str(corpus), f"-max_total_time={seconds}", f"-artifact_prefix={folder}/", "-max_len=2048"],
         one_input,
