@@ -52,11 +52,11 @@ async def listing(call: Call) -> object:
 
 
 async def answer(call: Call) -> object:
-    return await call.node.referrals.answer(_number(call), call.body, call.caller)
+    return await call.node.referrals.prompts.answer(_number(call), call.body, call.caller)
 
 
 async def forget(call: Call) -> object:
-    return await call.node.referrals.forget(_number(call), call.caller)
+    return await call.node.referrals.prompts.forget(_number(call), call.caller)
 
 
 async def watch(call: Call) -> object:

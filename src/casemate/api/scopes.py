@@ -85,7 +85,8 @@ async def _own_operation(call: Call) -> None:
 async def _referral_of_path(call: Call) -> None:
     """Both ends are the caller's, or are outside: between two projects the administrator decides."""
     text = call.path["number"]
-    found = call.node.referrals.find(int(text)) if text.isascii() and text.isdigit() and len(text) < 18 else None
+    is_number = text.isascii() and text.isdigit() and len(text) < 18
+    found = call.node.referrals.prompts.find(int(text)) if is_number else None
     projects = [] if found is None else [one for one in map(project_of_end, (found.source, found.destination)) if one]
     if not any(map(call.caller.sees, projects)):
         raise ReferralNotFound(f"referral {text[:40]} does not wait")

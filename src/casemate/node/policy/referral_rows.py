@@ -34,6 +34,17 @@ class Rows:
         self._under_way: tuple[list[ReferralRow], list[Run]] = ([], [])
         self._writing = False
         self._watchers: set[asyncio.Queue[tuple[ReferralRow, bool]]] = set()
+        self._last = 0
+
+    async def load(self) -> None:
+        """Where the numbers stand."""
+        self._last = await self._core.db.read(store.last_referral)
+
+    def number(self, count: int = 1) -> int:
+        """The first of *count* numbers that no referral has had."""
+        first = self._last + 1
+        self._last += count
+        return first
 
     def keep(self, row: ReferralRow, *, prompted: bool) -> None:
         """Tell watchers of a decided row, and write it with the others of this moment."""

@@ -8,31 +8,26 @@ error) is denied, and counted. Every referral leaves a row with its reason.
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 
-import msgspec
-
 from casemate.hostd.protocol_firewall import AnswerKey, ReferralsLost, Referred, ReferredPacket
 from casemate.hostd.protocol_firewall import ReferralAnswer as ToHostd
-from casemate.node import audit, events
 from casemate.node.clock import rfc3339
-from casemate.node.core import Caller, Core, report
+from casemate.node.core import Core, report
 from casemate.node.owners import project_of_end
-from casemate.node.policy import ends, rights, store, walling
+from casemate.node.policy import ends, walling
 from casemate.node.policy.cases import WORDS, Answer, Case, Prompt, Settled, Told, key_of
 from casemate.node.policy.deciding import Decider, Rates
-from casemate.node.policy.errors import PromptsFull, ReferralNotFound
 from casemate.node.policy.lanes import PROTOCOLS, Lane, Pair, Spoken, used
+from casemate.node.policy.prompts import Prompts
 from casemate.node.policy.referral_rows import Rows
 from casemate.node.policy.ruleset import asked as asked_of
-from casemate.policy.addresses import Address
 from casemate.policy.decision import Decision
 from casemate.policy.identity import Connection, Endpoint, Kind
 from casemate.policy.ports import Protocol
 from casemate.policy.verdict import Verdict
-from casemate.spec.api.policy import ReferralAnswer, ReferralList, ReferralRow
+from casemate.spec.api.policy import ReferralList, ReferralRow
 from casemate.spec.errors import CasemateError
 
 #: Connections being judged at a time; more are denied.
@@ -51,25 +46,15 @@ class Referrals:
 
     def __init__(self, core: Core) -> None:
         self._core = core
-        settings = core.settings
-        self._lifetime_s = settings.number("policy.answer_lifetime")
-        self._deadline_s = settings.number("policy.prompt_deadline")
-        self._most = settings.number("policy.prompts")
-        self._most_of_one = settings.number("policy.prompts_per_workload")
         self.counters: Counter[str] = Counter()
-        #: How many of them have this source.
-        self._prompts_of: Counter[str] = Counter()
-        self._prompts: OrderedDict[int, Prompt] = OrderedDict()
-        self._asked: dict[str, Prompt] = {}
-        self._remembered: dict[str, tuple[float, ReferralRow]] = {}
-        self._next = 0
         self._answers: list[ToHostd] = []
         self._settled: list[Settled] = []
         self._rows = Rows(core, self.counters)
+        self.prompts = Prompts(core, self.counters, self._rows, lambda: self.decider, self._answered)
         self._judging = 0
         self._rates = Rates()
         self._decider: Decider | None = None
-        self._spoken = Spoken(self._lifetime_s)
+        self._spoken = Spoken(core.settings.number("policy.answer_lifetime"))
         #: What rules let pass, by addresses, protocol and port, so that it can be taken back when they say otherwise.
         self._granted: OrderedDict[tuple[bytes, bytes, int, int], None] = OrderedDict()
         self._reviewing = False
@@ -82,9 +67,8 @@ class Referrals:
 
     async def load(self) -> None:
         """What people answered before, and where the numbers stand."""
-        at = self._core.clock()
-        self._remembered = await self._core.db.write(lambda db: store.remembered(db, at))
-        self._next = await self._core.db.read(store.last_referral)
+        await self.prompts.load()
+        await self._rows.load()
 
     def _changed(self) -> None:
         self._decider = None
@@ -181,11 +165,8 @@ class Referrals:
     def _take(self, packet: ReferredPacket, now: float, pair: Pair) -> Case | None:
         """Decide at once, or give what needs the store."""
         asked = pair.asked(packet)
-        if self._asked:
-            waiting = self._asked.get(key_of(asked))
-            if waiting is not None:
-                waiting.packets.append(packet)
-                return None
+        if self.prompts.joined(packet, asked):
+            return None
         relevant = self.decider.relevant(asked)
         rate = self._rates.count(pair.source.name, now)
         if pair.clear and (not relevant.history or (pair.source.name, pair.destination.name) in self._seen):
@@ -203,7 +184,7 @@ class Referrals:
         one, other = self._ends(source, destination)
         wall = walling.touched(self._core.policy.walls, one, other)
         clear = not wall or walling.known(self._core, one, other) is True
-        plain, paths = one.name not in self._prompts_of, self.decider.paths(one, other)
+        plain, paths = not self.prompts.are_about(one.name), self.decider.paths(one, other)
         return Pair(one, other, clear, plain, paths, self._told_of(source, destination, other))
 
     def _told_of(self, source: bytes, destination: bytes, end: Endpoint) -> Told:
@@ -255,7 +236,7 @@ class Referrals:
             relevant = self.decider.relevant(asked)
             first = relevant.history and not await self._met(asked)
             decision = self.decider.decide(asked, now, first_contact=first, rate=case.rate)
-            refers = decision.verdict is Verdict.REFER and not self._allowed_before(key_of(asked), now)
+            refers = decision.verdict is Verdict.REFER and not self.prompts.allowed_before(asked, now)
             if refers or decision.verdict is Verdict.DENY:
                 # What the rules forbid reaches nobody, so it binds nobody.
                 del left[case.packet.number]
@@ -297,154 +278,15 @@ class Referrals:
     def _decided(self, packet: ReferredPacket, asked: Connection, verdict: Verdict, rule: str, lasting: bool) -> None:
         answer = self._spoken.answer(verdict, rule, lasting=lasting)
         if answer is None:
-            self._ask(packet, asked, rule)
-        else:
+            told = self._told_of(packet.source, packet.destination, asked.destination)
+            answer = self.prompts.ask(packet, asked, rule, told)
+        if answer is not None:
             self._settle([packet], asked, answer, 0.0)
 
-    def _allowed_before(self, key: str, now: float) -> bool:
-        until, row = self._remembered.get(key, (-1.0, None))
-        return row is not None and row.answer == "allow" and (not until or until > now)
-
-    # --- people ---------------------------------------------------------------------------------------------------
-
-    def _ask(self, packet: ReferredPacket, asked: Connection, rule: str) -> None:
-        key, now = key_of(asked), self._core.clock()
-        held = self._remembered.get(key)
-        if held is not None and (not held[0] or held[0] > now):
-            row = held[1]
-            left = int(held[0] - now) if held[0] else self._lifetime_s
-            answer = Answer(row.answer == "allow", row.reason, row.by, min(left, self._lifetime_s))
-            self._settle([packet], asked, answer, 0.0)
-            return
-        own = self._prompts_of[asked.source.name]
-        if len(self._prompts) >= self._most or own >= self._most_of_one:
-            self.counters["prompts_full"] += 1
-            full = PromptsFull(f"{len(self._prompts)} referrals wait for a person, {own} of {asked.source.name}")
-            self._settle([packet], asked, Answer(False, full.detail, "bound"), 0.0)
-            return
-        self._next += 1
-        told = self._told_of(packet.source, packet.destination, asked.destination)
-        prompt = Prompt(self._next, asked, key, now, now + self._deadline_s, rule, told, [packet])
-        loop = asyncio.get_running_loop()
-        prompt.timer = loop.call_later(self._deadline_s, self._overdue, prompt.number)
-        self._prompts[prompt.number] = self._asked[key] = prompt
-        self._prompts_of[asked.source.name] += 1
-        self.counters["asked"] += 1
-        row = self._row(prompt, None)
-        self._rows.tell(row, prompted=True)
-        self._core.spawn(self._announce(row), "a referral's event")
-
-    async def _announce(self, row: ReferralRow) -> None:
-        at = self._core.clock()
-        await self._core.db.write(
-            lambda db: events.add(
-                db, at, "referral", str(row.number), "asked", source=row.source, destination=row.destination,
-                port=f"{row.protocol}/{row.port}", deadline=row.deadline, source_address=row.source_address,
-                destination_address=row.destination_address, **_named(row),
-            )
-        )  # fmt: skip
-        self._core.events.wake()
-
-    def _overdue(self, number: int) -> None:
-        prompt = self._end(number)
-        if prompt is not None:
-            self.counters["deadline"] += 1
-            waited = self._core.clock() - prompt.began
-            why = f"nobody answered within {self._deadline_s} s"
-            self._settle(prompt.packets, prompt.asked, Answer(False, why, "deadline"), waited, prompt)
-            self._flush()
-
-    def _end(self, number: int) -> Prompt | None:
-        prompt = self._prompts.pop(number, None)
-        if prompt is not None:
-            del self._asked[prompt.key]
-            source = prompt.asked.source.name
-            self._prompts_of[source] -= 1
-            if not self._prompts_of[source]:
-                del self._prompts_of[source]
-            if prompt.timer is not None:
-                prompt.timer.cancel()
-        return prompt
-
-    async def answer(self, number: int, given: ReferralAnswer, caller: Caller) -> ReferralRow:
-        """A person's answer. Raises :class:`ReferralNotFound`, and :class:`WallBreached` where a wall forbids it."""
-        rights.demand(caller, "to answer a referral")
-        prompt = self._prompts.get(number)
-        if prompt is None:
-            raise ReferralNotFound(f"referral {number} does not wait", number=number)
-        core, asked = self._core, prompt.asked
-        reason = given.reason or f"{'allowed' if given.allow else 'denied'} by {caller.who}"
-        answer = Answer(given.allow, reason, caller.who, given.for_s or (self._lifetime_s if given.remember else 0))
-        if given.allow:
-            what = f"{WORDS[asked.protocol]}/{asked.port}, allowed by {caller.who}"
-            forbidden = self._forbidden_by_now(asked)
-            judged = None if forbidden else await walling.judge(core, asked.source, asked.destination, what)
-            if forbidden:
-                answer = Answer(False, f"the rules forbid it by now: {forbidden}", forbidden)
-            elif judged is not None and not judged.allowed:
-                answer = Answer(False, judged.why, f"wall {judged.wall}")
-        at = core.clock()
-        until = 0.0 if given.remember and not given.for_s else at + given.for_s
-        row = msgspec.structs.replace(self._row(prompt, answer), until=rfc3339(until))
-
-        def work(db: object) -> None:
-            if given.remember or given.for_s:
-                store.remember(db, prompt.key, row, until)  # type: ignore[arg-type]
-            audit.append(
-                db, at, caller.who, f"referral.{row.answer}", str(number), source=row.source,  # type: ignore[arg-type]
-                destination=row.destination, port=f"{row.protocol}/{row.port}", reason=reason, until=row.until,
-                **_named(row),
-            )  # fmt: skip
-
-        await core.db.write(work)
-        if given.remember or given.for_s:
-            self._remembered[prompt.key] = (until, row)
-        ended = self._end(number)
-        if ended is None:
-            raise ReferralNotFound(f"referral {number} was denied meanwhile: its deadline passed", number=number)
-        self.counters["answered"] += 1
-        self._settle(ended.packets, asked, answer, at - ended.began, ended)
+    def _answered(self, prompt: Prompt, answer: Answer, waited_s: float) -> None:
+        """A person has answered, or nobody did in time."""
+        self._settle(prompt.packets, prompt.asked, answer, waited_s, prompt)
         self._flush()
-        return row
-
-    def _forbidden_by_now(self, asked: Connection) -> str:
-        """The rule that forbids what somebody was asked about a while ago: an end may be in quarantine since."""
-        policy = self._core.policy
-
-        def fresh(end: Endpoint) -> Endpoint:
-            workload = policy.workloads.named(end.name)
-            return policy.labelled(workload) if workload is not None else end
-
-        now = Connection(fresh(asked.source), fresh(asked.destination), asked.protocol, asked.port)
-        decision = self.decider.decide(now, self._core.clock(), first_contact=False, rate=0)
-        return decision.rule if decision.verdict is Verdict.DENY else ""
-
-    async def forget(self, number: int, caller: Caller) -> ReferralRow:
-        """A remembered answer holds no longer; what it opened is cut. Raises :class:`ReferralNotFound`."""
-        rights.demand(caller, "to forget an answer")
-        found = [(key, row) for key, (_, row) in self._remembered.items() if row.number == number]
-        if not found:
-            raise ReferralNotFound(f"no answer of referral {number} is remembered", number=number)
-        key, row = found[0]
-        at = self._core.clock()
-
-        def work(db: object) -> None:
-            store.forget(db, key)  # type: ignore[arg-type]
-            audit.append(db, at, caller.who, "referral.forget", str(number), source=row.source)  # type: ignore[arg-type]
-
-        await self._core.db.write(work)
-        del self._remembered[key]
-        await self._core.policy.firewall.forget(self._keys(row) or None)
-        return row
-
-    def _keys(self, row: ReferralRow) -> list[AnswerKey]:
-        policy, found = self._core.policy, []
-        protocol = Protocol[row.protocol.upper()].value
-        for source in _addresses(policy.workloads.named(row.source), row.source):
-            for destination in _addresses(policy.workloads.named(row.destination), row.destination):
-                if source.version == destination.version:
-                    found.append(AnswerKey(source.packed, destination.packed, protocol, row.port))
-        return found
 
     # --- answers and rows -----------------------------------------------------------------------------------------
 
@@ -505,8 +347,7 @@ class Referrals:
     def _book_lanes(self, lanes: Iterable[Lane]) -> None:
         now, runs = self._core.clock(), []
         for lane in lanes:
-            runs.append(lane.run(self._next + 1, now))
-            self._next += len(lane.packets)
+            runs.append(lane.run(self._rows.number(len(lane.packets)), now))
         self._rows.keep_runs(runs)
 
     def _book(self, settled: Iterable[Settled]) -> None:
@@ -517,65 +358,26 @@ class Referrals:
             lifetime_s, prompted = answer.lifetime_s, bool(number)
             if lifetime_s not in until:
                 until[lifetime_s] = rfc3339(now + lifetime_s)
-            if not prompted:
-                self._next += 1
             told = known or self._told_of(packets[0].source, packets[0].destination, asked.destination)
             row = ReferralRow(
-                number or self._next, rfc3339(now - waited_s) if waited_s else at,
+                number or self._rows.number(), rfc3339(now - waited_s) if waited_s else at,
                 asked.source.name, asked.destination.name, WORDS[asked.protocol], asked.port, "",
                 "allow" if answer.allow else "deny", answer.reason, answer.by, "",
                 until[lifetime_s], len(packets), round(waited_s * 1000, 3), *told,
             )  # fmt: skip
             self._rows.keep(row, prompted=prompted)
 
-    def _row(self, prompt: Prompt, answer: Answer | None) -> ReferralRow:
-        asked = prompt.asked
-        return ReferralRow(
-            prompt.number, rfc3339(prompt.began), asked.source.name, asked.destination.name,
-            WORDS[asked.protocol], asked.port, prompt.rule,
-            "" if answer is None else "allow" if answer.allow else "deny", "" if answer is None else answer.reason,
-            "" if answer is None else answer.by, "" if answer is not None else rfc3339(prompt.deadline),
-            "", len(prompt.packets), round((self._core.clock() - prompt.began) * 1000, 3), *prompt.told,
-        )  # fmt: skip
-
-    def find(self, number: int) -> ReferralRow | None:
-        """The referral that waits, or whose answer is remembered."""
-        prompt = self._prompts.get(number)
-        if prompt is not None:
-            return self._row(prompt, None)
-        return next((row for _, row in self._remembered.values() if row.number == number), None)
-
     # --- looking --------------------------------------------------------------------------------------------------
 
     async def listing(self, limit: int, projects: frozenset[str] | None = None) -> ReferralList:
         """Those that wait, the newest that were decided, what is remembered; with an end in *projects*, if given."""
-        both = tuple(await self._rows.newest(limit, projects))
-        now = self._core.clock()
-        kept = tuple(row for until, row in self._remembered.values() if not until or until > now)
-        waiting = tuple(self._row(prompt, None) for prompt in self._prompts.values())
-        waiting, both, kept = (
+        both = await self._rows.newest(limit, projects)
+        waiting, kept = self.prompts.waiting(), self.prompts.remembered()
+        mine, decided, held = (
             tuple(row for row in rows if concerns(row, projects)) for rows in (waiting, both, kept)
         )  # fmt: skip
-        return ReferralList(waiting, both[:limit], kept, dict(self.counters))
+        return ReferralList(mine, decided[:limit], held, dict(self.counters))
 
     def watch(self, *, waiting_only: bool) -> AsyncIterator[ReferralRow | None]:
         """Rows as they are asked and answered, beginning with those that wait; None: nothing for a while."""
-        prompts = self._prompts
-        return self._rows.watch(
-            lambda: [self._row(prompt, None) for prompt in prompts.values()], waiting_only=waiting_only
-        )
-
-
-def _named(row: ReferralRow) -> dict[str, str]:
-    return {"dns": row.dns} if row.dns else {}
-
-
-def _addresses(workload: object, text: str) -> tuple[Address, ...]:
-    endpoint = getattr(workload, "endpoint", None)
-    if endpoint is not None:
-        found: tuple[Address, ...] = endpoint.addresses
-        return found
-    try:
-        return (ipaddress.ip_address(text),)
-    except ValueError:
-        return ()
+        return self._rows.watch(self.prompts.waiting, waiting_only=waiting_only)

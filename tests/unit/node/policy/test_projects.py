@@ -174,7 +174,7 @@ def test_referrals_of_a_project(play: Callable[..., None]) -> None:
         assert len((await referrals.listing(10, frozenset({"shop"}))).waiting) == 1
         assert (await referrals.listing(10, frozenset({"lab"}))).waiting == ()
         row = (await referrals.listing(10)).waiting[0]
-        await referrals.answer(row.number, ReferralAnswer(allow=False), ROOT)
+        await referrals.prompts.answer(row.number, ReferralAnswer(allow=False), ROOT)
         assert len((await referrals.listing(10, frozenset({"shop"}))).decided) == 1
         assert (await referrals.listing(10, frozenset({"lab"}))).decided == ()
         await site.db.write(lambda db: store.add_referrals(db, [row]))

@@ -103,13 +103,15 @@ def test_a_person_is_asked_and_nobody_else_waits(play: Callable[..., None]) -> N
             referrals.on_referred(wire.Referred((packet(3, 1, 2, 80),)))
             assert await _settled(site, 1) == [wire.ReferralAnswer(3, True, 300)]
             with pytest.raises(GrantMissing):
-                await referrals.answer(waiting[0].number, ReferralAnswer(True), ANYBODY)
-            row = await referrals.answer(waiting[0].number, ReferralAnswer(True, for_s=60, reason="deploy"), ROOT)
+                await referrals.prompts.answer(waiting[0].number, ReferralAnswer(True), ANYBODY)
+            row = await referrals.prompts.answer(
+                waiting[0].number, ReferralAnswer(True, for_s=60, reason="deploy"), ROOT
+            )
             assert (row.answer, row.reason, row.by) == ("allow", "deploy", "0:root")
         assert {one.number for one in (await _settled(site, 3))[1:]} == {1, 2}
         assert [row.answer for row in watched] == ["", "allow"]
         with pytest.raises(ReferralNotFound):
-            await referrals.answer(waiting[0].number, ReferralAnswer(True), ROOT)
+            await referrals.prompts.answer(waiting[0].number, ReferralAnswer(True), ROOT)
         # The answer holds for the next one, also in the next life of the daemon, and not beyond its time.
         again = Referrals(site.core)
         await again.load()
@@ -127,7 +129,7 @@ def test_a_deadline_denies(play: Callable[..., None]) -> None:
         referrals = await _referring(site)
         referrals.on_referred(wire.Referred((packet(1, 1, 3, 5432),)))
         number = (await referrals.listing(10)).waiting[0].number
-        referrals._overdue(number)
+        referrals.prompts.overdue(number)
         assert await _settled(site, 1) == [wire.ReferralAnswer(1, False, 0)]
         decided = (await referrals.listing(10)).decided[0]
         assert (decided.answer, decided.by) == ("deny", "deadline")
@@ -157,14 +159,14 @@ def test_remembered_and_forgotten(play: Callable[..., None]) -> None:
         referrals = await _referring(site)
         referrals.on_referred(wire.Referred((packet(1, 1, 3, 5432),)))
         number = (await referrals.listing(10)).waiting[0].number
-        await referrals.answer(number, ReferralAnswer(False, remember=True), ROOT)
+        await referrals.prompts.answer(number, ReferralAnswer(False, remember=True), ROOT)
         referrals.on_referred(wire.Referred((packet(2, 1, 3, 5432),)))
         assert [one.accept for one in await _settled(site, 2)] == [False, False]
-        await referrals.forget(number, ROOT)
+        await referrals.prompts.forget(number, ROOT)
         keys = site.notes.of(wire.FirewallForget)[-1].keys
         assert keys == (wire.AnswerKey(bytes([10, 9, 0, 1]), bytes([10, 9, 0, 3]), 6, 5432),)
         with pytest.raises(ReferralNotFound):
-            await referrals.forget(number, ROOT)
+            await referrals.prompts.forget(number, ROOT)
         referrals.on_referred(wire.Referred((packet(3, 1, 3, 5432),)))
         assert len((await referrals.listing(10)).waiting) == 1
 
@@ -272,7 +274,7 @@ def test_nobody_lets_out_who_is_in_quarantine_since(play: Callable[..., None]) -
         referrals.on_referred(wire.Referred((packet(1, 1, 3, 5432),)))
         (waiting,) = (await referrals.listing(10)).waiting
         await quarantine.by_person(site.core, QuarantineRequest("client", reason="scans"), ROOT)
-        row = await referrals.answer(waiting.number, ReferralAnswer(True, remember=True), ROOT)
+        row = await referrals.prompts.answer(waiting.number, ReferralAnswer(True, remember=True), ROOT)
         assert (row.answer, row.by) == ("deny", "Quarantine:egress")
         assert (await _settled(site, 1))[0].accept is False
         referrals.on_referred(wire.Referred((packet(2, 1, 3, 5432),)))
